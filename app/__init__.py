@@ -1,0 +1,1 @@
+"""Enginesmith: the HTTP API and the domain it serves."""

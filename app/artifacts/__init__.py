@@ -1,0 +1,1 @@
+"""Bytes kept by SHA-256 digest."""

@@ -1,0 +1,1 @@
+"""Which checkpoint tensors feed which parameter (pure)."""

@@ -1,0 +1,1 @@
+"""Definitions: immutable weightless ONNX graphs."""

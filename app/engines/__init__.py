@@ -1,0 +1,1 @@
+"""Engines: immutable results of a build or a refit."""

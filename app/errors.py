@@ -1,0 +1,82 @@
+"""The errors a client can see.
+
+    ServiceError 500 internal_error
+    ├── NotFound 404 not_found
+    ├── Conflict 409 conflict
+    ├── PreconditionFailed 412 precondition_failed
+    ├── TooLarge 413 too_large
+    ├── RangeNotSatisfiable 416 range_not_satisfiable
+    ├── Invalid 422 invalid
+    └── Unavailable 503 unavailable
+
+Raise the class that fits with a `detail` that names the remedy. `code` is a stable word for
+programs; a slice passes a narrower one ("model_not_found") where a client may want to tell it apart.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class FieldError:
+    """One fault in the request body; `pointer` is a JSON Pointer (RFC 6901) such as "/files/0"."""
+
+    pointer: str
+    detail: str
+
+
+class ServiceError(Exception):
+    """An error that is answered as problem+json (RFC 9457)."""
+
+    status: ClassVar[int] = 500
+    title: ClassVar[str] = "Internal error"
+    code: str = "internal_error"
+
+    def __init__(self, detail: str, *, code: str | None = None, errors: Sequence[FieldError] = ()) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.code = code or self.code
+        self.errors = tuple(errors)
+
+
+class NotFound(ServiceError):
+    """The resource does not exist."""
+
+    status, title, code = 404, "Not found", "not_found"
+
+
+class Conflict(ServiceError):
+    """The request contradicts the present state."""
+
+    status, title, code = 409, "Conflict", "conflict"
+
+
+class PreconditionFailed(ServiceError):
+    """An If-Match or If-None-Match header does not hold."""
+
+    status, title, code = 412, "Precondition failed", "precondition_failed"
+
+
+class TooLarge(ServiceError):
+    """The body is larger than the configured limit."""
+
+    status, title, code = 413, "Content too large", "too_large"
+
+
+class RangeNotSatisfiable(ServiceError):
+    """The Range header lies outside the bytes there are."""
+
+    status, title, code = 416, "Range not satisfiable", "range_not_satisfiable"
+
+
+class Invalid(ServiceError):
+    """The request is well-formed but cannot be fulfilled as it stands."""
+
+    status, title, code = 422, "Unprocessable content", "invalid"
+
+
+class Unavailable(ServiceError):
+    """Something this service depends on does not answer; the same request may work later."""
+
+    status, title, code = 503, "Unavailable", "unavailable"

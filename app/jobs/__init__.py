@@ -1,0 +1,1 @@
+"""Queued work, its lease and its events."""

@@ -1,0 +1,66 @@
+"""Jobs, their events, and the keys that make posting one idempotent."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ForeignKey, Index
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.database import Base, now
+
+
+class Job(Base):
+    """One queued piece of work. Only `state.py` says which state follows which; only `lease.py` writes them."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        Index(None, "state", "lease_until"),
+        Index(None, "state", "sent_at"),
+        Index(None, "model_id", "id"),
+        Index(None, "model_id", "kind", "state", "id"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)  # a UUID version 7: sorts by time of creation
+    kind: Mapped[str]
+    state: Mapped[str] = mapped_column(default="queued")
+    queue: Mapped[str]
+    model_id: Mapped[int] = mapped_column(ForeignKey("models.id"))
+    request: Mapped[dict[str, Any]] = mapped_column(deferred=True)
+    expected_s: Mapped[float | None]  # how long earlier jobs of this kind took
+    attempt: Mapped[int] = mapped_column(default=0)
+    fence: Mapped[int] = mapped_column(default=0)
+    worker: Mapped[str | None]
+    lease_until: Mapped[datetime | None]
+    sent_at: Mapped[datetime | None]
+    phase: Mapped[str | None]
+    step: Mapped[int | None]
+    total: Mapped[int | None]
+    last_event: Mapped[int] = mapped_column(default=0)
+    result: Mapped[dict[str, Any] | None]
+    error: Mapped[dict[str, Any] | None]
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+
+class JobEvent(Base):
+    """Something that happened to a job; `seq` counts from 1 without a gap, so a reader can resume."""
+
+    __tablename__ = "job_events"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    type: Mapped[str]
+    data: Mapped[dict[str, Any]]
+    at: Mapped[datetime] = mapped_column(default=now)
+
+
+class IdempotencyKey(Base):
+    """A client's Idempotency-Key, what it was sent with, and the job it made."""
+
+    __tablename__ = "idempotency_keys"
+
+    key: Mapped[str] = mapped_column(primary_key=True)
+    request_digest: Mapped[str]
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    created_at: Mapped[datetime] = mapped_column(default=now)

@@ -1,0 +1,75 @@
+"""Everything that can be configured, read from ENGINESMITH_* environment variables."""
+
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MIB = 1024 * 1024
+GIB = 1024 * MIB
+
+
+class Settings(BaseSettings):
+    """One value of this is made per process and handed down from its entry point."""
+
+    model_config = SettingsConfigDict(env_prefix="ENGINESMITH_", frozen=True)
+
+    data_dir: Path = Field(Path("data"), description="SQLite database, artifacts, signing key, scratch files.")
+    database_url: str = Field("", description="SQLAlchemy URL; empty: SQLite in the data directory.")
+    broker_url: str = Field(
+        "redis://127.0.0.1:6379/0",
+        description="Redis or Valkey: redis://, rediss:// or redis+socket:///path. `serve` starts its own.",
+    )
+    store_url: str = Field(
+        "", description="s3://, gs://, az:// or file:// URL; empty: the data directory's artifacts folder."
+    )
+    cache_dir: Path | None = Field(
+        None, description="Where workers keep copies of remote artifacts; empty: DATA_DIR/cache."
+    )
+    cache_bytes: int = Field(64 * GIB, ge=0, description="Size of that cache; least recently used go first.")
+    signing_key: str = Field(
+        "", description="Ed25519 private key, 64 hex digits, shared by all workers; empty: DATA_DIR/signing.key."
+    )
+
+    max_blob_bytes: int = Field(1024 * GIB, gt=0, description="Largest upload accepted.")
+    max_json_bytes: int = Field(8 * MIB, gt=0, description="Largest JSON request body accepted.")
+    max_onnx_bytes: int = Field(2 * GIB, gt=0, description="Largest ONNX file parsed.")
+    max_prefer_wait_s: float = Field(60.0, ge=0, description="Longest `Prefer: wait` honoured, seconds.")
+
+    lease_s: float = Field(30.0, gt=0, description="A job not renewed for this long goes to another worker, seconds.")
+    job_deadline_s: float = Field(4 * 3600.0, gt=0, description="A job running longer is killed, seconds.")
+    max_attempts: int = Field(3, ge=1, description="Times a job is started before it fails for good.")
+    sweep_interval_s: float = Field(5.0, gt=0, description="Time between sweeps for lost jobs, seconds.")
+    resend_after_s: float = Field(15.0, gt=0, description="A queued job nobody claimed is sent again, seconds.")
+    orphan_grace_s: float = Field(
+        24 * 3600.0, gt=0, description="Unreferenced artifacts younger than this are kept, seconds."
+    )
+    worker_timeout_s: float = Field(20.0, gt=0, description="A worker silent for this long counts as gone, seconds.")
+    resident_bytes: int = Field(
+        4 * GIB, ge=0, description="Memory for engines kept loaded between jobs, per worker."
+    )
+
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
+    log_json: bool = Field(True, description="JSON lines; false: text for people.")
+
+    @property
+    def database(self) -> str:
+        """The SQLAlchemy URL in force."""
+        return self.database_url or f"sqlite:///{self.data_dir.resolve() / 'enginesmith.db'}"
+
+    @property
+    def artifacts_dir(self) -> Path:
+        """Where artifacts lie when no store URL is set."""
+        return self.data_dir / "artifacts"
+
+    @property
+    def scratch_dir(self) -> Path:
+        """Where a process puts files that do not outlive its work."""
+        return self.data_dir / "scratch"
+
+
+@lru_cache
+def get_settings() -> Settings:
+    """Return the settings of this process."""
+    return Settings()

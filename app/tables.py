@@ -1,0 +1,27 @@
+"""Every table of every slice, imported so that `Base.metadata` is complete."""
+
+from app.artifacts.tables import Blob, BlobUse
+from app.database import Base
+from app.definitions.tables import Definition
+from app.engines.tables import Engine
+from app.fleet.tables import Worker
+from app.jobs.tables import IdempotencyKey, Job, JobEvent
+from app.registry.tables import Alias, AliasMove, Model
+from app.weights.tables import CheckpointFile, WeightVersion
+
+__all__ = [
+    "Alias",
+    "AliasMove",
+    "Base",
+    "Blob",
+    "BlobUse",
+    "CheckpointFile",
+    "Definition",
+    "Engine",
+    "IdempotencyKey",
+    "Job",
+    "JobEvent",
+    "Model",
+    "WeightVersion",
+    "Worker",
+]

@@ -1,0 +1,1 @@
+"""Weight versions: immutable sets of named tensors."""

@@ -1,0 +1,1 @@
+"""Celery workers that bind, compile, refit and run."""
