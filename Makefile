@@ -16,7 +16,7 @@ $(VENV)/installed: pyproject.toml
 install: $(VENV)/installed
 
 demo: install
-	$(BIN)/python examples/demo.py
+	$(BIN)/python -m examples.demo
 
 serve: install
 	$(BIN)/enginesmith serve --host 127.0.0.1 --port 8000 --data-dir $(DATA)
@@ -31,7 +31,7 @@ lint: install
 	$(BIN)/lint-imports
 
 bench: install
-	$(BIN)/python benchmarks/cpu.py
+	$(BIN)/python -m benchmarks.cpu
 
 clean:
 	rm -rf $(VENV) build *.egg-info

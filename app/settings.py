@@ -29,7 +29,8 @@ class Settings(BaseSettings):
     )
     cache_bytes: int = Field(64 * GIB, ge=0, description="Size of that cache; least recently used go first.")
     signing_key: str = Field(
-        "", description="Ed25519 private key, 64 hex digits, shared by all workers; empty: DATA_DIR/signing.key."
+        "",
+        description="Ed25519 private key, 64 hex digits, shared by all workers; empty: DATA_DIR/signing.key.",
     )
 
     max_blob_bytes: int = Field(1024 * GIB, gt=0, description="Largest upload accepted.")
@@ -46,12 +47,10 @@ class Settings(BaseSettings):
         24 * 3600.0, gt=0, description="Unreferenced artifacts younger than this are kept, seconds."
     )
     worker_timeout_s: float = Field(20.0, gt=0, description="A worker silent for this long counts as gone, seconds.")
-    resident_bytes: int = Field(
-        4 * GIB, ge=0, description="Memory for engines kept loaded between jobs, per worker."
-    )
+    resident_bytes: int = Field(4 * GIB, ge=0, description="Memory for engines kept loaded between jobs, per worker.")
 
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
-    log_json: bool = Field(True, description="JSON lines; false: text for people.")
+    log_json: bool = Field(default=True, description="JSON lines; false: text for people.")
 
     @property
     def database(self) -> str:

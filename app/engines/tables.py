@@ -15,7 +15,12 @@ class Engine(Base):
     __tablename__ = "engines"
     __table_args__ = (
         UniqueConstraint("model_id", "number"),
-        Index(None, "model_id", "fingerprint"),
+        Index(None, "model_id", "fingerprint", "number"),
+        Index(None, "model_id", "recipe", "number"),
+        Index(None, "model_id", "parent", "number"),
+        Index(None, "model_id", "definition", "number"),
+        Index(None, "model_id", "weights", "number"),
+        Index(None, "model_id", "backend", "number"),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -31,6 +36,8 @@ class Engine(Base):
     backend_version: Mapped[str]
     device: Mapped[str]
     fingerprint: Mapped[str]
+    recipe: Mapped[str]  # a digest of everything but the weights
+    refittable: Mapped[bool]
     plan_digest: Mapped[str] = mapped_column(ForeignKey("blobs.digest"))
     plan_bytes: Mapped[int]
     plan_signature: Mapped[str]

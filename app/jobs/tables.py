@@ -10,12 +10,12 @@ from app.database import Base, now
 
 
 class Job(Base):
-    """One queued piece of work. Only `state.py` says which state follows which; only `lease.py` writes them."""
+    """One queued piece of work. Only `state.py` says which state follows which."""
 
     __tablename__ = "jobs"
     __table_args__ = (
         Index(None, "state", "lease_until"),
-        Index(None, "state", "sent_at"),
+        Index(None, "state", "queue", "sent_at"),  # the sweep looks for unsent jobs queue by queue
         Index(None, "model_id", "id"),
         Index(None, "model_id", "kind", "state", "id"),
     )
@@ -25,6 +25,7 @@ class Job(Base):
     state: Mapped[str] = mapped_column(default="queued")
     queue: Mapped[str]
     model_id: Mapped[int] = mapped_column(ForeignKey("models.id"))
+    model: Mapped[str]
     request: Mapped[dict[str, Any]] = mapped_column(deferred=True)
     expected_s: Mapped[float | None]  # how long earlier jobs of this kind took
     attempt: Mapped[int] = mapped_column(default=0)

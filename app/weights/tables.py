@@ -32,5 +32,5 @@ class CheckpointFile(Base):
 
     __tablename__ = "checkpoint_files"
 
-    digest: Mapped[str] = mapped_column(ForeignKey("blobs.digest"), primary_key=True)
+    digest: Mapped[str] = mapped_column(ForeignKey("blobs.digest", ondelete="CASCADE"), primary_key=True)
     tensors: Mapped[list[Any]]

@@ -63,9 +63,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_alias_moves")),
     )
     with op.batch_alter_table("alias_moves", schema=None) as batch_op:
-        batch_op.create_index(
-            batch_op.f("ix_alias_moves_model_id_alias_id"), ["model_id", "alias", "id"], unique=False
-        )
+        batch_op.create_index(batch_op.f("ix_alias_moves_model_id_alias_id"), ["model_id", "alias", "id"], unique=False)
 
     op.create_table(
         "aliases",
@@ -91,7 +89,9 @@ def upgrade() -> None:
         "checkpoint_files",
         sa.Column("digest", sa.String(), nullable=False),
         sa.Column("tensors", sa.JSON(none_as_null=True), nullable=False),
-        sa.ForeignKeyConstraint(["digest"], ["blobs.digest"], name=op.f("fk_checkpoint_files_digest_blobs")),
+        sa.ForeignKeyConstraint(
+            ["digest"], ["blobs.digest"], name=op.f("fk_checkpoint_files_digest_blobs"), ondelete="CASCADE"
+        ),
         sa.PrimaryKeyConstraint("digest", name=op.f("pk_checkpoint_files")),
     )
     op.create_table(
@@ -121,6 +121,7 @@ def upgrade() -> None:
         sa.Column("state", sa.String(), nullable=False),
         sa.Column("queue", sa.String(), nullable=False),
         sa.Column("model_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("model", sa.String(), nullable=False),
         sa.Column("request", sa.JSON(none_as_null=True), nullable=False),
         sa.Column("expected_s", sa.Double(), nullable=True),
         sa.Column("attempt", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
@@ -146,7 +147,7 @@ def upgrade() -> None:
             batch_op.f("ix_jobs_model_id_kind_state_id"), ["model_id", "kind", "state", "id"], unique=False
         )
         batch_op.create_index(batch_op.f("ix_jobs_state_lease_until"), ["state", "lease_until"], unique=False)
-        batch_op.create_index(batch_op.f("ix_jobs_state_sent_at"), ["state", "sent_at"], unique=False)
+        batch_op.create_index(batch_op.f("ix_jobs_state_queue_sent_at"), ["state", "queue", "sent_at"], unique=False)
 
     op.create_table(
         "weight_versions",
@@ -180,6 +181,8 @@ def upgrade() -> None:
         sa.Column("backend_version", sa.String(), nullable=False),
         sa.Column("device", sa.String(), nullable=False),
         sa.Column("fingerprint", sa.String(), nullable=False),
+        sa.Column("recipe", sa.String(), nullable=False),
+        sa.Column("refittable", sa.Boolean(), nullable=False),
         sa.Column("plan_digest", sa.String(), nullable=False),
         sa.Column("plan_bytes", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("plan_signature", sa.String(), nullable=False),
@@ -206,7 +209,22 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("engines", schema=None) as batch_op:
         batch_op.create_index(
-            batch_op.f("ix_engines_model_id_fingerprint"), ["model_id", "fingerprint"], unique=False
+            batch_op.f("ix_engines_model_id_backend_number"), ["model_id", "backend", "number"], unique=False
+        )
+        batch_op.create_index(
+            batch_op.f("ix_engines_model_id_definition_number"), ["model_id", "definition", "number"], unique=False
+        )
+        batch_op.create_index(
+            batch_op.f("ix_engines_model_id_fingerprint_number"), ["model_id", "fingerprint", "number"], unique=False
+        )
+        batch_op.create_index(
+            batch_op.f("ix_engines_model_id_parent_number"), ["model_id", "parent", "number"], unique=False
+        )
+        batch_op.create_index(
+            batch_op.f("ix_engines_model_id_recipe_number"), ["model_id", "recipe", "number"], unique=False
+        )
+        batch_op.create_index(
+            batch_op.f("ix_engines_model_id_weights_number"), ["model_id", "weights", "number"], unique=False
         )
 
     op.create_table(
@@ -236,12 +254,17 @@ def downgrade() -> None:
     op.drop_table("job_events")
     op.drop_table("idempotency_keys")
     with op.batch_alter_table("engines", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_engines_model_id_fingerprint"))
+        batch_op.drop_index(batch_op.f("ix_engines_model_id_weights_number"))
+        batch_op.drop_index(batch_op.f("ix_engines_model_id_recipe_number"))
+        batch_op.drop_index(batch_op.f("ix_engines_model_id_parent_number"))
+        batch_op.drop_index(batch_op.f("ix_engines_model_id_fingerprint_number"))
+        batch_op.drop_index(batch_op.f("ix_engines_model_id_definition_number"))
+        batch_op.drop_index(batch_op.f("ix_engines_model_id_backend_number"))
 
     op.drop_table("engines")
     op.drop_table("weight_versions")
     with op.batch_alter_table("jobs", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_jobs_state_sent_at"))
+        batch_op.drop_index(batch_op.f("ix_jobs_state_queue_sent_at"))
         batch_op.drop_index(batch_op.f("ix_jobs_state_lease_until"))
         batch_op.drop_index(batch_op.f("ix_jobs_model_id_kind_state_id"))
         batch_op.drop_index(batch_op.f("ix_jobs_model_id_id"))

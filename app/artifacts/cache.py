@@ -1,0 +1,74 @@
+"""Local copies of remote artifacts; the least recently used go first."""
+
+import fcntl
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from app.artifacts.digest import hex_of
+from app.artifacts.incoming import locked
+from app.artifacts.local import LocalStore
+from app.errors import Unavailable
+
+KEEP_S = 600.0
+
+
+class ArtifactCache:
+    """A directory of copies, shared by the processes of one machine.
+
+    A copy's time of modification says when it was last asked for. A path handed out stays valid for
+    `keep_s` seconds, in which the reader opens it; therefore the cache may for a while hold more than `max_bytes`.
+    """
+
+    def __init__(self, directory: Path, max_bytes: int, *, keep_s: float = KEEP_S) -> None:
+        self._directory = directory
+        self._max_bytes = max_bytes
+        self._keep_s = keep_s
+        self._files = LocalStore(directory)
+
+    def prepare(self) -> None:
+        """Make the directories where they are missing."""
+        LocalStore.open(self._directory)
+        (self._directory / "locks").mkdir(exist_ok=True)
+
+    def path(self, digest: str, download: Callable[[], Iterable[bytes]]) -> Path:
+        """Return the copy, downloaded first if there is none; one process downloads, the others wait for it.
+
+        Raises:
+            Unavailable: "blob_damaged", the bytes downloaded have another digest; or "store_full".
+        """
+        lock = self._directory / "locks" / hex_of(digest)[:2]
+        lock.touch()
+        if not self._files.touch(digest):
+            with locked(lock, fcntl.LOCK_EX):
+                if not self._files.touch(digest):
+                    self._fetch(digest, download())
+            self._evict()
+        return self._files.local_path(digest)
+
+    def adopt(self, path: Path) -> None:
+        """Take over a file just uploaded, as it is likely to be asked for soon."""
+        self._files.put_file(path)
+        self._evict()
+
+    def drop(self, digest: str) -> None:
+        """Remove the copy if there is one."""
+        self._files.delete(digest)
+
+    def _fetch(self, digest: str, chunks: Iterable[bytes]) -> None:
+        actual, _ = self._files.put_chunks(chunks)
+        if actual != digest:
+            self._files.delete(actual)
+            raise Unavailable(
+                f"What the store returned for {digest} has the digest {actual}. Delete it there and upload it again.",
+                code="blob_damaged",
+            )
+
+    def _evict(self) -> None:
+        files = sorted(self._files.files(), key=lambda file: file[1].st_mtime)
+        excess = sum(state.st_size for _, state in files) - self._max_bytes
+        for digest, state in files:
+            if excess <= 0 or time.time() - state.st_mtime < self._keep_s:
+                return
+            if self._files.delete_stale(digest, older_than_s=self._keep_s):
+                excess -= state.st_size

@@ -1,0 +1,37 @@
+"""The one spelling of a digest: "sha256:" and 64 lower-case hexadecimal digits."""
+
+import re
+
+from app.errors import Invalid
+
+DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
+
+
+def hex_of(digest: str) -> str:
+    """Return the hexadecimal part.
+
+    Raises:
+        Invalid: with code "bad_digest"; nothing else may become part of a path or key.
+    """
+    match = DIGEST.fullmatch(digest)
+    if match is None:
+        raise Invalid(
+            f"{digest[:100]!r} is not a digest. Write 'sha256:' and 64 lower-case hexadecimal digits, "
+            "as `sha256sum FILE` prints them.",
+            code="bad_digest",
+        )
+    return match[1]
+
+
+def require_equal(actual: str, expected: str) -> None:
+    """Compare what arrived with what was announced.
+
+    Raises:
+        Invalid: with code "digest_mismatch".
+    """
+    if actual != expected:
+        raise Invalid(
+            f"The bytes received have the digest {actual}, not {expected}; nothing was kept. "
+            "Compute it with `sha256sum FILE` and send the same file.",
+            code="digest_mismatch",
+        )

@@ -1,0 +1,99 @@
+"""A file on its way into a store: digested while it is written, under a temporary name until it is whole."""
+
+import errno
+import fcntl
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from uuid import uuid4
+
+from app.errors import Unavailable
+
+WRITE_BUFFER = 128 * 1024  # small chunks are gathered, larger ones pass straight through
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+SETTLING_S = 60.0  # a temporary file younger than this may not be locked yet
+
+
+class Incoming:
+    """One temporary file, locked as long as its writer lives.
+
+    The methods may be called from any thread; `discard` waits for a running `write`, and a `write`
+    that comes after it does nothing.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / uuid4().hex
+        self.size = 0
+        self._sha256 = hashlib.sha256()
+        self._turn = threading.Lock()
+        with storage_errors():
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        self._file = os.fdopen(descriptor, "wb", buffering=WRITE_BUFFER)
+
+    def write(self, chunks: Iterable[bytes]) -> None:
+        """Append the chunks."""
+        with self._turn, storage_errors():
+            if self._file.closed:
+                return
+            for chunk in chunks:
+                self._sha256.update(chunk)
+                self._file.write(chunk)
+                self.size += len(chunk)
+
+    @property
+    def digest(self) -> str:
+        """The digest of what was written so far."""
+        return f"sha256:{self._sha256.hexdigest()}"
+
+    def sync(self) -> None:
+        """Return once the bytes are on the disk."""
+        with self._turn, storage_errors():
+            self._file.flush()
+            os.fdatasync(self._file.fileno())
+
+    def discard(self) -> None:
+        """Close the file and remove its temporary name; what was published stays."""
+        with self._turn:
+            with suppress(OSError):  # closing flushes, which fails again where the disk is full
+                self._file.close()
+            self.path.unlink(missing_ok=True)
+
+
+def clear_leftovers(directory: Path) -> None:
+    """Remove the temporary files whose writer was killed: those that nobody holds locked."""
+    for path in directory.iterdir():
+        with suppress(FileNotFoundError, BlockingIOError):
+            if time.time() - path.stat().st_mtime > SETTLING_S:
+                with locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                    path.unlink()
+
+
+@contextmanager
+def locked(path: Path, operation: int) -> Iterator[int]:
+    """Hold an flock on a file or directory that exists, and give its descriptor."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, operation)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def storage_errors() -> Iterator[None]:
+    """Turn a full disk into an error a client can read; other faults of the disk stay what they are."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise Unavailable(
+            "The artifact store is full; nothing of this upload was kept. Free space or raise the quota of the "
+            "store, then send it again.",
+            code="store_full",
+        ) from error

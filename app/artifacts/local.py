@@ -1,0 +1,223 @@
+"""Artifacts as plain files: ROOT/sha256/ab/abcd…"""
+
+import asyncio
+import fcntl
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO, Self
+
+from app.artifacts.batches import batched
+from app.artifacts.digest import hex_of, require_equal
+from app.artifacts.incoming import Incoming, clear_leftovers, locked, storage_errors
+from app.errors import NotFound, Unavailable
+from app.settings import MIB
+
+BATCH = 2 * MIB
+
+
+class LocalStore:
+    """A directory of read-only files.
+
+    A file's time of modification says when its bytes were last put, also when they were there already.
+    Publishing takes a shared lock on the shard's directory and deleting an exclusive one, so that a
+    deletion by age and a put, of any process of this machine, never overlap.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._artifacts = root / "sha256"
+        self._incoming = root / "incoming"
+
+    @classmethod
+    def open(cls, root: Path) -> Self:
+        """Make the directories where they are missing and clear away what killed writers left."""
+        store = cls(root)
+        try:
+            store._artifacts.mkdir(parents=True, exist_ok=True)
+            store._incoming.mkdir(exist_ok=True)
+            clear_leftovers(store._incoming)
+        except OSError as error:
+            raise _unusable(root, error) from error
+        return store
+
+    async def put_stream(self, chunks: AsyncIterator[bytes], *, expected: str, limit: int) -> int:
+        """See `ArtifactStore`. While a batch is digested and written on a thread, the next one arrives."""
+        hex_of(expected)
+        loop = asyncio.get_running_loop()
+        incoming = Incoming(self._incoming)
+        try:
+            writing: asyncio.Future[None] | None = None
+            async for batch in batched(chunks, nbytes=BATCH, limit=limit):
+                if writing is not None:
+                    await writing
+                writing = loop.run_in_executor(None, incoming.write, batch)
+            if writing is not None:
+                await writing
+            await loop.run_in_executor(None, self._seal, incoming, expected)
+        finally:
+            # Shielded: a cancelled upload is cleaned up as well, and never while its last batch is being written.
+            await asyncio.shield(loop.run_in_executor(None, incoming.discard))
+        return incoming.size
+
+    def put_chunks(self, chunks: Iterable[bytes]) -> tuple[str, int]:
+        """Store what `chunks` yields and return its digest and size in bytes."""
+        incoming = Incoming(self._incoming)
+        try:
+            incoming.write(chunks)
+            self._seal(incoming, incoming.digest)
+        finally:
+            incoming.discard()
+        return incoming.digest, incoming.size
+
+    def put_file(self, path: Path) -> tuple[str, int]:
+        """See `ArtifactStore`. On the same filesystem the file itself becomes the artifact."""
+        if path.stat().st_dev != self.root.stat().st_dev:
+            return self._copy_in(path)
+        with path.open("rb") as file:
+            digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+            size = file.tell()
+            os.fchmod(file.fileno(), 0o444)
+            with storage_errors():
+                os.fsync(file.fileno())
+        self._publish(path, digest, size)
+        if path.resolve() != self._path(digest).resolve():
+            path.unlink()
+        return digest, size
+
+    def size(self, digest: str) -> int | None:
+        """See `ArtifactStore`."""
+        try:
+            return self._path(digest).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def read(self, digest: str, offset: int, length: int) -> bytes:
+        """See `ArtifactStore`."""
+        with self._open(digest) as file:
+            file.seek(offset)
+            return file.read(length)
+
+    def iter_bytes(self, digest: str, start: int, stop: int, chunk: int = MIB) -> Iterator[bytes]:
+        """See `ArtifactStore`. The file is opened at once, so a later deletion does not cut the bytes short."""
+        return _iter_file(self._open(digest), start, stop, chunk)
+
+    def local_path(self, digest: str) -> Path:
+        """See `ArtifactStore`."""
+        path = self._path(digest)
+        if not path.exists():
+            raise missing(digest)
+        return path
+
+    def touch(self, digest: str) -> bool:
+        """Mark the artifact as put just now; return False where there is none."""
+        path = self._path(digest)
+        with suppress(FileNotFoundError), locked(path.parent, fcntl.LOCK_SH):
+            os.utime(path)
+            return True
+        return False
+
+    def delete(self, digest: str) -> None:
+        """See `ArtifactStore`."""
+        self._path(digest).unlink(missing_ok=True)
+
+    def delete_stale(self, digest: str, *, older_than_s: float) -> bool:
+        """See `ArtifactStore`."""
+        path = self._path(digest)
+        with suppress(FileNotFoundError), locked(path.parent, fcntl.LOCK_EX):
+            if time.time() - path.stat().st_mtime < older_than_s:
+                return False
+            path.unlink()
+        return True
+
+    def check(self) -> None:
+        """See `ArtifactStore`."""
+        try:
+            Incoming(self._incoming).discard()
+        except OSError as error:
+            raise _unusable(self.root, error) from error
+
+    def files(self) -> Iterator[tuple[str, os.stat_result]]:
+        """Yield every artifact's digest and state, in no order."""
+        for path in self._artifacts.glob("*/*"):
+            with suppress(FileNotFoundError):
+                yield f"sha256:{path.name}", path.stat()
+
+    def _path(self, digest: str) -> Path:
+        name = hex_of(digest)
+        return self._artifacts / name[:2] / name
+
+    def _open(self, digest: str) -> BinaryIO:
+        try:
+            return self._path(digest).open("rb")
+        except FileNotFoundError:
+            raise missing(digest) from None
+
+    def _copy_in(self, path: Path) -> tuple[str, int]:
+        with path.open("rb") as file:
+            digest, size = self.put_chunks(iter(lambda: file.read(MIB), b""))
+        path.unlink()
+        return digest, size
+
+    def _seal(self, incoming: Incoming, expected: str) -> None:
+        require_equal(incoming.digest, expected)
+        incoming.sync()
+        self._publish(incoming.path, expected, incoming.size)
+
+    def _publish(self, source: Path, digest: str, size: int) -> None:
+        path = self._path(digest)
+        with storage_errors():
+            if not path.parent.exists():
+                path.parent.mkdir(exist_ok=True)
+                _sync_directory(self._artifacts)
+            with locked(path.parent, fcntl.LOCK_SH) as shard:
+                try:
+                    path.hardlink_to(source)
+                except FileExistsError:
+                    _renew(path, source, size)
+                os.fsync(shard)
+
+
+def missing(digest: str) -> NotFound:
+    """Build the error for an artifact that is not there."""
+    return NotFound(f"There is no blob {digest}. Upload it with PUT /v1/blobs/{digest}.", code="blob_not_found")
+
+
+def _renew(path: Path, source: Path, size: int) -> None:
+    if path.stat().st_size == size:
+        os.utime(path)
+        return
+    # Someone cut the artifact short from outside; the bytes at hand are verified. A copy of the name takes its place.
+    twin = source.with_name(f"{source.name}.twin")
+    twin.hardlink_to(source)
+    twin.replace(path)
+
+
+def _iter_file(file: BinaryIO, start: int, stop: int, chunk: int) -> Iterator[bytes]:
+    with file:
+        file.seek(start)
+        while start < stop:
+            data = file.read(min(chunk, stop - start))
+            if not data:
+                raise Unavailable("The artifact ends before its recorded size. Upload it again.", code="blob_damaged")
+            start += len(data)
+            yield data
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _unusable(root: Path, error: OSError) -> Unavailable:
+    return Unavailable(
+        f"Nothing can be stored in {root}: {error.strerror}. Make it a directory this process may write to.",
+        code="store_unavailable",
+    )

@@ -1,0 +1,185 @@
+"""Artifacts in an object store: S3, Google Cloud Storage, Azure."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Self
+
+import obstore
+from obstore.exceptions import BaseError
+from obstore.store import ObjectStore, from_url
+
+from app.artifacts.batches import batched
+from app.artifacts.cache import ArtifactCache
+from app.artifacts.digest import hex_of, require_equal
+from app.artifacts.local import missing
+from app.errors import Unavailable
+from app.settings import MIB
+
+SCHEMES = ("s3", "gs", "az", "memory")
+PART = 8 * MIB
+MAX_PARTS = 10_000  # of S3; an upload of announced size gets larger parts instead of more
+UPLOADS = 3  # parts of one artifact on their way at a time
+
+
+class RemoteStore:
+    """Objects named sha256/ab/abcd….
+
+    A stream is written as a multipart upload to its final name. That shows nothing until it is completed,
+    which happens only after the digest was found right, and it is aborted on any error; so it does what a
+    temporary name would, without the copy, which S3 limits to 5 GiB.
+    """
+
+    def __init__(self, objects: ObjectStore, cache: ArtifactCache) -> None:
+        self._objects = objects
+        self._cache = cache
+
+    @classmethod
+    def open(cls, url: str, cache: ArtifactCache) -> Self:
+        """Connect to the bucket and prefix of `url`; credentials come from the provider's usual environment."""
+        cache.prepare()
+        with _store_errors():
+            return cls(from_url(url), cache)
+
+    async def put_stream(self, chunks: AsyncIterator[bytes], *, expected: str, limit: int) -> int:
+        """See `ArtifactStore`."""
+        key = _key(expected)
+        upload = _Upload(chunks, expected, limit)
+        with _store_errors():
+            await obstore.put_async(
+                self._objects,
+                key,
+                upload.verified(),
+                use_multipart=True,
+                chunk_size=_part_bytes(limit),
+                max_concurrency=UPLOADS,
+            )
+        return upload.size
+
+    def put_file(self, path: Path) -> tuple[str, int]:
+        """See `ArtifactStore`. The file moves into the cache."""
+        with path.open("rb") as file:
+            digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+            size = file.tell()
+        with _store_errors():
+            obstore.put(
+                self._objects,
+                _key(digest),
+                path,
+                use_multipart=size > PART,
+                chunk_size=_part_bytes(size),
+                max_concurrency=UPLOADS,
+            )
+        self._cache.adopt(path)
+        return digest, size
+
+    def size(self, digest: str) -> int | None:
+        """See `ArtifactStore`."""
+        with suppress(FileNotFoundError), _store_errors():
+            return obstore.head(self._objects, _key(digest))["size"]
+        return None
+
+    def read(self, digest: str, offset: int, length: int) -> bytes:
+        """See `ArtifactStore`."""
+        size = self.size(digest)
+        if size is None:
+            raise missing(digest)
+        stop = min(offset + length, size)
+        return b"".join(self.iter_bytes(digest, offset, stop)) if offset < stop else b""
+
+    def iter_bytes(self, digest: str, start: int, stop: int, chunk: int = MIB) -> Iterator[bytes]:
+        """See `ArtifactStore`."""
+        if start >= stop:
+            return iter(())
+        with _needed(digest), _store_errors():
+            result = obstore.get(self._objects, _key(digest), options={"range": (start, stop)})
+        return _pieces(result.stream(min_chunk_size=chunk), chunk)
+
+    def local_path(self, digest: str) -> Path:
+        """See `ArtifactStore`. The copy's digest is checked when it is downloaded."""
+        return self._cache.path(digest, lambda: self._whole(digest))
+
+    def delete(self, digest: str) -> None:
+        """See `ArtifactStore`."""
+        with suppress(FileNotFoundError), _store_errors():
+            obstore.delete(self._objects, _key(digest))
+        self._cache.drop(digest)
+
+    def delete_stale(self, digest: str, *, older_than_s: float) -> bool:
+        """See `ArtifactStore`. Object stores cannot compare and delete at once: see `service.collect_orphans`."""
+        with suppress(FileNotFoundError), _store_errors():
+            put_at = obstore.head(self._objects, _key(digest))["last_modified"]
+            if (datetime.now(UTC) - put_at).total_seconds() < older_than_s:
+                return False
+        self.delete(digest)
+        return True
+
+    def check(self) -> None:
+        """See `ArtifactStore`."""
+        with _store_errors():
+            next(iter(obstore.list(self._objects, chunk_size=1)), None)
+
+    def _whole(self, digest: str) -> Iterator[bytes]:
+        with _needed(digest), _store_errors():
+            result = obstore.get(self._objects, _key(digest))
+        return _pieces(result.stream(min_chunk_size=PART), PART)
+
+
+class _Upload:
+    """A stream that fails at its end unless its digest was the expected one, so that it is never completed."""
+
+    def __init__(self, chunks: AsyncIterator[bytes], expected: str, limit: int) -> None:
+        self.size = 0
+        self._chunks = chunks
+        self._expected = expected
+        self._limit = limit
+
+    async def verified(self) -> AsyncIterator[bytes]:
+        sha256 = hashlib.sha256()
+        async for batch in batched(self._chunks, nbytes=MIB, limit=self._limit):
+            data = b"".join(batch)
+            await asyncio.to_thread(sha256.update, data)
+            self.size += len(data)
+            yield data
+        require_equal(f"sha256:{sha256.hexdigest()}", self._expected)
+
+
+def _key(digest: str) -> str:
+    name = hex_of(digest)
+    return f"sha256/{name[:2]}/{name}"
+
+
+def _part_bytes(size: int) -> int:
+    """Return the size of one part, so that `size` bytes fit into the number of parts there may be."""
+    return max(PART, -(-size // MAX_PARTS))
+
+
+def _pieces(stream: Iterator[bytes], chunk: int) -> Iterator[bytes]:
+    with _store_errors():
+        for received in stream:
+            view = memoryview(received)
+            for start in range(0, len(view), chunk):
+                yield bytes(view[start : start + chunk])
+
+
+@contextmanager
+def _needed(digest: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise missing(digest) from None
+
+
+@contextmanager
+def _store_errors() -> Iterator[None]:
+    try:
+        yield
+    except BaseError as error:
+        raise Unavailable(
+            f"The artifact store does not answer: {str(error).splitlines()[0]} Check ENGINESMITH_STORE_URL and its "
+            "credentials, then send the request again.",
+            code="store_unavailable",
+        ) from error

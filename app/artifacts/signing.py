@@ -1,0 +1,88 @@
+"""Signatures of plans: loading a plan runs code, so a worker loads only what a worker of this service made.
+
+Ed25519 as in RFC 8032. What is signed begins with a line of its own, so that a signature made here can
+never pass for one of anything else made with the same key.
+"""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from uuid import uuid4
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from app.errors import ServiceError
+from app.settings import Settings
+
+DOMAIN = b"enginesmith plan v1\n"
+KEY_FILE = "signing.key"
+
+
+class PlanSigner:
+    """Signs the digests of plans and checks such signatures."""
+
+    def __init__(self, private_key: bytes) -> None:
+        """Take a raw Ed25519 private key of 32 bytes."""
+        self._private_key = Ed25519PrivateKey.from_private_bytes(private_key)
+        self._public_key = self._private_key.public_key()
+
+    def sign(self, digest: str) -> str:
+        """Return the signature of a plan's digest, 128 hexadecimal digits."""
+        return self._private_key.sign(DOMAIN + digest.encode()).hex()
+
+    def verify(self, digest: str, signature: str) -> None:
+        """Return if this service signed the digest.
+
+        Raises:
+            ServiceError: with code "bad_signature".
+        """
+        try:
+            self._public_key.verify(bytes.fromhex(signature), DOMAIN + digest.encode())
+        except (InvalidSignature, ValueError) as error:
+            raise ServiceError(
+                f"The plan {digest} does not carry a signature of this service and is not loaded. Build the engine "
+                "again; if the signing key was replaced, all engines made before need that.",
+                code="bad_signature",
+            ) from error
+
+
+def open_signer(settings: Settings) -> PlanSigner:
+    """Return a signer with the configured key, or with the data directory's, made on first use.
+
+    Raises:
+        ServiceError: with code "bad_signing_key".
+    """
+    if settings.signing_key:
+        return _signer(settings.signing_key, "ENGINESMITH_SIGNING_KEY")
+    path = settings.data_dir / KEY_FILE
+    if not path.exists():
+        _create_key(path)
+    return _signer(path.read_text(), str(path))
+
+
+def _signer(key: str, source: str) -> PlanSigner:
+    try:
+        return PlanSigner(bytes.fromhex(key.strip()))
+    except ValueError as error:
+        raise ServiceError(
+            f"{source} does not hold an Ed25519 private key. Put 64 hexadecimal digits there, as "
+            "`openssl rand -hex 32` prints them.",
+            code="bad_signing_key",
+        ) from error
+
+
+def _create_key(path: Path) -> None:
+    """Write a new key whole and readable to its owner alone; if another process was faster, its key stands."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{uuid4().hex}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(Ed25519PrivateKey.generate().private_bytes_raw().hex() + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileExistsError):
+            path.hardlink_to(draft)
+    finally:
+        draft.unlink()

@@ -1,0 +1,147 @@
+"""Binding: which checkpoint tensors feed which parameter of a definition."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from app.bindings.remedies import (
+    SimilarNames,
+    cast_remedy,
+    missing_remedy,
+    shape_remedy,
+    unexpected_remedy,
+    unused_remedy,
+)
+from app.bindings.report import BindingReport, ParameterBinding, Problem, ProblemKind, UnusedRule
+from app.bindings.rules import BindingRuleError, FeedRule, IgnoreRule, Rule
+from app.bindings.transforms import Cast, TensorType, Transform, TransformError, infer_all
+from app.definitions.parameter import Parameter
+from app.weights.dtypes import DTYPES, is_lossless_cast, is_widening
+
+MATCHING_S = 10.0
+_CASTS = {name: Cast(name) for name in DTYPES}
+
+
+class TensorLike(Protocol):
+    """A checkpoint tensor as far as binding looks at it."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102 - the protocol's members speak for themselves
+    @property
+    def dtype(self) -> str: ...  # noqa: D102
+    @property
+    def shape(self) -> tuple[int, ...]: ...  # noqa: D102
+
+
+def bind(
+    parameters: Sequence[Parameter],
+    tensors: Mapping[str, TensorLike],
+    rules: Sequence[Rule],
+    defaults: Sequence[Rule] = (),
+) -> BindingReport:
+    """Bind every parameter and report every problem at once.
+
+    The first rule whose pattern matches a parameter decides what feeds it; without one it is the tensor of
+    the same name. `defaults` come after `rules` and may go unused without a warning. A tensor may feed
+    several parameters. A cast that only widens is added where dtypes differ; any other difference is a
+    problem, as is a tensor that feeds nothing and that no rule ignores.
+
+    Raises BindingRuleError where matching the patterns takes more than MATCHING_S seconds.
+    """
+    return _Binder(tensors, [*rules, *defaults]).report(parameters, warn_below=len(rules))
+
+
+@dataclass
+class _Choice:
+    """What shall feed a parameter, before anything is checked."""
+
+    parameter: Parameter
+    tensors: tuple[str, ...]
+    transforms: tuple[Transform, ...]
+
+
+@dataclass
+class _Binder:
+    """One run of `bind`: what it has found so far."""
+
+    tensors: Mapping[str, TensorLike]
+    rules: Sequence[Rule]
+    bindings: list[ParameterBinding] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    applied: set[int] = field(default_factory=set)
+    deadline: float = field(default_factory=lambda: time.monotonic() + MATCHING_S)
+
+    def report(self, parameters: Sequence[Parameter], *, warn_below: int) -> BindingReport:
+        choices = [self._choose(parameter) for parameter in parameters]
+        fed = {tensor for choice in choices for tensor in choice.tensors}
+        left = [name for name in self.tensors if name not in fed]
+        ignored = tuple(name for name in left if self._ignores(name))
+        unexpected = sorted(set(left).difference(ignored))
+        similar = SimilarNames(unexpected)
+        for choice in choices:
+            self._check(choice, similar)
+        self.problems += [Problem("unexpected", None, (name,), unexpected_remedy(name)) for name in unexpected]
+        unused = sorted(set(range(warn_below)) - self.applied)
+        warnings = tuple(UnusedRule(index, unused_remedy(self.rules[index])) for index in unused)
+        return BindingReport(tuple(self.bindings), tuple(self.problems), ignored, warnings)
+
+    def _choose(self, parameter: Parameter) -> _Choice:
+        self._check_time()
+        for index, rule in enumerate(self.rules):
+            if isinstance(rule, FeedRule) and (groups := rule.parameter.match(parameter.name)):
+                self.applied.add(index)
+                return _Choice(parameter, tuple(one.expand(groups) for one in rule.tensors), rule.transforms)
+        return _Choice(parameter, (parameter.name,), ())
+
+    def _ignores(self, tensor: str) -> bool:
+        self._check_time()
+        for index, rule in enumerate(self.rules):
+            if isinstance(rule, IgnoreRule) and rule.tensors.match(tensor):
+                self.applied.add(index)
+                return True
+        return False
+
+    def _check_time(self) -> None:
+        if time.monotonic() > self.deadline:
+            raise BindingRuleError(
+                0, f"matching all patterns took longer than {MATCHING_S:.0f} s: use fewer or simpler patterns"
+            )
+
+    def _check(self, choice: _Choice, similar: SimilarNames) -> None:
+        parameter, names = choice.parameter, choice.tensors
+        expected = TensorType(parameter.dtype, parameter.shape)
+        missing = [name for name in names if name not in self.tensors]
+        if missing:
+            detail = missing_remedy(parameter.name, missing, similar)
+            self.problems.append(Problem("missing", parameter.name, names, detail, expected))
+            return
+        types = [TensorType(self.tensors[name].dtype, self.tensors[name].shape) for name in names]
+        try:
+            actual = infer_all(choice.transforms, types)
+        except TransformError as error:
+            self.problems.append(Problem("bad_transform", parameter.name, names, str(error), expected))
+            return
+        if actual == expected:
+            self._bind(choice, choice.transforms)
+        else:
+            self._reconcile(choice, expected, actual)
+
+    def _reconcile(self, choice: _Choice, expected: TensorType, actual: TensorType) -> None:
+        name, tensors = choice.parameter.name, choice.tensors
+        fits = expected.shape == actual.shape
+        if not fits:
+            detail = shape_remedy(name, expected, actual)
+            self.problems.append(Problem("wrong_shape", name, tensors, detail, expected, actual))
+        if expected.dtype != actual.dtype and not is_widening(actual.dtype, expected.dtype):
+            kind: ProblemKind = "wrong_dtype" if is_lossless_cast(actual.dtype, expected.dtype) else "lossy_cast"
+            detail = cast_remedy(name, expected, actual)
+            self.problems.append(Problem(kind, name, tensors, detail, expected, actual))
+        elif fits:
+            self._bind(choice, (*choice.transforms, _CASTS[expected.dtype]))
+
+    def _bind(self, choice: _Choice, transforms: tuple[Transform, ...]) -> None:
+        parameter = choice.parameter
+        self.bindings.append(
+            ParameterBinding(parameter.name, parameter.dtype, parameter.shape, choice.tensors, transforms)
+        )

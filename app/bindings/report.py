@@ -1,0 +1,178 @@
+"""What came of binding checkpoint tensors to parameters."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+from app.bindings.transform_json import transform_from_json
+from app.bindings.transforms import TensorType, Transform, TransformError, apply_all
+from app.weights.dtypes import numpy_dtype
+
+if TYPE_CHECKING:
+    from app.bindings.transforms import Array
+
+ProblemKind = Literal["missing", "unexpected", "wrong_shape", "wrong_dtype", "lossy_cast", "bad_transform"]
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterBinding:
+    """Which tensors feed one parameter, in order, and through which transforms."""
+
+    parameter: str
+    dtype: str
+    shape: tuple[int, ...]
+    tensors: tuple[str, ...]
+    transforms: tuple[Transform, ...] = ()
+
+    def apply(self, arrays: "Sequence[Array]") -> "Array":
+        """Return the parameter's value, C-contiguous and aligned, from the values of `tensors`.
+
+        Without transforms the result is the array given, not a copy, unless that one is not aligned to
+        its element size. TransformError where the arrays are not those the binding was checked with.
+        """
+        if len(arrays) != len(self.tensors):
+            raise TransformError(f"{self.parameter} is fed by {len(self.tensors)} tensors; got {len(arrays)}")
+        array = apply_all(self.transforms, arrays)
+        if array.shape != self.shape or array.dtype != numpy_dtype(self.dtype):
+            raise TransformError(
+                f"{self.parameter} is {TensorType(self.dtype, self.shape)}, but its tensors make "
+                f"{array.dtype}{list(array.shape)}: check the binding against these weights again"
+            )
+        return array if array.flags.c_contiguous and array.flags.aligned else array.copy(order="C")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return {parameter, dtype, shape, tensors, transforms}."""
+        return {
+            "parameter": self.parameter,
+            "dtype": self.dtype,
+            "shape": list(self.shape),
+            "tensors": list(self.tensors),
+            "transforms": [transform.to_json() for transform in self.transforms],
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "ParameterBinding":
+        """Read what `to_json` wrote."""
+        return cls(
+            value["parameter"],
+            value["dtype"],
+            tuple(value["shape"]),
+            tuple(value["tensors"]),
+            tuple(transform_from_json(one) for one in value["transforms"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One reason why the weights cannot be bound; `detail` says what to do about it.
+
+    `parameter` is None for an unexpected tensor. `expected` is what the parameter wants and `actual` what
+    its tensors make of it, where that is known.
+    """
+
+    kind: ProblemKind
+    parameter: str | None
+    tensors: tuple[str, ...]
+    detail: str
+    expected: TensorType | None = None
+    actual: TensorType | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return {kind, parameter, tensors, expected, actual, detail}."""
+        return {
+            "kind": self.kind,
+            "parameter": self.parameter,
+            "tensors": list(self.tensors),
+            "expected": _type_to_json(self.expected),
+            "actual": _type_to_json(self.actual),
+            "detail": self.detail,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Problem":
+        """Read what `to_json` wrote."""
+        return cls(
+            value["kind"],
+            value["parameter"],
+            tuple(value["tensors"]),
+            value["detail"],
+            _type_from_json(value["expected"]),
+            _type_from_json(value["actual"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class UnusedRule:
+    """A rule, counted from 0, that applied to nothing; a warning, since rules are shared between checkpoints."""
+
+    rule: int
+    detail: str
+
+
+@dataclass(frozen=True)
+class BindingReport:
+    """The bindings of all parameters that can be bound, and every problem there is."""
+
+    bindings: tuple[ParameterBinding, ...]
+    problems: tuple[Problem, ...] = ()
+    ignored: tuple[str, ...] = ()
+    warnings: tuple[UnusedRule, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether an engine can be built with this binding."""
+        return not self.problems
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over what feeds each parameter; other rules that come to the same give the same digest."""
+        content = sorted((one.to_json() for one in self.bindings), key=lambda one: str(one["parameter"]))
+        canonical = json.dumps(content, separators=(",", ":"), sort_keys=True)
+        return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return {ok, digest, problems, warnings, ignored, bindings}."""
+        return {
+            "ok": self.ok,
+            "digest": self.digest,
+            "problems": [problem.to_json() for problem in self.problems],
+            "warnings": [{"rule": unused.rule, "detail": unused.detail} for unused in self.warnings],
+            "ignored": list(self.ignored),
+            "bindings": [binding.to_json() for binding in self.bindings],
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "BindingReport":
+        """Read what `to_json` wrote."""
+        return cls(
+            tuple(ParameterBinding.from_json(one) for one in value["bindings"]),
+            tuple(Problem.from_json(one) for one in value["problems"]),
+            tuple(value["ignored"]),
+            tuple(UnusedRule(one["rule"], one["detail"]) for one in value["warnings"]),
+        )
+
+
+def changed_parameters(
+    bindings: Sequence[ParameterBinding], old: Mapping[str, str], new: Mapping[str, str]
+) -> tuple[str, ...]:
+    """Name the parameters whose values differ between two weight versions bound alike.
+
+    `old` and `new` map tensor names to the BLAKE3 of their bytes. A parameter has changed when any tensor
+    that feeds it has.
+    """
+    return tuple(
+        binding.parameter
+        for binding in bindings
+        if any(old.get(tensor) != new.get(tensor) for tensor in binding.tensors)
+    )
+
+
+def _type_to_json(one: TensorType | None) -> dict[str, Any] | None:
+    return None if one is None else {"dtype": one.dtype, "shape": list(one.shape)}
+
+
+def _type_from_json(value: Mapping[str, Any] | None) -> TensorType | None:
+    return None if value is None else TensorType(value["dtype"], tuple(value["shape"]))

@@ -1,0 +1,121 @@
+"""Binding rules and reports as clients see them."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.bindings.report import ProblemKind
+from app.bindings.rules import MAX_RULES
+
+RULES: list[Any] = [
+    {"parameter": "(.*)", "tensors": [r"bert.\1"]},
+    {"ignore": r"cls\..*"},
+]
+TRANSFORM: dict[str, Any] = {"op": "cast", "dtype": "F32"}
+BINDING: dict[str, Any] = {
+    "parameter": "embeddings.word_embeddings.weight",
+    "dtype": "F32",
+    "shape": [30522, 384],
+    "tensors": ["bert.embeddings.word_embeddings.weight"],
+    "transforms": [TRANSFORM],
+}
+PROBLEM: dict[str, Any] = {
+    "kind": "wrong_shape",
+    "parameter": "encoder.layer.0.intermediate.dense.weight",
+    "tensors": ["bert.encoder.layer.0.intermediate.dense.weight"],
+    "expected": {"dtype": "F32", "shape": [1536, 384]},
+    "actual": {"dtype": "F32", "shape": [384, 1536]},
+    "detail": "encoder.layer.0.intermediate.dense.weight has shape [1536, 384], but its tensors make [384, 1536]. "
+    'If they are stored transposed, add {"op": "transpose", "perm": [1, 0]} to its rule.',
+}
+
+
+class BindingRequest(BaseModel):
+    """What to bind to what, and the rules to bind by; without a rule a tensor feeds the parameter of its name."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"definition": 1, "weights": 2, "rules": RULES}]}
+    )
+
+    definition: int = Field(ge=1, description="Number of the definition.")
+    weights: int = Field(ge=1, description="Number of the weight version.")
+    rules: list[dict[str, Any]] = Field(
+        [],
+        max_length=MAX_RULES,
+        description=(
+            '`{"parameter": PATTERN, "tensors": [TEMPLATE, ...], "transforms": [...]}` or `{"ignore": PATTERN}`. '
+            "The first rule that matches wins. A pattern is an RE2 regular expression for the whole name; "
+            r"a template names a tensor, with `\1` or `\g<name>` for the pattern's groups. Transforms are "
+            "`transpose {perm}`, `reshape {shape}`, `slice {axis, start, stop, step}`, "
+            "`split {axis, sections, index}`, `concat {axis}` and `cast {dtype}`."
+        ),
+    )
+
+
+class TypeAnswer(BaseModel):
+    """The dtype and shape of a tensor."""
+
+    dtype: str
+    shape: list[int]
+
+
+class BindingAnswer(BaseModel):
+    """The tensors that feed one parameter, in order, and the transforms they go through."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [BINDING]})
+
+    parameter: str
+    dtype: str
+    shape: list[int]
+    tensors: list[str]
+    transforms: list[dict[str, Any]]
+
+
+class ProblemAnswer(BaseModel):
+    """One reason why the weights cannot be bound; `detail` says what to do about it."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [PROBLEM]})
+
+    kind: ProblemKind
+    parameter: str | None
+    tensors: list[str]
+    expected: TypeAnswer | None
+    actual: TypeAnswer | None
+    detail: str
+
+
+class WarningAnswer(BaseModel):
+    """A rule of the request, counted from 0, that applied to nothing."""
+
+    rule: int
+    detail: str
+
+
+class ReportAnswer(BaseModel):
+    """The outcome of a binding check: `ok` is true exactly when there are no problems."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "ok": False,
+                    "definition": 1,
+                    "weights": 2,
+                    "digest": "sha256:" + "4c" * 32,
+                    "problems": [PROBLEM],
+                    "warnings": [{"rule": 1, "detail": r"No unused tensor matches the pattern 'cls\..*'."}],
+                    "ignored": [],
+                    "bindings": [BINDING],
+                }
+            ]
+        }
+    )
+
+    ok: bool
+    definition: int
+    weights: int
+    digest: str
+    problems: list[ProblemAnswer]
+    warnings: list[WarningAnswer]
+    ignored: list[str] = Field(description="Tensors that feed nothing and that a rule ignores.")
+    bindings: list[BindingAnswer]

@@ -1,0 +1,60 @@
+"""Checking bindings against stored definitions and weight versions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from app.bindings.binding import bind
+from app.bindings.report import BindingReport
+from app.bindings.rules import BindingRuleError, parse_rules
+from app.definitions import service as definitions
+from app.definitions.parameter import Parameter
+from app.definitions.tables import Definition
+from app.errors import FieldError, Invalid
+from app.weights import service as weights
+from app.weights.manifest import Manifest
+from app.weights.tables import WeightVersion
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A definition and the weights to bind to it, loaded, so that binding needs no session."""
+
+    definition: Definition
+    weights: WeightVersion
+    parameters: tuple[Parameter, ...]
+    manifest: Manifest
+    defaults: tuple[Any, ...]
+
+    def bind(self, rules: Sequence[Any]) -> BindingReport:
+        """Bind by these rules, then by the definition's own; Invalid "bad_rule" for one that cannot be used."""
+        try:
+            return bind(self.parameters, self.manifest.tensors, parse_rules(rules), parse_rules(self.defaults))
+        except BindingRuleError as error:
+            fault = FieldError(f"/rules/{error.index}", error.detail)
+            raise Invalid(
+                f"Rule {error.index} cannot be used: {error.detail}.", code="bad_rule", errors=[fault]
+            ) from error
+
+
+def load(session: Session, model_id: int, definition: int, version: int) -> Pair:
+    """Load what binding needs; NotFound for the definition or the weight version."""
+    found = definitions.get_definition(session, model_id, definition)
+    weight_version = weights.get_weights(session, model_id, version)
+    return Pair(
+        found,
+        weight_version,
+        definitions.load_parameters(session, found.id),
+        weights.load_manifest(session, weight_version.id),
+        tuple(definitions.load_rules(session, found.id)),
+    )
+
+
+def check(
+    session: Session, model_id: int, definition_version: int, weights_version: int, rules: Sequence[Any]
+) -> tuple[Definition, WeightVersion, BindingReport]:
+    """Load and bind in one call, for callers whose session is short anyhow."""
+    pair = load(session, model_id, definition_version, weights_version)
+    return pair.definition, pair.weights, pair.bind(rules)

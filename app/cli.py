@@ -1,0 +1,151 @@
+"""The command line: `enginesmith serve | api | worker | migrate | health | version`.
+
+What a command needs is imported inside it, so that `--help` answers at once.
+"""
+# ruff: noqa: PLC0415 - the reason above
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from app.serve.errors import CannotStart
+
+if TYPE_CHECKING:
+    from app.settings import Settings
+
+app = typer.Typer(
+    help="Turns trained weights into inference engines and keeps them current. Configured by ENGINESMITH_* variables.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+Host = Annotated[str, typer.Option(help="Address to listen on.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")]
+AllowAnonymous = Annotated[
+    bool,
+    typer.Option(
+        "--allow-anonymous",
+        envvar="ENGINESMITH_ALLOW_ANONYMOUS",
+        help="Listen on an address that other machines reach, although whoever reaches it may do everything.",
+    ),
+]
+
+
+@app.command()
+def serve(
+    *,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where everything is kept; default: ENGINESMITH_DATA_DIR, else ./data.")
+    ] = None,
+    allow_anonymous: AllowAnonymous = False,
+) -> None:
+    """Run the whole service on this machine until Ctrl-C: API, one CPU worker, broker and database."""
+    from app.serve.service import serve as run
+
+    given = {} if data_dir is None else {"data_dir": data_dir}
+    raise typer.Exit(run(_settings(**given), host, port, allow_anonymous=allow_anonymous))
+
+
+@app.command()
+def api(
+    *,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    fd: Annotated[
+        int | None,
+        typer.Option(min=0, help="A listening socket inherited from the parent process, instead of an address."),
+    ] = None,
+    allow_anonymous: AllowAnonymous = False,
+) -> None:
+    """Run one API process."""
+    from app.serve.api import run
+    from app.serve.listening import inherited, listen
+
+    settings = _settings()
+    with (
+        listen(host, port, allow_anonymous=allow_anonymous)
+        if fd is None
+        else inherited(fd, allow_anonymous=allow_anonymous)
+    ) as listener:
+        run(settings, listener)
+
+
+@app.command()
+def worker(*, device: Annotated[str, typer.Option(help="cpu, or cuda:N for the Nth GPU.")] = "cpu") -> None:
+    """Run one worker on one device."""
+    import re
+
+    if not re.fullmatch(r"cpu|cuda:\d+", device):
+        raise typer.BadParameter(f"{device!r} is no device. Use cpu, or cuda:0 for the first GPU.")
+    _settings()
+    # A process of its own from here on: the application never imports its workers.
+    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+    os.execve(sys.executable, [sys.executable, "-m", "workers", "--device", device], environment)  # noqa: S606 - no shell wanted
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database to the present schema; safe to run from several places at once."""
+    from sqlalchemy.exc import OperationalError
+
+    from migrations import upgrade
+
+    settings = _settings()
+    try:
+        upgrade(settings.database)
+    except OperationalError as error:
+        raise CannotStart(
+            "database_unreachable", f"The database does not answer: {error.orig}. Check ENGINESMITH_DATABASE_URL."
+        ) from error
+
+
+@app.command()
+def health(
+    *, url: Annotated[str | None, typer.Option(help="An API's URL; without it, the workers of this host.")] = None
+) -> None:
+    """Exit with 0 if the API at a URL, or a worker on this host, is alive: a container's health check."""
+    from app.serve.health import check_api, check_worker
+
+    if url is None:
+        check_worker(_settings())
+    else:
+        check_api(url)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from importlib.metadata import version as installed
+
+    typer.echo(installed("enginesmith"))
+
+
+def _settings(**given: Any) -> "Settings":  # noqa: ANN401 - pydantic checks the values
+    from pydantic import ValidationError
+
+    from app.settings import Settings
+
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        faults = "; ".join(f"ENGINESMITH_{str(fault['loc'][0]).upper()}: {fault['msg']}" for fault in error.errors())
+        raise CannotStart("bad_settings", f"{faults}. Mend the environment variable.") from error
+
+
+def main() -> None:
+    """Run the command line; what cannot start says so in one message and exits with 1."""
+    try:
+        app()
+    except CannotStart as error:
+        typer.echo(f"enginesmith: {error} [{error.code}]", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

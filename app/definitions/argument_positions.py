@@ -1,0 +1,73 @@
+"""Where operators take shapes, sizes, axes, bounds and other settings rather than weights.
+
+Source: the operator schemas of ai.onnx, opsets 7 to 26. A tensor that stands at one of these inputs configures
+the operator; compilers want to know it when they compile.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+_ALL = frozenset(range(16))
+
+SETTINGS: Final[Mapping[str, frozenset[int]]] = MappingProxyType(
+    {
+        "AffineGrid": frozenset({1}),
+        "BlackmanWindow": _ALL,
+        "CenterCropPad": frozenset({1}),
+        "Clip": frozenset({1, 2}),
+        "Col2Im": frozenset({1, 2}),
+        "ConstantOfShape": _ALL,
+        "CumSum": frozenset({1}),
+        "DFT": frozenset({1, 2}),
+        "Dropout": frozenset({1, 2}),
+        "Expand": frozenset({1}),
+        "HammingWindow": _ALL,
+        "HannWindow": _ALL,
+        "If": _ALL,
+        "Loop": frozenset({0, 1}),
+        "MaxUnpool": frozenset({2}),
+        "MelWeightMatrix": _ALL,
+        "NonMaxSuppression": frozenset({2, 3, 4}),
+        "OneHot": frozenset({1, 2}),
+        "Pad": frozenset({1, 2, 3}),
+        "Range": _ALL,
+        **{
+            f"Reduce{kind}": frozenset({1})
+            for kind in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")
+        },
+        "Reshape": frozenset({1}),
+        "Resize": frozenset({1, 2, 3}),
+        "STFT": frozenset({1, 3}),
+        "Slice": frozenset({1, 2, 3, 4}),
+        "Split": frozenset({1}),
+        "SplitToSequence": frozenset({1}),
+        "Squeeze": frozenset({1}),
+        "Tile": frozenset({1, 2}),
+        "TopK": frozenset({1}),
+        "Trilu": frozenset({1}),
+        "Unsqueeze": frozenset({1}),
+        "Upsample": frozenset({1}),
+    }
+)
+
+# Values pass through these on their way to a setting: a Resize scale that is cast or concatenated is one still.
+SETTING_ARITHMETIC: Final = frozenset(
+    {"Add", "Cast", "Ceil", "Concat", "Div", "Floor", "Identity", "Mul", "Squeeze", "Sub", "Unsqueeze"}
+)
+
+# Here even a single element is a weight: the bias of a one-channel head has shape [1].
+WEIGHTS: Final[Mapping[str, frozenset[int]]] = MappingProxyType(
+    {
+        "BatchNormalization": frozenset({1, 2, 3, 4}),
+        "Conv": frozenset({1, 2}),
+        "ConvTranspose": frozenset({1, 2}),
+        "Gemm": frozenset({1, 2}),
+        "GroupNormalization": frozenset({1, 2}),
+        "InstanceNormalization": frozenset({1, 2}),
+        "LayerNormalization": frozenset({1, 2}),
+        "MatMul": frozenset({0, 1}),
+        "PRelu": frozenset({1}),
+        "RMSNormalization": frozenset({1}),
+    }
+)

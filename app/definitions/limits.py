@@ -1,0 +1,40 @@
+"""How much an uploaded graph may ask for. Generous for real models, far below what would hurt the service."""
+
+from dataclasses import dataclass
+
+MIB = 1024 * 1024
+GIB = 1024 * MIB
+
+MIN_OPSET = 7  # the oldest whose operators onnxruntime guarantees
+MAX_OPSET = 26  # the newest that onnxruntime 1.32 runs completely
+MAX_NODES = 100_000  # subgraphs and functions included
+MAX_TENSORS = 100_000
+MAX_SUBGRAPH_DEPTH = 8
+MAX_NAME_CHARACTERS = 512
+MAX_VALUE_BYTES = 4 * GIB  # of any value whose shape the graph itself fixes
+MAX_CONSTANT_BYTES = 64 * MIB  # of all that stays embedded once the weights are split off
+
+
+@dataclass(frozen=True, slots=True)
+class ChildLimits:
+    """What the kernel lets the child have: bytes of address space and of a file, seconds, open files."""
+
+    address_space: int
+    file_size: int
+    cpu_s: int
+    wall_s: float
+    open_files: int = 64
+
+
+def child_limits(file_bytes: int) -> ChildLimits:
+    """Return the limits for one file.
+
+    Parsing holds the bytes once and the parsed message once; inlining functions holds two more copies.
+    """
+    seconds = 60 + file_bytes // (32 * MIB)
+    return ChildLimits(
+        address_space=2 * GIB + 5 * file_bytes,
+        file_size=file_bytes + 256 * MIB,
+        cpu_s=seconds,
+        wall_s=2.0 * seconds,
+    )

@@ -1,0 +1,172 @@
+"""Reads an uploaded ONNX file under limits. Nothing in the file is trusted."""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from google.protobuf.message import DecodeError
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
+from onnx.inliner import inline_local_functions
+
+from app.definitions.limits import (
+    MAX_NAME_CHARACTERS,
+    MAX_NODES,
+    MAX_OPSET,
+    MAX_SUBGRAPH_DEPTH,
+    MAX_TENSORS,
+    MIN_OPSET,
+)
+from app.definitions.rejection import Rejected
+from app.definitions.tensor_data import check_tensor
+
+DEFAULT_DOMAINS = {"", "ai.onnx"}
+_UNSAFE_NAME = re.compile(r"[\x00-\x1f\x7f\\]|(^|/)\.\.(/|$)")
+
+
+def load_model(path: Path) -> ModelProto:
+    """Parse a file, check its structure and inline its local functions.
+
+    Raises:
+        Rejected: it is no ONNX model, uses what isn't supported, or asks for more than the limits allow.
+    """
+    model = ModelProto()
+    try:
+        model.ParseFromString(path.read_bytes())
+    except DecodeError as error:
+        raise Rejected(
+            "not_onnx",
+            "The file is no ONNX model: it is truncated, nested deeper than 100 levels, or something else entirely. "
+            "Check it with onnx.checker.check_model and upload it again.",
+        ) from error
+    model.DiscardUnknownFields()  # type: ignore[attr-defined]
+    if not model.graph.node or not model.graph.output:
+        raise Rejected("empty_graph", "The file has a graph without nodes or outputs. Export the whole model.")
+    check_structure(model)
+    if model.functions:
+        model = inline_local_functions(model)
+        check_structure(model)
+    _check_operators(model)
+    return model
+
+
+def opset_of(model: ModelProto) -> int:
+    """Return the version of the default operator set; Rejected where it is missing or out of range."""
+    versions = [entry.version for entry in model.opset_import if entry.domain in DEFAULT_DOMAINS]
+    if len(versions) != 1:
+        raise Rejected("bad_opset", "The model must import the ai.onnx operator set exactly once. Export it again.")
+    if not MIN_OPSET <= versions[0] <= MAX_OPSET:
+        raise Rejected(
+            "bad_opset",
+            f"The model uses opset {versions[0]}; {MIN_OPSET} to {MAX_OPSET} are supported, and TensorRT 8.6 takes "
+            "at most 17. Convert it with onnx.version_converter.convert_version, or export it with opset_version=17.",
+        )
+    return versions[0]
+
+
+@dataclass(slots=True)
+class _Census:
+    nodes: int = 0
+    tensors: int = 0
+
+    def add(self, nodes: int, tensors: int) -> None:
+        self.nodes += nodes
+        self.tensors += tensors
+        for count, limit, what in ((self.nodes, MAX_NODES, "nodes"), (self.tensors, MAX_TENSORS, "tensors")):
+            if count > limit:
+                raise Rejected("too_large_graph", f"The graph has more than {limit} {what}. Split the model up.")
+
+
+def check_structure(model: ModelProto) -> None:
+    """Check counts, depth, names and declared sizes of everything in a model; Rejected."""
+    if model.training_info:
+        raise Rejected("training_info", "The model carries training graphs. Export it for inference only.")
+    opset_of(model)
+    census = _Census()
+    for function in model.functions:
+        _check_names([function.name, function.domain, *function.input, *function.output])
+        _check_nodes(function.node, census, depth=0)
+    _check_graph(model.graph, census, depth=0)
+
+
+def _check_graph(graph: GraphProto, census: _Census, *, depth: int) -> None:
+    if depth > MAX_SUBGRAPH_DEPTH:
+        raise Rejected("too_deep", f"Subgraphs are nested deeper than {MAX_SUBGRAPH_DEPTH} levels. Flatten the model.")
+    if graph.sparse_initializer:
+        raise _sparse(graph.sparse_initializer[0].values.name)
+    census.add(nodes=0, tensors=len(graph.initializer))
+    seen: set[str] = set()
+    for tensor in graph.initializer:
+        _check_names([tensor.name])
+        if not tensor.name or tensor.name in seen:
+            raise Rejected("bad_name", f"The initializer name {tensor.name!r} is empty or used twice. Export it again.")
+        seen.add(tensor.name)
+        check_tensor(tensor, f"initializer {tensor.name!r}")
+    _check_names(value.name for value in (*graph.input, *graph.output))
+    _check_nodes(graph.node, census, depth=depth)
+
+
+def _check_nodes(nodes: Iterable[NodeProto], census: _Census, *, depth: int) -> None:
+    for node in nodes:
+        census.add(nodes=1, tensors=0)
+        _check_names([node.name, node.op_type, *node.input, *node.output])
+        for attribute in node.attribute:
+            _check_attribute(attribute, node, census, depth=depth)
+
+
+def _check_attribute(attribute: AttributeProto, node: NodeProto, census: _Census, *, depth: int) -> None:
+    what = f"attribute {attribute.name!r} of {node.op_type} node {node.name!r}"
+    if attribute.HasField("sparse_tensor") or attribute.sparse_tensors:
+        raise _sparse(what)
+    for tensor in attribute_tensors(attribute):
+        census.add(nodes=0, tensors=1)
+        check_tensor(tensor, what)
+    for graph in attribute_graphs(attribute):
+        _check_graph(graph, census, depth=depth + 1)
+
+
+def attribute_tensors(attribute: AttributeProto) -> Iterator[TensorProto]:
+    """Yield every tensor of an attribute."""
+    if attribute.HasField("t"):
+        yield attribute.t
+    yield from attribute.tensors
+
+
+def attribute_graphs(attribute: AttributeProto) -> Iterator[GraphProto]:
+    """Yield every subgraph of an attribute."""
+    if attribute.HasField("g"):
+        yield attribute.g
+    yield from attribute.graphs
+
+
+def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
+    """Yield the nodes of a graph and of its subgraphs."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for subgraph in attribute_graphs(attribute):
+                yield from all_nodes(subgraph)
+
+
+def _check_operators(model: ModelProto) -> None:
+    foreign = sorted({f"{n.domain}.{n.op_type}" for n in all_nodes(model.graph) if n.domain not in DEFAULT_DOMAINS})
+    if foreign:
+        raise Rejected(
+            "unsupported_operators",
+            f"The model uses {', '.join(foreign[:10])}; only operators of ai.onnx are supported. "
+            "Export the model without custom or runtime-specific operators.",
+        )
+
+
+def _check_names(names: Iterable[str]) -> None:
+    for name in names:
+        if len(name) > MAX_NAME_CHARACTERS or _UNSAFE_NAME.search(name):
+            raise Rejected(
+                "bad_name",
+                f"The name {name[:80]!r} is longer than {MAX_NAME_CHARACTERS} characters, has a control character or "
+                "a backslash, or has '..' as a path part. Rename it and export the model again.",
+            )
+
+
+def _sparse(what: str) -> Rejected:
+    return Rejected("sparse_tensor", f"{what!r} is sparse, which isn't supported. Export it as a dense tensor.")

@@ -1,0 +1,72 @@
+"""What a definition takes and gives: its parameters, its inputs and its outputs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One named weight slot. `dtype` is a safetensors name such as "F32"."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    def to_json(self) -> list[Any]:
+        """Return the row [name, dtype, shape]; a row, not an object, because there may be 100,000."""
+        return [self.name, self.dtype, list(self.shape)]
+
+    @classmethod
+    def from_json(cls, row: list[Any]) -> "Parameter":
+        """Read what `to_json` wrote."""
+        name, dtype, shape = row
+        return cls(name, tuple(shape), dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """One input of the graph. A `shape` holds a number per fixed dimension and a symbol per dynamic one.
+
+    Equal symbols mean equal sizes. Where `high` is given, values must lie in [0, high): the graph uses them
+    as indices into something of that size.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    high: int | None = None
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether any dimension is left to each run."""
+        return any(isinstance(dim, str) for dim in self.shape)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object stored with a definition and sent to clients."""
+        return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape), "high": self.high}
+
+    @classmethod
+    def from_json(cls, item: Mapping[str, Any]) -> "InputSpec":
+        """Read what `to_json` wrote."""
+        return cls(item["name"], item["dtype"], tuple(item["shape"]), item["high"])
+
+
+@dataclass(frozen=True, slots=True)
+class OutputSpec:
+    """One output of the graph, with its shape as far as it could be inferred; null where it could not."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...] | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object stored with a definition and sent to clients."""
+        shape = None if self.shape is None else list(self.shape)
+        return {"name": self.name, "dtype": self.dtype, "shape": shape}
+
+    @classmethod
+    def from_json(cls, item: Mapping[str, Any]) -> "OutputSpec":
+        """Read what `to_json` wrote."""
+        shape = item["shape"]
+        return cls(item["name"], item["dtype"], None if shape is None else tuple(shape))

@@ -1,0 +1,190 @@
+"""Optimisation profiles: the shapes an engine is compiled for.
+
+A profile gives each dynamic input the smallest, the best and the largest shape it may have; the words are
+TensorRT's (kMIN, kOPT, kMAX). As JSON: {"input_ids": {"min": [1, 1], "opt": [4, 16], "max": [8, 128]}}.
+An input may be left out when every symbol in its shape is settled by an input that is given.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from app.definitions.parameter import InputSpec
+from app.errors import FieldError, Invalid
+
+DEFAULT_BATCH = 2
+DEFAULT_LENGTH = 16
+DEFAULT_IMAGE = 64
+MAX_PROFILES = 16
+MAX_DIM = 2**31 - 1
+BOUNDS = ("min", "opt", "max")
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The smallest, the best and the largest shape of one input; all of one rank, min <= opt <= max."""
+
+    min: tuple[int, ...]
+    opt: tuple[int, ...]
+    max: tuple[int, ...]
+
+
+Profile = Mapping[str, Range]
+
+
+def parse_profiles(
+    profiles: Sequence[Any], inputs: Sequence[InputSpec], pointer: str = "/profiles"
+) -> tuple[Profile, ...]:
+    """Check profiles against a definition's inputs and complete them: each result has every input.
+
+    Raises:
+        Invalid: code "invalid_profiles", with the pointer of every fault below `pointer`.
+    """
+    faults: list[FieldError] = []
+    if len(profiles) > MAX_PROFILES:
+        faults.append(FieldError(pointer, f"at most {MAX_PROFILES} profiles, here are {len(profiles)}"))
+    parsed = [
+        _parse_profile(item, inputs, f"{pointer}/{index}", faults) for index, item in enumerate(profiles[:MAX_PROFILES])
+    ]
+    if faults:
+        raise _invalid(faults)
+    return tuple(parsed)
+
+
+def to_json(profiles: Sequence[Profile]) -> list[Any]:
+    """Return what `parse_profiles` reads."""
+    return [
+        {name: {bound: list(getattr(sizes, bound)) for bound in BOUNDS} for name, sizes in profile.items()}
+        for profile in profiles
+    ]
+
+
+def opt_shapes(inputs: Sequence[InputSpec], profiles: Sequence[Profile]) -> dict[str, tuple[int, ...]]:
+    """Return the shape to try each input with: the first profile's `opt`, or else these defaults.
+
+    A dynamic first dimension, or one whose symbol has "batch" in it: 2. Any other dynamic dimension of an
+    input of rank 4, an image: 64, a multiple of the usual strides. Anything else, such as a sequence: 16.
+    A symbol has the same size wherever it stands.
+    """
+    if profiles:
+        return {spec.name: profiles[0][spec.name].opt for spec in inputs}
+    sizes: dict[str, int] = {}
+    return {
+        spec.name: tuple(
+            dim if isinstance(dim, int) else sizes.setdefault(dim, _default(spec, axis))
+            for axis, dim in enumerate(spec.shape)
+        )
+        for spec in inputs
+    }
+
+
+def _default(spec: InputSpec, axis: int) -> int:
+    if axis == 0 or "batch" in str(spec.shape[axis]).lower():
+        return DEFAULT_BATCH
+    return DEFAULT_IMAGE if len(spec.shape) == 4 else DEFAULT_LENGTH
+
+
+def _parse_profile(item: object, inputs: Sequence[InputSpec], pointer: str, faults: list[FieldError]) -> Profile:
+    if not isinstance(item, dict):
+        faults.append(FieldError(pointer, 'a profile is an object such as {"x": {"min": [1], "opt": [4], "max": [8]}}'))
+        return {}
+    known = {spec.name: spec for spec in inputs}
+    given: dict[str, Range] = {}
+    before = len(faults)
+    for name, sizes in item.items():
+        here = f"{pointer}/{_escape(name)}"
+        if name not in known:
+            faults.append(FieldError(here, f"the definition has no input '{name}'; it has {sorted(known)}"))
+        elif (sizes_of := _parse_range(sizes, known[name], here, faults)) is not None:
+            given[name] = sizes_of
+    settled = _settle_symbols(given, known, pointer, faults)
+    if len(faults) > before:
+        return {}
+    return _complete(given, inputs, settled, pointer, faults)
+
+
+def _parse_range(sizes: object, spec: InputSpec, pointer: str, faults: list[FieldError]) -> Range | None:
+    if not isinstance(sizes, dict) or set(sizes) != set(BOUNDS):
+        faults.append(FieldError(pointer, 'give exactly "min", "opt" and "max", each a list of integers'))
+        return None
+    before = len(faults)
+    for bound in BOUNDS:
+        _check_shape(sizes[bound], spec, f"{pointer}/{bound}", faults)
+    if len(faults) > before:
+        return None
+    low, best, high = (tuple(sizes[bound]) for bound in BOUNDS)
+    for axis, (a, b, c) in enumerate(zip(low, best, high, strict=True)):
+        if not a <= b <= c:
+            faults.append(FieldError(pointer, f"axis {axis}: min {a} <= opt {b} <= max {c} does not hold"))
+    return Range(low, best, high)
+
+
+def _check_shape(shape: object, spec: InputSpec, pointer: str, faults: list[FieldError]) -> None:
+    if not isinstance(shape, list | tuple) or not all(type(size) is int for size in shape):
+        faults.append(FieldError(pointer, "a shape is a list of integers"))
+    elif len(shape) != len(spec.shape):
+        wanted = list(spec.shape)
+        faults.append(FieldError(pointer, f"'{spec.name}' has rank {len(wanted)} {wanted}, this shape {len(shape)}"))
+    else:
+        for axis, (size, dim) in enumerate(zip(shape, spec.shape, strict=True)):
+            if isinstance(dim, int) and size != dim:
+                faults.append(FieldError(f"{pointer}/{axis}", f"this dimension is fixed at {dim}"))
+            elif not 0 < size <= MAX_DIM:
+                faults.append(FieldError(f"{pointer}/{axis}", f"{size} is not between 1 and {MAX_DIM}"))
+
+
+Sizes = tuple[int, int, int]
+
+
+def _settle_symbols(
+    given: Mapping[str, Range], known: Mapping[str, InputSpec], pointer: str, faults: list[FieldError]
+) -> dict[str, Sizes]:
+    """Return min, opt and max of each symbol; two inputs may not give one symbol different sizes."""
+    settled: dict[str, tuple[Sizes, str]] = {}
+    for name, sizes in given.items():
+        for axis, dim in enumerate(known[name].shape):
+            if isinstance(dim, int):
+                continue
+            here = (sizes.min[axis], sizes.opt[axis], sizes.max[axis])
+            there, owner = settled.setdefault(dim, (here, name))
+            if here != there:
+                detail = f"axis {axis}, '{dim}', is {here} (min, opt, max) here but {there} in '{owner}'"
+                faults.append(FieldError(f"{pointer}/{_escape(name)}", detail))
+    return {dim: sizes for dim, (sizes, _) in settled.items()}
+
+
+def _complete(
+    given: Mapping[str, Range],
+    inputs: Sequence[InputSpec],
+    settled: Mapping[str, Sizes],
+    pointer: str,
+    faults: list[FieldError],
+) -> Profile:
+    profile = dict(given)
+    for spec in inputs:
+        if spec.name in profile:
+            continue
+        missing = [dim for dim in spec.shape if isinstance(dim, str) and dim not in settled]
+        if missing:
+            detail = f"input '{spec.name}' {list(spec.shape)} is missing, and nothing else says how large {missing} is"
+            faults.append(FieldError(pointer, detail))
+            continue
+        columns = [(dim,) * 3 if isinstance(dim, int) else settled[dim] for dim in spec.shape]
+        low, best, high = (tuple(column[bound] for column in columns) for bound in range(3))
+        profile[spec.name] = Range(low, best, high)
+    return MappingProxyType({spec.name: profile[spec.name] for spec in inputs if spec.name in profile})
+
+
+def _escape(name: str) -> str:
+    return name.replace("~", "~0").replace("/", "~1")
+
+
+def _invalid(faults: Sequence[FieldError]) -> Invalid:
+    listed = "; ".join(f"{fault.pointer}: {fault.detail}" for fault in faults[:5])
+    return Invalid(
+        f"The profiles do not fit the definition's inputs: {listed}. "
+        "GET the definition for the names and shapes of its inputs.",
+        code="invalid_profiles",
+        errors=faults,
+    )

@@ -1,0 +1,90 @@
+"""Where an engine comes from and what came of it."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Relative:
+    """One engine of a lineage; `parent` is the number it was refitted from, None for a build."""
+
+    number: int
+    method: str
+    parent: int | None
+    weights: int
+    weights_id: int
+    label: str | None
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """An engine, its ancestors up to the first build, nearest first, and its descendants, level by level.
+
+    `complete` is False for a direction that was cut off: the lineage of its last engine goes on from there.
+    """
+
+    engine: Relative
+    ancestors: tuple[Relative, ...]
+    descendants: tuple[Relative, ...]
+    ancestors_complete: bool
+    descendants_complete: bool
+
+    @property
+    def members(self) -> tuple[Relative, ...]:
+        """Everybody, the engine itself first."""
+        return (self.engine, *self.ancestors, *self.descendants)
+
+    @property
+    def weight_steps(self) -> dict[int, tuple[int, int]]:
+        """For each member whose parent is a member too: the `weights_id` of the parent and its own."""
+        held = {member.number: member.weights_id for member in self.members}
+        return {
+            member.number: (held[member.parent], member.weights_id)
+            for member in self.members
+            if member.parent in held
+        }
+
+
+def arrange(relatives: Iterable[Relative], number: int, limit: int) -> Family:
+    """Order the relatives of engine `number` that were found, at most `limit` in each direction.
+
+    Whoever is related to it neither as ancestor nor as descendant, such as another child of its parent, is
+    left out.
+    """
+    by_number = {relative.number: relative for relative in relatives}
+    engine = by_number[number]
+    ancestors = _ancestors(by_number, engine)
+    descendants = _descendants(by_number.values(), number)
+    oldest = ancestors[:limit][-1] if ancestors[:limit] else engine
+    return Family(
+        engine,
+        tuple(ancestors[:limit]),
+        tuple(descendants[:limit]),
+        ancestors_complete=oldest.parent is None,
+        descendants_complete=len(descendants) <= limit,
+    )
+
+
+def _ancestors(by_number: Mapping[int, Relative], engine: Relative) -> list[Relative]:
+    chain: list[Relative] = []
+    parent = engine.parent
+    while parent is not None and parent in by_number:
+        chain.append(by_number[parent])
+        parent = by_number[parent].parent
+    return chain
+
+
+def _descendants(relatives: Iterable[Relative], number: int) -> list[Relative]:
+    children: dict[int | None, list[Relative]] = defaultdict(list)
+    for relative in sorted(relatives, key=lambda one: one.number):
+        children[relative.parent].append(relative)
+    found: list[Relative] = []
+    level = [number]
+    while level:
+        below = [child for parent in level for child in children[parent]]
+        found += below
+        level = [child.number for child in below]
+    return found

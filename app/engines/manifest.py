@@ -1,0 +1,90 @@
+"""The document that says how an engine came to be."""
+
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from app.definitions.tables import Definition
+from app.engines.catalogue import get_engine, load_family
+from app.engines.tables import Engine
+from app.jobs.service import get_job
+from app.jobs.tables import Job
+from app.registry.tables import Model
+from app.weights.tables import WeightVersion
+
+MAX_PARENTS = 1000
+EVERYTHING = (
+    Engine.profiles,
+    Engine.options,
+    Engine.rules,
+    Engine.binding,
+    Engine.verification,
+    Engine.facts,
+    Engine.timings,
+)
+
+
+def engine_manifest(session: Session, model: Model, number: int) -> dict[str, Any]:
+    """Return the fields of `ManifestAnswer`; NotFound."""
+    engine = get_engine(session, model.id, number, load=EVERYTHING)
+    family = load_family(session, model, number, MAX_PARENTS)
+    facts = dict(engine.facts)
+    return {
+        "model": model.name,
+        "engine": engine.number,
+        "method": engine.method,
+        "created_at": engine.created_at,
+        "fingerprint": engine.fingerprint,
+        "definition": _definition(session.get_one(Definition, engine.definition_id)),
+        "weights": _weights(session.get_one(WeightVersion, engine.weights_id)),
+        "binding": engine.binding,
+        "rules": engine.rules,
+        "backend": {
+            "name": engine.backend,
+            "version": engine.backend_version,
+            "device": engine.device,
+            "options": engine.options,
+        },
+        "profiles": engine.profiles,
+        "plan": {"digest": engine.plan_digest, "bytes": engine.plan_bytes, "signature": engine.plan_signature},
+        "parents": [{"number": one.number, "method": one.method, "weights": one.weights} for one in family.ancestors],
+        "parents_complete": family.ancestors_complete,
+        "job": _job(get_job(session, engine.job_id)),
+        "timings": engine.timings,
+        "verification": engine.verification,
+        "service_version": facts.pop("service_version", None),
+        "facts": facts,
+    }
+
+
+def _definition(definition: Definition) -> dict[str, Any]:
+    return {
+        "version": definition.version,
+        "digest": definition.digest,
+        "source": definition.source,
+        "created_at": definition.created_at,
+    }
+
+
+def _weights(weights: WeightVersion) -> dict[str, Any]:
+    return {
+        "version": weights.version,
+        "digest": weights.digest,
+        "label": weights.label,
+        "base": weights.base,
+        "tensor_count": weights.tensor_count,
+        "bytes": weights.bytes,
+        "created_at": weights.created_at,
+    }
+
+
+def _job(job: Job) -> dict[str, Any]:
+    return {
+        "id": job.id,
+        "kind": job.kind,
+        "attempts": job.attempt,
+        "worker": job.worker,
+        "created_at": job.created_at,
+        "started_at": job.started_at,
+        "finished_at": job.finished_at,
+    }

@@ -1,0 +1,280 @@
+"""Engines, and what is asked of them, as clients see it."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+Number = Annotated[int, Field(ge=1, lt=2**53)]
+Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+Backend = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,64}$")]
+Options = Annotated[dict[str, Any], Field(max_length=64)]
+
+PROFILE: dict[str, Any] = {"input_ids": {"min": [1, 1], "opt": [4, 64], "max": [32, 256]}}
+RULE: dict[str, Any] = {"parameter": r"encoder\.(.*)", "tensors": [r"bert.encoder.\1"]}
+INPUTS = "sha256:3f1c5a7e" + "0b" * 28
+ENGINE: dict[str, Any] = {
+    "number": 2,
+    "method": "refit",
+    "parent": 1,
+    "definition": 1,
+    "weights": 2,
+    "backend": "onnxruntime",
+    "backend_version": "1.32.0",
+    "device": "cpu",
+    "refittable": True,
+    "fingerprint": "sha256:" + "5e" * 32,
+    "plan_digest": "sha256:" + "9a" * 32,
+    "plan_bytes": 87_312,
+    "job": "019c2a3e-7c1e-7d3a-9a44-0f6c5b0f8f11",
+    "created_at": "2026-11-22T10:00:00Z",
+}
+VERIFICATION: dict[str, Any] = {
+    "against": "reference",
+    "ok": True,
+    "outputs": {"last_hidden_state": {"max_abs": 1.1e-6, "relative_l2": 3.2e-7, "cosine": 1.0, "finite": True}},
+}
+ENGINE_DETAIL: dict[str, Any] = ENGINE | {
+    "profiles": [PROFILE],
+    "options": {},
+    "verification": VERIFICATION,
+    "facts": {"nodes": 212},
+    "timings": {"refit": 0.041, "verify": 0.12, "total": 0.2},
+}
+RELATIVE: dict[str, Any] = {
+    "number": 2,
+    "method": "refit",
+    "parent": 1,
+    "weights": 2,
+    "label": "epoch 2",
+    "changed_tensors": 1,
+    "created_at": "2026-11-22T10:00:00Z",
+}
+
+
+class VerifyChoice(BaseModel):
+    """What a new engine is compared with before it is published; a failing engine never is."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"against": "reference"}]})
+
+    against: Literal["reference", "rebuild", "finite", "none"] = Field(
+        "reference",
+        description="reference: an independent computation of the definition. rebuild: an engine compiled anew. "
+        "finite: only that all outputs are finite. none: no check.",
+    )
+
+
+class BuildRequest(BaseModel):
+    """What to compile."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"definition": 1, "weights": 1, "profiles": [PROFILE], "rules": [RULE]}]},
+    )
+
+    definition: Number
+    weights: Number
+    backend: Backend | None = Field(
+        None, description="Left out: tensorrt where a worker offers it, otherwise onnxruntime."
+    )
+    rules: list[Any] = Field([], description="Binding rules; the definition's own apply after them.")
+    profiles: list[Any] = Field([], description="Shapes to compile for, by input: min, opt and max.")
+    options: Options = Field({}, description="Options of the backend; GET /v1/workers shows which there are.")
+    verify: VerifyChoice = VerifyChoice()
+    reuse: bool = Field(True, description="false: compile although an equal engine exists.")
+
+
+class RefitRequest(BaseModel):
+    """The engine to start from and the weights the new one shall have."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"engine": 1, "weights": 2}]})
+
+    engine: Number
+    weights: Number
+    verify: VerifyChoice = VerifyChoice()
+    reuse: bool = Field(True, description="false: refit although an equal engine exists.")
+
+
+class EngineRequest(BaseModel):
+    """The weights an engine is wanted for; everything left out is chosen."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"weights": 3}]})
+
+    weights: Number
+    definition: Number | None = Field(None, description="Left out: the newest.")
+    backend: Backend | None = Field(
+        None, description="Left out: tensorrt where a worker offers it, otherwise onnxruntime."
+    )
+    rules: list[Any] | None = Field(
+        None, description="Left out, like `profiles` and `options`: those of the newest engine of this definition."
+    )
+    profiles: list[Any] | None = None
+    options: Options | None = None
+    verify: VerifyChoice = VerifyChoice()
+
+
+class RunRequest(BaseModel):
+    """An engine and the uploaded safetensors file that holds one tensor per input."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"engine": 2, "inputs": INPUTS}]})
+
+    engine: Number
+    inputs: Digest
+
+
+class VerifyRequest(BaseModel):
+    """What to compare the engine with."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"against": "rebuild"}]})
+
+    against: Literal["reference", "rebuild", "finite"] = "reference"
+
+
+class EngineAnswer(BaseModel):
+    """An engine; `parent` is the one it was refitted from."""
+
+    model_config = ConfigDict(from_attributes=True, json_schema_extra={"examples": [ENGINE]})
+
+    number: int
+    method: str = Field(description="build or refit.")
+    parent: int | None
+    definition: int
+    weights: int
+    backend: str
+    backend_version: str
+    device: str
+    refittable: bool = Field(description="Whether other weights can be put into it without compiling.")
+    fingerprint: str = Field(description="Equal for engines that compute the same.")
+    plan_digest: str
+    plan_bytes: int
+    job: str = Field(validation_alias="job_id", description="The job that made it.")
+    created_at: datetime
+
+
+class EngineDetailAnswer(EngineAnswer):
+    """An engine with how it was compiled, what its verification found, and the seconds its phases took."""
+
+    model_config = ConfigDict(from_attributes=True, json_schema_extra={"examples": [ENGINE_DETAIL]})
+
+    profiles: list[Any]
+    options: dict[str, Any]
+    verification: dict[str, Any]
+    facts: dict[str, Any] = Field(description="What the backend tells of it.")
+    timings: dict[str, Any]
+
+
+class RelativeAnswer(BaseModel):
+    """One engine of a lineage; `changed_tensors` counts those that differ from its parent's weights."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [RELATIVE]})
+
+    number: int
+    method: str
+    parent: int | None
+    weights: int
+    label: str | None = Field(description="The label of its weights.")
+    changed_tensors: int | None = Field(description="Added, removed or changed; null for a build.")
+    created_at: datetime
+
+
+class LineageAnswer(BaseModel):
+    """Where an engine comes from and what came of it.
+
+    Where `ancestors_complete` or `descendants_complete` is false, the lineage of the last one listed goes on.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "engine": RELATIVE,
+                    "ancestors": [
+                        RELATIVE
+                        | {"number": 1, "method": "build", "parent": None, "weights": 1, "changed_tensors": None}
+                    ],
+                    "descendants": [],
+                    "ancestors_complete": True,
+                    "descendants_complete": True,
+                }
+            ]
+        }
+    )
+
+    engine: RelativeAnswer
+    ancestors: list[RelativeAnswer] = Field(description="Nearest first, up to the first build.")
+    descendants: list[RelativeAnswer] = Field(description="Children, then their children, and so on.")
+    ancestors_complete: bool
+    descendants_complete: bool
+
+
+class ManifestAnswer(BaseModel):
+    """Everything that says how an engine came to be."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": "minilm",
+                    "engine": 2,
+                    "method": "refit",
+                    "created_at": "2026-11-22T10:00:00Z",
+                    "fingerprint": ENGINE["fingerprint"],
+                    "definition": {
+                        "version": 1,
+                        "digest": "sha256:" + "d1" * 32,
+                        "source": {"family": "bert"},
+                        "created_at": "2026-11-22T09:00:00Z",
+                    },
+                    "weights": {
+                        "version": 2,
+                        "digest": "sha256:" + "e2" * 32,
+                        "label": "epoch 2",
+                        "base": 1,
+                        "tensor_count": 103,
+                        "bytes": 90_856_448,
+                        "created_at": "2026-11-22T09:30:00Z",
+                    },
+                    "binding": {"ok": True, "digest": "sha256:" + "b3" * 32, "problems": [], "bindings": []},
+                    "rules": [],
+                    "backend": {"name": "onnxruntime", "version": "1.32.0", "device": "cpu", "options": {}},
+                    "profiles": [PROFILE],
+                    "plan": {"digest": ENGINE["plan_digest"], "bytes": 87_312, "signature": "c4" * 64},
+                    "parents": [{"number": 1, "method": "build", "weights": 1}],
+                    "parents_complete": True,
+                    "job": {
+                        "id": ENGINE["job"],
+                        "kind": "refit",
+                        "attempts": 1,
+                        "worker": "gpu-7:4121:9f3a",
+                        "created_at": "2026-11-22T10:00:00Z",
+                        "started_at": "2026-11-22T10:00:00.010Z",
+                        "finished_at": "2026-11-22T10:00:00.210Z",
+                    },
+                    "timings": ENGINE_DETAIL["timings"],
+                    "verification": VERIFICATION,
+                    "facts": ENGINE_DETAIL["facts"],
+                    "service_version": "0.1.0",
+                }
+            ]
+        }
+    )
+
+    model: str
+    engine: int
+    method: str
+    created_at: datetime
+    fingerprint: str
+    definition: dict[str, Any]
+    weights: dict[str, Any]
+    binding: dict[str, Any]
+    rules: list[Any]
+    backend: dict[str, Any]
+    profiles: list[Any]
+    plan: dict[str, Any]
+    parents: list[dict[str, Any]] = Field(description="Nearest first, up to the first build.")
+    parents_complete: bool
+    job: dict[str, Any]
+    timings: dict[str, Any] = Field(description="Seconds by phase.")
+    verification: dict[str, Any]
+    facts: dict[str, Any]
+    service_version: str | None = Field(description="The release of this service that published it.")

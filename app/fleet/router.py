@@ -1,0 +1,19 @@
+"""Calls on the fleet."""
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from app.dependencies import SessionDep, SettingsDep
+from app.fleet import service
+from app.fleet.schemas import WorkerAnswer
+from app.pagination import Listing, PageDep, list_items
+
+router = APIRouter(prefix="/workers", tags=["fleet"])
+
+
+@router.get("", summary="List workers", response_model=Listing[WorkerAnswer])
+def list_workers(session: SessionDep, settings: SettingsDep, page: PageDep) -> Any:
+    """The workers alive now, with device, backend versions and free memory."""
+    workers = sorted(service.alive(session, settings), key=lambda worker: worker.id)
+    return list_items(workers, lambda worker: worker.id, page)

@@ -1,0 +1,52 @@
+"""Workers report themselves; whoever has been silent for too long is not listed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from app.database import Database, now
+from app.fleet.tables import Worker
+from app.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReport:
+    """What a worker says of itself.
+
+    `device` is {"kind": "cpu" or "cuda", "name", "memory_total", "memory_free"} with bytes; `backends`
+    maps a backend's name to {"version", "capabilities"}.
+    """
+
+    id: str
+    hostname: str
+    pid: int
+    device: Mapping[str, Any]
+    backends: Mapping[str, Any]
+    queues: tuple[str, ...]
+    job_id: str | None
+
+
+def report(database: Database, worker: WorkerReport) -> None:
+    """Record that a worker is alive, and what it has."""
+    with database.transaction() as session:
+        row = session.get(Worker, worker.id) or Worker(id=worker.id)
+        row.hostname, row.pid, row.job_id = worker.hostname, worker.pid, worker.job_id
+        row.device, row.backends, row.queues = dict(worker.device), dict(worker.backends), list(worker.queues)
+        row.seen_at = now()
+        session.add(row)
+
+
+def forget(database: Database, worker_id: str) -> None:
+    """Take a worker that stops out of the fleet."""
+    with database.transaction() as session:
+        session.execute(delete(Worker).where(Worker.id == worker_id))
+
+
+def alive(session: Session, settings: Settings) -> list[Worker]:
+    """Return the workers heard of lately, in the order they started."""
+    oldest = now() - timedelta(seconds=settings.worker_timeout_s)
+    return list(session.scalars(select(Worker).where(Worker.seen_at >= oldest).order_by(Worker.started_at)))

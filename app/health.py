@@ -1,0 +1,112 @@
+"""Whether this process lives, whether it can serve, and what it has counted."""
+
+from typing import Any
+
+import redis
+import structlog
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from pydantic import BaseModel, ConfigDict
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.dependencies import DatabaseDep, SettingsDep, StoreDep
+from app.errors import ServiceError
+from app.fleet import service as fleet
+from app.jobs import service as jobs
+
+router = APIRouter(tags=["health"])
+log = structlog.get_logger()
+
+
+class Health(BaseModel):
+    """A process that answers."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"status": "ok"}]})
+
+    status: str
+
+
+class Readiness(BaseModel):
+    """Each thing the API needs: "ok" or what is wrong with it; and how many workers are alive."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"ready": True, "checks": {"database": "ok", "broker": "ok", "store": "ok"}, "workers": 1}]
+        }
+    )
+
+    ready: bool
+    checks: dict[str, str]
+    workers: int
+
+
+@router.get("/healthz", summary="Is the process alive?", response_model=Health)
+async def healthz() -> Any:
+    """Answers as long as the process does."""
+    return {"status": "ok"}
+
+
+@router.get(
+    "/readyz",
+    summary="Can requests be served?",
+    response_model=Readiness,
+    responses={503: {"model": Readiness, "description": "Something does not answer."}},
+)
+def readyz(request: Request, database: DatabaseDep, store: StoreDep, settings: SettingsDep) -> Response:
+    """Looks at the database, the broker and the store. No worker alive is no fault: jobs wait for one."""
+    checks = {"database": "ok", "broker": "ok", "store": "ok"}
+    workers = 0
+    try:
+        with database.reading() as session:
+            session.execute(text("SELECT 1"))
+            workers = len(fleet.alive(session, settings))
+    except SQLAlchemyError as error:
+        checks["database"] = _reason("database", error)
+    try:
+        request.app.state.announcer.ping()
+    except redis.RedisError as error:
+        checks["broker"] = _reason("broker", error)
+    try:
+        store.check()
+    except (ServiceError, OSError) as error:
+        checks["store"] = _reason("store", error)
+    ready = all(state == "ok" for state in checks.values())
+    return JSONResponse({"ready": ready, "checks": checks, "workers": workers}, 200 if ready else 503)
+
+
+@router.get(
+    "/metrics",
+    summary="Prometheus metrics",
+    response_class=PlainTextResponse,
+    responses={200: {"content": {"text/plain": {"example": 'enginesmith_jobs{kind="build",state="queued"} 2.0'}}}},
+)
+def metrics(request: Request, database: DatabaseDep, settings: SettingsDep) -> Response:
+    """This process's requests, and the jobs and workers of the whole service."""
+    with database.reading() as session:
+        counts = jobs.count_by_state(session)
+        workers = fleet.alive(session, settings)
+    job_gauge = GaugeMetricFamily("enginesmith_jobs", "Jobs by kind and state.", labels=["kind", "state"])
+    for (kind, state), count in sorted(counts.items()):
+        job_gauge.add_metric([kind, state], count)
+    worker_gauge = GaugeMetricFamily("enginesmith_workers", "Workers alive.", value=len(workers))
+    registry = request.app.state.metrics.registry
+    families = generate_latest(registry) + generate_latest(_Families([job_gauge, worker_gauge]))
+    return Response(families, media_type=CONTENT_TYPE_LATEST)
+
+
+def _reason(what: str, error: Exception) -> str:
+    log.warning("not ready", what=what, error=str(error))
+    return f"does not answer ({type(error).__name__}); see the log"
+
+
+class _Families:
+    """Metric families read at scrape time, in the shape `generate_latest` takes."""
+
+    def __init__(self, families: list[GaugeMetricFamily]) -> None:
+        self._families = families
+
+    def collect(self) -> list[GaugeMetricFamily]:
+        return self._families

@@ -1,0 +1,139 @@
+"""How a call that makes a job is answered: Idempotency-Key, Prefer: wait, 200 or 202.
+
+The wait happens on the event loop with no thread and no session held, so that many clients may wait
+while the threads go on answering others.
+"""
+
+import math
+import re
+import time
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from fastapi import Depends, Header, Request
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
+
+from app.database import Database
+from app.jobs import idempotency, service
+from app.jobs.notices import Listener, wait_for
+from app.jobs.schemas import JOB, JobAnswer, job_answer
+from app.jobs.service import Dispatch
+from app.jobs.state import FINAL
+from app.jobs.tables import Job
+
+LOOK_EVERY_S = 1.0  # however many notices are lost, a waiter looks at the row this often
+MAX_RETRY_AFTER_S = 30
+WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d+(?:\.\d+)?)", re.IGNORECASE)
+
+_HEADERS: dict[str, Any] = {
+    "Location": {"description": "The job.", "schema": {"type": "string"}},
+    "Retry-After": {"description": "Seconds until a look is worth while.", "schema": {"type": "integer"}},
+}
+JOB_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "model": JobAnswer,
+        "description": "The job is finished: an equal engine exists, or it ended within `Prefer: wait`.",
+        "content": {"application/json": {"example": JOB}},
+    },
+    202: {
+        "model": JobAnswer,
+        "description": "The job is queued.",
+        "headers": _HEADERS,
+        "content": {
+            "application/json": {
+                "example": JOB
+                | {"state": "queued", "result": None, "attempt": 0, "started_at": None, "finished_at": None}
+            }
+        },
+    },
+}
+
+
+class Submit:
+    """Makes the job of one request and answers it."""
+
+    def __init__(self, request: Request, key: str | None, prefer: str | None, body: bytes) -> None:
+        state = request.app.state
+        self._database: Database = state.database
+        self._dispatch: Dispatch = state.dispatch
+        self._listener: Listener = state.listener
+        self._key = key
+        self._digest = idempotency.request_digest(request.method, request.url.path, body)
+        self._wait_s = min(wait_seconds(prefer), state.settings.max_prefer_wait_s)
+
+    async def __call__(self, make: Callable[[Session], Job]) -> JSONResponse:
+        """Make the job in a transaction of its own, wait as long as the client prefers, and answer."""
+        job = await run_in_threadpool(self._make, make)
+        if self._wait_s and job.state not in FINAL:
+            job = await self._finished(job.id)
+        return _response(job, self._wait_s)
+
+    def _make(self, make: Callable[[Session], Job]) -> JobAnswer:
+        try:
+            return self._make_once(make)
+        except IntegrityError:
+            if self._key is None:
+                raise
+            return self._make_once(make)  # a twin with the same key was faster: its job is there now
+
+    def _make_once(self, make: Callable[[Session], Job]) -> JobAnswer:
+        with self._database.transaction() as session:
+            service.bind_dispatch(session, self._dispatch)
+            earlier = idempotency.earlier_job(session, self._key, self._digest) if self._key is not None else None
+            if earlier is not None:
+                return job_answer(service.get_job(session, earlier))
+            job = make(session)
+            if self._key is not None:
+                idempotency.remember(session, self._key, self._digest, job.id)
+            return job_answer(job)
+
+    async def _finished(self, job_id: str) -> JobAnswer:
+        """Return the job once it has ended, or as it is when the time is up."""
+        deadline = time.monotonic() + self._wait_s
+        async with self._listener.watching(job_id) as changed:
+            while True:
+                changed.clear()
+                job = await run_in_threadpool(self._read, job_id)
+                left = deadline - time.monotonic()
+                if job.state in FINAL or left <= 0:
+                    return job
+                await wait_for(changed, min(left, LOOK_EVERY_S))
+
+    def _read(self, job_id: str) -> JobAnswer:
+        with self._database.reading() as session:
+            return job_answer(service.get_job(session, job_id))
+
+
+async def _submit(
+    request: Request,
+    idempotency_key: Annotated[
+        str | None,
+        Header(description="A key of your choice: sent again, it gives the same job instead of a second one."),
+    ] = None,
+    prefer: Annotated[
+        str | None, Header(description="`wait=SECONDS`: answer with the finished job if it ends in time.")
+    ] = None,
+) -> Submit:
+    return Submit(request, idempotency_key, prefer, await request.body())
+
+
+SubmitDep = Annotated[Submit, Depends(_submit)]
+
+
+def wait_seconds(prefer: str | None) -> float:
+    """Return the seconds of a Prefer header's `wait` (RFC 7240, 4.3), 0 where it has none."""
+    found = WAIT.search(prefer or "")
+    return float(found[1]) if found else 0.0
+
+
+def _response(job: JobAnswer, wait_s: float) -> JSONResponse:
+    headers = {"Location": f"/v1/jobs/{job.id}"}
+    if wait_s:
+        headers["Preference-Applied"] = f"wait={wait_s:g}"
+    if job.state in FINAL:
+        return JSONResponse(job.model_dump(mode="json"), 200, headers)
+    headers["Retry-After"] = str(min(MAX_RETRY_AFTER_S, max(1, math.ceil(job.progress.eta_s or 1))))
+    return JSONResponse(job.model_dump(mode="json"), 202, headers)

@@ -1,0 +1,61 @@
+"""What happened to a job, numbered from 1 without a gap.
+
+The number is taken from the job's own row by the transaction that writes the event, so the row lock
+orders concurrent writers and a rolled-back transaction leaves no hole.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import insert, select, update
+from sqlalchemy.orm import Session
+
+from app.database import now
+from app.errors import NotFound
+from app.jobs.tables import Job, JobEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something to be told about a job: `type` is a stable word, `data` is JSON."""
+
+    type: str
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+def append(session: Session, job_id: str, type: str, data: dict[str, Any]) -> int:  # noqa: A002 - the column's name
+    """Write one event and return its number; raises NotFound "job_not_found"."""
+    statement = (
+        update(Job)
+        .where(Job.id == job_id)
+        .values(last_event=Job.last_event + 1)
+        .returning(Job.last_event)
+        .execution_options(synchronize_session=False)
+    )
+    last = session.execute(statement).scalar_one_or_none()
+    if last is None:
+        raise NotFound(f"There is no job {job_id!r}; GET /v1/jobs lists them.", code="job_not_found")
+    write(session, job_id, last, [Event(type, data)])
+    return last
+
+
+def write(session: Session, job_id: str, last: int, events: Sequence[Event]) -> None:
+    """Insert events for which the caller's own UPDATE of the job moved `last_event` up to `last`."""
+    if not events:
+        return
+    first = last - len(events) + 1
+    at = now()
+    rows = [
+        {"job_id": job_id, "seq": first + index, "type": event.type, "data": event.data, "at": at}
+        for index, event in enumerate(events)
+    ]
+    session.execute(insert(JobEvent), rows)
+
+
+def list(session: Session, job_id: str, after: int = 0, limit: int = 50) -> Sequence[JobEvent]:  # noqa: A001 - read as events.list
+    """Return up to `limit` events with a number above `after`, in order."""
+    statement = (
+        select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.seq > after).order_by(JobEvent.seq).limit(limit)
+    )
+    return session.scalars(statement).all()

@@ -1,0 +1,42 @@
+"""A client's Idempotency-Key: the same key and request give the same job, however often they are sent."""
+
+import hashlib
+import json
+
+from sqlalchemy.orm import Session
+
+from app.errors import Invalid
+from app.jobs.tables import IdempotencyKey
+
+MAX_KEY = 255
+
+
+def request_digest(method: str, path: str, body: bytes) -> str:
+    """Return what tells one request from another; the order of JSON keys does not count."""
+    try:
+        canonical = json.dumps(json.loads(body), sort_keys=True) if body else ""
+    except ValueError:
+        canonical = body.hex()
+    return hashlib.sha256("\n".join((method, path, canonical)).encode()).hexdigest()
+
+
+def earlier_job(session: Session, key: str, digest: str) -> str | None:
+    """Return the job a key already made; Invalid where that was another request."""
+    if not 0 < len(key) <= MAX_KEY:
+        raise Invalid(f"An Idempotency-Key has 1 to {MAX_KEY} characters.", code="bad_idempotency_key")
+    row = session.get(IdempotencyKey, key)
+    if row is None:
+        return None
+    if row.request_digest != digest:
+        raise Invalid(
+            "This Idempotency-Key was sent with another request before. Send a new key with a new request; "
+            "repeat a key only to repeat the very same request.",
+            code="idempotency_key_reused",
+        )
+    return row.job_id
+
+
+def remember(session: Session, key: str, digest: str, job_id: str) -> None:
+    """Tie a key to the job it made; a concurrent twin fails on the primary key at flush."""
+    session.add(IdempotencyKey(key=key, request_digest=digest, job_id=job_id))
+    session.flush()

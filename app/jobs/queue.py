@@ -1,0 +1,63 @@
+"""Job ids on their way to the workers.
+
+A message is a hint: it carries a job's id and nothing else. One that is lost is sent again by the
+sweep, one that comes twice finds the job claimed.
+"""
+
+from functools import cached_property
+from urllib.parse import urlsplit
+
+import structlog
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+TASK = "enginesmith.run_job"
+SOCKET_TIMEOUT_S = 3.0
+log = structlog.get_logger()
+
+
+def queue_of(backend: str) -> str:
+    """Return the name of the queue whose workers have this backend."""
+    return f"enginesmith.{backend}"
+
+
+def redis_url(broker_url: str) -> str:
+    """Return the broker's URL in redis-py's words, which calls a socket unix:// where Celery says redis+socket://."""
+    parts = urlsplit(broker_url)
+    return f"unix://{parts.path}" if parts.scheme == "redis+socket" else broker_url
+
+
+class JobQueue:
+    """The sending end of the broker."""
+
+    def __init__(self, broker_url: str) -> None:
+        self.broker_url = broker_url
+
+    def send(self, job_id: str, queue: str) -> bool:
+        """Tell the workers of a queue about a job; False where the broker does not answer."""
+        try:
+            self._celery.send_task(TASK, args=[job_id], queue=queue, retry=False, ignore_result=True)
+        except (OperationalError, OSError) as error:
+            log.warning("job not sent; the sweep will send it", job_id=job_id, error=str(error))
+            return False
+        return True
+
+    def close(self) -> None:
+        """Close the connections to the broker."""
+        if "_celery" in self.__dict__:
+            self._celery.close()
+
+    @cached_property
+    def _celery(self) -> Celery:
+        app = Celery("enginesmith", broker=self.broker_url, set_as_current=False)
+        app.conf.update(
+            broker_transport_options={
+                "socket_connect_timeout": SOCKET_TIMEOUT_S,
+                "socket_timeout": SOCKET_TIMEOUT_S,
+                "max_retries": 0,
+            },
+            task_serializer="json",
+            accept_content=["json"],
+            task_ignore_result=True,
+        )
+        return app

@@ -1,0 +1,84 @@
+"""Jobs as clients see them."""
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.jobs import service
+from app.jobs.tables import Job
+
+JOB: dict[str, Any] = {
+    "id": "019c2a3e-7c1e-7d3a-9a44-0f6c5b0f8f11",
+    "kind": "build",
+    "state": "succeeded",
+    "model": "minilm",
+    "attempt": 1,
+    "progress": {"phase": "publish", "step": 4, "total": 4, "eta_s": None},
+    "result": {"engine": 1, "reused": False, "method": "build"},
+    "error": None,
+    "created_at": "2026-11-22T10:00:00Z",
+    "started_at": "2026-11-22T10:00:00.010Z",
+    "finished_at": "2026-11-22T10:00:01.250Z",
+}
+EVENT: dict[str, Any] = {
+    "seq": 3,
+    "type": "log",
+    "data": {"lines": ["optimised 412 nodes"]},
+    "at": "2026-11-22T10:00:00.500Z",
+}
+
+
+class ProgressAnswer(BaseModel):
+    """Where a job is; `eta_s` is the time it is likely to need yet, in seconds, from earlier jobs of its kind."""
+
+    phase: str | None
+    step: int | None
+    total: int | None
+    eta_s: float | None
+
+
+class JobAnswer(BaseModel):
+    """One queued piece of work and what became of it."""
+
+    model_config = ConfigDict(from_attributes=True, json_schema_extra={"examples": [JOB]})
+
+    id: str
+    kind: str = Field(description="build, refit, run or verify.")
+    state: str = Field(description="queued, running, canceling, succeeded, failed or canceled.")
+    model: str
+    attempt: int = Field(description="How often it was started.")
+    progress: ProgressAnswer
+    result: dict[str, Any] | None
+    error: dict[str, Any] | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+class EventAnswer(BaseModel):
+    """Something that happened to a job; `seq` counts from 1 without a gap."""
+
+    model_config = ConfigDict(from_attributes=True, json_schema_extra={"examples": [EVENT]})
+
+    seq: int
+    type: str
+    data: dict[str, Any]
+    at: datetime
+
+
+def job_answer(job: Job) -> JobAnswer:
+    """Return a job as a client sees it."""
+    return JobAnswer(
+        id=job.id,
+        kind=job.kind,
+        state=job.state,
+        model=job.model,
+        attempt=job.attempt,
+        progress=ProgressAnswer(phase=job.phase, step=job.step, total=job.total, eta_s=service.eta_seconds(job)),
+        result=job.result,
+        error=job.error,
+        created_at=job.created_at,
+        started_at=job.started_at,
+        finished_at=job.finished_at,
+    )

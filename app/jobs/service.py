@@ -1,0 +1,166 @@
+"""Jobs: made here, sent once committed, read, canceled."""
+
+import secrets
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Select, func, select
+from sqlalchemy.orm import Session
+
+from app.database import after_commit, now
+from app.errors import NotFound
+from app.jobs import events, lease
+from app.jobs.queue import JobQueue
+from app.jobs.state import State
+from app.jobs.tables import Job
+from app.pagination import PageQuery, Rows, list_rows
+from app.registry.tables import Model
+
+HISTORY = 5  # earlier jobs that say how long the next one takes
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """How a new or changed job is made known."""
+
+    queue: JobQueue
+    announce: Callable[[str], None]
+
+
+def bind_dispatch(session: Session, dispatch: Dispatch) -> None:
+    """Say how jobs made in this session are sent once it is committed."""
+    session.info["dispatch"] = dispatch
+
+
+def create(session: Session, *, kind: str, model_id: int, queue: str, request: Mapping[str, Any]) -> Job:
+    """Queue a job; its id goes to the workers after the commit."""
+    job = Job(
+        id=new_id(),
+        kind=kind,
+        model_id=model_id,
+        model=_model_name(session, model_id),
+        queue=queue,
+        request=dict(request),
+        expected_s=_expected_seconds(session, kind, model_id),
+        sent_at=now(),
+    )
+    session.add(job)
+    session.flush()
+    events.append(session, job.id, "queued", {"queue": queue})
+    dispatch: Dispatch | None = session.info.get("dispatch")
+    if dispatch is not None:
+        after_commit(session, lambda: _send(dispatch, job.id, queue))
+    return job
+
+
+def create_finished(
+    session: Session,
+    *,
+    kind: str,
+    model_id: int,
+    queue: str,
+    request: Mapping[str, Any],
+    result: Mapping[str, Any],
+) -> Job:
+    """Record a job whose result is there already."""
+    moment = now()
+    job = Job(
+        id=new_id(),
+        kind=kind,
+        state=State.SUCCEEDED,
+        model_id=model_id,
+        model=_model_name(session, model_id),
+        queue=queue,
+        request=dict(request),
+        result=dict(result),
+        created_at=moment,
+        started_at=moment,
+        finished_at=moment,
+    )
+    session.add(job)
+    session.flush()
+    events.append(session, job.id, "succeeded", {"result": dict(result)})
+    return job
+
+
+def get_job(session: Session, job_id: str) -> Job:
+    """Return a job; NotFound."""
+    job = session.get(Job, job_id)
+    if job is None:
+        raise NotFound(
+            f"There is no job '{job_id}'. List jobs with GET /v1/jobs.",
+            code="job_not_found",
+        )
+    return job
+
+
+def list_jobs(
+    session: Session, page: PageQuery, *, model_id: int | None, state: str | None, kind: str | None
+) -> Rows[Job]:
+    """Return one page of jobs, newest first."""
+    statement: Select[Job] = select(Job)
+    filters = {Job.model_id: model_id, Job.state: state, Job.kind: kind}
+    for column, value in filters.items():
+        if value is not None:
+            statement = statement.where(column == value)
+    return list_rows(session, statement, Job.id, page)
+
+
+def count_by_state(session: Session) -> dict[tuple[str, str], int]:
+    """Return how many jobs there are by (kind, state)."""
+    rows = session.execute(select(Job.kind, Job.state, func.count()).group_by(Job.kind, Job.state))
+    return {(kind, state): count for kind, state, count in rows}
+
+
+def new_id() -> str:
+    """Return a UUID version 7 (RFC 9562, 5.7): milliseconds since 1970, then 74 random bits."""
+    value = time.time_ns() // 1_000_000 << 80 | secrets.randbits(80)
+    value = value & ~(0xF << 76) | 0x7 << 76
+    value = value & ~(0x3 << 62) | 0x2 << 62
+    return str(UUID(int=value))
+
+
+def eta_seconds(job: Job) -> float | None:
+    """Return how long a job is likely to need yet, from the median of earlier ones; None where nobody knows."""
+    if job.expected_s is None or job.finished_at is not None:
+        return None
+    elapsed = (now() - job.started_at) if job.started_at else timedelta()
+    return round(max(0.0, job.expected_s - elapsed.total_seconds()), 3)
+
+
+def request_cancel(session: Session, job_id: str) -> Job:
+    """Ask a job to stop: at once where it is queued, through its worker where it runs; a finished one stays."""
+    job = get_job(session, job_id)
+    dispatch: Dispatch | None = session.info.get("dispatch")
+    lease.request_cancel(session, job_id, notify=dispatch.announce if dispatch else None)
+    session.refresh(job)
+    return job
+
+
+def _model_name(session: Session, model_id: int) -> str:
+    return session.scalars(select(Model.name).where(Model.id == model_id)).one()
+
+
+def _send(dispatch: Dispatch, job_id: str, queue: str) -> None:
+    dispatch.queue.send(job_id, queue)
+    dispatch.announce(job_id)
+
+
+def _expected_seconds(session: Session, kind: str, model_id: int) -> float | None:
+    statement = (
+        select(Job.started_at, Job.finished_at)
+        .where(Job.model_id == model_id, Job.kind == kind, Job.state == State.SUCCEEDED, Job.attempt > 0)
+        .order_by(Job.id.desc())
+        .limit(HISTORY)
+    )
+    seconds = [
+        (finished - started).total_seconds()
+        for started, finished in session.execute(statement)
+        if started is not None and finished is not None
+    ]
+    return statistics.median(seconds) if seconds else None

@@ -1,0 +1,148 @@
+"""Jobs that fell through: leases that ran out, and messages the broker lost.
+
+Any number of workers may sweep at once: each statement is guarded, so one of them moves a job.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Protocol
+
+import redis
+import structlog
+from sqlalchemy import ColumnElement, Row, or_, select, update
+
+from app.database import Database, now
+from app.jobs.events import Event
+from app.jobs.lease import JobError
+from app.jobs.queue import redis_url
+from app.jobs.state import HELD, State
+from app.jobs.tables import Job
+from app.jobs.transition import Notify, ended, requeued, tell, write
+from app.settings import Settings
+
+BATCH = 200  # jobs moved by one sweep, so that none holds the database for long
+SOCKET_TIMEOUT_S = 3.0
+log = structlog.get_logger(__name__)
+
+
+class Sender(Protocol):
+    """The sending end of the broker."""
+
+    def send(self, job_id: str, queue: str) -> object:
+        """Tell the workers of a queue about a job."""
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """How many jobs one sweep moved."""
+
+    requeued: int = 0
+    failed: int = 0
+    canceled: int = 0
+    sent: int = 0
+
+
+class Backlog:
+    """How many messages of a queue wait in the broker: while some do, nothing shows that any was lost."""
+
+    def __init__(self, broker_url: str) -> None:
+        self._client = redis.Redis.from_url(
+            redis_url(broker_url), socket_timeout=SOCKET_TIMEOUT_S, socket_connect_timeout=SOCKET_TIMEOUT_S
+        )
+
+    def __call__(self, queue: str) -> int:
+        """Return the number of waiting messages; raises redis.RedisError."""
+        return int(self._client.llen(queue))
+
+
+def sweep(
+    database: Database,
+    queue: Sender,
+    settings: Settings,
+    *,
+    queues: Sequence[str],
+    backlog: Callable[[str], int],
+    resend_after_s: float,
+    notify: Notify | None = None,
+) -> Swept:
+    """Take back jobs whose lease ran out, and send those of `queues` that no worker has heard of.
+
+    A job is sent where it never was, or where it was sent `resend_after_s` ago and its queue is empty in
+    the broker: a long queue is not sent again and again. Raises redis.RedisError where the broker is down.
+    """
+    moved = Counter(_take_back(database, row, settings, notify) for row in _expired(database))
+    sent = sum(_send_unsent(database, queue, name, backlog, resend_after_s) for name in queues)
+    return Swept(moved[State.QUEUED], moved[State.FAILED], moved[State.CANCELED], sent)
+
+
+def _expired(database: Database) -> Sequence[Row[str, str, int, int, str | None]]:
+    statement = (
+        select(Job.id, Job.state, Job.fence, Job.attempt, Job.worker)
+        .where(Job.state.in_(HELD), Job.lease_until < now())
+        .order_by(Job.lease_until)
+        .limit(BATCH)
+    )
+    with database.reading() as session:
+        return session.execute(statement).all()
+
+
+def _take_back(
+    database: Database, row: Row[str, str, int, int, str | None], settings: Settings, notify: Notify | None
+) -> State | None:
+    """Move one job whose lease ran out; None where its worker renewed it, or another sweep was first."""
+    told = [Event("lease_expired", {"worker": row.worker, "attempt": row.attempt})]
+    if row.state == State.CANCELING:
+        values = ended(State.CANCELED)
+        told.append(Event("canceled"))
+    elif row.attempt >= settings.max_attempts:
+        error = _worker_lost(row.worker, row.attempt).to_json()
+        values = ended(State.FAILED) | {"error": error}
+        told.append(Event("failed", {"error": error}))
+    else:
+        values = requeued()
+    with database.transaction() as session:
+        guards = (Job.fence == row.fence, Job.lease_until < now())
+        moved = write(session, row.id, (State(row.state),), *guards, values=values, told=told)
+        if moved is not None:
+            tell(session, notify, row.id)
+            log.warning("lease expired", job_id=row.id, worker=row.worker, attempt=row.attempt, state=moved)
+    return moved
+
+
+def _worker_lost(worker: str | None, attempt: int) -> JobError:
+    return JobError(
+        "worker_lost",
+        f"The worker was lost in each of {attempt} attempts, the last time {worker!r}. "
+        "Look in that worker's log for what ended it (often memory), then post the job again.",
+    )
+
+
+def _send_unsent(
+    database: Database, queue: Sender, name: str, backlog: Callable[[str], int], resend_after_s: float
+) -> int:
+    overdue = _overdue(resend_after_s) if backlog(name) == 0 else Job.sent_at.is_(None)
+    unsent = (
+        select(Job.id)
+        .where(Job.state == State.QUEUED, Job.queue == name, overdue)
+        .order_by(Job.id)
+        .limit(BATCH)
+        .with_for_update(skip_locked=True)
+    )
+    statement = (
+        update(Job)
+        .where(Job.id.in_(unsent), Job.state == State.QUEUED, overdue)
+        .values(sent_at=now())
+        .returning(Job.id)
+        .execution_options(synchronize_session=False)
+    )
+    with database.transaction() as session:
+        ids = sorted(session.scalars(statement))
+    for job_id in ids:
+        queue.send(job_id, name)
+    return len(ids)
+
+
+def _overdue(resend_after_s: float) -> ColumnElement[bool]:
+    return or_(Job.sent_at.is_(None), Job.sent_at < now() - timedelta(seconds=resend_after_s))

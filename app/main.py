@@ -1,0 +1,81 @@
+"""The API's composition root."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
+from prometheus_client import CollectorRegistry
+
+from app import health, problems
+from app.artifacts.router import router as artifacts_router
+from app.artifacts.store import open_store
+from app.bindings.router import router as bindings_router
+from app.database import Database
+from app.definitions.router import router as definitions_router
+from app.engines.router import router as engines_router
+from app.fleet.router import router as fleet_router
+from app.jobs.notices import Announcer, Listener
+from app.jobs.queue import JobQueue, redis_url
+from app.jobs.router import router as jobs_router
+from app.jobs.service import Dispatch
+from app.observability import Metrics, RequestObserver
+from app.registry.router import router as registry_router
+from app.settings import Settings
+from app.weights.router import router as weights_router
+
+ROUTERS = (
+    registry_router,
+    artifacts_router,
+    definitions_router,
+    weights_router,
+    bindings_router,
+    engines_router,
+    jobs_router,
+    fleet_router,
+)
+DESCRIPTION = """
+Turns trained weights into inference engines and keeps them current: register a model **definition**, upload
+**weight versions**, **build** an engine from both, and **refit** it whenever there are newer weights.
+""".strip()
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Build the API; nothing is connected before it starts."""
+    app: FastAPI = FastAPIOffline(
+        redoc_url=None,
+        title="Enginesmith",
+        version=version("enginesmith"),
+        description=DESCRIPTION,
+        lifespan=_lifespan,
+        max_body_size=settings.max_json_bytes,
+    )
+    _compose(app, settings)
+    problems.install(app)
+    app.add_middleware(RequestObserver, metrics=app.state.metrics)
+    app.include_router(health.router)
+    for router in ROUTERS:
+        app.include_router(router, prefix="/v1")
+    return app
+
+
+def _compose(app: FastAPI, settings: Settings) -> None:
+    state = app.state
+    url = redis_url(settings.broker_url)
+    state.settings = settings
+    state.database = Database(settings.database)
+    state.store = open_store(settings)
+    state.announcer = Announcer(url)
+    state.listener = Listener(url)
+    state.dispatch = Dispatch(JobQueue(settings.broker_url), state.announcer)
+    state.metrics = Metrics(CollectorRegistry())
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async with app.state.listener.running():
+        yield
+    app.state.dispatch.queue.close()
+    app.state.announcer.close()
+    app.state.database.dispose()

@@ -1,0 +1,145 @@
+"""Every error as application/problem+json (RFC 9457)."""
+
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict
+from starlette.exceptions import HTTPException
+
+from app.errors import FieldError, Invalid, ServiceError
+from app.observability import request_id
+
+MEDIA_TYPE = "application/problem+json"
+log = structlog.get_logger()
+
+
+class Fault(BaseModel):
+    """One fault in the request; `pointer` is a JSON Pointer into the body."""
+
+    pointer: str
+    detail: str
+
+
+class Problem(BaseModel):
+    """What went wrong and what to do about it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "type": "about:blank",
+                    "title": "Not found",
+                    "status": 404,
+                    "detail": "There is no model 'minilm'. Register it with POST /v1/models, or list what there is "
+                    "with GET /v1/models.",
+                    "code": "model_not_found",
+                    "request_id": "01a2b3c4d5e6",
+                    "errors": [],
+                }
+            ]
+        }
+    )
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str
+    errors: list[Fault] = []
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Document error answers for `responses=`: `problems(404, 422)`."""
+    return {
+        status: {"model": Problem, "description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {}}}
+        for status in statuses
+    }
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of this application as a problem."""
+    app.add_exception_handler(ServiceError, _service_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _unexpected_error)
+
+
+def problem_response(
+    status: int,
+    title: str,
+    detail: str,
+    code: str,
+    *,
+    errors: Sequence[FieldError] = (),
+    headers: dict[str, str] | None = None,
+) -> JSONResponse:
+    """Build the answer for one error."""
+    problem = Problem(
+        title=title,
+        status=status,
+        detail=detail,
+        code=code,
+        request_id=request_id(),
+        errors=[Fault(pointer=error.pointer, detail=error.detail) for error in errors],
+    )
+    return JSONResponse(problem.model_dump(), status, headers, media_type=MEDIA_TYPE)
+
+
+async def _service_error(_request: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, ServiceError):
+        raise error
+    headers = {"Retry-After": "1"} if error.status == HTTPStatus.SERVICE_UNAVAILABLE else None
+    return problem_response(error.status, error.title, error.detail, error.code, errors=error.errors, headers=headers)
+
+
+async def _validation_error(_request: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, RequestValidationError):
+        raise error
+    errors = [FieldError(_pointer(fault["loc"]), str(fault["msg"])) for fault in error.errors()]
+    detail = "; ".join(f"{fault.pointer or '/'}: {fault.detail}" for fault in errors)
+    return problem_response(
+        422,
+        Invalid.title,
+        f"The request does not fit the schema: {detail}. See /docs for the fields of this call.",
+        "invalid_request",
+        errors=errors,
+    )
+
+
+def _pointer(location: Sequence[str | int]) -> str:
+    """Return a JSON Pointer for a body field; a query, path or header field keeps its place as the first part."""
+    parts = location[1:] if location and location[0] == "body" else location
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
+
+
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, HTTPException):
+        raise error
+    phrase = HTTPStatus(error.status_code).phrase
+    remedies = {
+        404: f"There is nothing at {request.url.path}. GET /docs lists every call.",
+        405: f"{request.url.path} does not take {request.method}. GET /docs lists every call.",
+        413: "The body is larger than this call takes. Upload large content with PUT /v1/blobs/<digest> "
+        "and name its digest.",
+    }
+    detail = remedies.get(error.status_code, str(error.detail))
+    code = phrase.lower().replace(" ", "_").replace("-", "_")
+    return problem_response(
+        error.status_code, phrase, detail, code, headers=dict(error.headers) if error.headers else None
+    )
+
+
+async def _unexpected_error(_request: Request, error: Exception) -> JSONResponse:
+    log.error("request failed", exc_info=error)
+    return problem_response(
+        500,
+        ServiceError.title,
+        f"This is a fault of the service, not of your request. Its log tells more under request id {request_id()}.",
+        ServiceError.code,
+    )

@@ -1,0 +1,75 @@
+"""Models and aliases as clients see them."""
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,127}$")]
+Label = Annotated[str, StringConstraints(max_length=256)]
+
+MODEL: dict[str, Any] = {
+    "name": "minilm",
+    "description": "Sentence embeddings",
+    "labels": {"team": "search"},
+    "created_at": "2026-11-22T10:00:00Z",
+}
+ALIAS: dict[str, Any] = {"alias": "production", "engine": 2, "revision": 3, "updated_at": "2026-11-22T10:00:00Z"}
+
+
+class ModelRequest(BaseModel):
+    """A model to register; names are lower-case letters, digits, '.', '_' and '-'."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"name": "minilm", "description": "Sentence embeddings", "labels": {"team": "search"}}]
+        },
+    )
+
+    name: Name
+    description: str = Field("", max_length=4096)
+    labels: dict[Label, Label] = Field({}, max_length=64)
+
+
+class ModelAnswer(BaseModel):
+    """A registered model."""
+
+    model_config = ConfigDict(from_attributes=True, json_schema_extra={"examples": [MODEL]})
+
+    name: str
+    description: str
+    labels: dict[str, str]
+    created_at: datetime
+
+
+class AliasRequest(BaseModel):
+    """Where an alias shall point."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"engine": 2}]})
+
+    engine: int = Field(ge=1)
+
+
+class AliasAnswer(BaseModel):
+    """Where an alias points; its ETag is the quoted revision."""
+
+    model_config = ConfigDict(from_attributes=True, json_schema_extra={"examples": [ALIAS]})
+
+    alias: str = Field(validation_alias="name")
+    engine: int
+    revision: int
+    updated_at: datetime
+
+
+class AliasMoveAnswer(BaseModel):
+    """One step of an alias's history; `engine` is null where the alias was deleted."""
+
+    model_config = ConfigDict(
+        from_attributes=True,
+        json_schema_extra={"examples": [{"engine": 2, "revision": 3, "moved_at": "2026-11-22T10:00:00Z"}]},
+    )
+
+    engine: int | None
+    revision: int
+    moved_at: datetime

@@ -1,0 +1,109 @@
+"""One supervised process."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from app.serve.log_file import LogFile
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class Child:
+    """A program with its own session and log, that never outlives this process.
+
+    Its own session keeps a terminal's Ctrl-C from it: the supervisor stops its children in their order.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        logs: Path,
+        grace_s: float,
+        descriptors: Sequence[int] = (),
+    ) -> None:
+        self.name = name
+        self.log = LogFile(logs / f"{name}.log")
+        self.grace_s = grace_s
+        self._arguments = arguments
+        self._environment = environment
+        self._descriptors = descriptors
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The process id while it runs."""
+        return self._process.pid if self._process else None
+
+    def start(self) -> None:
+        """Start the program; OSError where there is no such program."""
+        log = self.log.open()
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 - our own programs
+                self._arguments,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=self._descriptors,
+                start_new_session=True,
+                preexec_fn=_ends_with(os.getpid()),  # noqa: PLW1509 - this process has one thread
+            )
+        finally:
+            os.close(log)
+
+    def ended(self) -> int | None:
+        """Return the exit status once the program has ended, negative for a signal; its descendants go with it."""
+        if self._process is None:
+            return None
+        status = self._process.poll()
+        if status is not None:
+            self._signal_session(signal.SIGKILL)
+            self._process = None
+        return status
+
+    def terminate(self) -> None:
+        """Ask the program to end."""
+        if self._process is not None:
+            self._process.terminate()
+
+    def kill(self) -> None:
+        """End the program and its descendants at once."""
+        if self._process is not None:
+            self._signal_session(signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    def _signal_session(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
+
+
+def _ends_with(parent: int) -> Callable[[], None] | None:
+    """Return what makes a new process be killed when `parent` dies, by whatever cause; only Linux has it."""
+    if sys.platform != "linux":
+        return None
+    prctl = ctypes.CDLL(None).prctl
+
+    def prepare() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before the line above
+            os._exit(1)
+
+    return prepare
+
+
+def describe(status: int) -> str:
+    """Say how a process ended."""
+    if status >= 0:
+        return f"exited with status {status}"
+    return f"was killed by {signal.Signals(-status).name}"

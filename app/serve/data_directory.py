@@ -1,0 +1,85 @@
+"""The directory that belongs to one running service at a time."""
+
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Self
+
+from app.serve.errors import CannotStart
+
+RUNTIME_PREFIX = "enginesmith-"
+
+
+class DataDirectory:
+    """A data directory held under a lock, and the short-lived runtime directory that goes with it.
+
+    The lock is the kernel's (flock), so it ends with the process however that dies. Its file names the
+    holder and its runtime directory, which the next holder removes if it was left behind. The runtime
+    directory is not inside the data directory because a socket's path has at most 108 bytes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Create and lock the directory; raises CannotStart "data_dir_unwritable" or "data_dir_in_use"."""
+        self.path = path.absolute()
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.logs.mkdir(exist_ok=True)
+            self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise CannotStart(
+                "data_dir_unwritable",
+                f"Cannot write to the data directory {self.path}: {error.strerror}. Choose another with --data-dir, "
+                "or make it a directory that your user may write to.",
+            ) from error
+        self._take_lock()
+        self._remove_left_behind()
+        self.runtime = Path(tempfile.mkdtemp(prefix=RUNTIME_PREFIX))
+        self._write_holder({"pid": os.getpid(), "runtime": str(self.runtime)})
+
+    @property
+    def logs(self) -> Path:
+        """Where the children's logs lie."""
+        return self.path / "logs"
+
+    def close(self) -> None:
+        """Remove the runtime directory and give the lock back."""
+        shutil.rmtree(self.runtime, ignore_errors=True)
+        self._write_holder({})
+        os.close(self._lock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _take_lock(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = self._read_holder().get("pid", "unknown")
+            os.close(self._lock)
+            raise CannotStart(
+                "data_dir_in_use",
+                f"The data directory {self.path} is in use by the Enginesmith with process id {holder}. Stop that one, "
+                "or choose another directory with --data-dir.",
+            ) from error
+
+    def _remove_left_behind(self) -> None:
+        runtime = Path(str(self._read_holder().get("runtime", "")))
+        if runtime.name.startswith(RUNTIME_PREFIX) and runtime.parent == Path(tempfile.gettempdir()):
+            shutil.rmtree(runtime, ignore_errors=True)
+
+    def _read_holder(self) -> dict[str, object]:
+        try:
+            holder = json.loads(os.pread(self._lock, 4096, 0) or b"{}")
+        except ValueError:
+            return {}
+        return holder if isinstance(holder, dict) else {}
+
+    def _write_holder(self, holder: dict[str, object]) -> None:
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, json.dumps(holder).encode(), 0)

@@ -1,0 +1,40 @@
+"""Health checks for containers."""
+
+import http.client
+import socket
+from urllib.parse import urlsplit
+
+from app.database import Database
+from app.fleet import service as fleet
+from app.serve.errors import CannotStart
+from app.settings import Settings
+
+TIMEOUT_S = 5.0
+
+
+def check_api(url: str) -> None:
+    """Ask an API whether it lives; CannotStart "unhealthy" if not."""
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=TIMEOUT_S)
+    try:
+        connection.request("GET", "/healthz")
+        status = connection.getresponse().status
+    except (OSError, http.client.HTTPException) as error:
+        raise CannotStart("unhealthy", f"{url}/healthz does not answer: {error}. See the log of the API.") from error
+    finally:
+        connection.close()
+    if status != http.client.OK:
+        raise CannotStart("unhealthy", f"{url}/healthz answers {status}. See the log of the API.")
+
+
+def check_worker(settings: Settings) -> None:
+    """Look for a worker of this host that reported lately; CannotStart "unhealthy" if there is none."""
+    database = Database(settings.database)
+    try:
+        with database.reading() as session:
+            alive = {worker.hostname for worker in fleet.alive(session, settings)}
+    finally:
+        database.dispose()
+    if socket.gethostname() not in alive:
+        raise CannotStart(
+            "unhealthy", f"No worker of this host reported in the last {settings.worker_timeout_s:.0f} s. See its log."
+        )

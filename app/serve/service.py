@@ -1,0 +1,76 @@
+"""`enginesmith serve`: what an embedded service consists of, and when it is ready."""
+
+import http.client
+import json
+import socket
+from pathlib import Path
+
+import typer
+
+from app.serve import programs
+from app.serve.data_directory import DataDirectory
+from app.serve.listening import listen, url_of
+from app.serve.signals import Signals, StopRequested
+from app.serve.supervisor import Supervisor, notice
+from app.settings import Settings
+
+
+def serve(settings: Settings, host: str, port: int, *, allow_anonymous: bool) -> int:
+    """Run the service until a signal stops it; returns the exit status, 0 where everything ended by itself.
+
+    Raises CannotStart where it cannot start, or cannot go on because a child keeps dying.
+    """
+    with (
+        DataDirectory(settings.data_dir) as data,
+        listen(host, port, allow_anonymous=allow_anonymous) as listener,
+        Signals() as signals,
+    ):
+        supervisor = Supervisor(data.logs, signals)
+        try:
+            notice(f"Starting; the logs are in {data.logs}")
+            _start(supervisor, settings, data, listener)
+            typer.echo(f"Enginesmith is ready at {url_of(listener)} (data in {data.path})")
+            supervisor.watch()
+        except StopRequested:
+            return supervisor.stop()
+        finally:
+            supervisor.kill()
+
+
+def _start(supervisor: Supervisor, settings: Settings, data: DataDirectory, listener: socket.socket) -> None:
+    environment = programs.environment(settings, data.path, _broker(supervisor, settings, data))
+    supervisor.run(programs.migration(environment, data.logs))
+    supervisor.start(programs.worker(environment, data.logs))
+    supervisor.start(programs.api(environment, data.logs, listener.fileno()))
+    supervisor.wait_until(lambda: _unready(listener))
+
+
+def _broker(supervisor: Supervisor, settings: Settings, data: DataDirectory) -> str:
+    """Return the broker's URL: the configured one, else that of a bundled Valkey started here."""
+    if "broker_url" in settings.model_fields_set and settings.broker_url:
+        return settings.broker_url
+    path = programs.socket_of(data.runtime)
+    supervisor.start(programs.valkey(data.runtime, data.logs))
+    supervisor.wait_until(lambda: _deaf(path))
+    return f"redis+socket://{path}"
+
+
+def _deaf(path: Path) -> str | None:
+    """Say that the bundled broker does not listen yet, None once it does."""
+    with socket.socket(socket.AF_UNIX) as client:
+        return None if client.connect_ex(str(path)) == 0 else "the bundled broker does not accept connections"
+
+
+def _unready(listener: socket.socket) -> str | None:
+    """Say what /readyz still misses, None once the API reaches all it needs and a worker has reported."""
+    connection = http.client.HTTPConnection(url_of(listener).removeprefix("http://"), timeout=1.0)
+    try:
+        connection.request("GET", "/readyz")
+        readiness = json.loads(connection.getresponse().read())
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        return f"the API does not answer ({error})"
+    finally:
+        connection.close()
+    if not readiness["ready"]:
+        return f"the API is not ready: {readiness['checks']}"
+    return None if readiness["workers"] else "no worker has reported"

@@ -1,0 +1,93 @@
+"""Calls on weight versions."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Response
+
+from app.dependencies import DatabaseDep, SessionDep, StoreDep
+from app.pagination import Listing, PageDep, list_items
+from app.problems import problems
+from app.registry import service as registry
+from app.weights import service
+from app.weights.diff import diff
+from app.weights.schemas import DiffAnswer, TensorAnswer, TensorChangeAnswer, WeightsAnswer, WeightsRequest
+
+router = APIRouter(prefix="/models/{model}/weights", tags=["weights"])
+
+Version = Annotated[int, Path(ge=1, description="The number of the weight version.")]
+From = Annotated[int, Query(alias="from", ge=1, description="The version to compare with.")]
+
+
+@router.post(
+    "",
+    status_code=201,
+    summary="Make a weight version",
+    response_model=WeightsAnswer,
+    responses={
+        200: {"model": WeightsAnswer, "description": "The model already has a version of the same content."},
+        **problems(404, 422),
+    },
+)
+def create_weights(model: str, body: WeightsRequest, database: DatabaseDep, store: StoreDep, response: Response) -> Any:
+    """Upload the safetensors files first, with PUT /v1/blobs/<digest>. With `base`, only changed tensors are needed.
+
+    Every tensor is checked and hashed; the same content as an earlier version is that version again.
+    """
+    version, created = service.create_weights(database, store, model, body.files, base=body.base, label=body.label)
+    response.status_code = 201 if created else 200
+    response.headers["Location"] = f"/v1/models/{model}/weights/{version.version}"
+    return version
+
+
+@router.get("", summary="List weight versions", response_model=Listing[WeightsAnswer], responses=problems(404, 422))
+def list_weights(model: str, session: SessionDep, page: PageDep) -> Any:
+    """The model's weight versions, newest first."""
+    return service.list_weights(session, registry.get_model(session, model).id, page)
+
+
+@router.get("/{version}", summary="Read a weight version", response_model=WeightsAnswer, responses=problems(404, 422))
+def read_weights(model: str, version: Version, session: SessionDep) -> Any:
+    """How many tensors and bytes it has, what it is based on, and the digest of its content."""
+    return service.get_weights(session, registry.get_model(session, model).id, version)
+
+
+@router.get(
+    "/{version}/tensors",
+    summary="List the tensors of a weight version",
+    response_model=Listing[TensorAnswer],
+    responses=problems(404, 422),
+)
+def list_tensors(model: str, version: Version, session: SessionDep, page: PageDep) -> Any:
+    """Name, dtype, shape, BLAKE3 and place of every tensor, in the order of their names."""
+    found = service.get_weights(session, registry.get_model(session, model).id, version)
+    tensors = service.load_manifest(session, found.id).tensors
+    return list_items(list(tensors.values()), lambda tensor: tensor.name, page)
+
+
+@router.get(
+    "/{version}/diff",
+    summary="Compare two weight versions",
+    response_model=DiffAnswer,
+    responses=problems(404, 422),
+)
+def read_diff(model: str, version: Version, earlier: From, session: SessionDep, page: PageDep) -> Any:
+    """What was added, removed or changed since the version `from`; the tensors come in pages, by name."""
+    model_id = registry.get_model(session, model).id
+    before, after = (
+        service.load_manifest(session, service.get_weights(session, model_id, number).id)
+        for number in (earlier, version)
+    )
+    found = diff(before, after)
+    rows = list_items(found.changes, lambda change: change.name, page)
+    return DiffAnswer(
+        from_=earlier,
+        to=version,
+        added=found.count("added"),
+        removed=found.count("removed"),
+        changed=found.count("changed"),
+        unchanged=found.unchanged,
+        bytes_changed=found.bytes_changed,
+        data=[TensorChangeAnswer.model_validate(change) for change in rows.data],
+        has_more=rows.has_more,
+        next_cursor=rows.next_cursor,
+    )

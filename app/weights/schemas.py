@@ -1,0 +1,120 @@
+"""Weight versions as clients see them."""
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from app.pagination import Listing
+from app.weights.diff import Change
+
+Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+
+FILE = "sha256:53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+TENSOR: dict[str, Any] = {
+    "name": "embeddings.word_embeddings.weight",
+    "dtype": "F32",
+    "shape": [30522, 384],
+    "blake3": "0f4a1c06ce1a4a4b6f3cd1a3a2b0ab9eb4f0b2b2f6b1d2f7c3a94d0c59c9a0c1",
+    "blob": FILE,
+    "offset": 11848,
+    "nbytes": 46881792,
+}
+VERSION: dict[str, Any] = {
+    "version": 2,
+    "digest": "sha256:6ab13cbb2b5e1f8bb1f21dd8e9e8cfe7bdb8b4b2e7e9b07a2b8d7d7e1c1e3a55",
+    "tensor_count": 103,
+    "bytes": 90856448,
+    "base": 1,
+    "label": "epoch 2",
+    "created_at": "2026-11-22T10:00:00Z",
+}
+CHANGE: dict[str, Any] = {
+    "name": TENSOR["name"],
+    "change": "changed",
+    "before": TENSOR,
+    "after": TENSOR | {"blake3": "9d" * 32, "blob": "sha256:" + "1e" * 32, "offset": 136},
+}
+
+
+class WeightsRequest(BaseModel):
+    """The uploaded safetensors files of a version: all shards, or only what changed from `base`."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"files": [FILE], "base": 1, "label": "epoch 2"}]}
+    )
+
+    files: list[Digest] = Field(min_length=1, max_length=1000)
+    base: int | None = Field(None, ge=1, description="The version whose other tensors this one keeps.")
+    label: str | None = Field(None, max_length=200)
+
+
+class WeightsAnswer(BaseModel):
+    """A weight version; `digest` is over names, dtypes, shapes and values, however they lie in files."""
+
+    model_config = ConfigDict(from_attributes=True, json_schema_extra={"examples": [VERSION]})
+
+    version: int
+    digest: str
+    tensor_count: int
+    bytes: int
+    base: int | None
+    label: str | None
+    created_at: datetime
+
+
+class TensorAnswer(BaseModel):
+    """One tensor; its bytes start at `offset` of the blob and have the given BLAKE3."""
+
+    model_config = ConfigDict(from_attributes=True, json_schema_extra={"examples": [TENSOR]})
+
+    name: str
+    dtype: str
+    shape: list[int]
+    blake3: str
+    blob: str
+    offset: int
+    nbytes: int
+
+
+class TensorChangeAnswer(BaseModel):
+    """One tensor that differs; `before` is null where it was added, `after` where it was removed."""
+
+    model_config = ConfigDict(from_attributes=True, json_schema_extra={"examples": [CHANGE]})
+
+    name: str
+    change: Change
+    before: TensorAnswer | None
+    after: TensorAnswer | None
+
+
+class DiffAnswer(Listing[TensorChangeAnswer]):
+    """What changed between two versions: totals, and one page of the tensors that differ."""
+
+    model_config = ConfigDict(
+        populate_by_name=True,
+        json_schema_extra={
+            "examples": [
+                {
+                    "from": 1,
+                    "to": 2,
+                    "added": 0,
+                    "removed": 0,
+                    "changed": 1,
+                    "unchanged": 102,
+                    "bytes_changed": 46881792,
+                    "data": [CHANGE],
+                    "has_more": False,
+                    "next_cursor": None,
+                }
+            ]
+        },
+    )
+
+    from_: int = Field(alias="from")
+    to: int
+    added: int
+    removed: int
+    changed: int
+    unchanged: int
+    bytes_changed: int = Field(description="Bytes, in the newer version, of what was added or changed.")

@@ -1,0 +1,180 @@
+"""Weight versions: made from uploaded checkpoint files, hashed tensor by tensor, never changed."""
+
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from itertools import groupby
+
+from blake3 import blake3
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from app.artifacts import service as artifacts
+from app.artifacts.store import ArtifactStore
+from app.database import Database
+from app.errors import FieldError, Invalid, NotFound, Unavailable
+from app.pagination import PageQuery, Rows, list_rows
+from app.registry import service as registry
+from app.weights.manifest import Manifest, TensorEntry, entries_from_json, entries_to_json
+from app.weights.safetensors_file import MAX_TENSORS, CheckpointError, TensorSlot, read_slots, slices_of
+from app.weights.tables import CheckpointFile, WeightVersion
+
+HASH_CHUNK_BYTES = 4 * 1024 * 1024
+
+
+def create_weights(
+    database: Database,
+    store: ArtifactStore,
+    model_name: str,
+    files: Sequence[str],
+    *,
+    base: int | None = None,
+    label: str | None = None,
+) -> tuple[WeightVersion, bool]:
+    """Make a weight version of safetensors files, or find the one of the same content.
+
+    The tensors of `files` are put over those of version `base`, if given. Returns the version and whether it
+    is new. Raises NotFound for the model or the base, Invalid for a blob that was not uploaded, a file that
+    is not acceptable, or a tensor that two files have.
+    """
+    with database.transaction() as session:
+        model_id = registry.get_model(session, model_name).id
+        artifacts.require(session, files, "/files")
+        under = None if base is None else load_manifest(session, get_weights(session, model_id, base).id)
+    manifest = _combined([_index(database, store, digest, number) for number, digest in enumerate(files)])
+    if under is not None:
+        manifest = under.overlay(manifest)
+    _check_count(manifest)
+    with database.transaction() as session:
+        return register(session, model_id, manifest, base=base, label=label)
+
+
+def register(
+    session: Session, model_id: int, manifest: Manifest, *, base: int | None = None, label: str | None = None
+) -> tuple[WeightVersion, bool]:
+    """Record a manifest as the model's next version; the same content in the same model is one version.
+
+    Returns the version and whether it is new. Keeps every blob the manifest refers to.
+    """
+    registry.lock_model(session, model_id)
+    same = (WeightVersion.model_id == model_id, WeightVersion.digest == manifest.digest)
+    found = session.scalar(select(WeightVersion).where(*same))
+    if found is not None:
+        return found, False
+    version = WeightVersion(
+        model_id=model_id,
+        version=registry.next_number(session, model_id, "weights"),
+        digest=manifest.digest,
+        tensor_count=len(manifest.tensors),
+        bytes=manifest.nbytes,
+        base=base,
+        label=label,
+        manifest=manifest.to_json(),
+    )
+    session.add(version)
+    session.flush()
+    for blob in manifest.blobs:
+        artifacts.keep(session, blob, f"weights:{version.id}")
+    return version, True
+
+
+def list_weights(session: Session, model_id: int, page: PageQuery) -> Rows[WeightVersion]:
+    """Return one page of a model's weight versions, newest first."""
+    statement = select(WeightVersion).where(WeightVersion.model_id == model_id)
+    return list_rows(session, statement, WeightVersion.version, page)
+
+
+def get_weights(session: Session, model_id: int, version: int) -> WeightVersion:
+    """Return a weight version by its number; NotFound."""
+    same = (WeightVersion.model_id == model_id, WeightVersion.version == version)
+    found = session.scalar(select(WeightVersion).where(*same))
+    if found is None:
+        raise NotFound(
+            f"The model has no weight version {version}. Make one with POST /v1/models/<model>/weights, "
+            "or list what there is with GET on the same path.",
+            code="weights_not_found",
+        )
+    return found
+
+
+def load_manifest(session: Session, weights_id: int) -> Manifest:
+    """Return the tensors of a weight version, by its row's id."""
+    statement = select(WeightVersion.manifest).where(WeightVersion.id == weights_id)
+    return Manifest.from_json(session.execute(statement).scalar_one())
+
+
+def index_file(database: Database, store: ArtifactStore, digest: str) -> list[TensorEntry]:
+    """Return the tensors of an uploaded file, hashed on first use and remembered.
+
+    Opens its own short sessions. Raises CheckpointError where the file is not acceptable.
+    """
+    with database.reading() as session:
+        known = session.get(CheckpointFile, digest)
+        if known is not None:
+            return entries_from_json(known.tensors)
+    entries = _hash_file(store, digest)
+    # Whoever hashed the same file at the same time wrote the same row.
+    with suppress(IntegrityError), database.transaction() as session:
+        session.add(CheckpointFile(digest=digest, tensors=entries_to_json(entries)))
+    return entries
+
+
+def _index(database: Database, store: ArtifactStore, digest: str, number: int) -> list[TensorEntry]:
+    try:
+        return index_file(database, store, digest)
+    except CheckpointError as error:
+        fault = FieldError(f"/files/{number}", error.detail)
+        raise Invalid(f"{digest}: {error.detail}", code=error.code, errors=[fault]) from error
+
+
+def _hash_file(store: ArtifactStore, digest: str) -> list[TensorEntry]:
+    size = store.size(digest)
+    if size is None:
+        raise Unavailable(f"{digest} is on record, but its bytes are not in the store. Upload it again.")
+    slots = read_slots(lambda offset, length: store.read(digest, offset, length), size)
+    start = size - sum(slot.nbytes for slot in slots)
+    digests = _hash_slots(slots, store.iter_bytes(digest, start, size, HASH_CHUNK_BYTES))
+    return [
+        TensorEntry(slot.name, slot.dtype, slot.shape, tensor_digest, digest, slot.offset, slot.nbytes)
+        for slot, tensor_digest in zip(slots, digests, strict=True)
+    ]
+
+
+def _hash_slots(slots: Sequence[TensorSlot], chunks: Iterable[bytes]) -> list[str]:
+    """Hash each tensor with BLAKE3 from one pass over the file's data."""
+    digests: list[str] = []
+    for _, pieces in groupby(slices_of(slots, chunks), key=lambda pair: pair[0].name):
+        hasher = blake3(max_threads=blake3.AUTO)
+        for _, piece in pieces:
+            hasher.update(piece)
+        digests.append(hasher.hexdigest())
+    return digests
+
+
+def _combined(files: Iterable[Iterable[TensorEntry]]) -> Manifest:
+    seen: dict[str, tuple[int, TensorEntry]] = {}
+    faults: list[FieldError] = []
+    for number, entries in enumerate(files):
+        for entry in entries:
+            first, _ = seen.setdefault(entry.name, (number, entry))
+            if first != number:
+                faults.append(FieldError(f"/files/{number}", f"{entry.name} is already in /files/{first}"))
+    if faults:
+        shown = "; ".join(f"{fault.detail} and again in {fault.pointer}" for fault in faults[:5])
+        raise Invalid(
+            f"A tensor may be in one file only, and {len(faults)} are in two: {shown}. "
+            "Leave the repeated tensors, or the repeated file, out.",
+            code="duplicate_tensor",
+            errors=faults[:100],
+        )
+    return Manifest.of(entry for _, entry in seen.values())
+
+
+def _check_count(manifest: Manifest) -> None:
+    if not manifest.tensors:
+        raise Invalid("The files hold no tensors. Upload a checkpoint that has some.", code="no_tensors")
+    if len(manifest.tensors) > MAX_TENSORS:
+        raise Invalid(
+            f"The version would have {len(manifest.tensors)} tensors; at most {MAX_TENSORS} fit. Split the model.",
+            code="too_many_tensors",
+        )

@@ -1,0 +1,79 @@
+"""A service of the benchmark's own, and what its processes weigh."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+READY = "ready at "
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A running service: its URL, its data directory and the supervisor's process id."""
+
+    url: str
+    data_dir: Path
+    pid: int
+
+    def processes(self) -> dict[int, str]:
+        """Return the command line of each process the service runs."""
+        return {pid: _command_line(pid) for pid in _descendants(self.pid)}
+
+    def find(self, *words: str) -> int:
+        """Return the one process whose command line has all these words."""
+        found = [pid for pid, line in self.processes().items() if all(word in line for word in words)]
+        if len(found) != 1:
+            raise LookupError(f"{len(found)} processes have {words}: {self.processes()}")
+        return found[0]
+
+
+@contextmanager
+def running_service(parent: Path | None = None, environment: Mapping[str, str] | None = None) -> Iterator[Service]:
+    """Start `enginesmith serve` on a free port in a fresh directory, and stop it at the end."""
+    with tempfile.TemporaryDirectory(prefix="enginesmith-bench-", dir=parent) as folder:
+        data_dir = Path(folder) / "data"
+        command = [Path(sys.executable).parent / "enginesmith", "serve", "--port", "0", "--data-dir", data_dir]
+        environ = os.environ | {"ENGINESMITH_LOG_LEVEL": "WARNING"} | dict(environment or {})
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ) as process:
+            try:
+                yield Service(_ready_url(process), data_dir, process.pid)
+            finally:
+                process.send_signal(signal.SIGTERM)
+                process.wait()
+
+
+def memory_bytes(pid: int | str, field: str) -> int:
+    """Return a field of /proc/PID/status, such as VmRSS, VmHWM or RssAnon, in bytes."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise LookupError(field)
+
+
+def forget_peak(pid: int) -> None:
+    """Start VmHWM anew from the present (proc(5), clear_refs)."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def _ready_url(process: subprocess.Popen[str]) -> str:
+    for line in process.stdout or ():
+        if READY in line:
+            return line.split(READY)[1].split()[0]
+    raise RuntimeError("the service did not start; its log is above")
+
+
+def _descendants(pid: int) -> list[int]:
+    children: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        children += [int(child) for child in (task / "children").read_text().split()]
+    return children + [deeper for child in children for deeper in _descendants(child)]
+
+
+def _command_line(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()

@@ -1,0 +1,194 @@
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+
+from app.bindings.transform_json import transform_from_json
+from app.bindings.transforms import (
+    Cast,
+    Concat,
+    Reshape,
+    Slice,
+    Split,
+    TensorType,
+    Transform,
+    TransformError,
+    Transpose,
+    apply_all,
+    infer_all,
+)
+from app.weights.dtypes import DTYPES, numpy_dtype
+
+Array = np.ndarray[Any, np.dtype[Any]]
+NAMES = {numpy_dtype(name): name for name in DTYPES}
+shapes = array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=6)
+tensors = shapes.flatmap(lambda shape: arrays(np.float32, shape, elements=st.floats(-100, 100, width=16)))
+
+
+def _type(array: Array) -> TensorType:
+    return TensorType(NAMES[array.dtype], array.shape)
+
+
+def _check(transform: Transform, given_arrays: list[Array], expected: list[Array]) -> None:
+    """The transform must give what numpy gives, and say so beforehand."""
+    got = transform.apply(given_arrays)
+    assert transform.infer([_type(array) for array in given_arrays]) == tuple(_type(array) for array in expected)
+    for one, other in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@given(st.data(), tensors)
+def test_transpose_is_numpys(data: st.DataObject, array: Array) -> None:
+    perm = tuple(data.draw(st.permutations(range(array.ndim))))
+    _check(Transpose(perm), [array, array], [np.transpose(array, perm)] * 2)
+
+
+@given(tensors, st.lists(st.integers(-1, 12), max_size=4))
+def test_reshape_is_numpys_or_refused_as_numpy_refuses(array: Array, shape: list[int]) -> None:
+    assume(shape.count(-1) < 2)
+    transform = Reshape(tuple(shape))
+    try:
+        expected = array.reshape(shape)
+    except ValueError:
+        with pytest.raises(TransformError, match="reshape"):
+            transform.infer([_type(array)])
+    else:
+        _check(transform, [array], [expected])
+
+
+bounds = st.none() | st.integers(-8, 8)
+
+
+@given(st.data(), tensors, bounds, bounds, st.integers(-3, 3).filter(bool))
+def test_slice_is_numpys(data: st.DataObject, array: Array, start: int | None, stop: int | None, step: int) -> None:
+    assume(array.ndim > 0)
+    axis = data.draw(st.integers(-array.ndim, array.ndim - 1))
+    index = [slice(None)] * array.ndim
+    index[axis] = slice(start, stop, step)
+    _check(Slice(axis, start, stop, step), [array], [array[tuple(index)]])
+
+
+@given(st.data(), tensors, st.integers(1, 4))
+def test_split_is_numpys_or_refused_as_numpy_refuses(data: st.DataObject, array: Array, sections: int) -> None:
+    assume(array.ndim > 0)
+    axis = data.draw(st.integers(-array.ndim, array.ndim - 1))
+    index = data.draw(st.integers(0, sections - 1))
+    transform = Split(axis, sections, index)
+    try:
+        expected = np.split(array, sections, axis)[index]
+    except ValueError:
+        with pytest.raises(TransformError, match="equal parts"):
+            transform.infer([_type(array)])
+    else:
+        _check(transform, [array], [expected])
+
+
+@given(st.data(), shapes, st.lists(st.integers(0, 4), min_size=1, max_size=4))
+def test_concat_is_numpys(data: st.DataObject, shape: tuple[int, ...], extents: list[int]) -> None:
+    assume(shape)
+    axis = data.draw(st.integers(-len(shape), len(shape) - 1))
+    parts: list[Array] = []
+    for extent in extents:
+        sides = list(shape)
+        sides[axis] = extent
+        parts.append(np.random.default_rng(extent).random(sides, np.float32))
+    _check(Concat(axis), parts, [np.concatenate(parts, axis)])
+
+
+@pytest.mark.parametrize(("source", "target"), list(itertools.product(DTYPES, DTYPES)))
+def test_cast_is_numpys(source: str, target: str) -> None:
+    values = np.array([[0, 1, 2], [3, 100, 7]]).astype(numpy_dtype(source))
+    with np.errstate(all="ignore"):
+        _check(Cast(target), [values], [values.astype(numpy_dtype(target))])
+
+
+def test_cast_rounds_to_the_nearest_bfloat16_with_ties_to_even() -> None:
+    values = np.array([1 + 2**-8, 1 + 3 * 2**-8, -1.0], np.float32)
+    (got,) = Cast("BF16").apply([values])
+    np.testing.assert_array_equal(got.astype(np.float32), [1.0, 1 + 2**-6, -1.0])
+
+
+def test_a_chain_infers_what_it_computes() -> None:
+    query, key, value = (np.full((4, 6), number, np.float16) for number in range(3))
+    chain = (Concat(0), Transpose((1, 0)), Slice(1, 2, None), Reshape((-1, 5)), Cast("F32"))
+    result = apply_all(chain, [query, key, value])
+    expected = np.concatenate([query, key, value]).T[:, 2:].reshape(-1, 5).astype(np.float32)
+    np.testing.assert_array_equal(result, expected)
+    assert infer_all(chain, [_type(query)] * 3) == _type(expected)
+
+
+@pytest.mark.parametrize("transform", [Transpose((1, 0)), Slice(0, 1, 3), Split(1, 2, 1), Reshape((6, 2)), Concat(0)])
+def test_a_single_array_is_not_copied(transform: Transform) -> None:
+    array = np.arange(12.0).reshape(3, 4)
+    (got,) = transform.apply([array])
+    assert np.shares_memory(got, array)
+
+
+@pytest.mark.parametrize(
+    ("transform", "types", "match"),
+    [
+        (Transpose((1, 0)), [(2, 2, 2)], "transpose perm"),
+        (Reshape((5,)), [(2, 3)], "6 elements"),
+        (Slice(2, 0, 1), [(2, 3)], "axes are 0 to 1"),
+        (Split(0, 3, 0), [(4,)], "choose a divisor"),
+        (Concat(0), [(2, 3), (2, 4)], "cannot join"),
+        (Concat(0), [(2, 3), (2,)], "cannot join"),
+        (Concat(0), [()], "axis 0 does not exist"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_any_value_is_read(
+    transform: Transform, types: list[tuple[int, ...]], match: str
+) -> None:
+    with pytest.raises(TransformError, match=match):
+        transform.infer([TensorType("F32", shape) for shape in types])
+
+
+def test_concat_refuses_mixed_dtypes() -> None:
+    with pytest.raises(TransformError, match="put a cast"):
+        Concat(0).infer([TensorType("F32", (1,)), TensorType("F16", (1,))])
+
+
+def test_several_tensors_need_a_concat() -> None:
+    with pytest.raises(TransformError, match="join them with a concat"):
+        infer_all((), [TensorType("F32", (1,))] * 2)
+    with pytest.raises(TransformError, match="join them with a concat"):
+        apply_all((), [np.zeros(1)] * 2)
+
+
+ALL = [Transpose((1, 0)), Reshape((2, -1)), Slice(0, 1), Slice(-1, None, 4, 2), Split(0, 3, 1), Concat(1), Cast("F16")]
+
+
+@pytest.mark.parametrize("transform", ALL)
+def test_comes_back_from_json(transform: Transform) -> None:
+    assert transform_from_json(transform.to_json()) == transform
+
+
+@pytest.mark.parametrize(
+    ("value", "match"),
+    [
+        (1, "a transform is an object"),
+        ({"op": "rotate"}, "transpose, reshape, slice"),
+        ({"op": ["cast"]}, "a transform is an object"),
+        ({"op": "cast"}, "missing or unknown: dtype"),
+        ({"op": "cast", "dtype": "float32"}, "not one of F64"),
+        ({"op": "cast", "dtype": 32}, "a dtype's name"),
+        ({"op": "slice", "axis": 0, "stpo": 1}, "missing or unknown: stpo"),
+        ({"op": "slice", "axis": True}, "must be an integer"),
+        ({"op": "slice", "axis": 0, "step": None}, "must be an integer"),
+        ({"op": "slice", "axis": 0, "step": 0}, "step must not be 0"),
+        ({"op": "slice", "axis": 2**63}, "must be an integer"),
+        ({"op": "transpose", "perm": [0, 0]}, "once each"),
+        ({"op": "transpose", "perm": "10"}, "a list of integers"),
+        ({"op": "reshape", "shape": [-1, -1]}, "one of them may be -1"),
+        ({"op": "reshape", "shape": [-2]}, "extents of 0 or more"),
+        ({"op": "split", "axis": 0, "sections": 0, "index": 0}, "sections must be 1 or more"),
+        ({"op": "split", "axis": 0, "sections": 2, "index": 2}, "index from 0"),
+    ],
+)
+def test_a_transform_that_cannot_be_read_says_what_is_wrong(value: object, match: str) -> None:
+    with pytest.raises(TransformError, match=match):
+        transform_from_json(value)

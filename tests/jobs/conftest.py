@@ -1,0 +1,37 @@
+"""Jobs to work on, made straight in the database."""
+
+from collections.abc import Callable
+from datetime import datetime
+
+import pytest
+
+from app.database import Database, now
+from app.jobs import service
+from app.registry.tables import Model
+
+QUEUE = "enginesmith.onnxruntime"
+MakeJob = Callable[..., str]
+
+
+@pytest.fixture
+def make_job(database: Database) -> MakeJob:
+    """Insert a queued job and return its id."""
+    with database.transaction() as session:
+        model = Model(name="minilm")
+        session.add(model)
+        session.flush()
+        model_id = model.id
+
+    def make(*, sent_at: datetime | None = None, queue: str = QUEUE) -> str:
+        with database.transaction() as session:
+            job = service.create(session, kind="run", model_id=model_id, queue=queue, request={"engine_id": 1})
+            job.sent_at = sent_at
+        return job.id
+
+    return make
+
+
+@pytest.fixture
+def queued(make_job: MakeJob) -> str:
+    """A job just posted."""
+    return make_job(sent_at=now())

@@ -1,0 +1,182 @@
+import threading
+from collections.abc import Iterator
+
+import pytest
+from fastapi import FastAPI
+from fastapi.responses import Response
+from fastapi.testclient import TestClient
+from pydantic import BaseModel
+from sqlalchemy.orm import Session
+
+from app.database import Database
+from app.jobs import lease, service
+from app.jobs.answer import SubmitDep, wait_seconds
+from app.jobs.notices import Announcer
+from app.jobs.queue import redis_url
+from app.jobs.tables import Job
+from app.registry.service import create_model, get_model
+from app.settings import Settings
+
+QUEUE = "enginesmith.test"
+
+
+class Body(BaseModel):
+    number: int
+
+
+@pytest.fixture
+def client(app: FastAPI, database: Database) -> Iterator[TestClient]:
+    with database.transaction() as session:
+        create_model(session, "minilm", "", {})
+
+    @app.post("/jobs-for-tests")
+    async def make_job(body: Body, submit: SubmitDep) -> Response:
+        def make(session: Session) -> Job:
+            model = get_model(session, "minilm")
+            return service.create(
+                session, kind="build", model_id=model.id, queue=QUEUE, request={"number": body.number}
+            )
+
+        return await submit(make)
+
+    with TestClient(app) as client:
+        yield client
+
+
+def _post(client: TestClient, number: int = 1, **headers: str) -> tuple[int, dict[str, object]]:
+    answer = client.post("/jobs-for-tests", json={"number": number}, headers=headers)
+    return answer.status_code, answer.json()
+
+
+def _finish(database: Database, settings: Settings, job_id: str) -> None:
+    announce = Announcer(redis_url(settings.broker_url))
+    held = lease.claim(database, job_id, worker="w", settings=settings)
+    assert held is not None
+    with database.transaction() as session:
+        lease.succeed(session, held, {"engine": 1}, notify=announce)
+
+
+def test_a_new_job_is_answered_with_202_and_where_to_look(client: TestClient) -> None:
+    answer = client.post("/jobs-for-tests", json={"number": 1})
+    job = answer.json()
+    assert answer.status_code == 202
+    assert answer.headers["Location"] == f"/v1/jobs/{job['id']}"
+    assert int(answer.headers["Retry-After"]) >= 1
+    assert client.get(answer.headers["Location"]).json() == job
+    assert (job["state"], job["model"], job["attempt"]) == ("queued", "minilm", 0)
+
+
+def test_the_same_key_and_body_give_the_same_job(client: TestClient) -> None:
+    _, first = _post(client, **{"Idempotency-Key": "k"})
+    _, again = _post(client, **{"Idempotency-Key": "k"})
+    _, other = _post(client, **{"Idempotency-Key": "k2"})
+    assert first["id"] == again["id"] != other["id"]
+
+
+def test_the_same_key_with_another_body_is_refused(client: TestClient) -> None:
+    _post(client, 1, **{"Idempotency-Key": "k"})
+    status, problem = _post(client, 2, **{"Idempotency-Key": "k"})
+    assert (status, problem["code"]) == (422, "idempotency_key_reused")
+
+
+def test_concurrent_posts_with_one_key_make_one_job(client: TestClient) -> None:
+    answers: list[tuple[int, dict[str, object]]] = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(_post(client, **{"Idempotency-Key": "k"}))) for _ in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {status for status, _ in answers} == {202}
+    assert len({job["id"] for _, job in answers}) == 1
+
+
+def test_prefer_wait_answers_with_the_finished_job(client: TestClient, database: Database, settings: Settings) -> None:
+    answers: list[tuple[int, dict[str, object]]] = []
+    waiter = threading.Thread(target=lambda: answers.append(_post(client, Prefer="wait=60")))
+    waiter.start()
+    while not (jobs := client.get("/v1/jobs").json()["data"]):
+        pass
+    _finish(database, settings, jobs[0]["id"])
+    waiter.join()
+    ((status, job),) = answers
+    assert (status, job["state"], job["result"]) == (200, "succeeded", {"engine": 1})
+
+
+def test_prefer_wait_gives_up_with_202(client: TestClient) -> None:
+    answer = client.post("/jobs-for-tests", json={"number": 1}, headers={"Prefer": "wait=0.05"})
+    assert (answer.status_code, answer.headers["Preference-Applied"]) == (202, "wait=0.05")
+
+
+@pytest.mark.parametrize(
+    ("prefer", "seconds"),
+    [
+        (None, 0.0),
+        ("wait=5", 5.0),
+        ("respond-async, wait=10", 10.0),
+        ("wait = 2", 2.0),
+        ("await=3", 0.0),
+        ("wait=x", 0.0),
+    ],
+)
+def test_reads_wait_out_of_a_prefer_header(prefer: str | None, seconds: float) -> None:
+    assert wait_seconds(prefer) == seconds
+
+
+def test_a_queued_job_is_canceled_at_once_and_again_without_harm(client: TestClient) -> None:
+    _, job = _post(client)
+    for _ in range(2):
+        answer = client.post(f"/v1/jobs/{job['id']}/cancel")
+        assert (answer.status_code, answer.json()["state"]) == (202, "canceled")
+
+
+def test_a_finished_job_stays_when_canceled(client: TestClient, database: Database, settings: Settings) -> None:
+    _, job = _post(client)
+    _finish(database, settings, str(job["id"]))
+    assert client.post(f"/v1/jobs/{job['id']}/cancel").json()["state"] == "succeeded"
+
+
+def test_jobs_are_listed_newest_first_and_filtered(client: TestClient, database: Database, settings: Settings) -> None:
+    first, second = _post(client)[1]["id"], _post(client)[1]["id"]
+    _finish(database, settings, str(first))
+    assert [job["id"] for job in client.get("/v1/jobs").json()["data"]] == [second, first]
+    assert [job["id"] for job in client.get("/v1/jobs?state=succeeded").json()["data"]] == [first]
+    assert client.get("/v1/jobs?kind=refit&model=minilm").json()["data"] == []
+    assert client.get("/v1/jobs?model=nobody").status_code == 404
+
+
+def test_a_later_job_is_expected_to_take_as_long_as_earlier_ones(
+    client: TestClient, database: Database, settings: Settings
+) -> None:
+    assert _post(client)[1]["progress"]["eta_s"] is None  # type: ignore[index]
+    _finish(database, settings, client.get("/v1/jobs").json()["data"][0]["id"])
+    assert _post(client)[1]["progress"]["eta_s"] is not None  # type: ignore[index]
+
+
+def test_events_come_in_pages(client: TestClient, database: Database, settings: Settings) -> None:
+    _, job = _post(client)
+    _finish(database, settings, str(job["id"]))
+    first = client.get(f"/v1/jobs/{job['id']}/events?limit=2").json()
+    assert [(event["seq"], event["type"]) for event in first["data"]] == [(1, "queued"), (2, "running")]
+    rest = client.get(f"/v1/jobs/{job['id']}/events?after={first['next_cursor']}").json()
+    assert [(event["seq"], event["type"]) for event in rest["data"]] == [(3, "succeeded")]
+
+
+def test_events_are_streamed_to_the_end_and_replayed_from_the_last_one_seen(
+    client: TestClient, database: Database, settings: Settings
+) -> None:
+    _, job = _post(client)
+    _finish(database, settings, str(job["id"]))
+    url, stream = f"/v1/jobs/{job['id']}/events", {"Accept": "text/event-stream"}
+    whole = client.get(url, headers=stream)
+    assert whole.headers["content-type"].startswith("text/event-stream")
+    assert [line for line in whole.text.splitlines() if line.startswith("id:")] == ["id: 1", "id: 2", "id: 3"]
+    rest = client.get(url, headers=stream | {"Last-Event-ID": "2"}).text
+    assert "event: succeeded" in rest
+    assert "event: running" not in rest
+    assert client.get(url, headers=stream | {"Last-Event-ID": "x"}).status_code == 422
+
+
+def test_events_of_a_job_that_is_not_there_are_404(client: TestClient) -> None:
+    assert client.get("/v1/jobs/nobody/events", headers={"Accept": "text/event-stream"}).status_code == 404

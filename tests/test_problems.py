@@ -1,0 +1,44 @@
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+
+def test_an_unknown_route_is_a_problem(client: TestClient) -> None:
+    answer = client.get("/v1/nothing")
+    assert answer.status_code == 404
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["detail"] == "There is nothing at /v1/nothing. GET /docs lists every call."
+
+
+def test_a_wrong_method_is_a_problem_that_names_the_allowed_ones(client: TestClient) -> None:
+    answer = client.delete("/v1/models")
+    assert (answer.status_code, answer.json()["code"]) == (405, "method_not_allowed")
+    assert "GET" in answer.headers["allow"]
+
+
+def test_an_unexpected_fault_is_a_problem_that_hides_its_cause(app: FastAPI) -> None:
+    @app.get("/fault")
+    def fault() -> None:
+        raise ZeroDivisionError("secret")
+
+    with TestClient(app, raise_server_exceptions=False) as client:
+        answer = client.get("/fault", headers={"X-Request-ID": "abc-1"})
+    assert answer.status_code == 500
+    assert answer.json()["request_id"] == "abc-1"
+    assert "secret" not in answer.text
+
+
+def test_json_that_is_too_large_is_refused(client: TestClient) -> None:
+    answer = client.post("/v1/models", json={"name": "a", "description": "x" * 9_000_000})
+    assert (answer.status_code, answer.headers["content-type"]) == (413, "application/problem+json")
+    assert "PUT /v1/blobs" in answer.json()["detail"]
+
+
+def test_json_that_does_not_parse_is_a_problem(client: TestClient) -> None:
+    answer = client.post("/v1/models", content=b"{", headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+
+
+def test_every_answer_carries_the_request_id(client: TestClient) -> None:
+    assert client.get("/healthz").headers["x-request-id"]
+    assert client.get("/healthz", headers={"X-Request-ID": "mine"}).headers["x-request-id"] == "mine"
+    assert client.get("/healthz", headers={"X-Request-ID": "not a header"}).headers["x-request-id"] != "not a header"

@@ -1,0 +1,47 @@
+"""`python -m workers --device cpu`: one worker on one device."""
+
+from typing import Annotated
+
+import sqlalchemy as sa
+import structlog
+import typer
+
+from app.database import Database
+from app.errors import ServiceError
+from app.observability import configure_logging
+from app.settings import Settings, get_settings
+from workers.celery import consume
+from workers.housekeeping import housekeeping
+from workers.worker import open_worker
+
+log = structlog.get_logger(__name__)
+
+
+def main(device: Annotated[str, typer.Option(help='"cpu" or a GPU, such as "cuda:0".')] = "cpu") -> None:
+    """Take jobs from the queues of the backends this device offers, until SIGTERM or Ctrl-C."""
+    settings = get_settings()
+    configure_logging(settings)
+    check_database(settings)
+    try:
+        with open_worker(settings, device) as worker, housekeeping(worker):
+            log.info("worker ready", worker=worker.id, device=worker.device, queues=worker.queues)
+            status = consume(worker)
+    except ServiceError as error:
+        raise SystemExit(f"The worker cannot start: {error.detail}") from error
+    raise SystemExit(status)
+
+
+def check_database(settings: Settings) -> None:
+    """Exit with a remedy where the database does not answer or has no tables."""
+    database = Database(settings.database)
+    try:
+        if not sa.inspect(database.engine).has_table("jobs"):
+            raise SystemExit("The database has no tables yet: run `enginesmith migrate` first.")
+    except sa.exc.OperationalError as error:
+        raise SystemExit(f"The database does not answer: {error.orig}. Check ENGINESMITH_DATABASE_URL.") from error
+    finally:
+        database.dispose()
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,71 @@
+"""How job ids get from the broker to this process.
+
+Celery is a transport here: a message says that there may be a job, and is acknowledged before the job
+starts. Whether there is one, and whether it was done, is in the database.
+"""
+
+from typing import Any
+
+from celery import Celery, signals
+from celery.apps.worker import Worker as CeleryWorker
+
+from workers.tasks import register
+from workers.worker import Worker
+
+SOCKET_TIMEOUT_S = 5.0
+
+
+def celery_app(worker: Worker) -> Celery:
+    """Make the Celery app of this worker."""
+    app = Celery("enginesmith", broker=worker.settings.broker_url, set_as_current=False)
+    app.conf.update(
+        accept_content=["json"],
+        task_serializer="json",
+        task_ignore_result=True,
+        task_acks_late=False,
+        task_reject_on_worker_lost=False,
+        task_create_missing_queues=True,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options={
+            "socket_timeout": SOCKET_TIMEOUT_S,
+            "socket_connect_timeout": SOCKET_TIMEOUT_S,
+            "socket_keepalive": True,
+        },
+        worker_enable_remote_control=False,
+        worker_hijack_root_logger=False,
+        worker_prefetch_multiplier=1,
+        worker_redirect_stdouts=False,
+        worker_send_task_events=False,
+    )
+    register(app, worker)
+    return app
+
+
+def consume(worker: Worker) -> int:
+    """Do jobs until the process is told to stop; returns its exit status.
+
+    SIGTERM and SIGINT set `worker.stopping`: the job at hand is given back, then Celery stops.
+    """
+
+    def stop(**_signal: Any) -> None:  # noqa: ANN401 - Celery's signature
+        worker.stopping.set()
+
+    signals.worker_shutting_down.connect(stop, weak=False)
+    try:
+        program = CeleryWorker(
+            app=celery_app(worker),
+            hostname=f"enginesmith@{worker.id}",
+            queues=list(worker.queues),
+            pool="solo",
+            concurrency=1,
+            quiet=True,
+            loglevel=worker.settings.log_level,
+            without_gossip=True,
+            without_heartbeat=True,
+            without_mingle=True,
+        )
+        program.start()
+    finally:
+        signals.worker_shutting_down.disconnect(stop)
+    return int(program.exitcode or 0)

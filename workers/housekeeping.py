@@ -1,0 +1,107 @@
+"""What a worker does beside its jobs: report itself, sweep, collect orphans.
+
+A daemon thread does the chores, one after the other. A chore that fails is logged and comes round again:
+none of them may end the worker.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from threading import Event, Thread
+
+import redis
+import structlog
+
+from app.artifacts.service import collect_orphans
+from app.fleet import service as fleet
+from app.jobs.sweep import sweep
+from workers.faults import DATABASE_DOWN
+from workers.worker import Worker
+
+REPORTS_PER_TIMEOUT = 4  # so that a late one or two do not make a worker look gone
+COLLECT_S = 600.0
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Chore:
+    """Something done every so many seconds, for the first time at once."""
+
+    name: str
+    interval_s: float
+    action: Callable[[], object]
+    due: float = 0.0
+
+
+def chores(worker: Worker) -> list[Chore]:
+    """Return the chores of a worker."""
+    settings = worker.settings
+    return [
+        Chore("report", settings.worker_timeout_s / REPORTS_PER_TIMEOUT, lambda: report(worker)),
+        Chore("resend", math.inf, lambda: sweep_jobs(worker, resend_after_s=0.0)),  # what an earlier life left queued
+        Chore("sweep", settings.sweep_interval_s, lambda: sweep_jobs(worker, resend_after_s=settings.resend_after_s)),
+        Chore("collect", COLLECT_S, lambda: collect(worker)),
+    ]
+
+
+@contextmanager
+def housekeeping(worker: Worker) -> Iterator[None]:
+    """Do the chores for as long as the block lasts, and leave the fleet at its end."""
+    over = Event()
+    thread = Thread(target=keep_house, args=(chores(worker), over), name="housekeeping", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(timeout=worker.settings.worker_timeout_s)
+        with suppress(*DATABASE_DOWN):  # it will be taken for gone when its reports stop
+            fleet.forget(worker.database, worker.id)
+
+
+def keep_house(todo: list[Chore], over: Event) -> None:
+    """Do each chore when it is due, until it is over."""
+    while not over.is_set():
+        for chore in todo:
+            if chore.due <= time.monotonic():
+                _do(chore)
+                chore.due = time.monotonic() + chore.interval_s
+        over.wait(max(0.0, min(chore.due for chore in todo) - time.monotonic()))
+
+
+def report(worker: Worker) -> None:
+    """Tell the fleet that this worker is alive."""
+    fleet.report(worker.database, worker.report())
+
+
+def sweep_jobs(worker: Worker, *, resend_after_s: float) -> None:
+    """Take back lost jobs and send unsent ones."""
+    swept = sweep(
+        worker.database,
+        worker.queue,
+        worker.settings,
+        queues=worker.queues,
+        backlog=worker.backlog,
+        resend_after_s=resend_after_s,
+        notify=worker.announce,
+    )
+    if any((swept.requeued, swept.failed, swept.canceled, swept.sent)):
+        log.info("swept", requeued=swept.requeued, failed=swept.failed, canceled=swept.canceled, sent=swept.sent)
+
+
+def collect(worker: Worker) -> None:
+    """Delete artifacts nothing refers to any more."""
+    collected = collect_orphans(worker.database, worker.store, older_than_s=worker.settings.orphan_grace_s)
+    if collected:
+        log.info("orphans collected", count=collected)
+
+
+def _do(chore: Chore) -> None:
+    try:
+        chore.action()
+    except (redis.RedisError, *DATABASE_DOWN) as error:
+        log.warning("chore put off", chore=chore.name, error=str(error))
+    except Exception:  # whatever is wrong with a chore, the jobs go on
+        log.exception("chore failed", chore=chore.name)

@@ -1,0 +1,12 @@
+"""Every kind of job a worker does, by the name its row carries."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from workers.build import BUILD
+from workers.kind import Kind
+from workers.refit import REFIT
+from workers.run import RUN
+from workers.verify import VERIFY
+
+KINDS: Mapping[str, Kind[Any, Any]] = {"build": BUILD, "refit": REFIT, "run": RUN, "verify": VERIFY}

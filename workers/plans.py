@@ -1,0 +1,43 @@
+"""Plans are ours before they are loaded: to deserialize one is to run its code."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from app.artifacts.signing import PlanSigner
+from app.errors import ServiceError
+
+CHUNK_BYTES = 1 << 20
+
+
+class PlanVerifier:
+    """Checks a plan's signature each time, and its bytes once for as long as the file stays untouched."""
+
+    def __init__(self, signer: PlanSigner) -> None:
+        self._signer = signer
+        self._seen: dict[str, tuple[int, ...]] = {}
+
+    def verify(self, path: Path, digest: str, signature: str) -> None:
+        """Raise ServiceError "bad_signature" or "plan_damaged" where the file is not the plan we signed."""
+        self._signer.verify(digest, signature)
+        stat = _identity(path)
+        if self._seen.get(digest) == stat:
+            return
+        found = _digest(path)
+        if found != digest:
+            raise ServiceError(
+                f"The stored plan {digest} has the digest {found}: the artifact store is damaged. "
+                "Build the engine again and check the store's disk.",
+                code="plan_damaged",
+            )
+        self._seen[digest] = stat
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    stat = os.stat(path)  # noqa: PTH116 - follows links, as the loader will
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()

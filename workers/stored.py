@@ -1,0 +1,119 @@
+"""What the database says of weights and engines, and the files that hold it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.orm import Session, undefer
+
+from app.artifacts.store import ArtifactStore
+from app.bindings.report import BindingReport, ParameterBinding
+from app.definitions.parameter import InputSpec
+from app.definitions.profiles import Profile, parse_profiles
+from app.definitions.service import inputs_of
+from app.definitions.tables import Definition
+from app.engines.tables import Engine
+from app.weights.manifest import Manifest, TensorEntry
+from app.weights.service import load_manifest
+from workers.backends.base import EngineFile, ParameterSource, TensorFile
+from workers.plans import PlanVerifier
+
+
+@dataclass(frozen=True, slots=True)
+class BoundWeights:
+    """A weight version and how its tensors feed the parameters."""
+
+    weights_id: int
+    manifest: Manifest
+    report: BindingReport
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDefinition:
+    """A definition; `digest` is its ONNX file."""
+
+    id: int
+    digest: str
+    inputs: tuple[InputSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEngine:
+    """A published engine, with all it takes to load it again; `profiles_json` as it was asked for."""
+
+    number: int
+    backend: str
+    plan_digest: str
+    plan_bytes: int
+    plan_signature: str
+    definition: StoredDefinition
+    weights: BoundWeights
+    profiles: tuple[Profile, ...]
+    profiles_json: list[Any]
+    options: Mapping[str, Any]
+
+
+def load_definition(session: Session, definition_id: int) -> StoredDefinition:
+    """Read a definition by its key."""
+    definition = session.get_one(Definition, definition_id)
+    return StoredDefinition(definition.id, definition.digest, inputs_of(definition))
+
+
+def load_weights(session: Session, weights_id: int, binding: Mapping[str, Any]) -> BoundWeights:
+    """Read a weight version's manifest; `binding` is its binding report as JSON."""
+    return BoundWeights(weights_id, load_manifest(session, weights_id), BindingReport.from_json(binding))
+
+
+def load_engine(session: Session, engine_id: int) -> StoredEngine:
+    """Read an engine by its key."""
+    columns = (Engine.profiles, Engine.options, Engine.binding)
+    engine = session.get_one(Engine, engine_id, options=[undefer(column) for column in columns])
+    definition = load_definition(session, engine.definition_id)
+    return StoredEngine(
+        number=engine.number,
+        backend=engine.backend,
+        plan_digest=engine.plan_digest,
+        plan_bytes=engine.plan_bytes,
+        plan_signature=engine.plan_signature,
+        definition=definition,
+        weights=load_weights(session, engine.weights_id, engine.binding),
+        profiles=parse_profiles(engine.profiles, definition.inputs),
+        profiles_json=engine.profiles,
+        options=engine.options,
+    )
+
+
+def engine_file(engine: StoredEngine, store: ArtifactStore, plans: PlanVerifier) -> EngineFile:
+    """Get an engine's files onto this machine; raises ServiceError where its plan is not ours."""
+    plan = store.local_path(engine.plan_digest)
+    plans.verify(plan, engine.plan_digest, engine.plan_signature)
+    return EngineFile(
+        backend=engine.backend,
+        plan=str(plan),
+        plan_digest=engine.plan_digest,
+        definition=str(store.local_path(engine.definition.digest)),
+        parameters=parameter_sources(engine.weights, store),
+        inputs=engine.definition.inputs,
+        profiles=engine.profiles,
+        options=engine.options,
+    )
+
+
+def parameter_sources(weights: BoundWeights, store: ArtifactStore) -> tuple[ParameterSource, ...]:
+    """Get the checkpoint files that feed the parameters onto this machine, and say where each tensor lies."""
+    tensors = weights.manifest.tensors
+    needed = {tensors[name].blob for binding in weights.report.bindings for name in binding.tensors}
+    files = {digest: store.local_path(digest) for digest in sorted(needed)}
+    return tuple(_source(binding, tensors, files) for binding in weights.report.bindings)
+
+
+def _source(
+    binding: ParameterBinding, tensors: Mapping[str, TensorEntry], files: Mapping[str, Path]
+) -> ParameterSource:
+    entries = [tensors[name] for name in binding.tensors]
+    return ParameterSource(binding, tuple(_file(entry, files[entry.blob]) for entry in entries))
+
+
+def _file(entry: TensorEntry, path: Path) -> TensorFile:
+    return TensorFile(str(path), entry.offset, entry.nbytes, entry.dtype, entry.shape, entry.blake3)

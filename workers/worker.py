@@ -1,0 +1,122 @@
+"""The composition root of a worker process: one device, one engine host, one job at a time."""
+
+import os
+import secrets
+import socket
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from app.artifacts.signing import PlanSigner, open_signer
+from app.artifacts.store import ArtifactStore, open_store
+from app.database import Database
+from app.errors import ServiceError
+from app.fleet.service import WorkerReport
+from app.jobs.notices import Announcer
+from app.jobs.queue import JobQueue, queue_of, redis_url
+from app.jobs.sweep import Backlog
+from app.settings import Settings
+from workers.engine_host import EngineHost
+from workers.plans import PlanVerifier
+
+IO_THREADS = 4  # an upload that a cancel left behind must not hold up the next job
+
+
+@dataclass
+class Worker:
+    """What the jobs of one process work with.
+
+    `description` is the engine host's own {"device", "backends"}; `stopping` is set once the process is to
+    end; `job_id` is the job at hand.
+    """
+
+    id: str
+    settings: Settings
+    database: Database
+    store: ArtifactStore
+    plans: PlanVerifier
+    signer: PlanSigner
+    host: EngineHost
+    queue: JobQueue
+    backlog: Backlog
+    announce: Announcer
+    io: ThreadPoolExecutor
+    scratch: Path
+    description: dict[str, Any]
+    stopping: Event = field(default_factory=Event)
+    job_id: str | None = None
+
+    @property
+    def device(self) -> str:
+        """The device's name, as engines record it."""
+        return str(self.description["device"]["name"])
+
+    @property
+    def queues(self) -> tuple[str, ...]:
+        """The queues of the backends this device offers."""
+        return tuple(queue_of(backend) for backend in sorted(self.description["backends"]))
+
+    def version_of(self, backend: str) -> str:
+        """Return the version of a backend this device offers; ServiceError where it does not offer it."""
+        offered = self.description["backends"].get(backend)
+        if offered is None:
+            raise ServiceError(
+                f"This worker's device does not offer the backend {backend!r}. Restart a worker whose device does.",
+                code="backend_not_offered",
+            )
+        return str(offered["version"])
+
+    def report(self) -> WorkerReport:
+        """Say what the fleet shows of this worker."""
+        return WorkerReport(
+            id=self.id,
+            hostname=socket.gethostname(),
+            pid=os.getpid(),
+            device=self.description["device"],
+            backends=self.description["backends"],
+            queues=self.queues,
+            job_id=self.job_id,
+        )
+
+
+@contextmanager
+def open_worker(settings: Settings, device: str) -> Iterator[Worker]:
+    """Make a worker for `device` ("cpu", "cuda:0") and close all it holds at the end."""
+    identity = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
+    settings.scratch_dir.mkdir(parents=True, exist_ok=True)
+    database = Database(settings.database)
+    store = open_store(settings)
+    signer = open_signer(settings)
+    queue = JobQueue(settings.broker_url)
+    announce = Announcer(redis_url(settings.broker_url))
+    with (
+        tempfile.TemporaryDirectory(prefix="worker-", dir=settings.scratch_dir) as scratch,
+        ThreadPoolExecutor(IO_THREADS, thread_name_prefix="io") as io,
+    ):
+        host = EngineHost(device, settings.resident_bytes, Path(scratch))
+        try:
+            yield Worker(
+                id=identity,
+                settings=settings,
+                database=database,
+                store=store,
+                plans=PlanVerifier(signer),
+                signer=signer,
+                host=host,
+                queue=queue,
+                backlog=Backlog(settings.broker_url),
+                announce=announce,
+                io=io,
+                scratch=Path(scratch),
+                description=host.describe(),
+            )
+        finally:
+            host.close()
+            queue.close()
+            announce.close()
+            database.dispose()
