@@ -81,12 +81,13 @@ def worker(*, device: Annotated[str, typer.Option(help="cpu, or cuda:N for the N
     """Run one worker on one device."""
     import re
 
+    from app.serve.python import python_environment
+
     if not re.fullmatch(r"cpu|cuda:\d+", device):
         raise typer.BadParameter(f"{device!r} is no device. Use cpu, or cuda:0 for the first GPU.")
     _settings()
-    # A process of its own from here on: the application never imports its workers.
-    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
-    os.execve(sys.executable, [sys.executable, "-m", "workers", "--device", device], environment)  # noqa: S606 - no shell wanted
+    # The application never imports its workers, so this process becomes another one.
+    os.execve(sys.executable, [sys.executable, "-m", "workers", "--device", device], python_environment())  # noqa: S606 - no shell wanted
 
 
 @app.command()

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CollectorRegistry
 
@@ -12,6 +12,7 @@ from app import health, problems
 from app.artifacts.router import router as artifacts_router
 from app.artifacts.store import open_store
 from app.bindings.router import router as bindings_router
+from app.body_limit import BodyLimit
 from app.database import Database
 from app.definitions.router import router as definitions_router
 from app.engines.router import router as engines_router
@@ -20,7 +21,7 @@ from app.jobs.notices import Announcer, Listener
 from app.jobs.queue import JobQueue, redis_url
 from app.jobs.router import router as jobs_router
 from app.jobs.service import Dispatch
-from app.observability import Metrics, RequestObserver
+from app.observability import Metrics, RequestObserver, note_route
 from app.registry.router import router as registry_router
 from app.settings import Settings
 from app.weights.router import router as weights_router
@@ -49,11 +50,12 @@ def create_app(settings: Settings) -> FastAPI:
         version=version("enginesmith"),
         description=DESCRIPTION,
         lifespan=_lifespan,
-        max_body_size=settings.max_json_bytes,
+        dependencies=[Depends(note_route)],
     )
     _compose(app, settings)
     problems.install(app)
-    app.add_middleware(RequestObserver, metrics=app.state.metrics)
+    app.add_middleware(BodyLimit, limit=settings.max_json_bytes)
+    app.add_middleware(RequestObserver, metrics=app.state.metrics, on_fault=problems.unexpected)
     app.include_router(health.router)
     for router in ROUTERS:
         app.include_router(router, prefix="/v1")

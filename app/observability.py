@@ -5,18 +5,22 @@ import re
 import secrets
 import sys
 import time
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from contextvars import ContextVar
 from typing import Any
 
 import structlog
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.settings import Settings
 
 REQUEST_ID_HEADER = b"x-request-id"
 CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+ROUTE = "route_template"
 
 _request_id: ContextVar[str] = ContextVar("request_id", default="-")
 log = structlog.get_logger()
@@ -78,9 +82,10 @@ class Metrics:
 class RequestObserver:
     """Gives each request an id, and counts and logs it once it has been answered."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, on_fault: Callable[[Exception], Response]) -> None:
         self.app = app
         self.metrics = metrics
+        self.on_fault = on_fault
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -91,7 +96,8 @@ class RequestObserver:
         token = _request_id.set(identity)
         structlog.contextvars.bind_contextvars(request_id=identity)
         started = time.perf_counter()
-        status = 500
+        status = 0  # until the answer's head is sent
+        scope.setdefault("state", {})
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -102,19 +108,28 @@ class RequestObserver:
 
         try:
             await self.app(scope, receive, send_with_id)
+        except Exception as fault:  # noqa: BLE001 - the last place where a fault can still be answered
+            answer = self.on_fault(fault)
+            if not status:
+                await answer(scope, receive, send_with_id)
         finally:
             self._record(scope, status, time.perf_counter() - started)
             structlog.contextvars.unbind_contextvars("request_id")
             _request_id.reset(token)
 
     def _record(self, scope: MutableMapping[str, Any], status: int, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "unmatched")
+        route = scope["state"].get(ROUTE, "unmatched")
         self.metrics.requests.labels(scope["method"], route, status).inc()
         self.metrics.seconds.labels(scope["method"], route).observe(seconds)
         level = "debug" if route in {"/healthz", "/readyz", "/metrics"} else "info"
         getattr(log, level)(
             "request", method=scope["method"], path=scope["path"], status=status, ms=round(seconds * 1000, 1)
         )
+
+
+async def note_route(request: Request) -> None:
+    """Keep the route's template within its version, such as /models/{model}; every route depends on this."""
+    request.scope["state"][ROUTE] = request.scope["route"].path
 
 
 def _client_request_id(scope: Scope) -> str | None:

@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from app.errors import FieldError, Invalid, ServiceError
 from app.observability import request_id
@@ -67,7 +68,6 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _unexpected_error)
 
 
 def problem_response(
@@ -129,13 +129,26 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
         "and name its digest.",
     }
     detail = remedies.get(error.status_code, str(error.detail))
+    headers = dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = _allowed(request)
     code = phrase.lower().replace(" ", "_").replace("-", "_")
-    return problem_response(
-        error.status_code, phrase, detail, code, headers=dict(error.headers) if error.headers else None
-    )
+    return problem_response(error.status_code, phrase, detail, code, headers=headers)
 
 
-async def _unexpected_error(_request: Request, error: Exception) -> JSONResponse:
+def _allowed(request: Request) -> str:
+    """Return every method of the path; Starlette names those of one route only."""
+    scope = {"type": "http", "path": request.url.path, "root_path": request.scope.get("root_path", ""), "headers": []}
+    methods: set[str] = set()
+    for method in ("DELETE", "GET", "HEAD", "POST", "PUT"):
+        matches = (route.matches(scope | {"method": method})[0] for route in request.app.routes)
+        if any(match is Match.FULL for match in matches):
+            methods.add(method)
+    return ", ".join(sorted(methods))
+
+
+def unexpected(error: Exception) -> JSONResponse:
+    """Answer a fault nobody foresaw; its cause goes to the log alone."""
     log.error("request failed", exc_info=error)
     return problem_response(
         500,

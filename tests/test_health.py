@@ -25,5 +25,5 @@ def test_is_not_ready_without_a_broker_and_says_so(settings: Settings) -> None:
 def test_metrics_count_requests_by_route(client: TestClient) -> None:
     client.get("/v1/models/nobody")
     text = client.get("/metrics").text
-    assert 'enginesmith_http_requests_total{method="GET",route="/v1/models/{model}",status="404"} 1.0' in text
+    assert 'enginesmith_http_requests_total{method="GET",route="/models/{model}",status="404"} 1.0' in text
     assert "enginesmith_workers 0.0" in text

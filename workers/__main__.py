@@ -3,7 +3,6 @@
 from typing import Annotated
 
 import sqlalchemy as sa
-import structlog
 import typer
 
 from app.database import Database
@@ -14,8 +13,6 @@ from workers.celery import consume
 from workers.housekeeping import housekeeping
 from workers.worker import open_worker
 
-log = structlog.get_logger(__name__)
-
 
 def main(device: Annotated[str, typer.Option(help='"cpu" or a GPU, such as "cuda:0".')] = "cpu") -> None:
     """Take jobs from the queues of the backends this device offers, until SIGTERM or Ctrl-C."""
@@ -24,7 +21,6 @@ def main(device: Annotated[str, typer.Option(help='"cpu" or a GPU, such as "cuda
     check_database(settings)
     try:
         with open_worker(settings, device) as worker, housekeeping(worker):
-            log.info("worker ready", worker=worker.id, device=worker.device, queues=worker.queues)
             status = consume(worker)
     except ServiceError as error:
         raise SystemExit(f"The worker cannot start: {error.detail}") from error

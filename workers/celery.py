@@ -4,15 +4,20 @@ Celery is a transport here: a message says that there may be a job, and is ackno
 starts. Whether there is one, and whether it was done, is in the database.
 """
 
+import logging
+import warnings
 from typing import Any
 
+import structlog
 from celery import Celery, signals
 from celery.apps.worker import Worker as CeleryWorker
+from celery.platforms import SecurityWarning
 
 from workers.tasks import register
 from workers.worker import Worker
 
 SOCKET_TIMEOUT_S = 5.0
+log = structlog.get_logger(__name__)
 
 
 def celery_app(worker: Worker) -> Celery:
@@ -51,7 +56,12 @@ def consume(worker: Worker) -> int:
     def stop(**_signal: Any) -> None:  # noqa: ANN401 - Celery's signature
         worker.stopping.set()
 
-    signals.worker_shutting_down.connect(stop, weak=False)
+    def ready(**_signal: Any) -> None:  # noqa: ANN401 - Celery's signature
+        log.info("worker ready", worker=worker.id, device=worker.device, queues=worker.queues)
+
+    signals.worker_shutting_down.connect(stop)
+    signals.worker_ready.connect(ready)
+    _quiet()
     try:
         program = CeleryWorker(
             app=celery_app(worker),
@@ -68,4 +78,12 @@ def consume(worker: Worker) -> int:
         program.start()
     finally:
         signals.worker_shutting_down.disconnect(stop)
+        signals.worker_ready.disconnect(ready)
     return int(program.exitcode or 0)
+
+
+def _quiet() -> None:
+    """Leave Celery its warnings: the runner logs each job itself."""
+    logging.getLogger("celery").setLevel(logging.WARNING)
+    # Root is dangerous where messages are pickled; here they are JSON and hold nothing but an id.
+    warnings.filterwarnings("ignore", category=SecurityWarning)

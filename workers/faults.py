@@ -13,6 +13,7 @@ from app.jobs.lease import JobError
 from workers.backends.base import BackendError
 from workers.engine_host import EngineHostDied
 
+PASSING = {"file_failed", "out_of_memory"}  # what a backend reports of its machine, not of the job
 DATABASE_DOWN = (OperationalError, InterfaceError, NoConnectionFree)
 log = structlog.get_logger(__name__)
 
@@ -51,13 +52,13 @@ def fault_of(error: Exception, tail: Sequence[str]) -> Fault:  # noqa: PLR0911 -
     log_lines = list(tail)
     match error:
         case BackendError():
-            return Fault(JobError(error.code, error.detail, log_lines))
+            return Fault(JobError(error.code, error.detail, log_lines), passing=error.code in PASSING)
         case VerificationFailed():
             return Fault(JobError("verification_failed", error.detail, log_lines, error.figures))
         case DeadlineExceeded():
             return Fault(JobError("deadline_exceeded", _too_long(error.seconds), log_lines))
         case EngineHostDied():
-            return Fault(JobError("engine_host_died", str(error), log_lines), passing=True)
+            return Fault(JobError(error.code, error.detail, error.log or log_lines), passing=True)
         case Unavailable():
             return Fault(JobError(error.code, error.detail, log_lines), passing=True)
         case ServiceError():

@@ -1,6 +1,5 @@
 """Every kind of job a worker does, by the name its row carries."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from workers.build import BUILD
@@ -9,4 +8,4 @@ from workers.refit import REFIT
 from workers.run import RUN
 from workers.verify import VERIFY
 
-KINDS: Mapping[str, Kind[Any, Any]] = {"build": BUILD, "refit": REFIT, "run": RUN, "verify": VERIFY}
+KINDS: dict[str, Kind[Any, Any]] = {"build": BUILD, "refit": REFIT, "run": RUN, "verify": VERIFY}

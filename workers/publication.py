@@ -55,7 +55,7 @@ def equal_engine(session: Session, held: Claim, version: str) -> Ready | None:
     if not held.request["reuse"]:
         return None
     engine = engines.find_equal(session, held.model_id, held.request["fingerprint"], backend_versions=[version])
-    return engine and Ready({"engine": engine.number, "reused": True, "method": engine.method})
+    return None if engine is None else Ready({"engine": engine.number, "reused": True, "method": "reuse"})
 
 
 def verified(

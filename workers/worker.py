@@ -4,13 +4,12 @@ import os
 import secrets
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
-from typing import Any
 
 from app.artifacts.signing import PlanSigner, open_signer
 from app.artifacts.store import ArtifactStore, open_store
@@ -19,7 +18,8 @@ from app.errors import ServiceError
 from app.fleet.service import WorkerReport
 from app.jobs.notices import Announcer
 from app.jobs.queue import JobQueue, queue_of, redis_url
-from app.jobs.sweep import Backlog
+from app.jobs.sweep import Backlog, Sender
+from app.jobs.transition import Notify
 from app.settings import Settings
 from workers.engine_host import EngineHost
 from workers.plans import PlanVerifier
@@ -31,8 +31,8 @@ IO_THREADS = 4  # an upload that a cancel left behind must not hold up the next 
 class Worker:
     """What the jobs of one process work with.
 
-    `description` is the engine host's own {"device", "backends"}; `stopping` is set once the process is to
-    end; `job_id` is the job at hand.
+    `device` is its name as engines record it, `versions` those of the backends it offers. `stopping` is set
+    once the process is to end; `job_id` is the job at hand.
     """
 
     id: str
@@ -42,43 +42,39 @@ class Worker:
     plans: PlanVerifier
     signer: PlanSigner
     host: EngineHost
-    queue: JobQueue
-    backlog: Backlog
-    announce: Announcer
+    queue: Sender
+    backlog: Callable[[str], int]
+    announce: Notify
     io: ThreadPoolExecutor
     scratch: Path
-    description: dict[str, Any]
+    device: str
+    versions: Mapping[str, str]
     stopping: Event = field(default_factory=Event)
     job_id: str | None = None
 
     @property
-    def device(self) -> str:
-        """The device's name, as engines record it."""
-        return str(self.description["device"]["name"])
-
-    @property
     def queues(self) -> tuple[str, ...]:
         """The queues of the backends this device offers."""
-        return tuple(queue_of(backend) for backend in sorted(self.description["backends"]))
+        return tuple(queue_of(backend) for backend in sorted(self.versions))
 
     def version_of(self, backend: str) -> str:
         """Return the version of a backend this device offers; ServiceError where it does not offer it."""
-        offered = self.description["backends"].get(backend)
-        if offered is None:
+        if backend not in self.versions:
             raise ServiceError(
                 f"This worker's device does not offer the backend {backend!r}. Restart a worker whose device does.",
                 code="backend_not_offered",
             )
-        return str(offered["version"])
+        return self.versions[backend]
 
     def report(self) -> WorkerReport:
         """Say what the fleet shows of this worker."""
+        described = self.host.describe()
         return WorkerReport(
             id=self.id,
             hostname=socket.gethostname(),
             pid=os.getpid(),
-            device=self.description["device"],
-            backends=self.description["backends"],
+            device=described["device"],
+            backends=described["backends"],
             queues=self.queues,
             job_id=self.job_id,
         )
@@ -99,6 +95,8 @@ def open_worker(settings: Settings, device: str) -> Iterator[Worker]:
         ThreadPoolExecutor(IO_THREADS, thread_name_prefix="io") as io,
     ):
         host = EngineHost(device, settings.resident_bytes, Path(scratch))
+        host.start()  # so that the first job does not wait for a runtime's imports
+        described = host.describe()
         try:
             yield Worker(
                 id=identity,
@@ -113,7 +111,8 @@ def open_worker(settings: Settings, device: str) -> Iterator[Worker]:
                 announce=announce,
                 io=io,
                 scratch=Path(scratch),
-                description=host.describe(),
+                device=described["device"]["name"],
+                versions={name: offered["version"] for name, offered in described["backends"].items()},
             )
         finally:
             host.close()

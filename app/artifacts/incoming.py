@@ -1,5 +1,6 @@
 """A file on its way into a store: digested while it is written, under a temporary name until it is whole."""
 
+import ctypes
 import errno
 import fcntl
 import hashlib
@@ -15,6 +16,8 @@ from app.errors import Unavailable
 
 WRITE_BUFFER = 128 * 1024  # small chunks are gathered, larger ones pass straight through
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+WRITEBACK = int(__import__("os").environ.get("WB","32")) * 1024 * 1024
+_libc = ctypes.CDLL(None, use_errno=True)
 SETTLING_S = 60.0  # a temporary file younger than this may not be locked yet
 
 
@@ -28,6 +31,7 @@ class Incoming:
     def __init__(self, directory: Path) -> None:
         self.path = directory / uuid4().hex
         self.size = 0
+        self._sent = 0
         self._sha256 = hashlib.sha256()
         self._turn = threading.Lock()
         with storage_errors():
@@ -44,6 +48,9 @@ class Incoming:
                 self._sha256.update(chunk)
                 self._file.write(chunk)
                 self.size += len(chunk)
+            if WRITEBACK and self.size - self._sent >= WRITEBACK:
+                _libc.sync_file_range(self._file.fileno(), ctypes.c_int64(self._sent), ctypes.c_int64(self.size - self._sent), 2)
+                self._sent = self.size
 
     @property
     def digest(self) -> str:

@@ -1,10 +1,9 @@
-"""Artifacts as plain files: ROOT/sha256/ab/abcd…"""
+"""Artifacts as plain files, ROOT/sha256/ab/abcd… each."""
 
 import asyncio
 import fcntl
 import hashlib
 import os
-import shutil
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import suppress

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from app.errors import FieldError
 
 
-class Rejected(Exception):  # noqa: N818 - an outcome the child reports, not a fault of the program
+class Rejected(Exception):
     """The file or the config cannot become a definition; `detail` names the remedy.
 
     `code` is answered to the client; `errors` point into the request body.

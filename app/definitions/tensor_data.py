@@ -6,7 +6,7 @@ the typed field that its type prescribes; 8- and 16-bit types, whole or floating
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
@@ -47,7 +47,7 @@ _TYPED_FIELDS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
     }
 )
 _BIT_PATTERNS = {1: "<u1", 2: "<u2"}  # by bytes per element
-MAX_RANK = 32
+MAX_RANK = 16
 
 
 def dtype_of(data_type: int, what: str) -> str:
@@ -115,3 +115,15 @@ def _actual_bytes(tensor: TensorProto, dtype: str) -> int:
 
 def _typed_field(dtype: str) -> tuple[str, str]:
     return _TYPED_FIELDS.get(dtype) or ("int32_data", _BIT_PATTERNS[DTYPES[dtype].itemsize])
+
+
+def external_tensor(name: str, dtype: str, shape: Sequence[int]) -> TensorProto:
+    """Return the initializer that stands for a parameter: type and dimensions, and no values.
+
+    Its data is declared to lie in a file "weights" that is never written: a backend supplies it by name.
+    """
+    nbytes = math.prod(shape) * DTYPES[dtype].itemsize
+    tensor = TensorProto(name=name, data_type=ONNX_TYPES[dtype], dims=shape, data_location=TensorProto.EXTERNAL)
+    for key, value in (("location", "weights"), ("offset", "0"), ("length", str(nbytes))):
+        tensor.external_data.add(key=key, value=value)
+    return tensor

@@ -9,10 +9,10 @@ from app.engines.lineage import Family, Relative, arrange
 from app.engines.tables import Engine
 from app.errors import NotFound
 from app.pagination import PageQuery, Rows, list_rows
-from app.registry.tables import Model
 from app.weights.tables import WeightVersion
 
 INPUTS = (Engine.profiles, Engine.options, Engine.rules)
+DETAIL = (Engine.profiles, Engine.options, Engine.verification, Engine.facts, Engine.timings)
 
 
 def get_engine(
@@ -66,10 +66,10 @@ def find_example(session: Session, model_id: int, definition: int, backend: str)
     return _newest(session, statement.options(*map(undefer, INPUTS)))
 
 
-def load_family(session: Session, model: Model, number: int, limit: int) -> Family:
-    """Return an engine with up to `limit` ancestors and as many descendants; NotFound."""
-    engine = get_engine(session, model.id, number)
-    found = {number, *_ancestors(session, engine, limit), *_descendants(session, engine, limit + 1)}
+def load_family(session: Session, model_id: int, number: int, *, ancestors: int, descendants: int) -> Family:
+    """Return an engine with at most so many ancestors and descendants; NotFound."""
+    engine = get_engine(session, model_id, number)
+    found = {number, *_ancestors(session, engine, ancestors), *_descendants(session, engine, descendants + 1)}
     statement = (
         select(
             Engine.number,
@@ -81,9 +81,11 @@ def load_family(session: Session, model: Model, number: int, limit: int) -> Fami
             Engine.created_at,
         )
         .join(WeightVersion, WeightVersion.id == Engine.weights_id)
-        .where(Engine.model_id == model.id, Engine.number.in_(found))
+        .where(Engine.model_id == model_id, Engine.number.in_(found))
     )
-    return arrange((Relative(*row) for row in session.execute(statement)), number, limit)
+    return arrange(
+        (Relative(*row) for row in session.execute(statement)), number, ancestors=ancestors, descendants=descendants
+    )
 
 
 def _of(model_id: int) -> Select[Engine]:
@@ -108,9 +110,9 @@ def _ancestors(session: Session, engine: Engine, limit: int) -> list[int]:
         .cte("ancestors", recursive=True)
     )
     chain = chain.union_all(
-        select(Engine.parent).join(chain, Engine.number == chain.c.number).where(
-            Engine.model_id == engine.model_id, Engine.parent.is_not(None)
-        )
+        select(Engine.parent)
+        .join(chain, Engine.number == chain.c.number)
+        .where(Engine.model_id == engine.model_id, Engine.parent.is_not(None))
     )
     return [number for number in session.scalars(select(chain.c.number).limit(limit)) if number is not None]
 

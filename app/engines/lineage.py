@@ -42,29 +42,26 @@ class Family:
         """For each member whose parent is a member too: the `weights_id` of the parent and its own."""
         held = {member.number: member.weights_id for member in self.members}
         return {
-            member.number: (held[member.parent], member.weights_id)
-            for member in self.members
-            if member.parent in held
+            member.number: (held[member.parent], member.weights_id) for member in self.members if member.parent in held
         }
 
 
-def arrange(relatives: Iterable[Relative], number: int, limit: int) -> Family:
-    """Order the relatives of engine `number` that were found, at most `limit` in each direction.
+def arrange(relatives: Iterable[Relative], number: int, *, ancestors: int, descendants: int) -> Family:
+    """Order the relatives of engine `number` that were found, at most so many in each direction.
 
     Whoever is related to it neither as ancestor nor as descendant, such as another child of its parent, is
     left out.
     """
     by_number = {relative.number: relative for relative in relatives}
     engine = by_number[number]
-    ancestors = _ancestors(by_number, engine)
-    descendants = _descendants(by_number.values(), number)
-    oldest = ancestors[:limit][-1] if ancestors[:limit] else engine
+    above = _ancestors(by_number, engine)[:ancestors]
+    below = _descendants(by_number.values(), number)
     return Family(
         engine,
-        tuple(ancestors[:limit]),
-        tuple(descendants[:limit]),
-        ancestors_complete=oldest.parent is None,
-        descendants_complete=len(descendants) <= limit,
+        tuple(above),
+        tuple(below[:descendants]),
+        ancestors_complete=(above[-1] if above else engine).parent is None,
+        descendants_complete=len(below) <= descendants,
     )
 
 

@@ -27,7 +27,7 @@ EVERYTHING = (
 def engine_manifest(session: Session, model: Model, number: int) -> dict[str, Any]:
     """Return the fields of `ManifestAnswer`; NotFound."""
     engine = get_engine(session, model.id, number, load=EVERYTHING)
-    family = load_family(session, model, number, MAX_PARENTS)
+    family = load_family(session, model.id, number, ancestors=MAX_PARENTS, descendants=0)
     facts = dict(engine.facts)
     return {
         "model": model.name,

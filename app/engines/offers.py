@@ -1,10 +1,10 @@
 """What the workers alive now can compile, and what of a request can be checked against it.
 
-A worker declares the options of a backend as `capabilities["options"]`: by name, an object that may give
-`default`, and `values`, the list of all that are allowed.
+A worker declares the options of a backend as `capabilities["options"]`: by name, the list of values allowed,
+the default first. An empty list allows any value and gives no default.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ class Offer:
     """One backend as the fleet has it: the versions alive and the options that any of them declares."""
 
     versions: frozenset[str]
-    options: Mapping[str, Mapping[str, Any]]
+    options: Mapping[str, Sequence[Any]]
 
 
 Fleet = Mapping[str, Offer]
@@ -79,17 +79,15 @@ def settle_options(fleet: Fleet, backend: str, options: Mapping[str, Any]) -> di
             errors=faults,
         )
     return {
-        name: value
-        for name, value in options.items()
-        if value is not None and value != offer.options[name].get("default")
+        name: value for name, value in options.items() if value is not None and [value] != list(offer.options[name][:1])
     }
 
 
-def _fault(name: str, value: object, declared: Mapping[str, Mapping[str, Any]]) -> str | None:
+def _fault(name: str, value: object, declared: Mapping[str, Sequence[Any]]) -> str | None:
     if name not in declared:
         return f"unknown; known are {', '.join(sorted(declared))}" if declared else "it takes none"
-    allowed = declared[name].get("values")
-    if value is None or allowed is None or any(type(value) is type(one) and value == one for one in allowed):
+    allowed = declared[name]
+    if value is None or not allowed or any(type(value) is type(one) and value == one for one in allowed):
         return None
     return f"must be one of {', '.join(map(str, allowed))}"
 

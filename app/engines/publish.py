@@ -63,9 +63,7 @@ def publish_engine(
         backend_version=backend_version,
         device=device,
         fingerprint=fingerprint,
-        recipe=recipe(
-            definition_digest=digest, backend=backend, profiles=profiles, options=options, rules=rules
-        ),
+        recipe=recipe(definition_digest=digest, backend=backend, profiles=profiles, options=options, rules=rules),
         refittable=bool(facts.get("refittable", True)),
         plan_digest=plan_digest,
         plan_bytes=plan_bytes,

@@ -81,7 +81,7 @@ class BuildRequest(BaseModel):
     profiles: list[Any] = Field([], description="Shapes to compile for, by input: min, opt and max.")
     options: Options = Field({}, description="Options of the backend; GET /v1/workers shows which there are.")
     verify: VerifyChoice = VerifyChoice()
-    reuse: bool = Field(True, description="false: compile although an equal engine exists.")
+    reuse: bool = Field(default=True, description="false: compile although an equal engine exists.")
 
 
 class RefitRequest(BaseModel):
@@ -92,7 +92,7 @@ class RefitRequest(BaseModel):
     engine: Number
     weights: Number
     verify: VerifyChoice = VerifyChoice()
-    reuse: bool = Field(True, description="false: refit although an equal engine exists.")
+    reuse: bool = Field(default=True, description="false: refit although an equal engine exists.")
 
 
 class EngineRequest(BaseModel):

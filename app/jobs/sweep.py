@@ -11,7 +11,7 @@ from typing import Protocol
 
 import redis
 import structlog
-from sqlalchemy import ColumnElement, Row, or_, select, update
+from sqlalchemy import ColumnElement, Row, select, update
 
 from app.database import Database, now
 from app.jobs.events import Event
@@ -122,27 +122,31 @@ def _worker_lost(worker: str | None, attempt: int) -> JobError:
 def _send_unsent(
     database: Database, queue: Sender, name: str, backlog: Callable[[str], int], resend_after_s: float
 ) -> int:
-    overdue = _overdue(resend_after_s) if backlog(name) == 0 else Job.sent_at.is_(None)
-    unsent = (
-        select(Job.id)
-        .where(Job.state == State.QUEUED, Job.queue == name, overdue)
-        .order_by(Job.id)
-        .limit(BATCH)
-        .with_for_update(skip_locked=True)
-    )
+    unsent = _mark_sent(database, name, Job.sent_at.is_(None))
+    overdue = Job.sent_at < now() - timedelta(seconds=resend_after_s)
+    lost = _mark_sent(database, name, overdue) if backlog(name) == 0 else []
+    for job_id in [*unsent, *lost]:
+        queue.send(job_id, name)
+    return len(unsent) + len(lost)
+
+
+def _mark_sent(database: Database, name: str, due: ColumnElement[bool]) -> Sequence[str]:
+    """Move `sent_at` of queued jobs that are due and return their ids; of several sweeps one gets each.
+
+    Looks before it writes: nearly always nothing is due, and SQLite has one writer at a time.
+    """
+    conditions = (Job.state == State.QUEUED, Job.queue == name, due)
+    with database.reading() as session:
+        ids = session.scalars(select(Job.id).where(*conditions).order_by(Job.sent_at).limit(BATCH)).all()
+    if not ids:
+        return []
+    free = select(Job.id).where(Job.id.in_(ids), *conditions).with_for_update(skip_locked=True)
     statement = (
         update(Job)
-        .where(Job.id.in_(unsent), Job.state == State.QUEUED, overdue)
+        .where(Job.id.in_(free), *conditions)
         .values(sent_at=now())
         .returning(Job.id)
         .execution_options(synchronize_session=False)
     )
     with database.transaction() as session:
-        ids = sorted(session.scalars(statement))
-    for job_id in ids:
-        queue.send(job_id, name)
-    return len(ids)
-
-
-def _overdue(resend_after_s: float) -> ColumnElement[bool]:
-    return or_(Job.sent_at.is_(None), Job.sent_at < now() - timedelta(seconds=resend_after_s))
+        return sorted(session.scalars(statement))

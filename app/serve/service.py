@@ -38,7 +38,7 @@ def serve(settings: Settings, host: str, port: int, *, allow_anonymous: bool) ->
 
 
 def _start(supervisor: Supervisor, settings: Settings, data: DataDirectory, listener: socket.socket) -> None:
-    environment = programs.environment(settings, data.path, _broker(supervisor, settings, data))
+    environment = programs.environment(settings, data, _broker(supervisor, settings, data))
     supervisor.run(programs.migration(environment, data.logs))
     supervisor.start(programs.worker(environment, data.logs))
     supervisor.start(programs.api(environment, data.logs, listener.fileno()))

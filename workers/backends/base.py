@@ -5,9 +5,10 @@ messages and one outcome (or one `BackendError`) back. Files travel as paths, ne
 `LoadedEngine` are the two protocols an adapter implements; they live in the engine host only.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from app.bindings.report import ParameterBinding
@@ -57,11 +58,10 @@ class ParameterSource:
         return self.binding.parameter
 
     @property
-    def content(self) -> str:
-        """A digest of stored values, transforms, dtype and shape: equal digests mean equal parameter values."""
-        stored = [(tensor.dtype, tensor.shape, tensor.blake3) for tensor in self.tensors]
-        binding = self.binding
-        return sha256(repr((binding.dtype, binding.shape, binding.transforms, stored)).encode()).hexdigest()
+    def content(self) -> Hashable:
+        """Stored values, transforms, dtype and shape: equal contents mean equal parameter values."""
+        stored = tuple((tensor.dtype, tensor.shape, tensor.blake3) for tensor in self.tensors)
+        return self.binding.dtype, self.binding.shape, self.binding.transforms, stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,9 @@ class EngineFile:
     profiles: tuple[Profile, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        _make_picklable(self)
+
     @property
     def key(self) -> str:
         """What a resident engine is found by: the content of its plan and of its parameters."""
@@ -89,8 +92,14 @@ class EngineFile:
 
 def engine_key(plan_digest: str, parameters: tuple[ParameterSource, ...]) -> str:
     """Return the key of the engine that this plan makes with these parameters."""
-    contents = sorted((parameter.name, parameter.content) for parameter in parameters)
+    contents = sorted(((parameter.name, parameter.content) for parameter in parameters), key=itemgetter(0))
     return sha256(repr((plan_digest, contents)).encode()).hexdigest()
+
+
+def _make_picklable(value: "EngineFile | Build") -> None:
+    """Turn read-only mappings, which pickle refuses, into dicts."""
+    object.__setattr__(value, "profiles", tuple(dict(profile) for profile in value.profiles))
+    object.__setattr__(value, "options", dict(value.options))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +113,9 @@ class Build:
     plan: str
     profiles: tuple[Profile, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _make_picklable(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,8 +268,6 @@ class Backend(Protocol):
         """Load a plan with its parameters."""
         ...
 
-    def refit(
-        self, request: Refit, parent: LoadedEngine | None, report: Report
-    ) -> tuple[Refitted, LoadedEngine]:
+    def refit(self, request: Refit, parent: LoadedEngine | None, report: Report) -> tuple[Refitted, LoadedEngine]:
         """Make a new engine of the parent's plan; `parent` is None where it is not resident. It stays as it is."""
         ...

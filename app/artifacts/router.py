@@ -1,0 +1,129 @@
+"""Calls on blobs."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Path, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse
+from starlette.requests import ClientDisconnect
+
+from app.artifacts import service
+from app.artifacts.batches import too_large
+from app.artifacts.digest import hex_of
+from app.artifacts.local import missing
+from app.artifacts.schemas import EXAMPLE_DIGEST, BlobAnswer
+from app.artifacts.serving import MEDIA_TYPE, serve_blob
+from app.database import Database
+from app.dependencies import DatabaseDep, SettingsDep, StoreDep
+from app.errors import TooLarge
+from app.problems import problem_response, problems
+from app.settings import Settings
+
+router = APIRouter(prefix="/blobs", tags=["blobs"])
+
+SEEN_LATELY = 0.25  # of the grace period: a blob read again within it is not marked again
+CLIENT_CLOSED_REQUEST = 499  # nginx's number for an answer that nobody waits for, in logs and metrics
+BINARY: dict[str, Any] = {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}, "example": "test"}}
+HEADERS: dict[str, Any] = {
+    "ETag": {"schema": {"type": "string"}, "example": f'"{EXAMPLE_DIGEST}"'},
+    "Accept-Ranges": {"schema": {"type": "string"}, "example": "bytes"},
+}
+
+
+def _digest(
+    digest: Annotated[str, Path(description="`sha256:` and 64 lower-case hex digits.", examples=[EXAMPLE_DIGEST])],
+) -> str:
+    hex_of(digest)
+    return digest
+
+
+BlobDigest = Annotated[str, Depends(_digest)]
+
+
+@router.put(
+    "/{digest}",
+    status_code=201,
+    summary="Upload a blob",
+    response_model=BlobAnswer,
+    responses={200: {"model": BlobAnswer, "description": "It was there already."}, **problems(413, 422, 503)},
+    openapi_extra={"requestBody": {"required": True, "content": BINARY}},
+)
+async def upload_blob(
+    digest: BlobDigest, request: Request, database: DatabaseDep, store: StoreDep, settings: SettingsDep
+) -> Response:
+    """The body is the content, as `curl -T FILE` sends it.
+
+    It is stored as it arrives and kept if its digest is the one in the path. A blob that is there already is
+    answered at once, without reading the body: ask with HEAD, or send `Expect: 100-continue`, to spare sending it.
+    """
+    limit = _limit(request, settings)
+    if limit > settings.max_blob_bytes:
+        detail = too_large(settings.max_blob_bytes)
+        return problem_response(413, TooLarge.title, detail, TooLarge.code, headers=_unread(request))
+    if await run_in_threadpool(service.touch, database, digest):
+        size = await run_in_threadpool(store.size, digest)
+        if size is not None:
+            return _answer(digest, size, 200, _unread(request))
+    try:
+        size = await store.put_stream(request.stream(), expected=digest, limit=limit)
+    except ClientDisconnect:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    await run_in_threadpool(service.record_upload, database, store, digest, size)
+    return _answer(digest, size, 201, {"Location": f"/v1/blobs/{digest}"})
+
+
+@router.get(
+    "/{digest}",
+    summary="Download a blob",
+    response_class=Response,
+    responses={
+        200: {"content": BINARY, "headers": HEADERS},
+        206: {"content": BINARY, "headers": HEADERS, "description": "The range asked for."},
+        304: {"description": "If-None-Match names it: the client has these bytes."},
+        **problems(404, 412, 416, 422),
+    },
+)
+def download_blob(
+    digest: BlobDigest, request: Request, database: DatabaseDep, store: StoreDep, settings: SettingsDep
+) -> Response:
+    """The content. One Range is served, also under If-Range, so a broken download can go on where it stopped."""
+    return _serve(digest, request, database, store, settings)
+
+
+@router.head(
+    "/{digest}",
+    summary="Is a blob there?",
+    response_class=Response,
+    responses={200: {"headers": HEADERS}, **problems(404, 412, 422)},
+)
+def look_for_blob(
+    digest: BlobDigest, request: Request, database: DatabaseDep, store: StoreDep, settings: SettingsDep
+) -> Response:
+    """The headers of a download. A blob that is there stays for another grace period, long enough to use it."""
+    return _serve(digest, request, database, store, settings)
+
+
+def _serve(digest: str, request: Request, database: Database, store: StoreDep, settings: Settings) -> Response:
+    if not service.touch(database, digest, unless_seen_within_s=SEEN_LATELY * settings.orphan_grace_s):
+        raise missing(digest)
+    return serve_blob(request, store, digest, filename=None, etag=digest)
+
+
+def _limit(request: Request, settings: Settings) -> int:
+    """Return the announced length of the body, or where none is announced the longest allowed, in bytes."""
+    announced = request.headers.get("content-length", "")
+    return int(announced) if announced.isdecimal() else settings.max_blob_bytes
+
+
+def _unread(request: Request) -> dict[str, str]:
+    """Return the headers of an answer given without reading the body.
+
+    A client that waits for "100 Continue" now never sends its body, so the connection has no defined next
+    byte and is closed. The others are sending already: closing would reset the connection under them before
+    they see the answer, so the server reads on and discards.
+    """
+    return {"Connection": "close"} if request.headers.get("expect", "").lower() == "100-continue" else {}
+
+
+def _answer(digest: str, size: int, status: int, headers: dict[str, str]) -> Response:
+    return JSONResponse(BlobAnswer(digest=digest, size=size).model_dump(), status, headers | {"ETag": f'"{digest}"'})

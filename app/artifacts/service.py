@@ -1,0 +1,155 @@
+"""Which artifacts there are, what needs them, and collecting those that nothing needs."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import structlog
+from sqlalchemy import ColumnElement, delete, exists, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from app.artifacts.store import ArtifactStore
+from app.artifacts.tables import Blob, BlobUse
+from app.database import Base, Database, now
+from app.errors import FieldError, Invalid, Unavailable
+
+log = structlog.get_logger()
+
+
+def record(session: Session, digest: str, size: int) -> None:
+    """Note an artifact of `size` bytes that was just put into the store; one known already counts as seen now."""
+    seen = now()
+    session.execute(
+        _insert(session, Blob)
+        .values(digest=digest, size=size, created_at=seen, seen_at=seen)
+        .on_conflict_do_update(index_elements=["digest"], set_={"seen_at": seen})
+    )
+
+
+def require(session: Session, digests: str | Sequence[str], pointer: str) -> dict[str, Blob]:
+    """Return the blobs a request names, by digest, and keep them for another grace period.
+
+    `pointer` is the JSON Pointer of the field in the request. For a list of digests the faults are reported
+    at "/files/0" and so on, for a digest that is a plain string at "/onnx" itself.
+
+    Raises:
+        Invalid: with code "blob_not_found" and one error for each digest that is not there.
+    """
+    named = {pointer: digests} if isinstance(digests, str) else _numbered(pointer, digests)
+    # Locked in one order, so that two requests naming the same blobs cannot wait for each other.
+    rows = session.scalars(
+        select(Blob).where(Blob.digest.in_(set(named.values()))).order_by(Blob.digest).with_for_update()
+    ).all()
+    found = {blob.digest: blob for blob in rows}
+    errors = [
+        FieldError(place, f"There is no blob {digest}. PUT /v1/blobs/{digest} first.")
+        for place, digest in named.items()
+        if digest not in found
+    ]
+    if errors:
+        raise Invalid(" ".join(error.detail for error in errors[:10]), code="blob_not_found", errors=errors)
+    seen = now()
+    for blob in rows:
+        blob.seen_at = seen
+    session.flush()
+    return found
+
+
+def keep(session: Session, digest: str, owner: str) -> None:
+    """Keep a recorded blob for as long as `owner` ("weights:12", "engine:7") has not released it."""
+    session.execute(update(Blob).where(Blob.digest == digest).values(seen_at=now()))
+    session.execute(_insert(session, BlobUse).values(digest=digest, owner=owner).on_conflict_do_nothing())
+
+
+def release(session: Session, owner: str) -> None:
+    """Drop everything `owner` kept; what nothing else keeps is collected after another grace period."""
+    used = select(BlobUse.digest).where(BlobUse.owner == owner)
+    session.execute(
+        update(Blob).where(Blob.digest.in_(used)).values(seen_at=now()).execution_options(synchronize_session=False)
+    )
+    session.execute(delete(BlobUse).where(BlobUse.owner == owner))
+
+
+def touch(database: Database, digest: str, *, unless_seen_within_s: float = 0.0) -> bool:
+    """Count a recorded blob as asked for now, and return whether there is one.
+
+    A blob seen within the last `unless_seen_within_s` seconds is left alone, which spares reading calls a write.
+    """
+    with database.reading() as session:
+        seen = session.scalar(select(Blob.seen_at).where(Blob.digest == digest))
+    if seen is None:
+        return False
+    if now() - seen < timedelta(seconds=unless_seen_within_s):
+        return True
+    with database.transaction() as session:
+        result = session.execute(update(Blob).where(Blob.digest == digest).values(seen_at=now()).returning(Blob.size))
+        return result.first() is not None
+
+
+def record_upload(database: Database, store: ArtifactStore, digest: str, size: int) -> None:
+    """Record an upload that has reached the store.
+
+    Raises:
+        Unavailable: the artifact was collected in that very moment.
+    """
+    with database.transaction() as session:
+        record(session, digest, size)
+    if store.size(digest) is None:
+        with database.transaction() as session:
+            session.execute(delete(Blob).where(Blob.digest == digest, ~_used()))
+        raise Unavailable("The blob was removed while it was being uploaded. Send it again.", code="blob_collected")
+
+
+def collect_orphans(database: Database, store: ArtifactStore, *, older_than_s: float, limit: int = 100) -> int:
+    """Remove up to `limit` blobs that nothing keeps and nobody asked for in `older_than_s` seconds; return how many.
+
+    Why nothing still wanted is lost:
+
+    * `require`, `keep` and an upload of known bytes move `seen_at` and commit. The DELETE asks for age and uses
+      in its own statement: it sees their change, or on PostgreSQL waits for their row lock and then asks again.
+      If it comes first they find no row: `require` answers blob_not_found, an upload sends its bytes.
+    * An upload puts the file first and the row second, so this may meet a file just put whose row is not
+      there yet. Therefore the file goes last and by `delete_stale`, which spares a file put within the
+      grace. A put renews that age even when the bytes were there, and the local store lets no put and
+      deletion of one artifact overlap. The row that the upload then writes has its file.
+    * Object stores cannot compare and delete in one step. A put that completes in the milliseconds between
+      is found missing by `record_upload`, which asks the client to send it again.
+    * Killed between row and file, this leaves a file without a row: space, but no fault. The next upload of
+      the same bytes takes it over.
+    """
+    cutoff = now() - timedelta(seconds=older_than_s)
+    orphaned = (Blob.seen_at < cutoff, ~_used())
+    with database.reading() as session:
+        digests = session.scalars(select(Blob.digest).where(*orphaned).order_by(Blob.seen_at).limit(limit)).all()
+    collected = 0
+    for digest in digests:
+        if _delete_row(database, digest, orphaned):
+            store.delete_stale(digest, older_than_s=older_than_s)
+            collected += 1
+    return collected
+
+
+def _delete_row(database: Database, digest: str, orphaned: tuple[ColumnElement[bool], ...]) -> bool:
+    try:
+        with database.transaction() as session:
+            statement = delete(Blob).where(Blob.digest == digest, *orphaned).returning(Blob.digest)
+            return session.scalar(statement) is not None
+    except IntegrityError:
+        # A row of another table names the blob without keeping it: a fault of that slice. The bytes stay.
+        log.exception("a blob without uses is still referenced", digest=digest)
+        return False
+
+
+def _used() -> ColumnElement[bool]:
+    return exists().where(BlobUse.digest == Blob.digest)
+
+
+def _numbered(pointer: str, digests: Sequence[str]) -> dict[str, str]:
+    return {f"{pointer}/{index}": digest for index, digest in enumerate(digests)}
+
+
+def _insert(session: Session, table: type[Base]) -> Any:  # noqa: ANN401 - the two dialects share no type
+    dialect = session.get_bind().dialect.name
+    return postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)

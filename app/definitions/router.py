@@ -1,0 +1,69 @@
+"""Calls on definitions."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Response
+
+from app.definitions import service
+from app.definitions.schemas import DefinitionAnswer, DefinitionRequest, ParameterAnswer
+from app.dependencies import DatabaseDep, SessionDep, SettingsDep, StoreDep
+from app.pagination import Listing, PageDep, list_items
+from app.problems import problems
+from app.registry import service as registry
+
+router = APIRouter(prefix="/models/{model}/definitions", tags=["definitions"])
+
+Version = Annotated[int, Path(ge=1, description="The number of the definition.")]
+
+
+@router.post(
+    "",
+    status_code=201,
+    summary="Make a definition",
+    response_model=DefinitionAnswer,
+    responses={
+        200: {"model": DefinitionAnswer, "description": "The model already has a definition of the same graph."},
+        **problems(404, 422, 503),
+    },
+)
+def create_definition(
+    model: str,
+    body: DefinitionRequest,
+    database: DatabaseDep,
+    store: StoreDep,
+    settings: SettingsDep,
+    response: Response,
+) -> Any:
+    """From a family and its Hugging Face config, or from an ONNX file sent with PUT /v1/blobs/<digest>.
+
+    An ONNX file is checked under limits and its weights are split off: `weights` is the version they became.
+    """
+    created = service.create_definition(database, store, settings, model, body)
+    response.status_code = 201 if created.is_new else 200
+    response.headers["Location"] = f"/v1/models/{model}/definitions/{created.definition.version}"
+    return DefinitionAnswer.model_validate(created.definition).model_copy(update={"weights": created.weights})
+
+
+@router.get("", summary="List definitions", response_model=Listing[DefinitionAnswer], responses=problems(404, 422))
+def list_definitions(model: str, session: SessionDep, page: PageDep) -> Any:
+    """The model's definitions, newest first."""
+    return service.list_definitions(session, registry.get_model(session, model).id, page)
+
+
+@router.get("/{version}", summary="Read a definition", response_model=DefinitionAnswer, responses=problems(404, 422))
+def read_definition(model: str, version: Version, session: SessionDep) -> Any:
+    """Where it came from, its inputs and outputs, and how many parameters it has."""
+    return service.get_definition(session, registry.get_model(session, model).id, version)
+
+
+@router.get(
+    "/{version}/parameters",
+    summary="List the parameters of a definition",
+    response_model=Listing[ParameterAnswer],
+    responses=problems(404, 422),
+)
+def list_parameters(model: str, version: Version, session: SessionDep, page: PageDep) -> Any:
+    """Name, dtype and shape of every parameter, in the order of their names."""
+    definition = service.get_definition(session, registry.get_model(session, model).id, version)
+    parameters = service.load_parameters(session, definition.id)
+    return list_items(parameters, lambda parameter: parameter.name, page)

@@ -1,0 +1,159 @@
+"""Runs the child that parses what clients upload, and turns every way it can end into an answer for the client.
+
+The child has limits on memory, time, open files and file sizes (`limits.child_limits`), none of this process's
+environment, and dies with this process. A crash, a timeout or a lack of memory is the file's fault as far as anyone
+can tell, so they are 422; 503 is for a child that could not be started.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import BoundedSemaphore
+from typing import Any, Final
+
+import structlog
+
+import app
+from app.definitions.limits import ChildLimits, child_limits
+from app.definitions.parameter import InputSpec, OutputSpec, Parameter
+from app.errors import FieldError, Invalid, Unavailable
+
+CHILDREN: Final = 2  # at a time, per process
+SLOT_TIMEOUT_S = 10.0
+MAX_ANSWER_BYTES = 128 * 1024 * 1024
+
+log = structlog.get_logger()
+_slots = BoundedSemaphore(CHILDREN)
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A definition as the child made it. The files are gone when the block of `construct_*` ends.
+
+    `weights` is None where the graph holds none; `rules` are binding rules that apply after the client's.
+    """
+
+    graph: Path
+    weights: Path | None
+    source: dict[str, Any]
+    inputs: tuple[InputSpec, ...]
+    outputs: tuple[OutputSpec, ...]
+    parameters: tuple[Parameter, ...]
+    rules: list[Any]
+
+
+@contextmanager
+def construct_from_file(path: Path, scratch: Path) -> Iterator[Made]:
+    """Parse an ONNX file; Invalid, Unavailable."""
+    limits = child_limits(path.stat().st_size)
+    with _construct({"file": str(path.resolve())}, limits, scratch) as made:
+        yield made
+
+
+@contextmanager
+def construct_from_config(family: str, config: Mapping[str, Any], precision: str, scratch: Path) -> Iterator[Made]:
+    """Build a family's graph; Invalid, Unavailable."""
+    task = {"family": family, "config": config, "precision": precision}
+    with _construct(task, child_limits(0), scratch) as made:
+        yield made
+
+
+@contextmanager
+def _construct(task: Mapping[str, Any], limits: ChildLimits, scratch: Path) -> Iterator[Made]:
+    scratch.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="definition-", dir=scratch) as name:
+        directory = Path(name).resolve()
+        graph, weights = directory / "definition.onnx", directory / "weights.safetensors"
+        answer = _ask({**task, "graph": str(graph), "weights": str(weights)}, limits, directory)
+        yield _made(answer, graph, weights)
+
+
+def _ask(task: Mapping[str, Any], limits: ChildLimits, directory: Path) -> Mapping[str, Any]:
+    if not _slots.acquire(timeout=SLOT_TIMEOUT_S):
+        raise Unavailable(
+            f"{CHILDREN} definitions are being made already. Send the request again in a moment.", code="busy"
+        )
+    try:
+        request = {"parent": os.getpid(), "limits": asdict(limits), "task": task}
+        status = _run(json.dumps(request).encode(), limits.wall_s, directory)
+    finally:
+        _slots.release()
+    return _read_answer(status, directory)
+
+
+def _run(request: bytes, wall_s: float, directory: Path) -> int:
+    """Run the child to its end, its output going to files; return its exit status."""
+    command = [sys.executable, "-P", "-m", "app.definitions.child"]
+    try:
+        with (directory / "answer").open("wb") as answer, (directory / "log").open("wb") as errors:
+            child = subprocess.Popen(  # noqa: S603 - a fixed command
+                command, stdin=subprocess.PIPE, stdout=answer, stderr=errors, env=_environment(), cwd=directory
+            )
+    except OSError as error:
+        raise Unavailable(
+            f"The process that parses definitions could not be started: {error.strerror}. Try again later.",
+            code="parser_unavailable",
+        ) from error
+    with child:
+        try:
+            child.communicate(request, timeout=wall_s)
+        except subprocess.TimeoutExpired:
+            child.kill()
+        except BaseException:
+            child.kill()
+            raise
+    return child.returncode
+
+
+def _environment() -> dict[str, str]:
+    """The child gets no secrets, and libraries in it start no pools of threads."""
+    root = Path(app.__path__[0]).parent
+    return {
+        "PATH": os.defpath,
+        "PYTHONPATH": str(root),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "LANG": "C.UTF-8",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+
+
+def _read_answer(status: int, directory: Path) -> Mapping[str, Any]:
+    if status == 0:
+        with (directory / "answer").open("rb") as file:
+            answer: Mapping[str, Any] = json.loads(file.read(MAX_ANSWER_BYTES))
+        if "made" in answer:
+            return answer["made"]  # type: ignore[no-any-return]
+        rejected = answer["rejected"]
+        errors = [FieldError(error["pointer"], error["detail"]) for error in rejected["errors"]]
+        raise Invalid(rejected["detail"], code=rejected["code"], errors=errors)
+    tail = (directory / "log").read_bytes()[-2000:].decode(errors="replace")
+    log.warning("the parsing child died", status=status, log=tail)
+    if status in {-signal.SIGXCPU, -signal.SIGKILL}:
+        raise Invalid(
+            "Parsing takes longer than a file of its size may. Simplify the model and export it again.",
+            code="parsing_timeout",
+        )
+    raise Invalid(
+        f"The parser did not survive this definition (exit status {status}). Check the file with "
+        "onnx.checker.check_model and onnxruntime, and export it again.",
+        code="parser_crashed",
+    )
+
+
+def _made(answer: Mapping[str, Any], graph: Path, weights: Path) -> Made:
+    return Made(
+        graph=graph,
+        weights=weights if weights.exists() else None,
+        source=answer["source"],
+        inputs=tuple(InputSpec.from_json(item) for item in answer["inputs"]),
+        outputs=tuple(OutputSpec.from_json(item) for item in answer["outputs"]),
+        parameters=tuple(Parameter.from_json(row) for row in answer["parameters"]),
+        rules=answer["rules"],
+    )

@@ -1,0 +1,108 @@
+"""Definitions as clients see them."""
+
+from datetime import datetime
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from app.definitions.families.registry import Precision
+
+Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+
+FAMILY_REQUEST: dict[str, Any] = {
+    "family": "bert",
+    "config": {
+        "model_type": "bert",
+        "vocab_size": 30522,
+        "hidden_size": 384,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 12,
+        "intermediate_size": 1536,
+    },
+    "precision": "fp32",
+}
+FILE_REQUEST: dict[str, Any] = {"onnx": "sha256:0c6f2f1a3b5d5f0e2a7cbb2f0b8d4c6e9a1b3c5d7e9f0a2b4c6d8e0f1a3b5c7d"}
+INPUT: dict[str, Any] = {"name": "input_ids", "dtype": "I64", "shape": ["batch", "sequence"], "high": 30522}
+OUTPUT: dict[str, Any] = {"name": "last_hidden_state", "dtype": "F32", "shape": ["batch", "sequence", 384]}
+PARAMETER: dict[str, Any] = {"name": "embeddings.word_embeddings.weight", "dtype": "F32", "shape": [30522, 384]}
+DEFINITION: dict[str, Any] = {
+    "version": 1,
+    "digest": "sha256:5d1c0f7b9a3e4c6d8b2f1a0e9d7c5b3a1f0e8d6c4b2a09f7e5d3c1b0a9f8e7d6",
+    "source": FAMILY_REQUEST | {"opset": 17, "warnings": []},
+    "inputs": [INPUT],
+    "outputs": [OUTPUT],
+    "parameter_count": 103,
+    "weights": None,
+    "created_at": "2026-11-22T10:00:00Z",
+}
+
+
+class DefinitionRequest(BaseModel):
+    """Either a family with its Hugging Face config.json, or the digest of an uploaded ONNX file."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [FAMILY_REQUEST, FILE_REQUEST]})
+
+    family: str | None = Field(None, description="The architecture: `bert`.", max_length=64)
+    config: dict[str, Any] | None = Field(
+        None,
+        description="The checkpoint's config.json; missing keys have the defaults of transformers. "
+        '`"add_pooling_layer": false` leaves the pooler out.',
+    )
+    precision: Precision | None = Field(None, description="Of a family's parameters; `fp32` unless given.")
+    onnx: Digest | None = Field(None, description="An ONNX file sent with PUT /v1/blobs/<digest>.")
+
+    @model_validator(mode="after")
+    def _check_one_source(self) -> Self:
+        if (self.family is None) == (self.onnx is None):
+            raise ValueError("give either `family` and `config`, or `onnx`")
+        if (self.config is None) != (self.family is None):
+            raise ValueError("`family` and `config` go together")
+        if self.onnx is not None and self.precision is not None:
+            raise ValueError("`precision` is for families; an ONNX file has its own element types")
+        return self
+
+
+class InputAnswer(BaseModel):
+    """An input; symbols in `shape` are dynamic. Integers fed to it must be at least 0 and below `high`, if given."""
+
+    model_config = ConfigDict(from_attributes=True, json_schema_extra={"examples": [INPUT]})
+
+    name: str
+    dtype: str
+    shape: list[int | str]
+    high: int | None
+
+
+class OutputAnswer(BaseModel):
+    """An output; `shape` is null where it could not be inferred."""
+
+    model_config = ConfigDict(from_attributes=True, json_schema_extra={"examples": [OUTPUT]})
+
+    name: str
+    dtype: str
+    shape: list[int | str] | None
+
+
+class ParameterAnswer(BaseModel):
+    """One weight slot."""
+
+    model_config = ConfigDict(from_attributes=True, json_schema_extra={"examples": [PARAMETER]})
+
+    name: str
+    dtype: str
+    shape: list[int]
+
+
+class DefinitionAnswer(BaseModel):
+    """A definition. `source` says what it came from, `weights` is the version its ONNX file had embedded."""
+
+    model_config = ConfigDict(from_attributes=True, json_schema_extra={"examples": [DEFINITION]})
+
+    version: int
+    digest: str
+    source: dict[str, Any]
+    inputs: list[InputAnswer]
+    outputs: list[OutputAnswer]
+    parameter_count: int
+    weights: int | None
+    created_at: datetime

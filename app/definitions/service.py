@@ -1,0 +1,157 @@
+"""Definitions: weightless graphs, made from ONNX files or from families, never changed."""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.artifacts import service as artifacts
+from app.artifacts.store import ArtifactStore
+from app.database import Database
+from app.definitions import sandbox
+from app.definitions.families.registry import FAMILIES
+from app.definitions.parameter import InputSpec, Parameter
+from app.definitions.sandbox import Made
+from app.definitions.schemas import DefinitionRequest
+from app.definitions.tables import Definition
+from app.errors import FieldError, Invalid, NotFound
+from app.pagination import PageQuery, Rows, list_rows
+from app.registry import service as registry
+from app.settings import Settings
+from app.weights import service as weights
+from app.weights.manifest import Manifest
+from app.weights.safetensors_file import CheckpointError
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """A definition, whether it is new, and the version that the weights embedded in its file became."""
+
+    definition: Definition
+    is_new: bool
+    weights: int | None
+
+
+def create_definition(
+    database: Database, store: ArtifactStore, settings: Settings, model_name: str, request: DefinitionRequest
+) -> Created:
+    """Make a definition, or find the one with the same graph; weights of an ONNX file become a weight version.
+
+    Raises:
+        NotFound: there is no such model.
+        Invalid: the blob was not uploaded, or the file or config cannot become a definition.
+        Unavailable: the process that parses could not be started.
+    """
+    with database.transaction() as session:
+        model_id = registry.get_model(session, model_name).id
+        if request.onnx is not None:
+            artifacts.require(session, request.onnx, "/onnx")
+    with _construct(store, settings, request) as made:
+        source = made.source if request.onnx is None else {"onnx": request.onnx, **made.source}
+        manifest = None if made.weights is None else _store_weights(database, store, made.weights)
+        digest, size = store.put_file(made.graph)
+        artifacts.record_upload(database, store, digest, size)
+    with database.transaction() as session:
+        registry.lock_model(session, model_id)
+        version = None if manifest is None else weights.register(session, model_id, manifest)[0].version
+        return _insert(session, model_id, digest, source, made, version)
+
+
+def list_definitions(session: Session, model_id: int, page: PageQuery) -> Rows[Definition]:
+    """Return one page of a model's definitions, newest first."""
+    return list_rows(session, select(Definition).where(Definition.model_id == model_id), Definition.version, page)
+
+
+def get_definition(session: Session, model_id: int, version: int) -> Definition:
+    """Return a definition by its number; NotFound."""
+    same = (Definition.model_id == model_id, Definition.version == version)
+    found = session.scalar(select(Definition).where(*same))
+    if found is None:
+        raise NotFound(
+            f"The model has no definition {version}. Make one with POST /v1/models/<model>/definitions, "
+            "or list what there is with GET on the same path.",
+            code="definition_not_found",
+        )
+    return found
+
+
+def load_parameters(session: Session, definition_id: int) -> tuple[Parameter, ...]:
+    """Return a definition's parameters by its row's id, sorted by name."""
+    rows = session.execute(select(Definition.parameters).where(Definition.id == definition_id)).scalar_one()
+    return tuple(Parameter.from_json(row) for row in rows)
+
+
+def load_rules(session: Session, definition_id: int) -> list[Any]:
+    """Return a definition's own binding rules by its row's id; they apply after the client's."""
+    rules: list[Any] = session.execute(select(Definition.rules).where(Definition.id == definition_id)).scalar_one()
+    return rules
+
+
+def inputs_of(definition: Definition) -> tuple[InputSpec, ...]:
+    """Return a definition's inputs in the graph's order."""
+    return tuple(InputSpec.from_json(item) for item in definition.inputs)
+
+
+def _construct(store: ArtifactStore, settings: Settings, request: DefinitionRequest) -> AbstractContextManager[Made]:
+    if request.onnx is not None:
+        return sandbox.construct_from_file(_local_file(store, settings, request.onnx), settings.scratch_dir)
+    family = str(request.family)
+    if family not in FAMILIES:
+        known = ", ".join(sorted(FAMILIES))
+        raise Invalid(
+            f"There is no family '{family}'; there is {known}. Export the model to ONNX and upload that instead.",
+            code="unknown_family",
+            errors=[FieldError("/family", f"one of {known}")],
+        )
+    return sandbox.construct_from_config(
+        family, request.config or {}, request.precision or "fp32", settings.scratch_dir
+    )
+
+
+def _local_file(store: ArtifactStore, settings: Settings, digest: str) -> Path:
+    size = store.size(digest) or 0
+    if size > settings.max_onnx_bytes:
+        raise Invalid(
+            f"The ONNX file has {size} bytes; at most {settings.max_onnx_bytes} are parsed. Upload the graph with "
+            "small or no weights and the weights as safetensors, or have ENGINESMITH_MAX_ONNX_BYTES raised.",
+            code="onnx_too_large",
+            errors=[FieldError("/onnx", f"larger than {settings.max_onnx_bytes} bytes")],
+        )
+    return store.local_path(digest)
+
+
+def _store_weights(database: Database, store: ArtifactStore, path: Path) -> Manifest:
+    digest, size = store.put_file(path)
+    artifacts.record_upload(database, store, digest, size)
+    try:
+        return Manifest.of(weights.index_file(database, store, digest))
+    except CheckpointError as error:
+        raise Invalid(f"The weights of the ONNX file: {error.detail}", code=error.code) from error
+
+
+def _insert(
+    session: Session, model_id: int, digest: str, source: dict[str, Any], made: Made, version: int | None
+) -> Created:
+    same = (Definition.model_id == model_id, Definition.digest == digest)
+    found = session.scalar(select(Definition).where(*same))
+    if found is not None:
+        return Created(found, is_new=False, weights=version)
+    definition = Definition(
+        model_id=model_id,
+        version=registry.next_number(session, model_id, "definition"),
+        digest=digest,
+        source=source,
+        inputs=[spec.to_json() for spec in made.inputs],
+        outputs=[spec.to_json() for spec in made.outputs],
+        parameter_count=len(made.parameters),
+        parameters=[parameter.to_json() for parameter in made.parameters],
+        rules=made.rules,
+        weights=version,
+    )
+    session.add(definition)
+    session.flush()
+    artifacts.keep(session, digest, f"definition:{definition.id}")
+    return Created(definition, is_new=True, weights=version)

@@ -1,0 +1,205 @@
+"""Calls on engines, and those that make and use them."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Request, Response
+
+from app.artifacts.serving import MEDIA_TYPE, serve_blob
+from app.artifacts.store import ArtifactStore
+from app.database import Database
+from app.dependencies import DatabaseDep, SessionDep, SettingsDep, StoreDep
+from app.engines import service
+from app.engines.lineage import Family, Relative
+from app.engines.schemas import (
+    ENGINE,
+    BuildRequest,
+    EngineAnswer,
+    EngineDetailAnswer,
+    EngineRequest,
+    LineageAnswer,
+    ManifestAnswer,
+    RefitRequest,
+    RelativeAnswer,
+    RunRequest,
+    VerifyRequest,
+)
+from app.jobs.answer import JOB_RESPONSES, SubmitDep
+from app.jobs.schemas import JobAnswer
+from app.pagination import MAX_LIMIT, Listing, PageDep
+from app.problems import problems
+from app.registry.service import get_model
+
+router = APIRouter(prefix="/models/{model}", tags=["engines"])
+
+EngineNumber = Annotated[int, Path(ge=1, lt=2**53, description="The number of the engine.")]
+NumberFilter = Annotated[int | None, Query(ge=1, lt=2**53, description="Only engines with this one.")]
+MAKES_JOB: dict[str, Any] = {
+    "status_code": 202,
+    "response_model": JobAnswer,
+    "responses": {**JOB_RESPONSES, **problems(404, 422)},
+}
+BINARY: dict[str, Any] = {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}, "example": "bytes"}}
+HEADERS: dict[str, Any] = {
+    "ETag": {"schema": {"type": "string"}, "example": f'"{ENGINE["plan_digest"]}"'},
+    "Accept-Ranges": {"schema": {"type": "string"}, "example": "bytes"},
+    "Content-Disposition": {"schema": {"type": "string"}, "example": "attachment; filename*=UTF-8''minilm-2.onnx"},
+}
+
+
+@router.post("/builds", summary="Build an engine", tags=["jobs"], **MAKES_JOB)
+async def build(model: str, body: BuildRequest, settings: SettingsDep, submit: SubmitDep) -> Response:
+    """Compile a definition with one weight version; the answer is a job.
+
+    The binding, the profiles and the options are checked before this answers. Where an equal engine exists the
+    job is finished and names it; `reuse: false` compiles all the same. A reused engine keeps the
+    verification of the time it was made.
+    """
+    return await submit(lambda session: service.request_build(session, settings, model, body))
+
+
+@router.post("/refits", summary="Refit an engine", tags=["jobs"], **MAKES_JOB)
+async def refit(model: str, body: RefitRequest, settings: SettingsDep, submit: SubmitDep) -> Response:
+    """Make a new engine of an existing one by giving it other weights; the answer is a job.
+
+    Definition, backend, profiles, options and binding rules are the engine's. It stays as it is.
+    """
+    return await submit(lambda session: service.request_refit(session, settings, model, body))
+
+
+@router.post("/engines", summary="Get an engine for weights by the cheapest way", **MAKES_JOB)
+async def make_engine(model: str, body: EngineRequest, settings: SettingsDep, submit: SubmitDep) -> Response:
+    """Reuse an equal engine, else refit the newest one that differs in its weights only, else build.
+
+    The job's `result.method` is `reuse`, `refit` or `build`.
+    """
+    return await submit(lambda session: service.request_engine(session, settings, model, body))
+
+
+@router.post("/runs", summary="Run an engine", tags=["jobs"], **MAKES_JOB)
+async def run(model: str, body: RunRequest, settings: SettingsDep, submit: SubmitDep) -> Response:
+    """Run an engine on a safetensors blob with one tensor per input; the job's `result.outputs` is another one."""
+    return await submit(lambda session: service.request_run(session, settings, model, body))
+
+
+@router.get("/engines", summary="List engines", response_model=Listing[EngineAnswer], responses=problems(404, 422))
+def list_engines(
+    model: str,
+    session: SessionDep,
+    page: PageDep,
+    definition: NumberFilter = None,
+    weights: NumberFilter = None,
+    backend: Annotated[str | None, Query(description="Only engines of this backend.")] = None,
+) -> Any:
+    """The model's engines, newest first."""
+    owner = get_model(session, model)
+    return service.list_engines(session, owner.id, page, definition=definition, weights=weights, backend=backend)
+
+
+@router.get(
+    "/engines/{number}",
+    summary="Read an engine",
+    response_model=EngineDetailAnswer,
+    responses=problems(404, 422),
+)
+def read_engine(model: str, number: EngineNumber, session: SessionDep) -> Any:
+    """What it was made of and how, what its verification found, and how long it took."""
+    return service.get_engine(session, get_model(session, model).id, number, load=service.DETAIL)
+
+
+@router.post("/engines/{number}/verify", summary="Verify an engine again", **MAKES_JOB)
+async def verify(
+    model: str, number: EngineNumber, body: VerifyRequest, settings: SettingsDep, submit: SubmitDep
+) -> Response:
+    """Compare a published engine with a reference; the job's result holds the figures, the engine stays as it is."""
+    return await submit(lambda session: service.request_verify(session, settings, model, number, body))
+
+
+@router.get(
+    "/engines/{number}/lineage",
+    summary="Read an engine's lineage",
+    response_model=LineageAnswer,
+    responses=problems(404, 422),
+)
+def read_lineage(
+    model: str,
+    number: EngineNumber,
+    database: DatabaseDep,
+    limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Engines in each direction.")] = 50,
+) -> Any:
+    """Its ancestors up to the first build and its descendants, with what each changed in the weights."""
+    with database.reading() as session:
+        owner = get_model(session, model)
+        family = service.load_family(session, owner.id, number, ancestors=limit, descendants=limit)
+    return _lineage(family, service.count_changed_tensors(database, family))
+
+
+@router.get(
+    "/engines/{number}/manifest",
+    summary="Read an engine's manifest",
+    response_model=ManifestAnswer,
+    responses=problems(404, 422),
+)
+def read_manifest(model: str, number: EngineNumber, session: SessionDep) -> Any:
+    """One document that says everything about how the engine came to be."""
+    return service.engine_manifest(session, get_model(session, model), number)
+
+
+@router.get(
+    "/engines/{number}/plan",
+    summary="Download an engine's plan",
+    response_class=Response,
+    responses={
+        200: {"content": BINARY, "headers": HEADERS},
+        206: {"content": BINARY, "headers": HEADERS, "description": "The range asked for."},
+        304: {"description": "If-None-Match names it: the client has these bytes."},
+        **problems(404, 412, 416, 422),
+    },
+)
+def download_plan(
+    model: str, number: EngineNumber, request: Request, database: DatabaseDep, store: StoreDep
+) -> Response:
+    """The serialized engine. Its ETag is its digest; one Range is served, also under If-Range."""
+    return _serve_plan(model, number, request, database, store)
+
+
+@router.head(
+    "/engines/{number}/plan",
+    summary="Read the headers of an engine's plan",
+    response_class=Response,
+    responses={200: {"headers": HEADERS}, **problems(404, 412, 422)},
+)
+def look_at_plan(
+    model: str, number: EngineNumber, request: Request, database: DatabaseDep, store: StoreDep
+) -> Response:
+    """The headers of a download: size, digest and file name."""
+    return _serve_plan(model, number, request, database, store)
+
+
+def _serve_plan(model: str, number: int, request: Request, database: Database, store: ArtifactStore) -> Response:
+    with database.reading() as session:
+        engine = service.get_engine(session, get_model(session, model).id, number)
+    suffix = "onnx" if engine.backend == "onnxruntime" else "plan"
+    return serve_blob(
+        request, store, engine.plan_digest, filename=f"{model}-{number}.{suffix}", etag=engine.plan_digest
+    )
+
+
+def _lineage(family: Family, changed: dict[int, int]) -> LineageAnswer:
+    def relative(one: Relative) -> RelativeAnswer:
+        return RelativeAnswer(
+            number=one.number,
+            method=one.method,
+            parent=one.parent,
+            weights=one.weights,
+            label=one.label,
+            changed_tensors=changed.get(one.number),
+            created_at=one.created_at,
+        )
+
+    return LineageAnswer(
+        engine=relative(family.engine),
+        ancestors=[relative(one) for one in family.ancestors],
+        descendants=[relative(one) for one in family.descendants],
+        ancestors_complete=family.ancestors_complete,
+        descendants_complete=family.descendants_complete,
+    )

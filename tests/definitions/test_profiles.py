@@ -1,0 +1,88 @@
+from typing import Any
+
+import pytest
+
+from app.definitions.parameter import InputSpec
+from app.definitions.profiles import Range, opt_shapes, parse_profiles, to_json
+from app.errors import Invalid
+
+IDS = InputSpec("ids", "I64", ("batch", "sequence"), high=100)
+MASK = InputSpec("mask", "I64", ("batch", "sequence"))
+IMAGE = InputSpec("x", "F32", ("n", 3, "x.2", "x.3"))
+FIXED = InputSpec("scale", "F32", (4,))
+SIZES = {"min": [1, 1], "opt": [4, 16], "max": [8, 128]}
+
+
+def pointers(profiles: list[Any], *inputs: InputSpec) -> list[str]:
+    with pytest.raises(Invalid) as raised:
+        parse_profiles(profiles, inputs)
+    assert raised.value.code == "invalid_profiles"
+    return [error.pointer for error in raised.value.errors]
+
+
+def test_completes_inputs_whose_symbols_are_settled_and_fixed_ones() -> None:
+    (profile,) = parse_profiles([{"ids": SIZES}], [IDS, MASK, FIXED])
+    assert profile["mask"] == profile["ids"] == Range((1, 1), (4, 16), (8, 128))
+    assert profile["scale"] == Range((4,), (4,), (4,))
+    assert list(profile) == ["ids", "mask", "scale"]
+
+
+def test_json_of_profiles_reads_back_as_the_same_profiles() -> None:
+    profiles = parse_profiles([{"ids": SIZES}, {"mask": SIZES}], [IDS, MASK])
+    assert parse_profiles(to_json(profiles), [IDS, MASK]) == profiles
+
+
+def test_reports_every_fault_at_once() -> None:
+    bad = [{"ids": {**SIZES, "opt": [9, 16]}, "nothing": SIZES}, {"mask": {**SIZES, "max": [8]}}]
+    assert pointers(bad, IDS, MASK) == ["/profiles/0/ids", "/profiles/0/nothing", "/profiles/1/mask/max"]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "pointer"),
+    [
+        ({"min": [1, 1], "opt": [4, 16]}, "/profiles/0/ids"),
+        ({**SIZES, "best": [1, 1]}, "/profiles/0/ids"),
+        ({**SIZES, "min": [0, 1]}, "/profiles/0/ids/min/0"),
+        ({**SIZES, "min": [True, 1]}, "/profiles/0/ids/min"),
+        ({**SIZES, "max": [2**31, 128]}, "/profiles/0/ids/max/0"),
+        ({**SIZES, "opt": "big"}, "/profiles/0/ids/opt"),
+        ([1, 2], "/profiles/0/ids"),
+    ],
+)
+def test_refuses_sizes_that_are_no_shapes(sizes: Any, pointer: str) -> None:
+    assert pointers([{"ids": sizes}], IDS) == [pointer]
+
+
+def test_refuses_another_size_for_a_fixed_dimension() -> None:
+    sizes = {"min": [1, 1, 32, 32], "opt": [1, 3, 64, 64], "max": [4, 3, 64, 64]}
+    assert pointers([{"x": sizes}], IMAGE) == ["/profiles/0/x/min/1"]
+
+
+def test_refuses_two_sizes_for_one_symbol() -> None:
+    assert pointers([{"ids": SIZES, "mask": {**SIZES, "max": [8, 64]}}], IDS, MASK) == ["/profiles/0/mask"]
+
+
+def test_refuses_a_profile_that_leaves_a_dimension_open() -> None:
+    assert pointers([{"ids": SIZES}], IDS, IMAGE) == ["/profiles/0"]
+
+
+def test_refuses_more_profiles_than_the_limit() -> None:
+    assert pointers([{"ids": SIZES}] * 17, IDS) == ["/profiles"]
+
+
+def test_escapes_names_in_pointers() -> None:
+    assert pointers([{"a/b~c": SIZES}], IDS)[0] == "/profiles/0/a~1b~0c"
+
+
+def test_default_shapes_suit_text_and_images() -> None:
+    assert opt_shapes([IDS, MASK, IMAGE, FIXED], []) == {
+        "ids": (2, 16),
+        "mask": (2, 16),
+        "x": (2, 3, 64, 64),
+        "scale": (4,),
+    }
+
+
+def test_shapes_of_the_first_profile_win_over_defaults() -> None:
+    profiles = parse_profiles([{"ids": SIZES}], [IDS])
+    assert opt_shapes([IDS], profiles) == {"ids": (4, 16)}

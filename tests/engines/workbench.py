@@ -1,0 +1,134 @@
+"""Definitions, weights and workers to request engines of, and engines published as a worker would."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from app.artifacts.service import record
+from app.database import Database
+from app.definitions.parameter import InputSpec, OutputSpec, Parameter
+from app.definitions.tables import Definition
+from app.engines import service
+from app.engines.tables import Engine
+from app.fleet.service import WorkerReport, report
+from app.jobs import service as jobs
+from app.jobs.tables import Job
+from app.registry.service import get_model, next_number
+from app.settings import Settings
+from app.weights.manifest import Manifest, TensorEntry
+from app.weights.service import register
+
+PARAMETERS = (Parameter("w", (4, 8), "F32"), Parameter("b", (4,), "F32"))
+INPUTS = (InputSpec("x", "F32", ("batch", 8)),)
+OUTPUTS = (OutputSpec("y", "F32", ("batch", 4)),)
+OPTIONS = {"optimization": ["extended", "basic", "none"], "seed": []}
+
+
+def digest_of(text: str) -> str:
+    """A digest that stands for content called `text`."""
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def tensor(name: str, shape: tuple[int, ...], content: str, dtype: str = "F32") -> TensorEntry:
+    """A checkpoint tensor; equal `content` means equal bytes."""
+    return TensorEntry(name, dtype, shape, digest_of(content)[7:], digest_of("checkpoint"), 0, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class Workbench:
+    """Makes what engines are made of, in model "minilm"."""
+
+    database: Database
+    settings: Settings
+
+    def add_definition(self, source: str = "first", rules: tuple[Any, ...] = ()) -> int:
+        """Add a definition y = w x + b; returns its version."""
+        with self.database.transaction() as session:
+            model_id = get_model(session, "minilm").id
+            record(session, digest_of(source), 100)
+            definition = Definition(
+                model_id=model_id,
+                version=next_number(session, model_id, "definition"),
+                digest=digest_of(source),
+                source={"family": "bert"},
+                inputs=[spec.to_json() for spec in INPUTS],
+                outputs=[spec.to_json() for spec in OUTPUTS],
+                parameter_count=len(PARAMETERS),
+                parameters=[parameter.to_json() for parameter in PARAMETERS],
+                rules=list(rules),
+                weights=None,
+            )
+            session.add(definition)
+            return definition.version
+
+    def add_weights(self, *tensors: TensorEntry, label: str | None = None) -> int:
+        """Add a weight version; returns its number."""
+        with self.database.transaction() as session:
+            record(session, digest_of("checkpoint"), 1000)
+            model_id = get_model(session, "minilm").id
+            return register(session, model_id, Manifest.of(tensors), label=label)[0].version
+
+    def add_epoch(self, epoch: int, label: str | None = None) -> int:
+        """Add weights that bind, and of which only "b" differs from epoch to epoch."""
+        return self.add_weights(tensor("w", (4, 8), "w"), tensor("b", (4,), f"b{epoch}"), label=label)
+
+    def add_worker(self, backend: str = "onnxruntime", version: str = "1.32.0") -> None:
+        """Let a worker report itself."""
+        offered: Mapping[str, Any] = {backend: {"version": version, "capabilities": {"options": OPTIONS}}}
+        device = {"kind": "cpu", "name": "test CPU", "memory_total": 1, "memory_free": 1}
+        report(self.database, WorkerReport(f"{backend}-{version}", "host", 1, device, offered, (), None))
+
+    def submit(self, make: Callable[..., Job], body: Any) -> Job:  # noqa: ANN401 - each request has its own
+        """Post a request, with no broker behind."""
+        with self.database.transaction() as session:
+            return make(session, self.settings, "minilm", body)
+
+    def request_of(self, job: Job) -> dict[str, Any]:
+        """What a job tells its worker."""
+        with self.database.reading() as session:
+            return jobs.get_job(session, job.id).request
+
+    def publish(self, job: Job, version: str = "1.32.0", **facts: Any) -> int:  # noqa: ANN401 - JSON
+        """Publish what a build or refit job asked for; returns the engine's number."""
+        with self.database.transaction() as session:
+            request = jobs.get_job(session, job.id).request
+            parent = session.get_one(Engine, request["parent_id"]) if "parent_id" in request else None
+            return _publish(session, job, request, parent, version, facts).number
+
+    def engine(self, number: int) -> Engine:
+        """Read an engine of the model."""
+        with self.database.reading() as session:
+            return service.get_engine(session, get_model(session, "minilm").id, number, load=(Engine.facts,))
+
+
+def _publish(
+    session: Session, job: Job, request: dict[str, Any], parent: Engine | None, version: str, facts: dict[str, Any]
+) -> Engine:
+    plan = digest_of(f"plan of {job.id}")
+    record(session, plan, 10)
+    return service.publish_engine(
+        session,
+        model_id=job.model_id,
+        method="refit" if parent else "build",
+        parent=parent.number if parent else None,
+        definition_id=parent.definition_id if parent else request["definition_id"],
+        weights_id=request["weights_id"],
+        backend=parent.backend if parent else request["backend"],
+        backend_version=version,
+        device="cpu",
+        profiles=parent.profiles if parent else request["profiles"],
+        options=parent.options if parent else request["options"],
+        rules=request["rules"],
+        binding=request["binding"],
+        fingerprint=request["fingerprint"],
+        plan_digest=plan,
+        plan_bytes=10,
+        plan_signature="00",
+        verification={"against": "reference", "ok": True},
+        facts=facts,
+        timings={"total": 0.5},
+        job_id=job.id,
+    )

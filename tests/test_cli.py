@@ -1,0 +1,133 @@
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from typer.testing import CliRunner
+
+from app.cli import app, main
+from app.serve.errors import CannotStart
+
+COMMANDS = ("serve", "api", "worker", "migrate", "health", "version")
+
+
+def enginesmith(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the installed program with nothing else configured."""
+    program = Path(sys.executable).with_name("enginesmith")
+    return subprocess.run(
+        [program, *arguments],
+        env={"PATH": os.defpath, **environment},
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_help_names_every_command() -> None:
+    done = enginesmith("--help")
+    assert done.returncode == 0
+    assert [command for command in COMMANDS if f"\n  {command} " in done.stdout] == list(COMMANDS)
+
+
+def test_version_is_the_installed_one() -> None:
+    assert CliRunner().invoke(app, ["version"]).output == f"{version('enginesmith')}\n"
+
+
+@pytest.mark.parametrize("command", ["serve", "api"])
+def test_strangers_are_let_in_only_where_that_is_said_in_so_many_words(command: str, tmp_path: Path) -> None:
+    done = enginesmith(command, "--host", "0.0.0.0", ENGINESMITH_DATA_DIR=str(tmp_path))  # noqa: S104 - what must be refused
+    assert done.returncode == 1
+    assert "--allow-anonymous (or ENGINESMITH_ALLOW_ANONYMOUS=1)" in done.stderr
+    assert done.stderr.endswith("[anonymous_not_allowed]\n")
+
+
+def test_serve_says_when_the_data_directory_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "data").touch()
+    done = enginesmith("serve", "--data-dir", str(tmp_path / "data"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"Cannot write to the data directory {tmp_path / 'data'}: it is a file" in done.stderr
+
+
+def test_a_setting_that_is_wrong_is_named_by_its_variable() -> None:
+    done = enginesmith("migrate", ENGINESMITH_LEASE_S="soon")
+    assert done.returncode == 1
+    assert "ENGINESMITH_LEASE_S: Input should be a valid number" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_migrate_makes_the_database_however_many_start_it_at_once(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(3) as starts:
+        runs = [starts.submit(enginesmith, "migrate", ENGINESMITH_DATA_DIR=str(tmp_path / "data")) for _ in range(3)]
+    assert [(run.result().returncode, run.result().stderr) for run in runs] == [(0, "")] * 3
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'data' / 'enginesmith.db'}")
+    assert "jobs" in sa.inspect(engine).get_table_names()
+
+
+def test_migrate_waits_for_another_one_on_postgresql(postgres_server: str, tmp_path: Path) -> None:
+    name = f"enginesmith_{tmp_path.name.lower()}_{os.getpid()}"
+    administrator = sa.create_engine(postgres_server, isolation_level="AUTOCOMMIT")
+    with administrator.connect() as connection:
+        connection.execute(sa.text(f'CREATE DATABASE "{name}"'))
+    url = sa.make_url(postgres_server).set(database=name).render_as_string(hide_password=False)
+    with ThreadPoolExecutor(3) as starts:
+        runs = [starts.submit(enginesmith, "migrate", ENGINESMITH_DATABASE_URL=url) for _ in range(3)]
+    assert [(run.result().returncode, run.result().stderr) for run in runs] == [(0, "")] * 3
+    with administrator.connect() as connection:
+        connection.execute(sa.text(f'DROP DATABASE "{name}" WITH (FORCE)'))
+
+
+def test_migrate_says_when_the_database_does_not_answer() -> None:
+    done = enginesmith("migrate", ENGINESMITH_DATABASE_URL="postgresql://nobody@127.0.0.1:1/nothing")
+    assert done.returncode == 1
+    assert "Check ENGINESMITH_DATABASE_URL." in done.stderr
+    assert done.stderr.endswith("[database_unreachable]\n")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda", "cuda:x", "cpu:0"])
+def test_worker_takes_only_what_names_a_device(device: str) -> None:
+    result = CliRunner().invoke(app, ["worker", "--device", device])
+    assert result.exit_code == 2
+    assert "Use cpu, or cuda:0" in result.output
+
+
+def test_worker_becomes_the_workers_program_in_an_environment_that_is_safe(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    called: list[tuple[str, list[str], dict[str, str]]] = []
+    monkeypatch.setattr(os, "execve", lambda *arguments: called.append(arguments))
+    CliRunner().invoke(app, ["worker", "--device", "cuda:1"])
+    ((program, arguments, environment),) = called
+    assert program == arguments[0] == sys.executable
+    assert arguments[1:] == ["-m", "workers", "--device", "cuda:1"]
+    assert environment["PYTHONSAFEPATH"] == "1"
+    assert environment["ORT_DISABLE_TELEMETRY"] == "1"
+
+
+def test_health_fails_where_no_api_answers() -> None:
+    done = enginesmith("health", "--url", "http://127.0.0.1:1")
+    assert done.returncode == 1
+    assert done.stderr.endswith("[unhealthy]\n")
+
+
+def test_health_without_a_url_looks_for_a_worker_of_this_host(tmp_path: Path) -> None:
+    enginesmith("migrate", ENGINESMITH_DATA_DIR=str(tmp_path))
+    done = enginesmith("health", ENGINESMITH_DATA_DIR=str(tmp_path))
+    assert done.returncode == 1
+    assert "No worker of this host" in done.stderr
+
+
+def test_what_cannot_start_is_one_message_and_exit_status_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def cannot() -> None:
+        raise CannotStart("some_code", "What is wrong. What to do.")
+
+    monkeypatch.setattr("app.cli.app", cannot)
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    assert capsys.readouterr().err == "enginesmith: What is wrong. What to do. [some_code]\n"

@@ -1,0 +1,34 @@
+"""What may not be imported where, looked at in a fresh interpreter."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HEAVY = {"tensorrt", "tensorrt_rtx", "onnxruntime", "onnx", "onnx_ir", "cuda", "torch", "transformers", "workers"}
+
+
+def imported_by(module: str) -> set[str]:
+    """Return the top-level names in sys.modules after one import."""
+    script = f"import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_the_api_imports_no_runtime_no_compiler_and_no_worker() -> None:
+    found = imported_by("app.main")
+    assert "fastapi" in found
+    assert not found & HEAVY
+
+
+@pytest.mark.parametrize("module", ["app.cli", "app.serve.supervisor"])
+def test_the_command_line_loads_nothing_a_command_does_not_need(module: str) -> None:
+    assert not imported_by(module) & (HEAVY | {"fastapi", "sqlalchemy", "alembic", "celery", "numpy", "pydantic"})
+
+
+def test_the_house_stands_as_the_import_contracts_say() -> None:
+    program = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([program, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout

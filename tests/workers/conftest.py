@@ -1,0 +1,69 @@
+"""A worker whose parts are real; its engine host starts with the first job that needs it."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from app.artifacts.signing import open_signer
+from app.artifacts.store import ArtifactStore
+from app.database import Database, now
+from app.jobs import service
+from app.jobs.notices import Announcer
+from app.jobs.queue import JobQueue, queue_of, redis_url
+from app.jobs.sweep import Backlog
+from app.registry.tables import Model
+from app.settings import Settings
+from workers.engine_host import EngineHost
+from workers.plans import PlanVerifier
+from workers.worker import Worker
+
+Post = Callable[[], str]
+
+
+@pytest.fixture
+def worker(settings: Settings, database: Database, store: ArtifactStore, tmp_path: Path) -> Iterator[Worker]:
+    signer = open_signer(settings)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir(exist_ok=True)
+    host = EngineHost("cpu", settings.resident_bytes, scratch)
+    with ThreadPoolExecutor(1) as io:
+        yield Worker(
+            id="host:1:test",
+            settings=settings,
+            database=database,
+            store=store,
+            plans=PlanVerifier(signer),
+            signer=signer,
+            host=host,
+            queue=JobQueue(settings.broker_url),
+            backlog=Backlog(settings.broker_url),
+            announce=Announcer(redis_url(settings.broker_url)),
+            io=io,
+            scratch=scratch,
+            device="test CPU",
+            versions={"onnxruntime": version("onnxruntime")},
+        )
+        host.close()
+
+
+@pytest.fixture
+def post(database: Database) -> Post:
+    """Post a run job and return its id."""
+    with database.transaction() as session:
+        model = Model(name="minilm")
+        session.add(model)
+        session.flush()
+        model_id = model.id
+
+    def post() -> str:
+        with database.transaction() as session:
+            job = service.create(
+                session, kind="run", model_id=model_id, queue=queue_of("onnxruntime"), request={"engine_id": 1}
+            )
+            job.sent_at = now()
+        return job.id
+
+    return post

@@ -1,0 +1,208 @@
+"""Worker processes, a real broker between them and the jobs, and everything a broker may do wrong."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from redis.client import PubSub
+
+from app.database import Database
+from app.jobs import events, lease, service
+from app.jobs.notices import CHANNEL
+from app.jobs.queue import JobQueue, queue_of, redis_url
+from app.jobs.state import FINAL, State
+from app.jobs.tables import Job
+from app.registry.tables import Model
+from app.settings import Settings
+
+PROGRAM = Path(__file__).parent / "scripted_worker.py"
+ROOT = Path(__file__).parents[2]
+QUEUE = queue_of("onnxruntime")
+HINT_S = 1.0  # how long to wait for a hint before looking at the row anyway
+Start = Callable[[], subprocess.Popen[str]]
+Post = Callable[..., str]
+
+
+@pytest.fixture
+def settings(tmp_path: Path, database_url: str, valkey_url: str) -> Settings:
+    """Short leases and sweeps, so that what takes half a minute in life takes a second here."""
+    return Settings(
+        data_dir=tmp_path,
+        database_url=database_url,
+        broker_url=valkey_url,
+        lease_s=1.0,
+        sweep_interval_s=0.2,
+        resend_after_s=0.5,
+    )
+
+
+@pytest.fixture
+def broker(settings: Settings) -> Iterator[redis.Redis]:
+    """The broker, empty before and after."""
+    client = redis.Redis.from_url(redis_url(settings.broker_url))
+    client.flushall()
+    yield client
+    client.flushall()
+    client.close()
+
+
+@pytest.fixture
+def hints(broker: redis.Redis) -> Iterator[PubSub]:
+    with broker.pubsub() as subscription:
+        subscription.subscribe(CHANNEL)
+        subscription.get_message(timeout=10)  # the subscription's own confirmation
+        yield subscription
+
+
+@pytest.fixture
+def start(settings: Settings) -> Iterator[Start]:
+    """Start worker processes; each is waited for until it takes jobs."""
+    environment = os.environ | {
+        f"ENGINESMITH_{name.upper()}": str(getattr(settings, name)) for name in settings.model_fields_set
+    }
+    running: list[subprocess.Popen[str]] = []
+
+    def start() -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, str(PROGRAM)],
+            cwd=ROOT,
+            env=environment | {"PYTHONPATH": str(ROOT)},
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+        running.append(process)
+        assert process.stderr is not None
+        said = []
+        for line in process.stderr:
+            if "worker ready" in line:
+                return process
+            said.append(line)
+        pytest.fail("the worker ended before it was ready:\n" + "".join(said))
+
+    yield start
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def post(database: Database) -> Post:
+    """Insert a job as the API does, without sending it."""
+    with database.transaction() as session:
+        model = Model(name="minilm")
+        session.add(model)
+        session.flush()
+        model_id = model.id
+
+    def post(**request: object) -> str:
+        with database.transaction() as session:
+            return service.create(session, kind="run", model_id=model_id, queue=QUEUE, request=request).id
+
+    return post
+
+
+def read(database: Database, job_id: str) -> Job:
+    with database.reading() as session:
+        return session.get_one(Job, job_id)
+
+
+def wait_for(database: Database, hints: PubSub, job_id: str, states: frozenset[State]) -> Job:
+    while (job := read(database, job_id)).state not in states:
+        hints.get_message(timeout=HINT_S)
+    return job
+
+
+def told(database: Database, job_id: str) -> list[str]:
+    with database.reading() as session:
+        return [event.type for event in events.list(session, job_id, 0, 100)]
+
+
+@pytest.mark.usefixtures("broker")
+def test_messages_that_come_several_times_do_a_job_once(
+    settings: Settings, database: Database, hints: PubSub, start: Start, post: Post
+) -> None:
+    job_id = post()
+    queue = JobQueue(settings.broker_url)
+    for _ in range(5):
+        queue.send(job_id, QUEUE)
+    queue.close()
+    start(), start()
+    assert wait_for(database, hints, job_id, FINAL).attempt == 1
+    last = post()  # once this one is done, the doubled messages have all been looked at
+    assert wait_for(database, hints, last, FINAL).state == State.SUCCEEDED
+    assert told(database, job_id) == ["queued", "running", "succeeded"]
+
+
+def test_messages_that_are_lost_lose_no_job(
+    settings: Settings, database: Database, broker: redis.Redis, hints: PubSub, start: Start, post: Post
+) -> None:
+    jobs = [post() for _ in range(3)]
+    queue = JobQueue(settings.broker_url)
+    for job_id in jobs:
+        queue.send(job_id, QUEUE)
+    queue.close()
+    broker.flushall()
+    start()
+    assert [wait_for(database, hints, job_id, FINAL).state for job_id in jobs] == [State.SUCCEEDED] * 3
+
+
+def test_a_message_nobody_understands_does_no_harm(
+    database: Database, broker: redis.Redis, hints: PubSub, start: Start, post: Post
+) -> None:
+    broker.lpush(QUEUE, "not a message", '{"body": "e30=", "headers": {}, "properties": {}}')
+    start()
+    assert wait_for(database, hints, post(), FINAL).state == State.SUCCEEDED
+
+
+@pytest.mark.usefixtures("broker")
+def test_a_worker_told_to_stop_gives_its_job_back_and_ends(
+    database: Database, hints: PubSub, start: Start, post: Post
+) -> None:
+    first = start()
+    job_id = post(hold=True)
+    wait_for(database, hints, job_id, frozenset({State.RUNNING}))
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(30) == 0
+    assert (read(database, job_id).state, told(database, job_id)[-1]) == (State.QUEUED, "released")
+
+
+@pytest.mark.usefixtures("broker")
+def test_a_job_whose_worker_is_killed_is_done_by_another(
+    database: Database, hints: PubSub, start: Start, post: Post
+) -> None:
+    first = start()
+    job_id = post(hold=True)
+    wait_for(database, hints, job_id, frozenset({State.RUNNING}))
+    first.kill()
+    start()
+    job = wait_for(database, hints, job_id, FINAL)
+    assert (job.state, job.attempt) == (State.SUCCEEDED, 2)
+    assert "lease_expired" in told(database, job_id)
+
+
+@pytest.mark.usefixtures("broker")
+def test_a_running_job_is_canceled_and_its_worker_takes_the_next(
+    database: Database, hints: PubSub, start: Start, post: Post
+) -> None:
+    start()
+    job_id = post(hold=True)
+    wait_for(database, hints, job_id, frozenset({State.RUNNING}))
+    with database.transaction() as session:
+        lease.request_cancel(session, job_id)
+    assert wait_for(database, hints, job_id, FINAL).state == State.CANCELED
+    assert wait_for(database, hints, post(), FINAL).state == State.SUCCEEDED
+
+
+def test_a_worker_without_tables_says_what_to_do(tmp_path: Path) -> None:
+    environment = os.environ | {"ENGINESMITH_DATA_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(
+        [sys.executable, "-m", "workers"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 1
+    assert "enginesmith migrate" in ended.stderr

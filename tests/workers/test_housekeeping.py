@@ -1,0 +1,70 @@
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from threading import Event
+
+import pytest
+import redis
+
+from app.database import Database
+from app.fleet import service as fleet
+from app.fleet.service import WorkerReport
+from app.jobs.queue import queue_of
+from workers.housekeeping import Chore, housekeeping, keep_house, sweep_jobs
+from workers.worker import Worker
+
+Post = Callable[[], str]
+
+
+@dataclass
+class Recorder:
+    """The broker's sending end, keeping what it is given."""
+
+    sent: list[tuple[str, str]] = field(default_factory=list)
+
+    def send(self, job_id: str, queue: str) -> bool:
+        self.sent.append((job_id, queue))
+        return True
+
+
+def test_a_chore_that_fails_comes_round_again() -> None:
+    over = Event()
+    faults = [LookupError("a fault of our own"), redis.ConnectionError("no broker")]
+
+    def fail() -> None:
+        if faults:
+            raise faults.pop()
+        over.set()
+
+    keep_house([Chore("flaky", 0.0, fail)], over)
+    assert faults == []
+
+
+def test_a_worker_is_in_the_fleet_for_as_long_as_it_lives(
+    worker: Worker, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reported = Event()
+
+    def report(database: Database, report: WorkerReport) -> None:
+        write(database, report)
+        reported.set()
+
+    write = fleet.report
+    monkeypatch.setattr(fleet, "report", report)
+    with housekeeping(worker):
+        assert reported.wait(10)
+        with database.reading() as session:
+            alive = fleet.alive(session, worker.settings)
+        assert [(one.id, one.queues) for one in alive] == [(worker.id, ["enginesmith.onnxruntime"])]
+    with database.reading() as session:
+        assert fleet.alive(session, worker.settings) == []
+
+
+def test_a_worker_sends_at_its_start_what_an_earlier_life_left_queued(worker: Worker, post: Post) -> None:
+    queue = Recorder()
+    worker.queue = queue
+    worker.backlog = lambda _queue: 0
+    job_id = post()
+    sweep_jobs(worker, resend_after_s=worker.settings.resend_after_s)
+    assert queue.sent == []
+    sweep_jobs(worker, resend_after_s=0.0)
+    assert queue.sent == [(job_id, queue_of("onnxruntime"))]

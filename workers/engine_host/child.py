@@ -1,0 +1,84 @@
+"""The child's side of the engine host: `python -m workers.engine_host.child`, spawned by `EngineHost` only."""
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+from argparse import ArgumentParser, Namespace
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from workers.backends import catalog
+from workers.backends.base import BackendError, Outcome, Request
+from workers.engine_host.engines import Engines
+from workers.engine_host.wire import Reply
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+log = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Serve requests until the parent closes the socket or dies."""
+    arguments = _arguments()
+    _die_with(arguments.parent)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    with Connection(arguments.socket) as connection:
+        engines = Engines(arguments.device, arguments.resident_bytes, arguments.scratch, connection.send)
+        engines.preload(catalog.installed(arguments.device))
+        try:
+            while True:
+                _answer(connection, engines)
+        except (EOFError, ConnectionError):
+            return
+
+
+def _answer(connection: Connection, engines: Engines) -> None:
+    request = connection.recv()
+    result = _result(engines, request)
+    sys.stdout.flush()
+    ctypes.CDLL(None).fflush(None)  # native code's own buffers, so that a log ends before the reply
+    connection.send(Reply(result, engines.residency))
+
+
+def _result(engines: Engines, request: Request) -> Outcome | BackendError:
+    try:
+        return engines.do(request)
+    except BackendError as error:
+        return error
+    except ConnectionError:
+        raise
+    except Exception as error:
+        log.exception("%s failed", type(request).__name__)
+        return _unforeseen(error)
+
+
+def _unforeseen(error: Exception) -> BackendError:
+    if isinstance(error, MemoryError):
+        return BackendError("out_of_memory", "The engine host ran out of memory. Lower ENGINESMITH_RESIDENT_BYTES.")
+    if isinstance(error, OSError):
+        return BackendError("file_failed", f"Reading or writing a file failed: {error}. Check the worker's disk.")
+    return BackendError(
+        "internal_error", f"The engine host failed ({type(error).__name__}); the log has the traceback."
+    )
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent dies, however it does."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the line above
+        sys.exit(1)
+
+
+def _arguments() -> Namespace:
+    parser = ArgumentParser()
+    parser.add_argument("--socket", type=int, required=True)
+    parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--device", required=True)
+    parser.add_argument("--resident-bytes", type=int, required=True)
+    parser.add_argument("--scratch", type=Path, required=True)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""One spawned child: its socket, its log, its end."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from workers.engine_host.native_log import NativeLog
+
+LAST_WORDS_S = 5.0  # how long a child that closed its socket may take to be gone
+
+
+class EngineHostProcess:
+    """A child with a scratch folder of its own, which goes with it."""
+
+    def __init__(self, device: str, resident_bytes: int, scratch: Path) -> None:
+        scratch.mkdir(parents=True, exist_ok=True)
+        self.folder = Path(tempfile.mkdtemp(prefix="engine-host-", dir=scratch))
+        ours, theirs = socket.socketpair()
+        log, native = os.pipe()
+        arguments = {
+            "socket": theirs.fileno(),
+            "parent": os.getpid(),
+            "device": device,
+            "resident-bytes": resident_bytes,
+            "scratch": self.folder,
+        }
+        flags = [f"--{key}={value}" for key, value in arguments.items()]
+        self._process = subprocess.Popen(  # noqa: S603 - our own module, arguments of ours
+            [sys.executable, "-m", "workers.engine_host.child", *flags],
+            stdin=subprocess.DEVNULL,
+            stdout=native,
+            stderr=native,
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,  # Ctrl-C is for the worker, which then decides about its child
+        )
+        os.close(native)
+        theirs.close()
+        self.connection = Connection(ours.detach())
+        self.log = NativeLog(log)
+
+    @property
+    def pid(self) -> int:
+        """The child's process id."""
+        return self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the child runs."""
+        return self._process.poll() is None
+
+    def end(self) -> str:
+        """Wait for a child that closed its socket, and say how it ended."""
+        try:
+            code = self._process.wait(LAST_WORDS_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
+        if code >= 0:
+            return f"ended with status {code}"
+        name = signal.Signals(-code).name
+        return f"was killed by {name}" + (" (out of memory, possibly)" if name == "SIGKILL" else "")
+
+    def kill(self) -> None:
+        """Kill the child, whatever it is at, and remove what it leaves."""
+        self._process.kill()
+        self._process.wait()
+        self.connection.close()
+        self.log.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
