@@ -21,9 +21,6 @@ RUN groupadd --system --gid 10001 enginesmith \
     && install --directory --owner=enginesmith --group=enginesmith --mode=0750 /var/lib/enginesmith
 COPY --from=cpu-build /opt/enginesmith /opt/enginesmith
 ENV PATH=/opt/enginesmith/bin:$PATH \
-    PYTHONUNBUFFERED=1 \
-    PYTHONSAFEPATH=1 \
-    ORT_DISABLE_TELEMETRY=1 \
     ENGINESMITH_DATA_DIR=/var/lib/enginesmith
 USER 10001:10001
 EXPOSE 8000
@@ -57,9 +54,6 @@ RUN apt-get update \
     && install --directory --owner=enginesmith --group=enginesmith --mode=0750 /var/lib/enginesmith
 COPY --from=gpu-build /opt/enginesmith /opt/enginesmith
 ENV PATH=/opt/enginesmith/bin:$PATH \
-    PYTHONUNBUFFERED=1 \
-    PYTHONSAFEPATH=1 \
-    ORT_DISABLE_TELEMETRY=1 \
     ENGINESMITH_DATA_DIR=/var/lib/enginesmith
 USER 10001:10001
 HEALTHCHECK --interval=30s --timeout=15s --start-period=60s --retries=3 CMD ["enginesmith", "health"]

@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 from celery import Celery, signals
 from celery.apps.worker import Worker as CeleryWorker
+from celery.exceptions import CPendingDeprecationWarning
 from celery.platforms import SecurityWarning
 
 from workers.tasks import register
@@ -87,3 +88,4 @@ def _quiet() -> None:
     logging.getLogger("celery").setLevel(logging.WARNING)
     # Root is dangerous where messages are pickled; here they are JSON and hold nothing but an id.
     warnings.filterwarnings("ignore", category=SecurityWarning)
+    warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)  # about late acks, of which there are none

@@ -40,12 +40,7 @@ def read_interface(model: ModelProto) -> Interface:
         Rejected: it violates the specification, fixes a value larger than the limit, or has no tensors for inputs.
     """
     skeleton = _with_parameters_as_inputs(model)
-    try:
-        check_model(canonical_bytes(skeleton))
-    except ValidationError as error:
-        raise Rejected(
-            "invalid_onnx", f"The model violates the ONNX specification: {_first_line(error)}. Export it again."
-        ) from error
+    _check(skeleton)
     inferred, warnings = _infer(skeleton)
     shapes = _shapes(inferred)
     _check_sizes(shapes)
@@ -73,6 +68,20 @@ def _with_parameters_as_inputs(model: ModelProto) -> ModelProto:
     del skeleton.graph.initializer[:]
     skeleton.graph.initializer.extend(kept)
     return skeleton
+
+
+def _check(skeleton: ModelProto) -> None:
+    checked = ModelProto()
+    checked.CopyFrom(skeleton)
+    del checked.graph.output[:]
+    # The checker wants a shape for every output, which runtimes do without and inference often finds.
+    checked.graph.output.extend(v for v in skeleton.graph.output if v.type.tensor_type.HasField("shape"))
+    try:
+        check_model(canonical_bytes(checked))
+    except ValidationError as error:
+        raise Rejected(
+            "invalid_onnx", f"The model violates the ONNX specification: {_first_line(error)}. Export it again."
+        ) from error
 
 
 def _infer(skeleton: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:

@@ -1,8 +1,7 @@
 """Making an engine known."""
 
-from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -15,69 +14,59 @@ from app.registry.service import next_number
 from app.weights.tables import WeightVersion
 
 
-def publish_engine(
-    session: Session,
-    *,
-    model_id: int,
-    method: Literal["build", "refit"],
-    parent: int | None,
-    definition_id: int,
-    weights_id: int,
-    backend: str,
-    backend_version: str,
-    device: str,
-    profiles: Sequence[Any],
-    options: Mapping[str, Any],
-    rules: Sequence[Any],
-    binding: Mapping[str, Any],
-    fingerprint: str,
-    plan_digest: str,
-    plan_bytes: int,
-    plan_signature: str,
-    verification: Mapping[str, Any],
-    facts: Mapping[str, Any],
-    timings: Mapping[str, Any],
-    job_id: str,
-) -> Engine:
-    """Insert an engine under the model's next number and keep its plan.
+class NewEngine(TypedDict):
+    """What a worker knows of the engine it made.
 
-    For the transaction that also finishes the job; the plan's blob must be recorded already. `parent` is the
-    number of the engine it was refitted from. `facts["refittable"]` says whether it can be refitted in its
-    turn, and counts as true where it is missing. `profiles`, `options`, `rules` and `binding` are those of
-    the job's request, for a refit those of the parent.
+    `parent` is the number of the engine it was refitted from. `profiles`, `options`, `rules` and `binding` are
+    those of the job's request, where it has them not those of the parent. `facts["refittable"]` says whether it
+    can be refitted in its turn, and counts as true where it is missing; `timings` are seconds by phase.
     """
-    definition, digest = session.execute(
-        select(Definition.version, Definition.digest).where(Definition.id == definition_id)
-    ).one()
-    weights = session.execute(select(WeightVersion.version).where(WeightVersion.id == weights_id)).scalar_one()
+
+    model_id: int
+    method: Literal["build", "refit"]
+    parent: int | None
+    definition_id: int
+    weights_id: int
+    backend: str
+    backend_version: str
+    device: str
+    profiles: list[Any]
+    options: dict[str, Any]
+    rules: list[Any]
+    binding: dict[str, Any]
+    fingerprint: str
+    plan_digest: str
+    plan_bytes: int
+    plan_signature: str
+    verification: dict[str, Any]
+    facts: dict[str, Any]
+    timings: dict[str, Any]
+    job_id: str
+
+
+def publish_engine(session: Session, **made: Unpack[NewEngine]) -> Engine:
+    """Insert an engine under its model's next number and keep its plan.
+
+    For the transaction that also finishes the job; the plan's blob must be recorded already.
+    """
+    statement = select(Definition.version, Definition.digest).where(Definition.id == made["definition_id"])
+    definition, digest = session.execute(statement).one()
+    made["facts"] = {**made["facts"], "service_version": version("enginesmith")}
     engine = Engine(
-        model_id=model_id,
-        number=next_number(session, model_id, "engine"),
-        method=method,
-        parent=parent,
-        definition_id=definition_id,
+        **made,
+        number=next_number(session, made["model_id"], "engine"),
         definition=definition,
-        weights_id=weights_id,
-        weights=weights,
-        backend=backend,
-        backend_version=backend_version,
-        device=device,
-        fingerprint=fingerprint,
-        recipe=recipe(definition_digest=digest, backend=backend, profiles=profiles, options=options, rules=rules),
-        refittable=bool(facts.get("refittable", True)),
-        plan_digest=plan_digest,
-        plan_bytes=plan_bytes,
-        plan_signature=plan_signature,
-        job_id=job_id,
-        profiles=list(profiles),
-        options=dict(options),
-        rules=list(rules),
-        binding=dict(binding),
-        verification=dict(verification),
-        facts={**facts, "service_version": version("enginesmith")},
-        timings=dict(timings),
+        weights=session.get_one(WeightVersion, made["weights_id"]).version,
+        recipe=recipe(
+            definition_digest=digest,
+            backend=made["backend"],
+            profiles=made["profiles"],
+            options=made["options"],
+            rules=made["rules"],
+        ),
+        refittable=bool(made["facts"].get("refittable", True)),
     )
     session.add(engine)
     session.flush()
-    keep(session, plan_digest, f"engine:{engine.id}")
+    keep(session, made["plan_digest"], f"engine:{engine.id}")
     return engine

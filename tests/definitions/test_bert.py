@@ -13,26 +13,28 @@ from app.bindings.binding import bind
 from app.bindings.rules import parse_rules
 from app.definitions.canonical_graph import canonical_bytes
 from app.definitions.families.bert import build
+from app.definitions.families.registry import Precision
 from app.definitions.interface import read_interface
 from app.definitions.rejection import Rejected
 from app.weights.manifest import TensorEntry
-from tests.definitions.conftest import OpenSession
+from tests.definitions.conftest import OpenSession, Tensors
 
+Config = dict[str, Any]
 GOLDEN = Path(__file__).parents[1] / "golden" / "bert_minilm.json"
 
 
 @pytest.fixture(scope="module")
-def config(minilm: Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads((minilm / "config.json").read_text())
+def config(minilm: Path) -> Config:
+    loaded: Config = json.loads((minilm / "config.json").read_text())
     return loaded
 
 
 @pytest.fixture(scope="module")
-def checkpoint(minilm: Path) -> dict[str, Any]:
+def checkpoint(minilm: Path) -> Tensors:
     return load_file(minilm / "model.safetensors")
 
 
-def entries(checkpoint: dict[str, Any]) -> dict[str, TensorEntry]:
+def entries(checkpoint: Tensors) -> dict[str, TensorEntry]:
     dtypes = {"float32": "F32", "int64": "I64"}
     return {
         name: TensorEntry(name, dtypes[str(array.dtype)], array.shape, "0" * 64, "", 0, array.nbytes)
@@ -40,7 +42,9 @@ def entries(checkpoint: dict[str, Any]) -> dict[str, TensorEntry]:
     }
 
 
-def answers(precision: Any, config: Any, checkpoint: Any, open_session: OpenSession, folder: Path) -> Any:
+def answers(
+    precision: Precision, config: Config, checkpoint: Tensors, open_session: OpenSession, folder: Path
+) -> tuple[Tensors, Config]:
     built = build(config, precision)
     report = bind(read_interface(built.model).parameters, entries(checkpoint), parse_rules(list(built.rules)))
     assert report.problems == ()
@@ -55,7 +59,12 @@ def answers(precision: Any, config: Any, checkpoint: Any, open_session: OpenSess
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 2e-5), ("fp16", 2e-2)])
 def test_equals_transformers(
-    precision: str, tolerance: float, config: Any, checkpoint: Any, open_session: OpenSession, tmp_path: Path
+    precision: Precision,
+    tolerance: float,
+    config: Config,
+    checkpoint: Tensors,
+    open_session: OpenSession,
+    tmp_path: Path,
 ) -> None:
     outputs, golden = answers(precision, config, checkpoint, open_session, tmp_path)
     for name, wanted in golden.items():
@@ -66,17 +75,17 @@ def test_equals_transformers(
         np.testing.assert_allclose(np.linalg.norm(rows, axis=-1), wanted["norm"], rtol=tolerance)
 
 
-def test_parameters_are_the_tensors_of_the_checkpoint(config: Any, checkpoint: Any) -> None:
+def test_parameters_are_the_tensors_of_the_checkpoint(config: Config, checkpoint: Tensors) -> None:
     parameters = {p.name: p.shape for p in read_interface(build(config, "fp32").model).parameters}
     wanted = {name: array.shape for name, array in checkpoint.items() if name != "embeddings.position_ids"}
     assert parameters == wanted
 
 
-def test_fp16_makes_every_parameter_f16(config: Any) -> None:
+def test_fp16_makes_every_parameter_f16(config: Config) -> None:
     assert {p.dtype for p in read_interface(build(config, "fp16").model).parameters} == {"F16"}
 
 
-def test_inputs_know_how_large_ids_may_be(config: Any) -> None:
+def test_inputs_know_how_large_ids_may_be(config: Config) -> None:
     inputs = {spec.name: spec for spec in read_interface(build(config, "fp32").model).inputs}
     assert {name: spec.high for name, spec in inputs.items()} == {
         "input_ids": 30522,
@@ -86,19 +95,19 @@ def test_inputs_know_how_large_ids_may_be(config: Any) -> None:
     assert all(spec.shape == ("batch", "sequence") and spec.dtype == "I64" for spec in inputs.values())
 
 
-def test_leaves_the_pooler_out_when_told(config: Any) -> None:
+def test_leaves_the_pooler_out_when_told(config: Config) -> None:
     interface = read_interface(build({**config, "add_pooling_layer": False}, "fp32").model)
     assert [output.name for output in interface.outputs] == ["last_hidden_state"]
     assert not any(p.name.startswith("pooler") for p in interface.parameters)
 
 
-def test_stays_within_what_tensorrt_parses(config: Any) -> None:
+def test_stays_within_what_tensorrt_parses(config: Config) -> None:
     model = build(config, "fp32").model
     assert model.opset_import[0].version == 17
     assert not any(node.attribute for node in model.graph.node if node.op_type == "Shape")
 
 
-def test_same_config_gives_same_bytes(config: Any) -> None:
+def test_same_config_gives_same_bytes(config: Config) -> None:
     first, second = (canonical_bytes(build(config, "fp32").model) for _ in range(2))
     assert first == second
     assert canonical_bytes(build({**config, "num_hidden_layers": 5}, "fp32").model) != first
@@ -135,7 +144,7 @@ def test_names_every_unsupported_value_at_once() -> None:
     assert {error.pointer for error in raised.value.errors} == {f"/config/{key}" for key in config}
 
 
-def test_graph_passes_the_full_onnx_check(config: Any) -> None:
+def test_graph_passes_the_full_onnx_check(config: Config) -> None:
     model = build({**config, "num_hidden_layers": 1}, "fp16").model
     for tensor in model.graph.initializer:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:

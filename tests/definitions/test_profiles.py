@@ -49,7 +49,7 @@ def test_reports_every_fault_at_once() -> None:
         ([1, 2], "/profiles/0/ids"),
     ],
 )
-def test_refuses_sizes_that_are_no_shapes(sizes: Any, pointer: str) -> None:
+def test_refuses_sizes_that_are_no_shapes(sizes: object, pointer: str) -> None:
     assert pointers([{"ids": sizes}], IDS) == [pointer]
 
 

@@ -16,6 +16,7 @@ from app.jobs.queue import JobQueue, queue_of, redis_url
 from app.jobs.sweep import Backlog
 from app.registry.tables import Model
 from app.settings import Settings
+from tests.workers.hosting import Hosting
 from workers.engine_host import EngineHost
 from workers.plans import PlanVerifier
 from workers.worker import Worker
@@ -67,3 +68,11 @@ def post(database: Database) -> Post:
         return job.id
 
     return post
+
+
+@pytest.fixture
+def hosting(tmp_path: Path) -> Iterator[Hosting]:
+    """An engine host without a worker, with room for everything a test loads."""
+    host = EngineHost("cpu", 1 << 30, tmp_path / "scratch")
+    yield Hosting(host, tmp_path)
+    host.close()

@@ -1,0 +1,241 @@
+"""Splitting weights off, on graphs made for one question each and on the real networks of rapidocr."""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnxruntime as ort
+import pytest
+from onnx import ModelProto, TensorProto, load_model, numpy_helper
+from onnx.helper import make_graph, make_node, make_tensor, make_tensor_value_info
+
+from app.definitions.canonical_graph import canonical_bytes
+from app.definitions.interface import read_interface
+from app.definitions.onnx_graph import Split, split_weights
+from app.definitions.parameter import Parameter
+from app.definitions.tensor_data import tensor_bytes
+from app.definitions.weights_file import write_weights
+from app.weights.dtypes import numpy_dtype
+from app.weights.safetensors_file import read_slots
+from tests.definitions.conftest import OpenSession, Tensors
+
+Make = Callable[..., ModelProto]
+F32 = np.float32
+
+
+def initializer(name: str, values: object, dtype: object = F32) -> TensorProto:
+    return numpy_helper.from_array(np.asarray(values, dtype), name)  # type: ignore[call-overload]
+
+
+def rapidocr_models() -> list[Path]:
+    spec = find_spec("rapidocr_onnxruntime")
+    folder = Path(spec.origin).parent / "models" if spec and spec.origin else Path()
+    return sorted(folder.glob("*.onnx"))
+
+
+def read_weights(path: Path) -> Tensors:
+    data = path.read_bytes()
+    slots = read_slots(lambda offset, length: data[offset : offset + length], len(data))
+    return {
+        slot.name: np.frombuffer(data[slot.offset : slot.offset + slot.nbytes], numpy_dtype(slot.dtype)).reshape(
+            slot.shape
+        )
+        for slot in slots
+    }
+
+
+def embedded(split: Split) -> set[str]:
+    return {t.name for t in split.model.graph.initializer if t.data_location != TensorProto.EXTERNAL}
+
+
+def test_rapidocr_brings_its_three_networks() -> None:
+    assert len(rapidocr_models()) == 3
+
+
+@pytest.mark.parametrize("path", rapidocr_models(), ids=lambda path: path.stem)
+def test_split_weights_fed_back_give_the_same_outputs(path: Path, open_session: OpenSession, tmp_path: Path) -> None:
+    split = split_weights(load_model(path))
+    (tmp_path / "graph.onnx").write_bytes(canonical_bytes(split.model))
+    write_weights(tmp_path / "weights", split.weights)
+    weights = read_weights(tmp_path / "weights")
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    whole = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    feeds = {"x": np.random.default_rng(3).standard_normal((2, 3, 32, 64)).astype(F32)}
+    wanted, got = whole.run(None, feeds), open_session(tmp_path / "graph.onnx", weights).run(None, feeds)
+    for one, other in zip(wanted, got, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("path", rapidocr_models(), ids=lambda path: path.stem)
+def test_parameters_match_the_weights_and_the_graph_is_light(path: Path) -> None:
+    split = split_weights(load_model(path))
+    parameters = read_interface(split.model).parameters
+    assert [p.name for p in parameters] == list(split.weights) == sorted(split.weights)
+    assert {p.dtype for p in parameters} == {"F32"}
+    assert len(canonical_bytes(split.model)) < 0.15 * path.stat().st_size
+
+
+def test_parameter_is_an_external_initializer_without_data(tiny_model: Make) -> None:
+    split = split_weights(tiny_model([make_node("MatMul", ["x", "w"], ["y"])], [initializer("w", np.eye(4))]))
+    (tensor,) = split.model.graph.initializer
+    assert tensor.data_location == TensorProto.EXTERNAL
+    assert {e.key: e.value for e in tensor.external_data} == {"location": "weights", "offset": "0", "length": "64"}
+    assert not tensor.raw_data
+    assert read_interface(split.model).parameters == (Parameter("w", (4, 4), "F32"),)
+
+
+def test_constant_nodes_that_hold_weights_become_parameters(tiny_model: Make) -> None:
+    nodes = [
+        make_node("Constant", [], ["w"], value=initializer("", np.eye(4))),
+        make_node("Constant", [], ["b"], value_floats=[1.0, 2.0, 3.0, 4.0]),
+        make_node("Constant", [], ["one"], value_float=1.0),
+        make_node("Constant", [], ["unused"], value=initializer("", np.ones(9))),
+        make_node("Gemm", ["x", "w", "b"], ["g"]),
+        make_node("Add", ["g", "one"], ["y"]),
+    ]
+    split = split_weights(tiny_model(nodes))
+    assert list(split.weights) == ["b", "w"]
+    assert [node.op_type for node in split.model.graph.node] == ["Constant", "Gemm", "Add"]
+
+
+@pytest.mark.parametrize("through", [None, "Cast", "Identity"])
+def test_settings_stay_embedded_also_behind_arithmetic(tiny_model: Make, through: str | None) -> None:
+    name = "scales" if through is None else "raw"
+    nodes = [
+        make_node("Unsqueeze", ["x", "axes"], ["image"]),
+        make_node("Resize", ["image", "", "scales"], ["y"]),
+    ]
+    if through:
+        nodes.insert(0, make_node(through, ["raw"], ["scales"], **({"to": 1} if through == "Cast" else {})))
+    model = tiny_model(nodes, [initializer("axes", [1, 2], np.int64), initializer(name, [1, 1, 2, 2])])
+    assert embedded(split_weights(model)) == {"axes", name}
+
+
+def test_integers_and_scalars_are_constants_and_8_bit_integers_weights(tiny_model: Make) -> None:
+    nodes = [
+        make_node("Add", ["x", "scalar"], ["a"]),
+        make_node("DequantizeLinear", ["q", "scale"], ["w"]),
+        make_node("MatMul", ["a", "w"], ["m"]),
+        make_node("Gather", ["m", "table"], ["y"]),
+    ]
+    tensors = [
+        initializer("scalar", 1.0),
+        initializer("q", np.eye(4), np.int8),
+        initializer("scale", 0.5),
+        initializer("table", [0, 0], np.int64),
+    ]
+    split = split_weights(tiny_model(nodes, tensors))
+    assert list(split.weights) == ["q"]
+    assert embedded(split) == {"scalar", "scale", "table"}
+
+
+def test_bias_of_a_single_element_is_a_weight(tiny_model: Make) -> None:
+    tensors = [initializer("w", np.ones((4, 1))), initializer("b", [0.5])]
+    split = split_weights(tiny_model([make_node("Gemm", ["x", "w", "b"], ["y"])], tensors))
+    assert list(split.weights) == ["b", "w"]
+
+
+def test_batch_normalization_tensors_are_weights(tiny_model: Make) -> None:
+    tensors = [initializer(name, np.ones(4)) for name in ("scale", "bias", "mean", "var")]
+    node = make_node("BatchNormalization", ["x", "scale", "bias", "mean", "var"], ["y"])
+    assert list(split_weights(tiny_model([node], tensors)).weights) == ["bias", "mean", "scale", "var"]
+
+
+def test_unused_initializers_and_inputs_that_repeat_them_are_dropped(tiny_model: Make) -> None:
+    model = tiny_model(
+        [make_node("MatMul", ["x", "w"], ["y"])], [initializer("w", np.eye(4)), initializer("z", [1, 2])]
+    )
+    model.graph.input.append(make_tensor_value_info("w", 1, [4, 4]))
+    split = split_weights(model)
+    assert [value.name for value in split.model.graph.input] == ["x"]
+    assert [tensor.name for tensor in split.model.graph.initializer] == ["w"]
+
+
+def test_weights_used_only_inside_a_branch_are_still_weights(tiny_model: Make) -> None:
+    def branch(kind: str) -> object:
+        return make_graph([make_node(kind, ["x", "w"], ["r"])], kind, [], [make_tensor_value_info("r", 1, None)])
+
+    nodes = [
+        make_node("Constant", [], ["yes"], value=initializer("", [True], np.bool_)),
+        make_node("If", ["yes"], ["y"], then_branch=branch("Add"), else_branch=branch("Sub")),
+    ]
+    assert list(split_weights(tiny_model(nodes, [initializer("w", np.ones(4))])).weights) == ["w"]
+
+
+def test_equal_graphs_have_equal_bytes_whoever_exported_them(tiny_model: Make) -> None:
+    def exported(name: str, *, raw: bool) -> ModelProto:
+        w = make_tensor("w", 1, [4, 4], np.eye(4, dtype=F32).tobytes() if raw else np.eye(4).ravel().tolist(), raw=raw)
+        shape = make_tensor("s", 7, [2], np.array([-1, 2]).tobytes() if raw else [-1, 2], raw=raw)
+        nodes = [make_node("MatMul", ["x", "w"], ["m"]), make_node("Reshape", ["m", "s"], ["y"])]
+        model = tiny_model(nodes, [w, shape] if raw else [shape, w])
+        model.producer_name = model.doc_string = model.graph.name = name
+        model.graph.node[0].doc_string = name
+        model.metadata_props.add(key="exported by", value=name)
+        model.graph.value_info.append(make_tensor_value_info("m", 1, ["n", 4]))
+        if not raw:
+            del model.graph.value_info[:]
+            model.opset_import.add(domain="com.example", version=1)
+        return model
+
+    first, second = (canonical_bytes(split_weights(exported(name, raw=name == "a")).model) for name in "ab")
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("data_type", "name", "values"),
+    [
+        (TensorProto.FLOAT, "F32", np.array([1.5, -2.0], np.float32)),
+        (TensorProto.DOUBLE, "F64", np.array([1.5, 1e300], np.float64)),
+        (TensorProto.FLOAT16, "F16", np.array([1.5, -65504], np.float16)),
+        (TensorProto.BFLOAT16, "BF16", np.array([1.5, -3e38], ml_dtypes.bfloat16)),
+        (TensorProto.FLOAT8E4M3FN, "F8_E4M3", np.array([1.5, -448], ml_dtypes.float8_e4m3fn)),
+        (TensorProto.FLOAT8E5M2, "F8_E5M2", np.array([1.5, -57344], ml_dtypes.float8_e5m2)),
+        (TensorProto.INT8, "I8", np.array([-128, 127], np.int8)),
+        (TensorProto.UINT8, "U8", np.array([0, 255], np.uint8)),
+        (TensorProto.UINT16, "U16", np.array([0, 65535], np.uint16)),
+        (TensorProto.INT32, "I32", np.array([-(2**31), 7], np.int32)),
+        (TensorProto.INT64, "I64", np.array([-(2**63), 7], np.int64)),
+        (TensorProto.UINT32, "U32", np.array([2**32 - 1, 7], np.uint32)),
+        (TensorProto.UINT64, "U64", np.array([2**64 - 1, 7], np.uint64)),
+        (TensorProto.BOOL, "BOOL", np.array([True, False])),
+    ],
+)
+def test_typed_fields_hold_the_same_bytes_as_raw_data(data_type: int, name: str, values: np.ndarray) -> None:  # type: ignore[type-arg]
+    assert values.dtype == numpy_dtype(name)
+    assert tensor_bytes(make_tensor("t", data_type, [2], values)) == values.tobytes()
+    assert tensor_bytes(make_tensor("t", data_type, [2], values.tobytes(), raw=True)) == values.tobytes()
+
+
+def test_high_is_the_smallest_size_that_ids_index(tiny_model: Make) -> None:
+    nodes = [
+        make_node("Cast", ["ids"], ["wide"], to=TensorProto.INT64),
+        make_node("Unsqueeze", ["wide", "axis"], ["column"]),
+        make_node("Gather", ["large", "column"], ["a"]),
+        make_node("Gather", ["small", "ids"], ["b"]),
+        make_node("ReduceSum", ["a", "axis"], ["c"], keepdims=0),
+        make_node("Add", ["b", "c"], ["d"]),
+        make_node("Add", ["x", "d"], ["y"]),
+    ]
+    tensors = [
+        initializer("large", np.ones((90, 4))),
+        initializer("small", np.ones((70, 4))),
+        initializer("axis", [1], np.int64),
+    ]
+    model = tiny_model(nodes, tensors)
+    model.graph.input.append(make_tensor_value_info("ids", TensorProto.INT32, ["n"]))
+    x, ids = read_interface(split_weights(model).model).inputs
+    assert (ids.dtype, ids.shape, ids.high) == ("I32", ("n",), 70)
+    assert x.high is None
+
+
+def test_unnamed_dimensions_get_a_symbol_each(tiny_model: Make) -> None:
+    model = tiny_model()
+    del model.graph.input[:]
+    model.graph.input.append(make_tensor_value_info("x", 1, [None, -1, "?", 5]))
+    interface = read_interface(split_weights(model).model)
+    assert interface.inputs[0].shape == ("x.0", "x.1", "x.2", 5)
+    assert interface.outputs[0].shape == ("x.0", "x.1", "x.2", 5)

@@ -1,0 +1,224 @@
+"""Small networks with weights: a weightless ONNX file, a checkpoint, and what an engine host is asked with."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from blake3 import blake3
+from onnx import TensorProto, helper, numpy_helper
+
+from app.bindings.report import ParameterBinding
+from app.bindings.transforms import Transform
+from app.definitions.parameter import InputSpec
+from app.definitions.profiles import Profile
+from app.weights.dtypes import numpy_dtype
+from app.weights.safetensors_file import read_slots
+from workers.backends.base import Build, Built, EngineFile, ParameterSource, Refitted, TensorFile
+from workers.backends.onnx_graph import ONNX_TYPES
+from workers.tensors import dtype_name, write_tensors
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Weights = Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A definition at `path` with the inputs and parameters it declares."""
+
+    path: Path
+    inputs: tuple[InputSpec, ...]
+    parameters: Mapping[str, tuple[str, tuple[int, ...]]]
+
+    def weights(self, seed: int) -> dict[str, Array]:
+        """Random values for every parameter, small enough for deep networks; variances are positive."""
+        random = np.random.default_rng(seed)
+        values = {}
+        for name, (dtype, shape) in self.parameters.items():
+            value = random.standard_normal(shape) * 0.3
+            values[name] = (np.abs(value) + 0.5 if "var" in name else value).astype(numpy_dtype(dtype))
+        return values
+
+    def build(self, sources: tuple[ParameterSource, ...], plan: Path, **changes: Any) -> Build:  # noqa: ANN401 - fields of Build
+        return replace(Build("onnxruntime", str(self.path), sources, self.inputs, str(plan)), **changes)
+
+    def engine(
+        self, made: Built | Refitted, sources: tuple[ParameterSource, ...], profiles: tuple[Profile, ...] = ()
+    ) -> EngineFile:
+        return EngineFile("onnxruntime", made.plan, made.plan_digest, str(self.path), sources, self.inputs, profiles)
+
+
+def perceptron(path: Path, dtype: str = "F32", width: int = 8, depth: int = 2) -> Network:
+    """x -> (MatMul, Add, Relu) * depth."""
+    nodes, parameters, last = [], {}, "x"
+    for layer in range(depth):
+        parameters[f"{layer}.weight"] = (dtype, (width, width))
+        parameters[f"{layer}.bias"] = (dtype, (width,))
+        nodes.append(helper.make_node("MatMul", [last, f"{layer}.weight"], [f"m{layer}"]))
+        nodes.append(helper.make_node("Add", [f"m{layer}", f"{layer}.bias"], [f"a{layer}"]))
+        last = "y" if layer == depth - 1 else f"r{layer}"
+        nodes.append(helper.make_node("Relu", [f"a{layer}"], [last]))
+    return network_of(path, nodes, parameters, (InputSpec("x", dtype, ("batch", width)),), {"y": dtype})
+
+
+def convolution(path: Path) -> Network:
+    """Conv, BatchNormalization, Relu, Conv, Add, Mul: everything here folds into weights where it may."""
+    parameters: dict[str, tuple[str, tuple[int, ...]]] = {
+        "conv.weight": ("F32", (4, 3, 3, 3)),
+        "bn.scale": ("F32", (4,)),
+        "bn.bias": ("F32", (4,)),
+        "bn.mean": ("F32", (4,)),
+        "bn.var": ("F32", (4,)),
+        "out.weight": ("F32", (2, 4, 1, 1)),
+        "out.shift": ("F32", (2, 1, 1)),
+        "out.gain": ("F32", (2, 1, 1)),
+    }
+    nodes = [
+        helper.make_node("Conv", ["image", "conv.weight"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("BatchNormalization", ["c", "bn.scale", "bn.bias", "bn.mean", "bn.var"], ["n"]),
+        helper.make_node("Relu", ["n"], ["r"]),
+        helper.make_node("Conv", ["r", "out.weight"], ["o"]),
+        helper.make_node("Add", ["o", "out.shift"], ["s"]),
+        helper.make_node("Mul", ["s", "out.gain"], ["y"]),
+    ]
+    image = InputSpec("image", "F32", ("batch", 3, "height", "width"))
+    return network_of(path, nodes, parameters, (image,), {"y": "F32"})
+
+
+def attention(path: Path, width: int = 16, heads: int = 2, vocabulary: int = 32) -> Network:
+    """Embedding, self-attention with q, k and v side by side, residual, LayerNormalization, erf-Gelu."""
+    square = ("F32", (width, width))
+    parameters: dict[str, tuple[str, tuple[int, ...]]] = {"embeddings": ("F32", (vocabulary, width))}
+    nodes = [helper.make_node("Gather", ["embeddings", "ids"], ["x"])]
+    constants = {
+        "split": np.array([0, 0, heads, width // heads]),
+        "join": np.array([0, 0, width]),
+        "scale": np.array((width // heads) ** -0.5, np.float32),
+        "one": np.array(1, np.float32),
+        "half": np.array(0.5, np.float32),
+        "root": np.array(2**0.5, np.float32),
+    }
+    for part, perm in (("q", [0, 2, 1, 3]), ("k", [0, 2, 3, 1]), ("v", [0, 2, 1, 3])):
+        parameters[f"{part}.weight"], parameters[f"{part}.bias"] = square, ("F32", (width,))
+        nodes += _linear(part, "x", f"{part}0")
+        nodes.append(helper.make_node("Reshape", [f"{part}0", "split"], [f"{part}1"]))
+        nodes.append(helper.make_node("Transpose", [f"{part}1"], [f"{part}2"], perm=perm))
+    parameters |= {"o.weight": square, "o.bias": ("F32", (width,))}
+    parameters |= {"norm.weight": ("F32", (width,)), "norm.bias": ("F32", (width,))}
+    nodes += [
+        helper.make_node("MatMul", ["q2", "k2"], ["s0"]),
+        helper.make_node("Mul", ["s0", "scale"], ["s1"]),
+        helper.make_node("Softmax", ["s1"], ["s2"], axis=-1),
+        helper.make_node("MatMul", ["s2", "v2"], ["c0"]),
+        helper.make_node("Transpose", ["c0"], ["c1"], perm=[0, 2, 1, 3]),
+        helper.make_node("Reshape", ["c1", "join"], ["c2"]),
+        *_linear("o", "c2", "o0"),
+        helper.make_node("Add", ["o0", "x"], ["o1"]),
+        helper.make_node("LayerNormalization", ["o1", "norm.weight", "norm.bias"], ["n"], axis=-1),
+        helper.make_node("Div", ["n", "root"], ["g0"]),
+        helper.make_node("Erf", ["g0"], ["g1"]),
+        helper.make_node("Add", ["g1", "one"], ["g2"]),
+        helper.make_node("Mul", ["n", "g2"], ["g3"]),
+        helper.make_node("Mul", ["g3", "half"], ["y"]),
+    ]
+    ids = InputSpec("ids", "I64", ("batch", "sequence"), vocabulary)
+    return network_of(path, nodes, parameters, (ids,), {"y": "F32"}, constants)
+
+
+def from_onnx(source: Path, path: Path, inputs: tuple[InputSpec, ...]) -> tuple[Network, dict[str, Array]]:
+    """A published network and its weights: what Conv, BatchNormalization and MatMul read are its parameters."""
+    model = onnx.load(source)
+    readers = {"Conv", "BatchNormalization", "MatMul"}
+    read = {name for node in model.graph.node if node.op_type in readers for name in node.input}
+    values = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
+    values |= {
+        node.output[0]: numpy_helper.to_array(node.attribute[0].t)
+        for node in model.graph.node
+        if node.op_type == "Constant" and node.attribute[0].name == "value"
+    }
+    weights = {name: value for name, value in values.items() if name in read and value.ndim}
+    kept = [node for node in model.graph.node if not (node.op_type == "Constant" and node.output[0] in weights)]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    constants = [one for one in model.graph.initializer if one.name not in weights]
+    parameters = {name: (dtype_name(value), value.shape) for name, value in weights.items()}
+    _declare(model, parameters, constants)
+    path.write_bytes(model.SerializeToString())
+    return Network(path, inputs, parameters), weights
+
+
+def checkpoint(path: Path, weights: Weights) -> dict[str, TensorFile]:
+    """Write a safetensors file and say where each tensor lies."""
+    write_tensors(str(path), weights)
+    data = path.read_bytes()
+    slots = read_slots(lambda offset, length: data[offset : offset + length], len(data))
+    return {
+        slot.name: TensorFile(
+            str(path),
+            slot.offset,
+            slot.nbytes,
+            slot.dtype,
+            slot.shape,
+            blake3(data[slot.offset : slot.offset + slot.nbytes]).hexdigest(),
+        )
+        for slot in slots
+    }
+
+
+def bound(
+    network: Network, tensors: Mapping[str, TensorFile], transforms: Mapping[str, tuple[Transform, ...]] | None = None
+) -> tuple[ParameterSource, ...]:
+    """Bind each parameter to the tensor of the same name."""
+    return tuple(
+        ParameterSource(
+            ParameterBinding(name, dtype, shape, (name,), (transforms or {}).get(name, ())), (tensors[name],)
+        )
+        for name, (dtype, shape) in network.parameters.items()
+    )
+
+
+def _linear(name: str, source: str, target: str) -> list[onnx.NodeProto]:
+    """y = x W^T + b, as checkpoints of PyTorch hold their linear layers."""
+    return [
+        helper.make_node("Transpose", [f"{name}.weight"], [f"{name}.t"], perm=[1, 0]),
+        helper.make_node("MatMul", [source, f"{name}.t"], [f"{name}.m"]),
+        helper.make_node("Add", [f"{name}.m", f"{name}.bias"], [target]),
+    ]
+
+
+def network_of(
+    path: Path,
+    nodes: list[onnx.NodeProto],
+    parameters: Mapping[str, tuple[str, tuple[int, ...]]],
+    inputs: tuple[InputSpec, ...],
+    outputs: Mapping[str, str],
+    constants: Mapping[str, Array] | None = None,
+) -> Network:
+    """Write a definition with these nodes, whose parameters have no values."""
+    graph = helper.make_graph(
+        nodes,
+        "network",
+        [helper.make_tensor_value_info(one.name, ONNX_TYPES[one.dtype], list(one.shape)) for one in inputs],
+        [helper.make_tensor_value_info(name, ONNX_TYPES[dtype], None) for name, dtype in outputs.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    _declare(model, parameters, [numpy_helper.from_array(value, name) for name, value in (constants or {}).items()])
+    path.write_bytes(model.SerializeToString())
+    return Network(path, inputs, dict(parameters))
+
+
+def _declare(
+    model: onnx.ModelProto, parameters: Mapping[str, tuple[str, tuple[int, ...]]], constants: list[TensorProto]
+) -> None:
+    """Make every parameter an initializer without a value."""
+    declared = []
+    for name, (dtype, shape) in parameters.items():
+        one = TensorProto(name=name, data_type=ONNX_TYPES[dtype], dims=shape, data_location=TensorProto.EXTERNAL)
+        length = int(np.prod(shape)) * numpy_dtype(dtype).itemsize
+        for key, value in (("location", "weights"), ("offset", "0"), ("length", str(length))):
+            one.external_data.add(key=key, value=value)
+        declared.append(one)
+    del model.graph.initializer[:]
+    model.graph.initializer.extend([*constants, *declared])
