@@ -38,7 +38,7 @@ def run_job(worker: Worker, job_id: str) -> None:
     try:
         with (
             structlog.contextvars.bound_contextvars(job_id=job_id, kind=held.kind, attempt=held.attempt),
-            tempfile.TemporaryDirectory(prefix="job-", dir=worker.scratch) as folder,
+            tempfile.TemporaryDirectory(prefix="job-", dir=worker.scratch, ignore_cleanup_errors=True) as folder,
         ):
             _run(worker, held, Watch(worker, held, Path(folder)))
     finally:
@@ -114,10 +114,12 @@ def _release(worker: Worker, held: Claim, watch: Watch) -> None:
 
 def _give_up(worker: Worker, held: Claim, watch: Watch, cause: Exception) -> None:
     fault = fault_of(cause, watch.news.tail)
+    if fault.passing and worker.stopping.is_set():
+        return _release(worker, held, watch)  # who stops a worker may stop its host as well
     again = fault.passing and held.attempt < worker.settings.max_attempts
     log.warning("job retried" if again else "job failed", code=fault.error.code, detail=fault.error.detail)
     leave = lease.retry if again else lease.fail
-    leave(worker.database, held, fault.error, events=watch.news.events, notify=worker.announce)
+    return leave(worker.database, held, fault.error, events=watch.news.events, notify=worker.announce)
 
 
 def _end(write: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:

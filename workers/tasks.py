@@ -14,7 +14,7 @@ log = structlog.get_logger(__name__)
 def register(app: Celery, worker: Worker) -> None:
     """Make the app do jobs with this worker."""
 
-    @app.task(name=TASK, ignore_result=True)  # type: ignore[untyped-decorator]  # Celery ships no types
+    @app.task(name=TASK, ignore_result=True, shared=False)  # type: ignore[untyped-decorator]  # Celery ships no types
     def run(job_id: str) -> None:
         try:
             run_job(worker, job_id)

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
-from app.definitions.onnx_file import DEFAULT_DOMAINS, attribute_graphs, attribute_tensors
+from app.definitions.graph_walk import attribute_graphs, attribute_tensors
+from app.definitions.onnx_file import DEFAULT_DOMAINS
 from app.definitions.tensor_data import tensor_bytes
 
 MIN_IR_VERSION = 8

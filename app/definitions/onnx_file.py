@@ -1,13 +1,14 @@
 """Reads an uploaded ONNX file under limits. Nothing in the file is trusted."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
-from onnx.inliner import inline_local_functions
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
 
+from app.definitions.function_calls import inline_functions
+from app.definitions.graph_walk import attribute_graphs, attribute_tensors, with_subgraphs
 from app.definitions.limits import (
     MAX_NAME_CHARACTERS,
     MAX_NODES,
@@ -42,7 +43,7 @@ def load_model(path: Path) -> ModelProto:
         raise Rejected("empty_graph", "The file has a graph without nodes or outputs. Export the whole model.")
     check_structure(model)
     if model.functions:
-        model = inline_local_functions(model)
+        model = inline_functions(model)
         check_structure(model)
     _check_operators(model)
     return model
@@ -123,31 +124,10 @@ def _check_attribute(attribute: AttributeProto, node: NodeProto, census: _Census
         _check_graph(graph, census, depth=depth + 1)
 
 
-def attribute_tensors(attribute: AttributeProto) -> Iterator[TensorProto]:
-    """Yield every tensor of an attribute."""
-    if attribute.HasField("t"):
-        yield attribute.t
-    yield from attribute.tensors
-
-
-def attribute_graphs(attribute: AttributeProto) -> Iterator[GraphProto]:
-    """Yield every subgraph of an attribute."""
-    if attribute.HasField("g"):
-        yield attribute.g
-    yield from attribute.graphs
-
-
-def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
-    """Yield the nodes of a graph and of its subgraphs."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for subgraph in attribute_graphs(attribute):
-                yield from all_nodes(subgraph)
-
-
 def _check_operators(model: ModelProto) -> None:
-    foreign = sorted({f"{n.domain}.{n.op_type}" for n in all_nodes(model.graph) if n.domain not in DEFAULT_DOMAINS})
+    foreign = sorted(
+        {f"{n.domain}.{n.op_type}" for n in with_subgraphs(model.graph.node) if n.domain not in DEFAULT_DOMAINS}
+    )
     if foreign:
         raise Rejected(
             "unsupported_operators",

@@ -23,8 +23,9 @@ from onnx.helper import make_tensor
 
 from app.definitions.argument_positions import SETTING_ARITHMETIC, SETTINGS, WEIGHTS
 from app.definitions.canonical_graph import canonical_model
+from app.definitions.graph_walk import with_subgraphs
 from app.definitions.limits import MAX_CONSTANT_BYTES
-from app.definitions.onnx_file import all_nodes, opset_of
+from app.definitions.onnx_file import opset_of
 from app.definitions.rejection import Rejected
 from app.definitions.tensor_data import DTYPE_NAMES, byte_count, external_tensor
 from app.weights.dtypes import DTYPES
@@ -75,7 +76,7 @@ def _drop_inputs_that_are_initializers(graph: GraphProto) -> None:
 
 def _uses(graph: GraphProto) -> Mapping[str, set[Use]]:
     uses: defaultdict[str, set[Use]] = defaultdict(set)
-    for node in all_nodes(graph):
+    for node in with_subgraphs(graph.node):
         for position, name in enumerate(node.input):
             uses[name].add((node.op_type, position))
     return uses
@@ -107,7 +108,7 @@ def _settings(graph: GraphProto) -> set[str]:
     """Return every name that stands at a setting's position or is computed into one."""
     producers: dict[str, NodeProto] = {}
     pending: list[str] = []
-    for node in all_nodes(graph):
+    for node in with_subgraphs(graph.node):
         if node.op_type in SETTING_ARITHMETIC:
             producers.update(dict.fromkeys(node.output, node))
         positions = SETTINGS.get(node.op_type, frozenset())

@@ -13,6 +13,7 @@ from onnx.helper import make_node
 from app.artifacts.store import ArtifactStore
 from app.database import Database
 from app.definitions import service
+from app.definitions.parameter import Parameter
 from app.registry import service as registry
 
 Make = Callable[..., ModelProto]
@@ -142,8 +143,6 @@ def test_service_reads_back_what_was_made(client: TestClient, database: Database
     client.post(URL, json={"onnx": put(client, network(tiny_model, 1.0))})
     with database.reading() as session:
         definition = service.get_definition(session, registry.get_model(session, "m").id, 1)
-        assert [(p.name, p.shape, p.dtype) for p in service.load_parameters(session, definition.id)] == [
-            ("w", (4, 2), "F32")
-        ]
+        assert service.load_parameters(session, definition.id) == (Parameter("w", (4, 2), "F32"),)
         assert service.load_rules(session, definition.id) == []
     assert [spec.name for spec in service.inputs_of(definition)] == ["x"]

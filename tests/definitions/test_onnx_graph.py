@@ -110,7 +110,8 @@ def test_settings_stay_embedded_also_behind_arithmetic(tiny_model: Make, through
         make_node("Resize", ["image", "", "scales"], ["y"]),
     ]
     if through:
-        nodes.insert(0, make_node(through, ["raw"], ["scales"], **({"to": 1} if through == "Cast" else {})))
+        cast = make_node("Cast", ["raw"], ["scales"], to=TensorProto.FLOAT)
+        nodes.insert(0, cast if through == "Cast" else make_node(through, ["raw"], ["scales"]))
     model = tiny_model(nodes, [initializer("axes", [1, 2], np.int64), initializer(name, [1, 1, 2, 2])])
     assert embedded(split_weights(model)) == {"axes", name}
 
@@ -204,7 +205,7 @@ def test_equal_graphs_have_equal_bytes_whoever_exported_them(tiny_model: Make) -
         (TensorProto.BOOL, "BOOL", np.array([True, False])),
     ],
 )
-def test_typed_fields_hold_the_same_bytes_as_raw_data(data_type: int, name: str, values: np.ndarray) -> None:  # type: ignore[type-arg]
+def test_typed_fields_hold_the_same_bytes_as_raw_data(data_type: int, name: str, values: np.ndarray) -> None:
     assert values.dtype == numpy_dtype(name)
     assert tensor_bytes(make_tensor("t", data_type, [2], values)) == values.tobytes()
     assert tensor_bytes(make_tensor("t", data_type, [2], values.tobytes(), raw=True)) == values.tobytes()

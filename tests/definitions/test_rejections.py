@@ -244,7 +244,13 @@ def doubling_functions(count: int) -> bytes:
 
 
 def test_refuses_functions_that_grow_beyond_all_bounds(tmp_path: Path) -> None:
-    assert refusal(doubling_functions(40), tmp_path).code in {"too_much_memory", "parser_crashed", "parsing_timeout"}
+    assert refusal(doubling_functions(40), tmp_path).code == "too_large_graph"
+
+
+def test_refuses_functions_that_call_themselves(tmp_path: Path) -> None:
+    model = ModelProto.FromString(doubling_functions(1))
+    model.functions[0].node[0].op_type, model.functions[0].node[0].domain = "f1", "f"
+    assert refusal(model.SerializeToString(), tmp_path).code == "bad_functions"
 
 
 def test_inlines_functions_that_do_not(tmp_path: Path) -> None:

@@ -60,13 +60,13 @@ def test_a_crash_is_reported(upload: Path, monkeypatch: pytest.MonkeyPatch, endi
     program = f"import os; os.kill(os.getpid(), {int(ending)})"
     popen = subprocess.Popen
     monkeypatch.setattr(
-        sandbox.subprocess, "Popen", lambda _command, **options: popen([sys.executable, "-c", program], **options)
+        subprocess, "Popen", lambda _command, **options: popen([sys.executable, "-c", program], **options)
     )
     assert fault(upload).code == "parser_crashed"
 
 
 def test_a_child_that_cannot_be_started_is_unavailable(upload: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox.sys, "executable", "/nowhere/python")
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(Unavailable) as raised, sandbox.construct_from_file(upload, upload.parent / "scratch"):
         pass
     assert raised.value.code == "parser_unavailable"
@@ -77,11 +77,11 @@ def test_the_child_gets_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not any(name.startswith("ENGINESMITH") for name in sandbox._environment())
 
 
-def test_the_child_stops_when_its_parent_is_another(tmp_path: Path) -> None:
+def test_the_child_stops_when_its_parent_is_another() -> None:
     request = {"parent": os.getpid() + 1, "limits": {}, "task": {}}
     command = [sys.executable, "-m", "app.definitions.child"]
     done = subprocess.run(
-        command, input=json.dumps(request), text=True, capture_output=True, check=False, env=sandbox._environment()
+        command, input=json.dumps(request).encode(), capture_output=True, check=False, env=sandbox._environment()
     )
     assert done.returncode == 1
-    assert done.stdout == ""
+    assert done.stdout == b""

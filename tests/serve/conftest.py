@@ -2,6 +2,7 @@ import http.client
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -124,6 +125,7 @@ class Launcher:
         for service in self._started:
             service.process.kill()
             service.process.communicate()
+            shutil.rmtree(service.runtime_root)
 
 
 @pytest.fixture(scope="module")

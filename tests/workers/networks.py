@@ -1,5 +1,6 @@
 """Small networks with weights: a weightless ONNX file, a checkpoint, and what an engine host is asked with."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,13 +13,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from app.bindings.report import ParameterBinding
 from app.bindings.transforms import Transform
-from app.definitions.parameter import InputSpec
+from app.definitions.construction import construct
+from app.definitions.parameter import InputSpec, Parameter
 from app.definitions.profiles import Profile
 from app.weights.dtypes import numpy_dtype
-from app.weights.safetensors_file import read_slots
+from app.weights.safetensors_file import TensorSlot, read_slots
 from workers.backends.base import Build, Built, EngineFile, ParameterSource, Refitted, TensorFile
 from workers.backends.onnx_graph import ONNX_TYPES
-from workers.tensors import dtype_name, write_tensors
+from workers.tensors import write_tensors
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Weights = Mapping[str, Array]
@@ -30,7 +32,7 @@ class Network:
 
     path: Path
     inputs: tuple[InputSpec, ...]
-    parameters: Mapping[str, tuple[str, tuple[int, ...]]]
+    parameters: dict[str, tuple[str, tuple[int, ...]]]
 
     def weights(self, seed: int) -> dict[str, Array]:
         """Random values for every parameter, small enough for deep networks; variances are positive."""
@@ -52,7 +54,8 @@ class Network:
 
 def perceptron(path: Path, dtype: str = "F32", width: int = 8, depth: int = 2) -> Network:
     """x -> (MatMul, Add, Relu) * depth."""
-    nodes, parameters, last = [], {}, "x"
+    parameters: dict[str, tuple[str, tuple[int, ...]]] = {}
+    nodes, last = [], "x"
     for layer in range(depth):
         parameters[f"{layer}.weight"] = (dtype, (width, width))
         parameters[f"{layer}.bias"] = (dtype, (width,))
@@ -127,44 +130,41 @@ def attention(path: Path, width: int = 16, heads: int = 2, vocabulary: int = 32)
     return network_of(path, nodes, parameters, (ids,), {"y": "F32"}, constants)
 
 
-def from_onnx(source: Path, path: Path, inputs: tuple[InputSpec, ...]) -> tuple[Network, dict[str, Array]]:
-    """A published network and its weights: what Conv, BatchNormalization and MatMul read are its parameters."""
-    model = onnx.load(source)
-    readers = {"Conv", "BatchNormalization", "MatMul"}
-    read = {name for node in model.graph.node if node.op_type in readers for name in node.input}
-    values = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
-    values |= {
-        node.output[0]: numpy_helper.to_array(node.attribute[0].t)
-        for node in model.graph.node
-        if node.op_type == "Constant" and node.attribute[0].name == "value"
-    }
-    weights = {name: value for name, value in values.items() if name in read and value.ndim}
-    kept = [node for node in model.graph.node if not (node.op_type == "Constant" and node.output[0] in weights)]
-    del model.graph.node[:]
-    model.graph.node.extend(kept)
-    constants = [one for one in model.graph.initializer if one.name not in weights]
-    parameters = {name: (dtype_name(value), value.shape) for name, value in weights.items()}
-    _declare(model, parameters, constants)
-    path.write_bytes(model.SerializeToString())
-    return Network(path, inputs, parameters), weights
+def from_config(model: Path, path: Path) -> Network:
+    """The definition of a family, made from a Hugging Face config."""
+    config = json.loads((model / "config.json").read_text())
+    task = {"family": config["model_type"], "config": config, "precision": "fp32"}
+    return _constructed(task, path)
+
+
+def from_onnx(file: Path, path: Path) -> Network:
+    """The definition of a published ONNX file; its weights lie beside it."""
+    return _constructed({"file": str(file)}, path)
+
+
+def _constructed(task: dict[str, Any], path: Path) -> Network:
+    made = construct({**task, "graph": str(path), "weights": str(path.with_suffix(".safetensors"))})
+    parameters = [Parameter.from_json(row) for row in made["parameters"]]
+    inputs = tuple(InputSpec.from_json(item) for item in made["inputs"])
+    return Network(path, inputs, {one.name: (one.dtype, one.shape) for one in parameters})
+
+
+def tensor_files(path: Path) -> dict[str, TensorFile]:
+    """Say where each tensor of a safetensors file lies."""
+    data = path.read_bytes()
+    slots = read_slots(lambda offset, length: data[offset : offset + length], len(data))
+    return {slot.name: _tensor_file(path, data, slot) for slot in slots}
+
+
+def _tensor_file(path: Path, data: bytes, slot: TensorSlot) -> TensorFile:
+    digest = blake3(data[slot.offset : slot.offset + slot.nbytes]).hexdigest()
+    return TensorFile(str(path), slot.offset, slot.nbytes, slot.dtype, slot.shape, digest)
 
 
 def checkpoint(path: Path, weights: Weights) -> dict[str, TensorFile]:
     """Write a safetensors file and say where each tensor lies."""
     write_tensors(str(path), weights)
-    data = path.read_bytes()
-    slots = read_slots(lambda offset, length: data[offset : offset + length], len(data))
-    return {
-        slot.name: TensorFile(
-            str(path),
-            slot.offset,
-            slot.nbytes,
-            slot.dtype,
-            slot.shape,
-            blake3(data[slot.offset : slot.offset + slot.nbytes]).hexdigest(),
-        )
-        for slot in slots
-    }
+    return tensor_files(path)
 
 
 def bound(

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,17 @@ from tests.workers.networks import (
     bound,
     checkpoint,
     convolution,
+    from_config,
     from_onnx,
     network_of,
     perceptron,
+    tensor_files,
 )
 from workers.backends.base import BackendError, Ran, Run
 from workers.run_inputs import fixed_inputs
+from workers.tensors import MappedFiles
 
-
-def rapidocr(path: Path) -> Network:
-    import rapidocr_onnxruntime  # noqa: PLC0415 - only its files are wanted
-
-    source = Path(rapidocr_onnxruntime.__file__).parent / "models" / "ch_ppocr_mobile_v2.0_cls_infer.onnx"
-    return from_onnx(source, path, (InputSpec("x", "F32", ("batch", 3, 48, 192)),))[0]
-
-
-NETWORKS = {"perceptron": perceptron, "convolution": convolution, "attention": attention, "rapidocr": rapidocr}
+NETWORKS = {"perceptron": perceptron, "convolution": convolution, "attention": attention}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -64,6 +60,56 @@ def test_a_plan_holds_no_weights_and_does_not_depend_on_them(hosting: Hosting, t
     declared = {one.name for one in plan.graph.initializer if one.data_location == onnx.TensorProto.EXTERNAL}
     assert declared == set(network.parameters)
     assert not [one.name for one in plan.graph.initializer if one.name in network.parameters and one.raw_data]
+
+
+@pytest.mark.parametrize("name", ["ch_ppocr_mobile_v2.0_cls_infer", "ch_PP-OCRv4_det_infer", "ch_PP-OCRv4_rec_infer"])
+def test_published_networks_build_and_agree_with_their_definitions(hosting: Hosting, tmp_path: Path, name: str) -> None:
+    spec = find_spec("rapidocr_onnxruntime")
+    assert spec is not None
+    assert spec.origin is not None
+    network = from_onnx(Path(spec.origin).parent / "models" / f"{name}.onnx", tmp_path / "definition.onnx")
+    tensors = tensor_files(tmp_path / "definition.safetensors")
+
+    built, engine = hosting.build(network, bound(network, tensors), profiles=(image_profile(network),))
+
+    assert built.facts["optimization"] == "extended"
+    assert hosting.verify(engine).ok
+    name, (_, shape) = next(iter(network.parameters.items()))
+    other = checkpoint(tmp_path / "other.safetensors", {name: np.full(shape, 0.25, np.float32)})
+    refitted, child = hosting.refit(network, engine, bound(network, tensors | other))
+    assert refitted.changed == 1
+    assert hosting.verify(child).ok
+
+
+def image_profile(network: Network) -> dict[str, Range]:
+    """A batch of one line of text, 48 pixels high."""
+    (image,) = network.inputs
+    shape = tuple(dim if isinstance(dim, int) else (1, 3, 64, 192)[axis] for axis, dim in enumerate(image.shape))
+    return {image.name: Range(shape, shape, shape)}
+
+
+def test_minilm_builds_refits_one_tensor_and_gives_the_checkpoint_its_own_outputs(
+    hosting: Hosting, tmp_path: Path, minilm: Path
+) -> None:
+    network = from_config(minilm, tmp_path / "definition.onnx")
+    tensors = tensor_files(minilm / "model.safetensors")
+    built, engine = hosting.build(network, bound(network, tensors))
+    name = "encoder.layer.3.output.dense.weight"
+    changed = MappedFiles().view(tensors[name]) * np.float32(1.1)
+    others = checkpoint(tmp_path / "changed.safetensors", {name: changed})
+
+    refitted, child = hosting.refit(network, engine, bound(network, tensors | others))
+
+    assert built.facts["operators"]["FusedMatMul"] >= 36  # every linear layer but the last is without its Transpose
+    assert built.nbytes < 100_000
+    assert refitted.changed == 1
+    inputs = fixed_inputs(network.inputs, ())
+    for one, weights in ((engine, tensors), (child, tensors | others)):
+        values = {parameter: MappedFiles().view(weights[parameter]) for parameter in network.parameters}
+        outputs = hosting.run(one, inputs)
+        for output, expected in direct(network, values, inputs).items():
+            np.testing.assert_allclose(outputs[output], expected, rtol=1e-3, atol=1e-5)
+        assert hosting.verify(one).ok
 
 
 def test_extended_optimisation_fuses_around_parameters(hosting: Hosting, tmp_path: Path) -> None:

@@ -14,10 +14,13 @@ from app.database import Database
 from app.errors import Invalid, Unavailable
 from app.jobs import events, lease
 from app.jobs.lease import Claim
+from app.jobs.queue import TASK
 from app.jobs.state import State
 from app.jobs.tables import Job, JobEvent
 from workers import kinds, watch
 from workers.backends.base import BackendError, LogLine, Progress
+from workers.celery import celery_app
+from workers.engine_host import EngineHostDied
 from workers.faults import VerificationFailed
 from workers.kind import Kind, Ready
 from workers.news import MAX_LINES
@@ -200,6 +203,20 @@ def test_a_worker_that_is_to_end_gives_its_job_back(worker: Worker, post: Post, 
     assert told(worker.database, job_id)[-1] == "released"
 
 
+def test_an_engine_host_that_ends_with_its_worker_costs_no_attempt(
+    worker: Worker, post: Post, does: Callable[[Step], None]
+) -> None:
+    def step(worker: Worker, _watch: Watch) -> None:
+        worker.stopping.set()
+        raise EngineHostDied("killed by SIGTERM")
+
+    does(step)
+    job_id = post()
+    run_job(worker, job_id)
+    job = read(worker.database, job_id)
+    assert (job.state, job.attempt) == (State.QUEUED, 0)
+
+
 def test_a_worker_that_is_to_end_claims_nothing(worker: Worker, post: Post) -> None:
     worker.stopping.set()
     job_id = post()
@@ -308,6 +325,31 @@ def test_a_database_that_fails_for_a_moment_loses_no_result(
     run_job(worker, job_id)
     assert faults == []
     assert read(worker.database, job_id).state == State.SUCCEEDED
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_database_that_is_away_for_a_while_stops_no_work(
+    worker: Worker, post: Post, does: Callable[[Step], None]
+) -> None:
+    def step(worker: Worker, watch: Watch) -> None:
+        database, worker.database = worker.database, Database("sqlite:////nowhere/enginesmith.db")
+        watch.news.hear(LogLine("info", "said while it was away"))
+        watch.tick()
+        worker.database = database
+        watch.tick()
+
+    does(step)
+    job_id = post()
+    run_job(worker, job_id)
+    assert read(worker.database, job_id).state == State.SUCCEEDED
+    assert told(worker.database, job_id) == ["queued", "running", "log", "succeeded"]
+
+
+def test_a_job_that_cannot_be_claimed_now_stays_for_later(worker: Worker, post: Post) -> None:
+    job_id = post()
+    database, worker.database = worker.database, Database("sqlite:////nowhere/enginesmith.db")
+    celery_app(worker).tasks[TASK](job_id)
+    assert read(database, job_id).state == State.QUEUED
 
 
 def test_nothing_is_left_in_the_scratch_folder(worker: Worker, post: Post, does: Callable[[Step], None]) -> None:

@@ -1,0 +1,28 @@
+"""Walks over the nodes, tensors and subgraphs of a graph."""
+
+from collections.abc import Iterable, Iterator
+
+from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
+
+
+def with_subgraphs(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    """Yield nodes and the nodes of their subgraphs."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for graph in attribute_graphs(attribute):
+                yield from with_subgraphs(graph.node)
+
+
+def attribute_tensors(attribute: AttributeProto) -> Iterator[TensorProto]:
+    """Yield every tensor of an attribute."""
+    if attribute.HasField("t"):
+        yield attribute.t
+    yield from attribute.tensors
+
+
+def attribute_graphs(attribute: AttributeProto) -> Iterator[GraphProto]:
+    """Yield every subgraph of an attribute."""
+    if attribute.HasField("g"):
+        yield attribute.g
+    yield from attribute.graphs

@@ -1,0 +1,204 @@
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from app.definitions.parameter import InputSpec
+from tests.workers.hosting import Hosting
+from tests.workers.networks import Network, bound, checkpoint, network_of, perceptron
+from workers.backends.base import BackendError, Build, EngineFile, Progress, Run
+from workers.engine_host import EngineHost, EngineHostDied
+from workers.run_inputs import fixed_inputs
+
+Tick = Callable[[], None]
+
+
+class Canceled(Exception):
+    """What a tick may raise."""
+
+
+@pytest.fixture
+def engine(hosting: Hosting, tmp_path: Path) -> EngineFile:
+    network = perceptron(tmp_path / "definition.onnx")
+    return hosting.build(network, bound(network, checkpoint(tmp_path / "a.safetensors", network.weights(1))))[1]
+
+
+@pytest.fixture
+def endless(engine: EngineFile, tmp_path: Path) -> Run:
+    """A run that never ends: its inputs are a pipe that nobody writes to."""
+    os.mkfifo(tmp_path / "pipe")
+    return Run(engine, str(tmp_path / "pipe"), str(tmp_path / "never"))
+
+
+def call(hosting: Hosting, request: Run, tick: Tick) -> None:
+    hosting.host.call(request, on_message=hosting.messages.append, tick=tick, tick_s=0.05)
+
+
+def runs(hosting: Hosting, engine: EngineFile) -> bool:
+    outputs = hosting.run(engine, fixed_inputs(engine.inputs, ()))
+    return bool(np.isfinite(outputs["y"]).all())
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_child_that_dies_in_the_middle_is_reported_and_replaced(
+    hosting: Hosting, engine: EngineFile, endless: Run, number: signal.Signals
+) -> None:
+    first = hosting.host.pid
+    assert first is not None
+
+    with pytest.raises(EngineHostDied, match=number.name) as caught:
+        call(hosting, endless, lambda: os.kill(first, number))
+
+    assert caught.value.code == "engine_host_died"
+    assert ("out of memory" in caught.value.detail) == (number is signal.SIGKILL)
+    assert hosting.host.pid is None
+    assert runs(hosting, engine)
+    assert hosting.host.pid != first
+
+
+def test_a_child_that_dies_between_calls_is_replaced(hosting: Hosting, engine: EngineFile) -> None:
+    first = hosting.host.pid
+    assert first is not None
+    ended = os.pidfd_open(first)
+    os.kill(first, signal.SIGKILL)
+    assert select.select([ended], [], [], 10)[0]
+    os.close(ended)
+
+    assert runs(hosting, engine)
+    assert hosting.host.pid != first
+
+
+def test_a_tick_that_raises_kills_the_child_and_passes_through(
+    hosting: Hosting, engine: EngineFile, endless: Run, tmp_path: Path
+) -> None:
+    first = hosting.host.pid
+    ticks: list[int] = []
+
+    def tick() -> None:
+        ticks.append(1)
+        if len(ticks) == 3:
+            raise Canceled
+
+    with pytest.raises(Canceled):
+        call(hosting, endless, tick)
+
+    assert first is not None
+    with pytest.raises(ProcessLookupError):
+        os.kill(first, 0)
+    assert not list((tmp_path / "scratch").iterdir())
+    assert runs(hosting, engine)
+
+
+def test_a_listener_that_raises_kills_the_child_too(hosting: Hosting, engine: EngineFile, tmp_path: Path) -> None:
+    def refuse(_message: object) -> None:
+        raise Canceled
+
+    build = Build("onnxruntime", engine.definition, engine.parameters, engine.inputs, str(tmp_path / "again"))
+    with pytest.raises(Canceled):
+        hosting.host.call(build, on_message=refuse, tick=lambda: None)
+    assert hosting.host.pid is None
+    assert runs(hosting, engine)
+
+
+def reshaping(path: Path) -> Network:
+    """Runs with six elements only, which its inputs do not say."""
+    nodes = [onnx.helper.make_node("Reshape", ["x", "shape"], ["r"]), onnx.helper.make_node("Mul", ["r", "w"], ["y"])]
+    inputs = (InputSpec("x", "F32", ("n",)),)
+    return network_of(path, nodes, {"w": ("F32", (3,))}, inputs, {"y": "F32"}, {"shape": np.array([2, 3])})
+
+
+def test_what_native_code_writes_arrives_as_log_lines_before_the_answer(hosting: Hosting, tmp_path: Path) -> None:
+    network = reshaping(tmp_path / "definition.onnx")
+    _, engine = hosting.build(network, bound(network, checkpoint(tmp_path / "a.safetensors", network.weights(1))))
+    first = hosting.host.pid
+
+    with pytest.raises(BackendError) as caught:
+        hosting.run(engine, {"x": np.zeros(5, np.float32)})
+
+    assert caught.value.code == "run_failed"
+    assert [line for line in hosting.log if "Reshape" in line and "onnxruntime" in line]
+    assert hosting.run(engine, {"x": np.zeros(6, np.float32)})["y"].shape == (2, 3)
+    assert hosting.host.pid == first
+
+
+def test_the_log_of_a_child_that_died_is_kept(hosting: Hosting, endless: Run, tmp_path: Path) -> None:
+    network = reshaping(tmp_path / "reshaping.onnx")
+    _, engine = hosting.build(network, bound(network, checkpoint(tmp_path / "b.safetensors", network.weights(1))))
+    with pytest.raises(BackendError):
+        hosting.run(engine, {"x": np.zeros(5, np.float32)})
+    child = hosting.host.pid
+    assert child is not None
+
+    with pytest.raises(EngineHostDied) as caught:
+        call(hosting, endless, lambda: os.kill(child, signal.SIGKILL))
+
+    assert [line for line in caught.value.log if "Reshape" in line]
+
+
+def test_phases_are_told_in_order(hosting: Hosting, engine: EngineFile) -> None:
+    phases = [one.phase for one in hosting.messages if isinstance(one, Progress)]
+    assert phases == ["map", "optimise", "session"]
+    assert runs(hosting, engine)
+
+
+def test_an_unknown_backend_is_refused_and_the_child_goes_on(hosting: Hosting, engine: EngineFile) -> None:
+    first = hosting.host.pid
+    with pytest.raises(BackendError, match="backend_not_installed"):
+        hosting.host.call(Build("abacus", "", (), (), ""), on_message=hosting.messages.append, tick=lambda: None)
+    assert runs(hosting, engine)
+    assert hosting.host.pid == first
+
+
+PARENT = """
+import sys
+from pathlib import Path
+from workers.engine_host import EngineHost
+host = EngineHost("cpu", 0, Path(sys.argv[1]))
+host.start()
+print(host.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_the_child_dies_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        child = os.pidfd_open(int(parent.stdout.readline()))
+        parent.kill()
+        try:
+            assert select.select([child], [], [], 30)[0]
+        finally:
+            os.close(child)
+
+
+def test_describing_asks_no_child_and_imports_no_backend(tmp_path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from workers.engine_host import EngineHost
+host = EngineHost("cpu", 5, Path(sys.argv[1]))
+said = host.describe()
+assert said["device"]["kind"] == "cpu" and said["device"]["memory_total"] > 0, said
+assert said["backends"]["onnxruntime"]["capabilities"]["refit"] is True, said
+assert said["resident"] == {"engines": 0, "bytes": 0, "limit": 5}, said
+assert host.pid is None
+print(sorted({"onnxruntime", "onnx", "tensorrt"} & sys.modules.keys()))
+"""
+    said = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert said.stdout.strip() == "[]"
+
+
+def test_a_device_nothing_runs_on_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match="unknown_device"):
+        EngineHost("tpu:0", 0, tmp_path).describe()

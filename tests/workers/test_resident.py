@@ -1,0 +1,152 @@
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.workers.hosting import Hosting
+from tests.workers.networks import Network, bound, checkpoint, perceptron
+from workers.backends.onnxruntime import SESSION_BYTES
+from workers.engine_host import EngineHost
+from workers.resident import Residency, ResidentEngines
+from workers.run_inputs import fixed_inputs
+from workers.tensors import MappedFiles
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Engine:
+    """As much of an engine as is kept track of."""
+
+    nbytes: int
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(inputs)
+
+
+def test_the_engine_unused_for_longest_goes_first() -> None:
+    resident = ResidentEngines(limit=30)
+    for name in "abc":
+        resident.put(name, Engine(10))
+    assert resident.get("a")
+
+    resident.put("d", Engine(10))
+
+    assert [name for name in "abcd" if resident.get(name)] == ["a", "c", "d"]
+    assert resident.residency == Residency(3, 30)
+
+
+def test_an_engine_larger_than_the_limit_stays_while_it_is_the_last_used() -> None:
+    resident = ResidentEngines(limit=30)
+    resident.put("small", Engine(10))
+    resident.put("large", Engine(100))
+    assert not resident.get("small")
+    assert resident.get("large")
+
+    resident.put("small", Engine(10))
+    assert not resident.get("large")
+
+
+def test_room_is_made_before_loading_but_never_by_giving_up_the_last_used() -> None:
+    resident = ResidentEngines(limit=30)
+    for name in "abc":
+        resident.put(name, Engine(10))
+    assert resident.get("a")
+
+    resident.make_room(25)
+
+    assert [name for name in "abc" if resident.get(name)] == ["a"]
+
+
+def test_the_same_key_replaces() -> None:
+    resident = ResidentEngines(limit=30)
+    resident.put("a", Engine(10))
+    resident.put("a", Engine(20))
+    assert resident.residency == Residency(1, 20)
+
+
+def test_a_host_gives_up_engines_beyond_its_limit_and_loads_them_again(tmp_path: Path) -> None:
+    network = perceptron(tmp_path / "definition.onnx")
+    host = EngineHost("cpu", 2 * SESSION_BYTES + MIB, tmp_path / "scratch")
+    hosting = Hosting(host, tmp_path)
+    try:
+        sources = [
+            bound(network, checkpoint(tmp_path / f"{seed}.safetensors", network.weights(seed))) for seed in range(4)
+        ]
+        _, engine = hosting.build(network, sources[0])
+        inputs = fixed_inputs(network.inputs, ())
+        first = hosting.run(engine, inputs)["y"].copy()
+        for one in sources[1:]:
+            hosting.refit(network, engine, one)
+        assert host.describe()["resident"]["engines"] == 2
+
+        np.testing.assert_array_equal(hosting.run(engine, inputs)["y"], first)
+        assert host.describe()["resident"]["engines"] == 2
+    finally:
+        host.close()
+
+
+def test_a_stored_value_is_viewed_not_copied(tmp_path: Path) -> None:
+    tensor = checkpoint(tmp_path / "a.safetensors", {"w": np.arange(8, dtype=np.float32)})["w"]
+    files = MappedFiles()
+
+    view, again = files.view(tensor), files.view(tensor)
+
+    assert not view.flags.writeable
+    assert np.shares_memory(view, again)
+    np.testing.assert_array_equal(view, np.arange(8))
+
+
+BARE = """
+import sys
+import numpy as np, onnxruntime as ort
+plan, checkpoint, *ranges = sys.argv[1:]
+options = ort.SessionOptions()
+options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+options.intra_op_num_threads = 1
+names, values = [], []
+for one in ranges:
+    name, offset, count, width = one.split(":")
+    shape = (int(count) // int(width), int(width)) if name.endswith("weight") else (int(count),)
+    names.append(name)
+    values.append(np.memmap(checkpoint, np.float32, "r", int(offset), shape))
+options.add_external_initializers(names, [ort.OrtValue.ortvalue_from_numpy(value) for value in values])
+session = ort.InferenceSession(plan, options, providers=["CPUExecutionProvider"])
+print(open("/proc/self/status").read())
+"""
+
+
+def peak(status: str) -> int:
+    """The most memory a process ever had resident, in bytes, from its /proc/<pid>/status."""
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Network:
+    """256 MiB of weights in four matrices."""
+    return perceptron(tmp_path / "large.onnx", width=4096, depth=4)
+
+
+def test_binding_takes_no_more_memory_than_a_bare_session(hosting: Hosting, large: Network, tmp_path: Path) -> None:
+    weights = {
+        name: np.full(shape, index / 1e4, np.float32)
+        for index, (name, (_, shape)) in enumerate(large.parameters.items())
+    }
+    path = tmp_path / "large.safetensors"
+    tensors = checkpoint(path, weights)
+    del weights
+
+    built, _ = hosting.build(large, bound(large, tensors))
+
+    ours = peak(Path(f"/proc/{hosting.host.pid}/status").read_text())
+    ranges = [f"{name}:{one.offset}:{one.nbytes // 4}:4096" for name, one in tensors.items()]
+    bare = subprocess.run(
+        [sys.executable, "-c", BARE, built.plan, str(path), *ranges], capture_output=True, text=True, check=True
+    )
+    assert ours <= peak(bare.stdout)

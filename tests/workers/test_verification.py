@@ -1,0 +1,172 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from app.bindings.transforms import Cast
+from app.definitions.parameter import InputSpec
+from app.definitions.profiles import Range
+from tests.workers.hosting import Hosting
+from tests.workers.networks import attention, bound, checkpoint, network_of, perceptron
+from workers.backends.base import Against, BackendError, EngineFile, OutputDifference
+from workers.run_inputs import digest_of, fixed_inputs
+from workers.verification import difference, fault_of, tolerance_of
+
+F32 = tolerance_of(())
+
+
+@pytest.fixture
+def engine(hosting: Hosting, tmp_path: Path) -> EngineFile:
+    network = attention(tmp_path / "definition.onnx")
+    return hosting.build(network, bound(network, checkpoint(tmp_path / "a.safetensors", network.weights(1))))[1]
+
+
+def test_an_engine_agrees_with_its_definition(hosting: Hosting, engine: EngineFile) -> None:
+    verified = hosting.verify(engine)
+
+    assert verified.ok
+    assert verified.against == "reference"
+    assert verified.outputs["y"].finite
+    assert 0 < (verified.outputs["y"].relative_l2 or 0) <= verified.tolerance["relative_l2"]
+    assert verified.tolerance["dtype"] == "F32"
+    assert verified.inputs == digest_of(fixed_inputs(engine.inputs, ()))
+
+
+def test_an_engine_that_does_not_have_the_weights_it_claims_fails(
+    hosting: Hosting, engine: EngineFile, tmp_path: Path
+) -> None:
+    network = attention(tmp_path / "other.onnx")
+    others = checkpoint(tmp_path / "b.safetensors", network.weights(2))
+    claimed = tuple(  # the resident engine is found by these digests; the reference reads what the files hold
+        replace(one, tensors=(replace(others[one.name], blake3=one.tensors[0].blake3),)) for one in engine.parameters
+    )
+
+    verified = hosting.verify(replace(engine, parameters=claimed))
+
+    assert not verified.ok
+    assert "output y differs by" in verified.detail
+    assert (verified.outputs["y"].relative_l2 or 0) > 0.01
+
+
+@pytest.mark.parametrize("against", ["rebuild", "finite", "none"])
+def test_other_kinds_of_verification(hosting: Hosting, engine: EngineFile, against: Against) -> None:
+    verified = hosting.verify(engine, against)
+
+    assert verified.ok
+    assert verified.against == against
+    assert set(verified.outputs) == (set() if against == "none" else {"y"})
+    if against == "rebuild":
+        assert verified.outputs["y"] == OutputDifference(0.0, 0.0, 1.0, finite=True)
+    if against == "finite":
+        assert verified.outputs["y"] == OutputDifference(None, None, None, finite=True)
+
+
+@pytest.mark.parametrize("against", ["reference", "finite"])
+def test_nan_is_never_ok(hosting: Hosting, tmp_path: Path, against: Against) -> None:
+    network = perceptron(tmp_path / "definition.onnx")
+    weights = network.weights(1)
+    weights["1.bias"][3] = np.nan
+    _, engine = hosting.build(network, bound(network, checkpoint(tmp_path / "a.safetensors", weights)))
+
+    verified = hosting.verify(engine, against)
+
+    assert not verified.ok
+    assert "NaN" in verified.detail
+
+
+def test_transformed_weights_are_verified(hosting: Hosting, tmp_path: Path) -> None:
+    network = attention(tmp_path / "definition.onnx")
+    half = {name: value.astype(np.float16) for name, value in network.weights(1).items()}
+    transforms = {name: (Cast("F32"),) for name in half}
+    _, engine = hosting.build(network, bound(network, checkpoint(tmp_path / "a.safetensors", half), transforms))
+
+    assert hosting.verify(engine).ok
+
+
+def test_a_reference_serves_every_weight_version_of_a_definition(
+    hosting: Hosting, engine: EngineFile, tmp_path: Path
+) -> None:
+    network = attention(tmp_path / "same.onnx")
+    tensors = {one.name: one.tensors[0] for one in engine.parameters}
+    changed = checkpoint(tmp_path / "b.safetensors", {"v.bias": np.ones(16, np.float32)})
+    _, refitted = hosting.refit(network, engine, bound(network, tensors | changed))
+
+    first, second, third = (hosting.verify(one) for one in (engine, refitted, engine))
+
+    assert first.ok
+    assert second.ok
+    assert first.outputs == third.outputs != second.outputs
+
+
+def test_fixed_inputs_are_the_same_everywhere() -> None:
+    inputs = (
+        InputSpec("ids", "I64", ("batch", "sequence"), 100),
+        InputSpec("mask", "I64", ("batch", "sequence")),
+        InputSpec("image", "F16", ("batch", 3, 4, 4)),
+        InputSpec("flag", "BOOL", (1,)),
+    )
+    arrays = fixed_inputs(inputs, ())
+
+    assert digest_of(arrays) == "sha256:541a6d66e52dab9a93bfadeb432abafdbb6657c9e93c91d6eaf394a1295c0ee2"
+    assert arrays["ids"].shape == arrays["mask"].shape == (2, 16)
+    assert 0 <= arrays["ids"].min() <= arrays["ids"].max() < 100
+    assert len(np.unique(arrays["ids"])) > 5
+    assert (arrays["mask"] == 1).all()
+    assert arrays["image"].dtype == np.float16
+    assert arrays["flag"].all()
+
+
+def test_fixed_inputs_take_the_shapes_of_the_first_profile() -> None:
+    profile = {"ids": Range((1, 1), (3, 5), (4, 8))}
+    assert fixed_inputs((InputSpec("ids", "I64", ("b", "s"), 9),), (profile,))["ids"].shape == (3, 5)
+
+
+def test_differences_are_computed_in_float64() -> None:
+    a = np.array([3.0, 4.0], np.float16)
+    one = difference(a, np.array([3.0, 0.0], np.float16))
+    assert (one.max_abs, one.relative_l2, one.cosine) == (4.0, 4 / 3, 0.6)
+
+    large = np.full(4, 60000, np.float16)  # its squares do not fit in float16
+    assert difference(large, -large) == OutputDifference(120000.0, 2.0, -1.0, finite=True)
+
+
+@pytest.mark.parametrize(
+    ("actual", "expected", "fault"),
+    [
+        ([1.0, 2.0], [1.0, 2.0], ""),
+        ([0.0, 0.0], [0.0, 0.0], ""),
+        ([1e-8, 0.0], [0.0, 0.0], ""),
+        ([1.0, 0.0], [0.0, 0.0], "relative L2"),
+        ([1.0, 2.1], [1.0, 2.0], "relative L2"),
+        ([-1.0, -2.0], [1.0, 2.0], "relative L2"),
+        ([np.inf, 2.0], [np.inf, 2.0], "NaN or infinity"),
+        ([1.0, 2.0], [1.0, np.nan], "NaN or infinity"),
+    ],
+)
+def test_what_is_out_of_tolerance(actual: list[float], expected: list[float], fault: str) -> None:
+    found = fault_of("y", difference(np.array(actual, np.float32), np.array(expected, np.float32)), F32)
+    assert fault in found
+    assert bool(fault) == bool(found)
+
+
+def test_a_similar_length_in_another_direction_is_out_of_tolerance() -> None:
+    one = OutputDifference(max_abs=1.0, relative_l2=1e-6, cosine=0.9, finite=True)
+    assert "cosine 0.9" in fault_of("y", one, F32)
+
+
+def test_outputs_of_another_shape_are_an_error() -> None:
+    with pytest.raises(BackendError, match="outputs_differ"):
+        difference(np.zeros((2, 1)), np.zeros((1, 2)))
+
+
+def test_the_lowest_precision_sets_the_tolerance(hosting: Hosting, tmp_path: Path) -> None:
+    nodes = [onnx.helper.make_node("Cast", ["h"], ["f"], to=onnx.TensorProto.FLOAT)]
+    nodes += [onnx.helper.make_node("Add", ["f", "w"], ["s"]), onnx.helper.make_node("Add", ["s", "x"], ["y"])]
+    inputs = (InputSpec("x", "F32", ("n",)),)
+    parameters: dict[str, tuple[str, tuple[int, ...]]] = {"h": ("BF16", (1,)), "w": ("F32", (1,))}
+    network = network_of(tmp_path / "definition.onnx", nodes, parameters, inputs, {"y": "F32"})
+    _, engine = hosting.build(network, bound(network, checkpoint(tmp_path / "a.safetensors", network.weights(1))))
+
+    assert hosting.verify(engine).tolerance["dtype"] == "BF16"
