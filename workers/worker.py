@@ -3,7 +3,6 @@
 import os
 import secrets
 import socket
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from app.jobs.notices import Announcer
 from app.jobs.queue import JobQueue, queue_of, redis_url
 from app.jobs.sweep import Backlog, Sender
 from app.jobs.transition import Notify
+from app.scratch import remove_abandoned, scratch_folder
 from app.settings import Settings
 from workers.engine_host import EngineHost
 from workers.plans import PlanVerifier
@@ -84,17 +84,17 @@ class Worker:
 def open_worker(settings: Settings, device: str) -> Iterator[Worker]:
     """Make a worker for `device` ("cpu", "cuda:0") and close all it holds at the end."""
     identity = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
-    settings.scratch_dir.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(settings.scratch_dir)
     database = Database(settings.database)
     store = open_store(settings)
     signer = open_signer(settings)
     queue = JobQueue(settings.broker_url)
     announce = Announcer(redis_url(settings.broker_url))
     with (
-        tempfile.TemporaryDirectory(prefix="worker-", dir=settings.scratch_dir) as scratch,
+        scratch_folder(settings.scratch_dir, "worker") as scratch,
         ThreadPoolExecutor(IO_THREADS, thread_name_prefix="io") as io,
     ):
-        host = EngineHost(device, settings.resident_bytes, Path(scratch))
+        host = EngineHost(device, settings.resident_bytes, scratch)
         host.start()  # so that the first job does not wait for a runtime's imports
         described = host.describe()
         try:
@@ -110,7 +110,7 @@ def open_worker(settings: Settings, device: str) -> Iterator[Worker]:
                 backlog=Backlog(settings.broker_url),
                 announce=announce,
                 io=io,
-                scratch=Path(scratch),
+                scratch=scratch,
                 device=described["device"]["name"],
                 versions={name: offered["version"] for name, offered in described["backends"].items()},
             )

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from threading import BoundedSemaphore
 from typing import Any, Final
 
@@ -24,6 +23,7 @@ import app
 from app.definitions.limits import ChildLimits, child_limits
 from app.definitions.parameter import InputSpec, OutputSpec, Parameter
 from app.errors import FieldError, Invalid, Unavailable
+from app.scratch import scratch_folder
 
 CHILDREN: Final = 2  # at a time, per process
 SLOT_TIMEOUT_S = 10.0
@@ -67,9 +67,8 @@ def construct_from_config(family: str, config: Mapping[str, Any], precision: str
 
 @contextmanager
 def _construct(task: Mapping[str, Any], limits: ChildLimits, scratch: Path) -> Iterator[Made]:
-    scratch.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix="definition-", dir=scratch) as name:
-        directory = Path(name).resolve()
+    with scratch_folder(scratch, "definition") as folder:
+        directory = folder.resolve()
         graph, weights = directory / "definition.onnx", directory / "weights.safetensors"
         answer = _ask({**task, "graph": str(graph), "weights": str(weights)}, limits, directory)
         yield _made(answer, graph, weights)

@@ -1,0 +1,53 @@
+"""Folders for files that do not outlive the process that works on them.
+
+The owner holds a lock on its folder (flock(2)), which the kernel lets go of however the process ends. A
+folder that nobody holds was left behind by a killed process, here or on another machine with the same volume.
+"""
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+
+@contextmanager
+def scratch_folder(parent: Path, kind: str) -> Iterator[Path]:
+    """Make a folder `kind`-… in `parent` and remove it at the end."""
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{kind}-", dir=parent, ignore_cleanup_errors=True) as name:
+        held = os.open(name, os.O_RDONLY)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            yield Path(name)
+        finally:
+            os.close(held)
+
+
+def remove_abandoned(parent: Path) -> int:
+    """Remove the folders in `parent` whose owner is gone, and return how many there were."""
+    folders = [path for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
+    return sum(_remove_if_abandoned(folder) for folder in folders)
+
+
+def _remove_if_abandoned(folder: Path) -> bool:
+    try:
+        found = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+        log.info("removed an abandoned scratch folder", folder=str(folder))
+        return True
+    finally:
+        os.close(found)

@@ -1,0 +1,31 @@
+"""A service of one's own, for as long as a block lasts."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+READY = "ready at "
+
+
+@contextmanager
+def running(data_dir: Path, environment: Mapping[str, str] | None = None) -> Iterator[tuple[str, int]]:
+    """Start `enginesmith serve` on a free port; give its URL and process id, and stop it at the end."""
+    command = [Path(sys.executable).parent / "enginesmith", "serve", "--port", "0", "--data-dir", data_dir]
+    environ = os.environ | dict(environment or {})
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ) as service:  # noqa: S603 - our own
+        try:
+            yield _ready_url(service), service.pid
+        finally:
+            service.send_signal(signal.SIGTERM)
+            service.wait()
+
+
+def _ready_url(service: subprocess.Popen[str]) -> str:
+    for line in service.stdout or ():
+        if READY in line:
+            return line.split(READY)[1].split()[0]
+    raise RuntimeError("the service did not start; it says why above")
