@@ -98,15 +98,18 @@ async def _service_error(_request: Request, error: Exception) -> JSONResponse:
     return problem_response(error.status, error.title, error.detail, error.code, errors=error.errors, headers=headers)
 
 
-async def _validation_error(_request: Request, error: Exception) -> JSONResponse:
+async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, RequestValidationError):
         raise error
     errors = [FieldError(_pointer(fault["loc"]), str(fault["msg"])) for fault in error.errors()]
     detail = "; ".join(f"{fault.pointer or '/'}: {fault.detail}" for fault in errors)
+    remedy = "See /docs for the fields of this call."
+    if "json" not in request.headers.get("content-type", "") and any(not fault.pointer for fault in errors):
+        remedy = "Send a JSON body with the header Content-Type: application/json, as `curl --json` does."
     return problem_response(
         422,
         Invalid.title,
-        f"The request does not fit the schema: {detail}. See /docs for the fields of this call.",
+        f"The request does not fit the schema: {detail}. {remedy}",
         "invalid_request",
         errors=errors,
     )

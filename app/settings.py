@@ -2,6 +2,7 @@
 
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -49,7 +50,7 @@ class Settings(BaseSettings):
     worker_timeout_s: float = Field(20.0, gt=0, description="A worker silent for this long counts as gone, seconds.")
     resident_bytes: int = Field(4 * GIB, ge=0, description="Memory for engines kept loaded between jobs, per worker.")
 
-    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least severe lines logged.")
     log_json: bool = Field(default=True, description="JSON lines; false: text for people.")
 
     @property

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -48,7 +49,7 @@ def compare(
         _warm_memory(scratch / "warm", nbytes)
         bare.append(_bare(source, scratch / "copy"))
         _warm_memory(scratch / "warm", nbytes)
-        seconds, grown = _watched(api, lambda digest=digest: upload(service.url, source, digest))
+        seconds, grown = _watched(api, partial(upload, service.url, source, digest))
         uploads.append(seconds)
         growth.append(grown)
         _artifact(service, digest).unlink()
@@ -84,7 +85,7 @@ def _large(service: Service, api: int, scratch: Path, nbytes: int) -> dict[str, 
     source = scratch / "large"
     _write_random(source, nbytes)
     digest = _renumber(source, 0)
-    seconds, grown = _watched(api, lambda: upload(service.url, source, digest))
+    seconds, grown = _watched(api, partial(upload, service.url, source, digest))
     source.unlink()
     _artifact(service, digest).unlink()
     return {"large_nbytes": nbytes, "large_s": round(seconds, 3), "large_growth_mib": round(grown / MIB, 1)}
@@ -139,7 +140,7 @@ def _artifact(service: Service, digest: str) -> Path:
 
 
 def _api_process(service: Service) -> int:
-    return service.find("enginesmith", " api ")
+    return service.find("app.cli", " api ")
 
 
 def _median(seconds: list[float]) -> float:

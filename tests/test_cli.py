@@ -60,6 +60,12 @@ def test_a_setting_that_is_wrong_is_named_by_its_variable() -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_log_level_that_does_not_exist_is_named_with_those_that_do() -> None:
+    done = enginesmith("migrate", ENGINESMITH_LOG_LEVEL="LOUD")
+    assert done.returncode == 1
+    assert "ENGINESMITH_LOG_LEVEL: Input should be 'DEBUG', 'INFO', 'WARNING' or 'ERROR'" in done.stderr
+
+
 def test_migrate_makes_the_database_however_many_start_it_at_once(tmp_path: Path) -> None:
     with ThreadPoolExecutor(3) as starts:
         runs = [starts.submit(enginesmith, "migrate", ENGINESMITH_DATA_DIR=str(tmp_path / "data")) for _ in range(3)]

@@ -42,3 +42,9 @@ def test_every_answer_carries_the_request_id(client: TestClient) -> None:
     assert client.get("/healthz").headers["x-request-id"]
     assert client.get("/healthz", headers={"X-Request-ID": "mine"}).headers["x-request-id"] == "mine"
     assert client.get("/healthz", headers={"X-Request-ID": "not a header"}).headers["x-request-id"] != "not a header"
+
+
+def test_a_body_sent_as_a_form_is_told_to_be_json(client: TestClient) -> None:
+    answer = client.post("/v1/models", content=b'{"name": "a"}', headers={"Content-Type": "text/plain"})
+    assert answer.status_code == 422
+    assert "curl --json" in answer.json()["detail"]

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from workers.backends.base import LoadedEngine
 
+MAX_ENGINES = 32  # each has threads and files of its own; engines so small that more would fit load in no time
+
 
 @dataclass(frozen=True, slots=True)
 class Residency:
@@ -15,7 +17,7 @@ class Residency:
 
 
 class ResidentEngines:
-    """Engines by key, the least recently used given up first when they keep more than `limit` bytes.
+    """Engines by key, the least recently used given up first when they keep more than `limit` bytes, or are too many.
 
     The engine used last is never given up, however large it is: a job is working with it.
     """
@@ -35,15 +37,15 @@ class ResidentEngines:
         """Keep an engine in place of whatever had its key, and give up others until all fit."""
         self._engines[key] = engine
         self._engines.move_to_end(key)
-        while self.residency.nbytes > self._limit and len(self._engines) > 1:
+        while len(self._engines) > 1 and (len(self._engines) > MAX_ENGINES or self.residency.nbytes > self._limit):
             self._engines.popitem(last=False)
 
     def make_room(self, nbytes: int) -> None:
-        """Give up engines before one of about `nbytes` is loaded, so that old and new never add up beyond the limit.
+        """Give up engines before one of about `nbytes` is loaded, so that old and new do not add up beyond the limit.
 
-        The engine used last stays, since it may be the parent of the one to come.
+        No engine is in use at that moment, so any may go.
         """
-        while self.residency.nbytes + nbytes > self._limit and len(self._engines) > 1:
+        while self._engines and self.residency.nbytes + nbytes > self._limit:
             self._engines.popitem(last=False)
 
     @property

@@ -175,12 +175,16 @@ def _distance(
     a: "np.ndarray[Any, np.dtype[np.float64]]", b: "np.ndarray[Any, np.dtype[np.float64]]"
 ) -> OutputDifference:
     max_abs = float(np.abs(a - b).max(initial=0.0))
-    norm_a, norm_b = float(np.linalg.norm(a)), float(np.linalg.norm(b))
+    norm_a, norm_b = _norm(a), _norm(b)
     if not max_abs:
         return OutputDifference(0.0, 0.0, 1.0, finite=True)
-    relative = float(np.linalg.norm(a - b)) / norm_b if norm_b else None
-    cosine = float(a @ b) / (norm_a * norm_b) if norm_a and norm_b else None
+    relative = _norm(a - b) / norm_b if norm_b else None
+    cosine = float((a * b).sum()) / (norm_a * norm_b) if norm_a and norm_b else None
     return OutputDifference(max_abs, relative, cosine, finite=True)
+
+
+def _norm(a: Array) -> float:
+    return float(np.sqrt(np.square(a).sum()))
 
 
 def _rebuilt(engine: EngineFile, backend: Backend, report: Report) -> LoadedEngine:

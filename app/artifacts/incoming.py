@@ -1,6 +1,5 @@
 """A file on its way into a store: digested while it is written, under a temporary name until it is whole."""
 
-import ctypes
 import errno
 import fcntl
 import hashlib
@@ -12,12 +11,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
+from app.artifacts.writeback import start_writeback
 from app.errors import Unavailable
+from app.settings import MIB
 
+WRITEBACK = 32 * MIB
 WRITE_BUFFER = 128 * 1024  # small chunks are gathered, larger ones pass straight through
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-WRITEBACK = int(__import__("os").environ.get("WB","32")) * 1024 * 1024
-_libc = ctypes.CDLL(None, use_errno=True)
 SETTLING_S = 60.0  # a temporary file younger than this may not be locked yet
 
 
@@ -31,7 +31,7 @@ class Incoming:
     def __init__(self, directory: Path) -> None:
         self.path = directory / uuid4().hex
         self.size = 0
-        self._sent = 0
+        self._on_its_way = 0  # bytes the kernel was told to write out
         self._sha256 = hashlib.sha256()
         self._turn = threading.Lock()
         with storage_errors():
@@ -48,9 +48,7 @@ class Incoming:
                 self._sha256.update(chunk)
                 self._file.write(chunk)
                 self.size += len(chunk)
-            if WRITEBACK and self.size - self._sent >= WRITEBACK:
-                _libc.sync_file_range(self._file.fileno(), ctypes.c_int64(self._sent), ctypes.c_int64(self.size - self._sent), 2)
-                self._sent = self.size
+                self._start_writeback()
 
     @property
     def digest(self) -> str:
@@ -69,6 +67,12 @@ class Incoming:
             with suppress(OSError):  # closing flushes, which fails again where the disk is full
                 self._file.close()
             self.path.unlink(missing_ok=True)
+
+    def _start_writeback(self) -> None:
+        waiting = self.size - self._on_its_way
+        if waiting >= WRITEBACK:
+            start_writeback(self._file.fileno(), self._on_its_way, waiting)
+            self._on_its_way = self.size
 
 
 def clear_leftovers(directory: Path) -> None:

@@ -3,10 +3,10 @@
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from contextlib import asynccontextmanager, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import obstore
 from obstore.exceptions import BaseError
@@ -19,10 +19,17 @@ from app.artifacts.local import missing
 from app.errors import Unavailable
 from app.settings import MIB
 
+if TYPE_CHECKING:
+    # These exist for type checkers only.
+    from obstore import AsyncWritableFile
+    from obstore.store import RetryConfig
+
 SCHEMES = ("s3", "gs", "az", "memory")
 PART = 8 * MIB
 MAX_PARTS = 10_000  # of S3; an upload of announced size gets larger parts instead of more
 UPLOADS = 3  # parts of one artifact on their way at a time
+WRITING = (BaseError, OSError)  # what obstore's writers raise, and what a put into a missing bucket does
+RETRY: "RetryConfig" = {"max_retries": 5, "retry_timeout": timedelta(seconds=30)}
 
 
 class RemoteStore:
@@ -42,29 +49,28 @@ class RemoteStore:
         """Connect to the bucket and prefix of `url`; credentials come from the provider's usual environment."""
         cache.prepare()
         with _store_errors():
-            return cls(from_url(url), cache)
+            return cls(from_url(url, retry_config=RETRY), cache)
 
     async def put_stream(self, chunks: AsyncIterator[bytes], *, expected: str, limit: int) -> int:
         """See `ArtifactStore`."""
-        key = _key(expected)
-        upload = _Upload(chunks, expected, limit)
-        with _store_errors():
-            await obstore.put_async(
-                self._objects,
-                key,
-                upload.verified(),
-                use_multipart=True,
-                chunk_size=_part_bytes(limit),
-                max_concurrency=UPLOADS,
-            )
-        return upload.size
+        sha256 = hashlib.sha256()
+        size = 0
+        async with _multipart(self._objects, _key(expected), _part_bytes(limit)) as writer:
+            async for batch in batched(chunks, nbytes=MIB, limit=limit):
+                data = b"".join(batch)
+                await asyncio.to_thread(sha256.update, data)
+                with _store_errors(WRITING):
+                    await writer.write(data)
+                size += len(data)
+            require_equal(f"sha256:{sha256.hexdigest()}", expected)
+        return size
 
     def put_file(self, path: Path) -> tuple[str, int]:
         """See `ArtifactStore`. The file moves into the cache."""
         with path.open("rb") as file:
             digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
             size = file.tell()
-        with _store_errors():
+        with _store_errors(WRITING):
             obstore.put(
                 self._objects,
                 _key(digest),
@@ -128,23 +134,17 @@ class RemoteStore:
         return _pieces(result.stream(min_chunk_size=PART), PART)
 
 
-class _Upload:
-    """A stream that fails at its end unless its digest was the expected one, so that it is never completed."""
-
-    def __init__(self, chunks: AsyncIterator[bytes], expected: str, limit: int) -> None:
-        self.size = 0
-        self._chunks = chunks
-        self._expected = expected
-        self._limit = limit
-
-    async def verified(self) -> AsyncIterator[bytes]:
-        sha256 = hashlib.sha256()
-        async for batch in batched(self._chunks, nbytes=MIB, limit=self._limit):
-            data = b"".join(batch)
-            await asyncio.to_thread(sha256.update, data)
-            self.size += len(data)
-            yield data
-        require_equal(f"sha256:{sha256.hexdigest()}", self._expected)
+@asynccontextmanager
+async def _multipart(objects: ObjectStore, key: str, part: int) -> "AsyncIterator[AsyncWritableFile]":
+    """Give a writer; its upload is completed if the block ends well, and aborted by any exception."""
+    writer = obstore.open_writer_async(objects, key, buffer_size=part, max_concurrency=UPLOADS)
+    try:
+        yield writer
+    except BaseException as error:
+        await writer.__aexit__(type(error), error, error.__traceback__)
+        raise
+    with _store_errors(WRITING):
+        await writer.close()
 
 
 def _key(digest: str) -> str:
@@ -174,12 +174,12 @@ def _needed(digest: str) -> Iterator[None]:
 
 
 @contextmanager
-def _store_errors() -> Iterator[None]:
+def _store_errors(kinds: tuple[type[Exception], ...] = (BaseError,)) -> Iterator[None]:
     try:
         yield
-    except BaseError as error:
+    except kinds as error:
         raise Unavailable(
-            f"The artifact store does not answer: {str(error).splitlines()[0]} Check ENGINESMITH_STORE_URL and its "
-            "credentials, then send the request again.",
+            f"The artifact store does not answer as it should: {str(error).splitlines()[0]} Check "
+            "ENGINESMITH_STORE_URL and its credentials, then send the request again.",
             code="store_unavailable",
         ) from error

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.bindings.report import ProblemKind
 from app.bindings.rules import MAX_RULES
+from app.fields import Number
 
 RULES: list[Any] = [
     {"parameter": "(.*)", "tensors": [r"bert.\1"]},
@@ -37,8 +38,8 @@ class BindingRequest(BaseModel):
         extra="forbid", json_schema_extra={"examples": [{"definition": 1, "weights": 2, "rules": RULES}]}
     )
 
-    definition: int = Field(ge=1, description="Number of the definition.")
-    weights: int = Field(ge=1, description="Number of the weight version.")
+    definition: Number = Field(description="Number of the definition.")
+    weights: Number = Field(description="Number of the weight version.")
     rules: list[dict[str, Any]] = Field(
         [],
         max_length=MAX_RULES,

@@ -50,11 +50,3 @@ def load(session: Session, model_id: int, definition: int, version: int) -> Pair
         weights.load_manifest(session, weight_version.id),
         tuple(definitions.load_rules(session, found.id)),
     )
-
-
-def check(
-    session: Session, model_id: int, definition_version: int, weights_version: int, rules: Sequence[Any]
-) -> tuple[Definition, WeightVersion, BindingReport]:
-    """Load and bind in one call, for callers whose session is short anyhow."""
-    pair = load(session, model_id, definition_version, weights_version)
-    return pair.definition, pair.weights, pair.bind(rules)

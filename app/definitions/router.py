@@ -7,13 +7,14 @@ from fastapi import APIRouter, Path, Response
 from app.definitions import service
 from app.definitions.schemas import DefinitionAnswer, DefinitionRequest, ParameterAnswer
 from app.dependencies import DatabaseDep, SessionDep, SettingsDep, StoreDep
+from app.fields import Number
 from app.pagination import Listing, PageDep, list_items
 from app.problems import problems
 from app.registry import service as registry
 
 router = APIRouter(prefix="/models/{model}/definitions", tags=["definitions"])
 
-Version = Annotated[int, Path(ge=1, description="The number of the definition.")]
+Version = Annotated[Number, Path(description="The number of the definition.")]
 
 
 @router.post(

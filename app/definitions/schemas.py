@@ -1,13 +1,12 @@
 """Definitions as clients see them."""
 
 from datetime import datetime
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.definitions.families.registry import Precision
-
-Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+from app.fields import Digest
 
 FAMILY_REQUEST: dict[str, Any] = {
     "family": "bert",

@@ -39,6 +39,11 @@ def fleet_offers(session: Session, settings: Settings) -> Fleet:
     return offers
 
 
+def versions_alive(fleet: Fleet, backend: str) -> frozenset[str]:
+    """Return the versions of a backend that workers offer; none where nobody offers it."""
+    return fleet[backend].versions if backend in fleet else frozenset()
+
+
 def choose_backend(fleet: Fleet, asked: str | None) -> str:
     """Return the backend asked for, or else tensorrt where a worker offers it and onnxruntime where none does.
 

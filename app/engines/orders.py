@@ -1,85 +1,64 @@
-"""What a request asks for, checked and settled as far as that goes without a device."""
+"""What a request asks for, checked and settled as far as that goes without a device.
+
+Nothing here needs a session: binding alone may take seconds, and the database is not to wait for it.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy.orm import Session
-
-from app.bindings import service as bindings
 from app.bindings.report import BindingReport
-from app.definitions import service as definitions
+from app.bindings.service import Pair
 from app.definitions.profiles import parse_profiles, to_json
-from app.definitions.tables import Definition
+from app.definitions.service import inputs_of
 from app.engines import fingerprint as digests
-from app.engines.offers import Fleet, choose_backend, settle_options
+from app.engines.offers import Fleet, settle_options, versions_alive
 from app.engines.tables import Engine
 from app.errors import FieldError, Invalid
 from app.registry.tables import Model
-from app.weights.tables import WeightVersion
 
 MAX_FAULTS = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """An engine that can be made as far as can be told: every part exists and the weights bind."""
+    """An engine that can be made as far as can be told: every part exists and the weights bind.
 
-    model: Model
-    definition: Definition
-    weights: WeightVersion
+    `versions` are those of the backend that are alive and `binding` is the binding report. The fingerprint is
+    equal for engines that compute the same, the recipe for engines that differ in their weights at most.
+    """
+
+    model_id: int
+    definition_id: int
+    weights_id: int
     backend: str
-    profiles: list[Any]
+    versions: frozenset[str]
+    profiles: Sequence[Any]
     options: Mapping[str, Any]
     rules: Sequence[Any]
-    report: BindingReport
-
-    @property
-    def fingerprint(self) -> str:
-        """Equal for orders of engines that compute the same."""
-        return digests.fingerprint(
-            definition_digest=self.definition.digest,
-            weights_digest=self.weights.digest,
-            binding_digest=self.report.digest,
-            backend=self.backend,
-            profiles=self.profiles,
-            options=self.options,
-        )
-
-    @property
-    def recipe(self) -> str:
-        """Equal for orders that differ in their weights at most."""
-        return digests.recipe(
-            definition_digest=self.definition.digest,
-            backend=self.backend,
-            profiles=self.profiles,
-            options=self.options,
-            rules=self.rules,
-        )
+    binding: Mapping[str, Any]
+    fingerprint: str
+    recipe: str
 
 
 def settle(
-    session: Session,
     model: Model,
+    pair: Pair,
     fleet: Fleet,
     *,
-    definition: int,
-    weights: int,
-    backend: str | None,
+    backend: str,
     profiles: Sequence[Any],
     options: Mapping[str, Any],
     rules: Sequence[Any],
 ) -> Order:
-    """Check everything a build needs; NotFound, or Invalid with a pointer to each fault."""
-    pair = bindings.load(session, model.id, definition, weights)
-    chosen = choose_backend(fleet, backend)
-    settled = settle_options(fleet, chosen, options)
-    shapes = to_json(parse_profiles(profiles, definitions.inputs_of(pair.definition)))
-    return _bound(model, pair, chosen, shapes, settled, rules)
+    """Check everything a build needs; Invalid with a pointer to each fault."""
+    settled = settle_options(fleet, backend, options)
+    shapes = to_json(parse_profiles(profiles, inputs_of(pair.definition)))
+    return _bound(model, pair, fleet, backend=backend, profiles=shapes, options=settled, rules=rules)
 
 
-def settle_refit(session: Session, model: Model, parent: Engine, weights: int) -> Order:
-    """Check everything a refit needs; NotFound for the weights, Invalid where it cannot be done.
+def settle_refit(model: Model, pair: Pair, fleet: Fleet, parent: Engine) -> Order:
+    """Check everything a refit needs; Invalid where it cannot be done.
 
     The parent was loaded with its profiles, options and rules, and what was accepted for it is not checked again.
     """
@@ -90,25 +69,56 @@ def settle_refit(session: Session, model: Model, parent: Engine, weights: int) -
             code="engine_not_refittable",
             errors=[FieldError("/engine", "not refittable")],
         )
-    pair = bindings.load(session, model.id, parent.definition, weights)
-    return _bound(model, pair, parent.backend, parent.profiles, parent.options, parent.rules)
+    return _bound(
+        model,
+        pair,
+        fleet,
+        backend=parent.backend,
+        profiles=parent.profiles,
+        options=parent.options,
+        rules=parent.rules,
+    )
 
 
 def _bound(
     model: Model,
-    pair: bindings.Pair,
+    pair: Pair,
+    fleet: Fleet,
+    *,
     backend: str,
-    profiles: list[Any],
+    profiles: Sequence[Any],
     options: Mapping[str, Any],
     rules: Sequence[Any],
 ) -> Order:
     report = pair.bind(rules)
     if not report.ok:
         raise _binding_failed(model, pair, report)
-    return Order(model, pair.definition, pair.weights, backend, profiles, options, rules, report)
+    digest = pair.definition.digest
+    return Order(
+        model_id=model.id,
+        definition_id=pair.definition.id,
+        weights_id=pair.weights.id,
+        backend=backend,
+        versions=versions_alive(fleet, backend),
+        profiles=profiles,
+        options=options,
+        rules=rules,
+        binding=report.to_json(),
+        fingerprint=digests.fingerprint(
+            definition_digest=digest,
+            weights_digest=pair.weights.digest,
+            binding_digest=report.digest,
+            backend=backend,
+            profiles=profiles,
+            options=options,
+        ),
+        recipe=digests.recipe(
+            definition_digest=digest, backend=backend, profiles=profiles, options=options, rules=rules
+        ),
+    )
 
 
-def _binding_failed(model: Model, pair: bindings.Pair, report: BindingReport) -> Invalid:
+def _binding_failed(model: Model, pair: Pair, report: BindingReport) -> Invalid:
     count = len(report.problems)
     shown = f"; the first {MAX_FAULTS} are listed" if count > MAX_FAULTS else ""
     return Invalid(

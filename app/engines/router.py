@@ -23,6 +23,7 @@ from app.engines.schemas import (
     RunRequest,
     VerifyRequest,
 )
+from app.fields import Number
 from app.jobs.answer import JOB_RESPONSES, SubmitDep
 from app.jobs.schemas import JobAnswer
 from app.pagination import MAX_LIMIT, Listing, PageDep
@@ -31,8 +32,8 @@ from app.registry.service import get_model
 
 router = APIRouter(prefix="/models/{model}", tags=["engines"])
 
-EngineNumber = Annotated[int, Path(ge=1, lt=2**53, description="The number of the engine.")]
-NumberFilter = Annotated[int | None, Query(ge=1, lt=2**53, description="Only engines with this one.")]
+EngineNumber = Annotated[Number, Path(description="The number of the engine.")]
+NumberFilter = Annotated[Number | None, Query(description="Only engines with this one.")]
 MAKES_JOB: dict[str, Any] = {
     "status_code": 202,
     "response_model": JobAnswer,
@@ -47,38 +48,46 @@ HEADERS: dict[str, Any] = {
 
 
 @router.post("/builds", summary="Build an engine", tags=["jobs"], **MAKES_JOB)
-async def build(model: str, body: BuildRequest, settings: SettingsDep, submit: SubmitDep) -> Response:
+async def build(
+    model: str, body: BuildRequest, database: DatabaseDep, settings: SettingsDep, submit: SubmitDep
+) -> Response:
     """Compile a definition with one weight version; the answer is a job.
 
     The binding, the profiles and the options are checked before this answers. Where an equal engine exists the
     job is finished and names it; `reuse: false` compiles all the same. A reused engine keeps the
     verification of the time it was made.
     """
-    return await submit(lambda session: service.request_build(session, settings, model, body))
+    return await submit(lambda: service.request_build(database, settings, model, body))
 
 
 @router.post("/refits", summary="Refit an engine", tags=["jobs"], **MAKES_JOB)
-async def refit(model: str, body: RefitRequest, settings: SettingsDep, submit: SubmitDep) -> Response:
+async def refit(
+    model: str, body: RefitRequest, database: DatabaseDep, settings: SettingsDep, submit: SubmitDep
+) -> Response:
     """Make a new engine of an existing one by giving it other weights; the answer is a job.
 
     Definition, backend, profiles, options and binding rules are the engine's. It stays as it is.
     """
-    return await submit(lambda session: service.request_refit(session, settings, model, body))
+    return await submit(lambda: service.request_refit(database, settings, model, body))
 
 
 @router.post("/engines", summary="Get an engine for weights by the cheapest way", **MAKES_JOB)
-async def make_engine(model: str, body: EngineRequest, settings: SettingsDep, submit: SubmitDep) -> Response:
+async def make_engine(
+    model: str, body: EngineRequest, database: DatabaseDep, settings: SettingsDep, submit: SubmitDep
+) -> Response:
     """Reuse an equal engine, else refit the newest one that differs in its weights only, else build.
 
     The job's `result.method` is `reuse`, `refit` or `build`.
     """
-    return await submit(lambda session: service.request_engine(session, settings, model, body))
+    return await submit(lambda: service.request_engine(database, settings, model, body))
 
 
 @router.post("/runs", summary="Run an engine", tags=["jobs"], **MAKES_JOB)
-async def run(model: str, body: RunRequest, settings: SettingsDep, submit: SubmitDep) -> Response:
+async def run(
+    model: str, body: RunRequest, database: DatabaseDep, settings: SettingsDep, submit: SubmitDep
+) -> Response:
     """Run an engine on a safetensors blob with one tensor per input; the job's `result.outputs` is another one."""
-    return await submit(lambda session: service.request_run(session, settings, model, body))
+    return await submit(lambda: service.request_run(database, settings, model, body))
 
 
 @router.get("/engines", summary="List engines", response_model=Listing[EngineAnswer], responses=problems(404, 422))
@@ -108,10 +117,15 @@ def read_engine(model: str, number: EngineNumber, session: SessionDep) -> Any:
 
 @router.post("/engines/{number}/verify", summary="Verify an engine again", **MAKES_JOB)
 async def verify(
-    model: str, number: EngineNumber, body: VerifyRequest, settings: SettingsDep, submit: SubmitDep
+    model: str,
+    number: EngineNumber,
+    body: VerifyRequest,
+    database: DatabaseDep,
+    settings: SettingsDep,
+    submit: SubmitDep,
 ) -> Response:
     """Compare a published engine with a reference; the job's result holds the figures, the engine stays as it is."""
-    return await submit(lambda session: service.request_verify(session, settings, model, number, body))
+    return await submit(lambda: service.request_verify(database, settings, model, number, body))
 
 
 @router.get(

@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-Number = Annotated[int, Field(ge=1, lt=2**53)]
-Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+from app.fields import Digest, Number
+
 Backend = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,64}$")]
 Options = Annotated[dict[str, Any], Field(max_length=64)]
 

@@ -1,5 +1,9 @@
 """How a call that makes a job is answered: Idempotency-Key, Prefer: wait, 200 or 202.
 
+A job is made in three steps: a look for what its Idempotency-Key made before; whatever there is to check and
+compute, with no session open; and a transaction that only looks for rows and inserts them, since on SQLite
+it holds the one write lock there is.
+
 The wait happens on the event loop with no thread and no session held, so that many clients may wait
 while the threads go on answering others.
 """
@@ -20,9 +24,8 @@ from app.database import Database
 from app.jobs import idempotency, service
 from app.jobs.notices import Listener, wait_for
 from app.jobs.schemas import JOB, JobAnswer, job_answer
-from app.jobs.service import Dispatch
+from app.jobs.service import Dispatch, Place
 from app.jobs.state import FINAL
-from app.jobs.tables import Job
 
 LOOK_EVERY_S = 1.0  # however many notices are lost, a waiter looks at the row this often
 MAX_RETRY_AFTER_S = 30
@@ -64,31 +67,47 @@ class Submit:
         self._digest = idempotency.request_digest(request.method, request.url.path, body)
         self._wait_s = min(wait_seconds(prefer), state.settings.max_prefer_wait_s)
 
-    async def __call__(self, make: Callable[[Session], Job]) -> JSONResponse:
-        """Make the job in a transaction of its own, wait as long as the client prefers, and answer."""
-        job = await run_in_threadpool(self._make, make)
+    async def __call__(self, prepare: Callable[[], Place]) -> JSONResponse:
+        """Make the job, wait as long as the client prefers, and answer.
+
+        `prepare` checks and computes with no session open. What it returns makes the job in a short
+        transaction, and is called again where that had to be rolled back.
+        """
+        job = await run_in_threadpool(self._make, prepare)
         if self._wait_s and job.state not in FINAL:
             job = await self._finished(job.id)
         return _response(job, self._wait_s)
 
-    def _make(self, make: Callable[[Session], Job]) -> JobAnswer:
+    def _make(self, prepare: Callable[[], Place]) -> JobAnswer:
+        with self._database.reading() as session:
+            earlier = self._earlier(session)
+        if earlier is not None:
+            return earlier
+        place = prepare()
         try:
-            return self._make_once(make)
+            return self._place(place)
         except IntegrityError:
             if self._key is None:
                 raise
-            return self._make_once(make)  # a twin with the same key was faster: its job is there now
+            return self._place(place)  # a twin with the same key was faster: its job is there now
 
-    def _make_once(self, make: Callable[[Session], Job]) -> JobAnswer:
+    def _place(self, place: Place) -> JobAnswer:
         with self._database.transaction() as session:
             service.bind_dispatch(session, self._dispatch)
-            earlier = idempotency.earlier_job(session, self._key, self._digest) if self._key is not None else None
+            earlier = self._earlier(session)
             if earlier is not None:
-                return job_answer(service.get_job(session, earlier))
-            job = make(session)
+                return earlier
+            job = place(session)
             if self._key is not None:
                 idempotency.remember(session, self._key, self._digest, job.id)
             return job_answer(job)
+
+    def _earlier(self, session: Session) -> JobAnswer | None:
+        """Return the job that this Idempotency-Key made before."""
+        if self._key is None:
+            return None
+        job_id = idempotency.earlier_job(session, self._key, self._digest)
+        return None if job_id is None else job_answer(service.get_job(session, job_id))
 
     async def _finished(self, job_id: str) -> JobAnswer:
         """Return the job once it has ended, or as it is when the time is up."""

@@ -21,6 +21,7 @@ from app.jobs.tables import Job
 from app.pagination import PageQuery, Rows, list_rows
 from app.registry.tables import Model
 
+Place = Callable[[Session], Job]  # makes a job in the transaction it is given
 HISTORY = 5  # earlier jobs that say how long the next one takes
 
 

@@ -11,27 +11,34 @@ from app.problems import problems
 from app.registry import aliases, service
 from app.registry.schemas import AliasAnswer, AliasMoveAnswer, AliasRequest, ModelAnswer, ModelRequest, Name
 
-router = APIRouter(prefix="/models", tags=["models"])
+router = APIRouter(prefix="/models")
 
 AliasPath = Annotated[Name, Path(description="The alias, such as `production`.")]
 IfMatch = Annotated[str | None, Header(description="Move only if the alias still has this ETag.")]
 IfNoneMatch = Annotated[str | None, Header(description="`*`: set only if the alias does not exist yet.")]
 
 
-@router.post("", status_code=201, summary="Register a model", response_model=ModelAnswer, responses=problems(409, 422))
+@router.post(
+    "",
+    status_code=201,
+    summary="Register a model",
+    response_model=ModelAnswer,
+    responses=problems(409, 422),
+    tags=["models"],
+)
 def create_model(body: ModelRequest, session: SessionDep, response: Response) -> Any:
     """A model groups definitions, weight versions, engines and aliases under one name."""
     response.headers["Location"] = f"/v1/models/{body.name}"
     return service.create_model(session, body.name, body.description, body.labels)
 
 
-@router.get("", summary="List models", response_model=Listing[ModelAnswer], responses=problems(422))
+@router.get("", summary="List models", response_model=Listing[ModelAnswer], responses=problems(422), tags=["models"])
 def list_models(session: SessionDep, page: PageDep) -> Any:
     """Models in the order of their names."""
     return service.list_models(session, page)
 
 
-@router.get("/{model}", summary="Read a model", response_model=ModelAnswer, responses=problems(404))
+@router.get("/{model}", summary="Read a model", response_model=ModelAnswer, responses=problems(404), tags=["models"])
 def read_model(model: str, session: SessionDep) -> Any:
     """The model's description and labels."""
     return service.get_model(session, model)

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from app.fields import Number
+
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,127}$")]
 Label = Annotated[str, StringConstraints(max_length=256)]
 
@@ -48,7 +50,7 @@ class AliasRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"engine": 2}]})
 
-    engine: int = Field(ge=1)
+    engine: Number
 
 
 class AliasAnswer(BaseModel):

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Response
 
 from app.dependencies import DatabaseDep, SessionDep, StoreDep
+from app.fields import Number
 from app.pagination import Listing, PageDep, list_items
 from app.problems import problems
 from app.registry import service as registry
@@ -14,8 +15,8 @@ from app.weights.schemas import DiffAnswer, TensorAnswer, TensorChangeAnswer, We
 
 router = APIRouter(prefix="/models/{model}/weights", tags=["weights"])
 
-Version = Annotated[int, Path(ge=1, description="The number of the weight version.")]
-From = Annotated[int, Query(alias="from", ge=1, description="The version to compare with.")]
+Version = Annotated[Number, Path(description="The number of the weight version.")]
+From = Annotated[Number, Query(alias="from", description="The version to compare with.")]
 
 
 @router.post(

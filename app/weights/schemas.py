@@ -1,14 +1,13 @@
 """Weight versions as clients see them."""
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field
 
+from app.fields import Digest, Number
 from app.pagination import Listing
 from app.weights.diff import Change
-
-Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 
 FILE = "sha256:53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 TENSOR: dict[str, Any] = {
@@ -45,7 +44,7 @@ class WeightsRequest(BaseModel):
     )
 
     files: list[Digest] = Field(min_length=1, max_length=1000)
-    base: int | None = Field(None, ge=1, description="The version whose other tensors this one keeps.")
+    base: Number | None = Field(None, description="The version whose other tensors this one keeps.")
     label: str | None = Field(None, max_length=200)
 
 

@@ -122,3 +122,10 @@ def test_a_rule_that_cannot_be_used_is_pointed_at(client: TestClient) -> None:
 def test_what_does_not_exist_is_not_found(client: TestClient, body: dict[str, int], code: str) -> None:
     answer = client.post(CHECK, json=body)
     assert (answer.status_code, answer.json()["code"]) == (404, code)
+
+
+@pytest.mark.parametrize("number", [0, 10**30])
+def test_a_number_that_no_database_holds_is_refused(client: TestClient, number: int) -> None:
+    answer = client.post(CHECK, json={"definition": number, "weights": number})
+    assert answer.status_code == 422
+    assert [fault["pointer"] for fault in answer.json()["errors"]] == ["/definition", "/weights"]

@@ -139,6 +139,17 @@ def test_says_what_does_not_exist(client: TestClient) -> None:
     assert client.post("/v1/models/none/definitions", json={"family": "bert", "config": {}}).status_code == 404
 
 
+@pytest.mark.parametrize("path", ["", "/parameters"])
+def test_refuses_a_version_that_no_database_holds(client: TestClient, path: str) -> None:
+    answer = client.get(f"{URL}/{10**30}{path}")
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/path/version")
+
+
+def test_refuses_a_config_with_a_number_that_no_tensor_has(client: TestClient, minilm: Path) -> None:
+    answer = client.post(URL, json=bert(minilm, vocab_size=10**30))
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/config/vocab_size")
+
+
 def test_service_reads_back_what_was_made(client: TestClient, database: Database, tiny_model: Make) -> None:
     client.post(URL, json={"onnx": put(client, network(tiny_model, 1.0))})
     with database.reading() as session:

@@ -3,13 +3,16 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select
-from sqlalchemy.orm import Session
 
-from app.artifacts.service import record
+from app.artifacts.service import collect_orphans, record
+from app.artifacts.store import ArtifactStore
+from app.artifacts.tables import Blob, BlobUse
 from app.bindings.report import BindingReport
+from app.database import Database
 from app.engines.requests import request_build, request_engine, request_refit, request_run, request_verify
 from app.engines.schemas import BuildRequest, EngineRequest, RefitRequest, RunRequest, VerifyRequest
 from app.errors import Invalid, NotFound
+from app.jobs.service import Place
 from app.jobs.tables import Job, JobEvent
 from app.registry.service import create_model
 from app.settings import Settings
@@ -75,6 +78,12 @@ def test_an_equal_engine_is_answered_with_a_finished_job(bench: Workbench) -> No
     job = bench.submit(request_build, BUILD)
     assert job.state == "succeeded"
     assert job.result == {"engine": number, "reused": True, "method": "reuse"}
+
+
+def test_an_equal_engine_published_while_the_request_was_prepared_is_reused(bench: Workbench) -> None:
+    prepared = request_build(bench.database, bench.settings, "minilm", BUILD)
+    number = built(bench)
+    assert bench.place(prepared).result == {"engine": number, "reused": True, "method": "reuse"}
 
 
 def test_reuse_false_compiles_again(bench: Workbench) -> None:
@@ -212,8 +221,8 @@ def test_an_engine_of_another_backend_version_is_pointed_out(bench: Workbench) -
     assert list(events_of(bench, job)) == ["queued", "other_backend_version"]
 
 
-def verification_of(number: int) -> Callable[[Session, Settings, str, VerifyRequest], Job]:
-    return lambda session, settings, model, body: request_verify(session, settings, model, number, body)
+def verification_of(number: int) -> Callable[[Database, Settings, str, VerifyRequest], Place]:
+    return lambda database, settings, model, body: request_verify(database, settings, model, number, body)
 
 
 def test_a_verification_tells_its_worker_what_to_compare_with(bench: Workbench) -> None:
@@ -239,6 +248,20 @@ def test_a_run_needs_its_inputs_uploaded(bench: Workbench) -> None:
         "inputs": digest_of("inputs"),
         "backend": "onnxruntime",
     }
+
+
+def test_the_inputs_of_a_run_are_kept_for_its_worker(bench: Workbench, store: ArtifactStore) -> None:
+    number = built(bench)
+    kept, unused = digest_of("inputs"), digest_of("other inputs")
+    with bench.database.transaction() as session:
+        record(session, kept, 10)
+        record(session, unused, 10)
+    job = bench.submit(request_run, RunRequest(engine=number, inputs=kept))
+    collect_orphans(bench.database, store, older_than_s=0)
+    with bench.database.reading() as session:
+        assert session.get(Blob, unused) is None
+        assert session.get(Blob, kept) is not None
+        assert session.scalars(select(BlobUse.owner).where(BlobUse.digest == kept)).all() == [f"job:{job.id}"]
 
 
 def test_a_run_of_an_engine_there_is_not_is_refused(bench: Workbench) -> None:
@@ -326,5 +349,11 @@ class TestCheapestWay:
     def test_needs_a_definition(self, bench: Workbench) -> None:
         with bench.database.transaction() as session:
             create_model(session, "empty", "", {})
-            with pytest.raises(NotFound, match="no definition yet"):
-                request_engine(session, bench.settings, "empty", EngineRequest(weights=1))
+        with pytest.raises(NotFound, match="no definition yet"):
+            request_engine(bench.database, bench.settings, "empty", EngineRequest(weights=1))
+
+    def test_decides_by_the_engines_there_are_when_the_job_is_made(self, bench: Workbench) -> None:
+        bench.add_epoch(2)
+        prepared = request_engine(bench.database, bench.settings, "minilm", EngineRequest(weights=2))
+        parent = built(bench)
+        assert bench.request_of(bench.place(prepared))["parent_id"] == bench.engine(parent).id

@@ -1,13 +1,17 @@
 """What clients get; the decisions behind it are in test_requests.py."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from app.artifacts.service import record
 from app.artifacts.store import ArtifactStore
+from app.bindings.report import BindingReport
+from app.bindings.service import Pair
 from app.engines.requests import request_build, request_refit
 from app.engines.schemas import BuildRequest, RefitRequest
 from app.engines.tables import Engine
@@ -68,6 +72,31 @@ def test_the_same_idempotency_key_gives_the_same_job(bench: Workbench, client: T
 
 
 @pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("builds", {"definition": 1, "weights": 1}),
+        ("refits", {"engine": 1, "weights": 1}),
+        ("engines", {"weights": 1}),
+    ],
+)
+def test_the_weights_are_bound_with_no_session_open(
+    app: FastAPI, client: TestClient, engine: int, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, int]
+) -> None:
+    assert engine == 1
+    open_sessions: list[int] = []
+    pool = app.state.database.engine.pool
+    bind = Pair.bind
+
+    def watched(pair: Pair, rules: Sequence[Any]) -> BindingReport:
+        open_sessions.append(pool.checkedout())
+        return bind(pair, rules)
+
+    monkeypatch.setattr(Pair, "bind", watched)
+    assert client.post(f"{MODEL}/{path}", json=body).status_code == 200
+    assert open_sessions == [0]
+
+
+@pytest.mark.parametrize(
     ("path", "body", "expected"),
     [
         ("builds", {"definition": 9, "weights": 1}, (404, "definition_not_found", [])),
@@ -79,6 +108,11 @@ def test_the_same_idempotency_key_gives_the_same_job(bench: Workbench, client: T
         ("builds", {"definition": 1, "weights": 1, "rules": [{}]}, (422, "bad_rule", ["/rules/0"])),
         ("builds", {"definition": 1, "weights": 1, "option": {}}, (422, "invalid_request", ["/option"])),
         ("builds", {"definition": 10**30, "weights": 1}, (422, "invalid_request", ["/definition"])),
+        ("builds", {"definition": 1, "weights": 10**30}, (422, "invalid_request", ["/weights"])),
+        ("refits", {"engine": 10**30, "weights": 10**30}, (422, "invalid_request", ["/engine", "/weights"])),
+        ("engines", {"weights": 10**30, "definition": 10**30}, (422, "invalid_request", ["/weights", "/definition"])),
+        ("runs", {"engine": 10**30, "inputs": digest_of("x")}, (422, "invalid_request", ["/engine"])),
+        (f"engines/{10**30}/verify", {}, (422, "invalid_request", ["/path/number"])),
         ("builds", {"definition": 1, "weights": 1, "verify": {"against": "luck"}}, (422, "invalid_request", None)),
         ("refits", {"engine": 9, "weights": 1}, (404, "engine_not_found", [])),
         ("refits", {"engine": 1, "weights": 9}, (404, "weights_not_found", [])),
@@ -120,7 +154,10 @@ def test_a_model_that_is_not_there_is_refused(client: TestClient, path: str, bod
 
 
 def test_a_number_that_no_database_holds_is_refused(client: TestClient, engine: int) -> None:
-    assert client.get(f"{MODEL}/engines/{10**30}").status_code == 422
+    for path in ("", "/lineage", "/manifest", "/plan"):
+        assert client.get(f"{MODEL}/engines/{10**30}{path}").status_code == 422
+    assert client.head(f"{MODEL}/engines/{10**30}/plan").status_code == 422
+    assert client.get(f"{MODEL}/engines", params={"definition": 10**30}).status_code == 422
     assert client.get(f"{MODEL}/engines", params={"weights": 10**30}).status_code == 422
     assert client.get(f"{MODEL}/engines/{engine + 1}").json()["code"] == "engine_not_found"
 

@@ -15,6 +15,7 @@ from app.engines import service
 from app.engines.tables import Engine
 from app.fleet.service import WorkerReport, report
 from app.jobs import service as jobs
+from app.jobs.service import Place
 from app.jobs.tables import Job
 from app.registry.service import get_model, next_number
 from app.settings import Settings
@@ -81,10 +82,14 @@ class Workbench:
         device = {"kind": "cpu", "name": "test CPU", "memory_total": 1, "memory_free": 1}
         report(self.database, WorkerReport(f"{backend}-{version}", "host", 1, device, offered, (), None))
 
-    def submit(self, make: Callable[..., Job], body: Any) -> Job:  # noqa: ANN401 - each request has its own
+    def submit(self, request: Callable[..., Place], body: Any) -> Job:  # noqa: ANN401 - each request has its own
         """Post a request, with no broker behind."""
+        return self.place(request(self.database, self.settings, "minilm", body))
+
+    def place(self, place: Place) -> Job:
+        """Make the job of a request that is prepared."""
         with self.database.transaction() as session:
-            return make(session, self.settings, "minilm", body)
+            return place(session)
 
     def request_of(self, job: Job) -> dict[str, Any]:
         """What a job tells its worker."""

@@ -1,5 +1,6 @@
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import pytest
 from fastapi import FastAPI
@@ -9,6 +10,7 @@ from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
 from app.database import Database
+from app.errors import Invalid
 from app.jobs import lease, service
 from app.jobs.answer import SubmitDep, wait_seconds
 from app.jobs.notices import Announcer
@@ -24,26 +26,47 @@ class Body(BaseModel):
     number: int
 
 
+@dataclass
+class Preparations:
+    """Each entry of `open_sessions` is one preparation; where there is a gate it waits there for the others."""
+
+    open_sessions: list[int] = field(default_factory=list)
+    gate: threading.Barrier | None = None
+
+
 @pytest.fixture
-def client(app: FastAPI, database: Database) -> Iterator[TestClient]:
+def preparations() -> Preparations:
+    return Preparations()
+
+
+@pytest.fixture
+def client(app: FastAPI, database: Database, preparations: Preparations) -> Iterator[TestClient]:
     with database.transaction() as session:
         create_model(session, "minilm", "", {})
 
     @app.post("/jobs-for-tests")
     async def make_job(body: Body, submit: SubmitDep) -> Response:
-        def make(session: Session) -> Job:
+        def prepare() -> service.Place:
+            preparations.open_sessions.append(app.state.database.engine.pool.checkedout())
+            if preparations.gate is not None:
+                preparations.gate.wait(30)
+            if body.number < 0:
+                raise Invalid("Give a number that is not negative.")
+            return place
+
+        def place(session: Session) -> Job:
             model = get_model(session, "minilm")
             return service.create(
                 session, kind="build", model_id=model.id, queue=QUEUE, request={"number": body.number}
             )
 
-        return await submit(make)
+        return await submit(prepare)
 
     with TestClient(app) as client:
         yield client
 
 
-def _post(client: TestClient, number: int = 1, **headers: str) -> tuple[int, dict[str, object]]:
+def _post(client: TestClient, number: int = 1, /, **headers: str) -> tuple[int, dict[str, object]]:
     answer = client.post("/jobs-for-tests", json={"number": number}, headers=headers)
     return answer.status_code, answer.json()
 
@@ -73,13 +96,35 @@ def test_the_same_key_and_body_give_the_same_job(client: TestClient) -> None:
     assert first["id"] == again["id"] != other["id"]
 
 
+def test_a_repeated_request_is_answered_without_preparing_it_again(
+    client: TestClient, preparations: Preparations
+) -> None:
+    _post(client, **{"Idempotency-Key": "k"})
+    _post(client, **{"Idempotency-Key": "k"})
+    assert len(preparations.open_sessions) == 1
+
+
+def test_a_request_is_prepared_with_no_session_open(client: TestClient, preparations: Preparations) -> None:
+    _post(client)
+    _post(client, **{"Idempotency-Key": "k"})
+    assert preparations.open_sessions == [0, 0]
+
+
+def test_a_request_refused_while_it_is_prepared_makes_no_job_and_uses_no_key(client: TestClient) -> None:
+    status, _ = _post(client, -1, **{"Idempotency-Key": "k"})
+    assert status == 422
+    assert client.get("/v1/jobs").json()["data"] == []
+    assert _post(client, 1, **{"Idempotency-Key": "k"})[0] == 202
+
+
 def test_the_same_key_with_another_body_is_refused(client: TestClient) -> None:
     _post(client, 1, **{"Idempotency-Key": "k"})
     status, problem = _post(client, 2, **{"Idempotency-Key": "k"})
     assert (status, problem["code"]) == (422, "idempotency_key_reused")
 
 
-def test_concurrent_posts_with_one_key_make_one_job(client: TestClient) -> None:
+def test_concurrent_posts_with_one_key_make_one_job(client: TestClient, preparations: Preparations) -> None:
+    preparations.gate = threading.Barrier(6)  # none has its job before all are prepared
     answers: list[tuple[int, dict[str, object]]] = []
     threads = [
         threading.Thread(target=lambda: answers.append(_post(client, **{"Idempotency-Key": "k"}))) for _ in range(6)
@@ -88,7 +133,7 @@ def test_concurrent_posts_with_one_key_make_one_job(client: TestClient) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert {status for status, _ in answers} == {202}
+    assert [status for status, _ in answers] == [202] * 6
     assert len({job["id"] for _, job in answers}) == 1
 
 

@@ -1,6 +1,7 @@
 from collections.abc import Callable
 
 import pytest
+from fastapi.testclient import TestClient
 from sqlalchemy.orm import Session
 
 from app.database import Database
@@ -77,3 +78,10 @@ def test_history_outlives_a_deletion_and_the_etag_never_repeats(
     with database.reading() as session:
         moves = aliases.list_moves(session, _model(session), "production", PAGE).data
     assert [(step.engine, step.revision) for step in moves] == [(1, 3), (None, 2), (1, 1)]
+
+
+@pytest.mark.parametrize("engine", [0, 10**30])
+def test_an_engine_number_that_no_database_holds_is_refused(client: TestClient, engine: int) -> None:
+    client.post("/v1/models", json={"name": "minilm"})
+    answer = client.put("/v1/models/minilm/aliases/production", json={"engine": engine})
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/engine")

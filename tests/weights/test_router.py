@@ -93,6 +93,7 @@ def test_only_what_changed_is_uploaded_over_a_base(client: TestClient, model: st
         ({"files": ["sha256:" + "0" * 64]}, "/files/0"),
         ({"files": ["sha256:" + "0" * 64], "bsae": 1}, "/bsae"),
         ({"files": ["sha256:" + "0" * 64], "base": 0}, "/base"),
+        ({"files": ["sha256:" + "0" * 64], "base": 10**30}, "/base"),
     ],
 )
 def test_a_wrong_request_points_at_the_field(
@@ -102,6 +103,17 @@ def test_a_wrong_request_points_at_the_field(
     assert answer.status_code == 422
     assert answer.headers["content-type"] == "application/problem+json"
     assert [error["pointer"] for error in answer.json()["errors"]] == [pointer]
+
+
+@pytest.mark.parametrize("path", ["", "/tensors", "/diff?from=1"])
+def test_a_version_that_no_database_holds_is_refused(client: TestClient, model: str, path: str) -> None:
+    answer = client.get(f"{model}/weights/{10**30}{path}")
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/path/version")
+
+
+def test_an_earlier_version_that_no_database_holds_is_refused(client: TestClient, model: str) -> None:
+    answer = client.get(f"{model}/weights/1/diff", params={"from": 10**30})
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/query/from")
 
 
 def test_a_truncated_file_is_answered_with_what_is_missing(client: TestClient, model: str) -> None:

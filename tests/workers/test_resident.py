@@ -12,7 +12,7 @@ from tests.workers.hosting import Hosting
 from tests.workers.networks import Network, bound, checkpoint, perceptron
 from workers.backends.onnxruntime import SESSION_BYTES
 from workers.engine_host import EngineHost
-from workers.resident import Residency, ResidentEngines
+from workers.resident import MAX_ENGINES, Residency, ResidentEngines
 from workers.run_inputs import fixed_inputs
 from workers.tensors import MappedFiles
 
@@ -52,15 +52,16 @@ def test_an_engine_larger_than_the_limit_stays_while_it_is_the_last_used() -> No
     assert not resident.get("large")
 
 
-def test_room_is_made_before_loading_but_never_by_giving_up_the_last_used() -> None:
+def test_room_is_made_before_loading() -> None:
     resident = ResidentEngines(limit=30)
     for name in "abc":
         resident.put(name, Engine(10))
-    assert resident.get("a")
+    resident.make_room(15)
+    assert [name for name in "abc" if resident.get(name)] == ["c"]
 
     resident.make_room(25)
 
-    assert [name for name in "abc" if resident.get(name)] == ["a"]
+    assert resident.residency == Residency(0, 0)
 
 
 def test_the_same_key_replaces() -> None:
@@ -150,3 +151,31 @@ def test_binding_takes_no_more_memory_than_a_bare_session(hosting: Hosting, larg
         [sys.executable, "-c", BARE, built.plan, str(path), *ranges], capture_output=True, text=True, check=True
     )
     assert ours <= peak(bare.stdout)
+
+
+def test_a_parent_that_does_not_fit_beside_its_child_goes_before_the_child_is_loaded(tmp_path: Path) -> None:
+    network = perceptron(tmp_path / "definition.onnx", width=512)
+    host = EngineHost("cpu", SESSION_BYTES + 3 * MIB, tmp_path / "scratch")
+    hosting = Hosting(host, tmp_path)
+    try:
+        a, b = (
+            bound(network, checkpoint(tmp_path / f"{seed}.safetensors", network.weights(seed))) for seed in range(2)
+        )
+        _, parent = hosting.build(network, a)
+
+        refitted, child = hosting.refit(network, parent, b)
+
+        assert not refitted.warm
+        assert host.describe()["resident"]["engines"] == 1
+        assert hosting.verify(child).ok
+    finally:
+        host.close()
+
+
+def test_engines_are_given_up_when_they_are_too_many() -> None:
+    resident = ResidentEngines(limit=1000)
+    for number in range(MAX_ENGINES + 3):
+        resident.put(str(number), Engine(1))
+    assert resident.residency.engines == MAX_ENGINES
+    assert not resident.get("2")
+    assert resident.get("3")

@@ -69,8 +69,9 @@ class Engines:
         return built
 
     def _refit(self, request: Refit) -> Outcome:
-        parent = self._resident.get(request.parent.key)
+        self._resident.get(request.parent.key)  # used last, so it goes last where there is not room for both
         self._resident.make_room(_nbytes(request.parameters))
+        parent = self._resident.get(request.parent.key)
         refitted, engine = self._backend(request.parent.backend).refit(request, parent, self._report)
         self._resident.put(engine_key(refitted.plan_digest, request.parameters), engine)
         return refitted

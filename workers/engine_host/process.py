@@ -37,6 +37,7 @@ class EngineHostProcess:
             stdout=native,
             stderr=native,
             pass_fds=[theirs.fileno()],
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # numpy's own threads would only stand in the way
             start_new_session=True,  # Ctrl-C is for the worker, which then decides about its child
         )
         os.close(native)

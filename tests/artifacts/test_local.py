@@ -1,0 +1,186 @@
+import asyncio
+import fcntl
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from app.artifacts.incoming import Incoming, locked
+from app.artifacts.local import LocalStore
+from app.errors import Unavailable
+from app.settings import MIB
+from tests.artifacts.conftest import digest_of, files_in, stream
+
+BYTES = os.urandom(3 * MIB)
+DAY_S = 24 * 3600.0
+
+
+def put(store: LocalStore, data: bytes) -> str:
+    digest = digest_of(data)
+    asyncio.run(store.put_stream(stream(data), expected=digest, limit=len(data)))
+    return digest
+
+
+def age(path: Path, seconds: float) -> None:
+    os.utime(path, (time.time() - seconds,) * 2)
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """No file of this process grows beyond 2 MiB: the closest to a full disk that needs no privileges."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2 * MIB, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.usefixtures("full_disk")
+@pytest.mark.parametrize(
+    "upload",
+    [put, lambda store, data: store.put_chunks([data])],
+    ids=["stream", "chunks"],
+)
+def test_a_full_disk_is_named_and_nothing_is_left(
+    local_store: LocalStore, upload: Callable[[LocalStore, bytes], object]
+) -> None:
+    with pytest.raises(Unavailable, match="full") as full:
+        upload(local_store, BYTES)
+    assert full.value.code == "store_full"
+    assert files_in(local_store) == []
+
+
+def test_copies_a_file_from_another_filesystem(local_store: LocalStore) -> None:
+    memory = Path("/dev/shm")  # noqa: S108 - a filesystem that is not the one of tmp_path
+    if not memory.is_dir() or memory.stat().st_dev == local_store.root.stat().st_dev:
+        pytest.skip("this machine has no second filesystem to copy from")
+    path = memory / f"enginesmith-{os.getpid()}"
+    path.write_bytes(BYTES)
+    assert local_store.put_file(path) == (digest_of(BYTES), len(BYTES))
+    assert not path.exists()
+    assert local_store.local_path(digest_of(BYTES)).read_bytes() == BYTES
+
+
+def test_moves_a_file_without_copying_it(local_store: LocalStore, tmp_path: Path) -> None:
+    path = tmp_path / "plan"
+    path.write_bytes(BYTES)
+    inode = path.stat().st_ino
+    digest, _ = local_store.put_file(path)
+    assert local_store.local_path(digest).stat().st_ino == inode
+
+
+def test_an_artifact_put_as_a_file_stays(local_store: LocalStore) -> None:
+    path = local_store.local_path(put(local_store, BYTES))
+    local_store.put_file(path)
+    assert path.read_bytes() == BYTES
+
+
+def test_what_a_killed_writer_left_is_cleared_and_a_live_writer_is_not_disturbed(local_store: LocalStore) -> None:
+    incoming = local_store.root / "incoming"
+    code = f"""
+import os, signal
+from pathlib import Path
+from app.artifacts.incoming import Incoming
+writer = Incoming(Path({str(incoming)!r}))
+writer.write([bytes(1 << 20)])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    alive = Incoming(incoming)
+    assert len(files_in(local_store)) == 2
+    for path in incoming.iterdir():
+        age(path, DAY_S)
+    LocalStore.open(local_store.root)
+    assert files_in(local_store) == [str(alive.path.relative_to(local_store.root))]
+    alive.discard()
+
+
+def test_a_fresh_temporary_file_is_not_cleared(local_store: LocalStore) -> None:
+    path = local_store.root / "incoming" / "just-created-not-yet-locked"
+    path.touch()
+    LocalStore.open(local_store.root)
+    assert path.exists()
+
+
+def test_the_same_bytes_mend_an_artifact_cut_short_from_outside(local_store: LocalStore) -> None:
+    digest = put(local_store, BYTES)
+    path = local_store.local_path(digest)
+    path.chmod(0o644)
+    os.truncate(path, 10)
+    with pytest.raises(Unavailable, match="Upload it again"):
+        list(local_store.iter_bytes(digest, 0, len(BYTES)))
+    put(local_store, BYTES)
+    assert path.read_bytes() == BYTES
+    assert len(files_in(local_store)) == 1
+
+
+def test_an_open_reader_survives_deletion(local_store: LocalStore) -> None:
+    digest = put(local_store, BYTES)
+    reader = local_store.iter_bytes(digest, 0, len(BYTES))
+    local_store.delete(digest)
+    assert b"".join(reader) == BYTES
+
+
+def test_putting_known_bytes_renews_their_age(local_store: LocalStore) -> None:
+    digest = put(local_store, BYTES)
+    age(local_store.local_path(digest), DAY_S)
+    put(local_store, BYTES)
+    assert not local_store.delete_stale(digest, older_than_s=60)
+
+
+def test_deletion_by_age_waits_for_a_put_that_is_publishing(local_store: LocalStore) -> None:
+    digest = put(local_store, BYTES)
+    path = local_store.local_path(digest)
+    age(path, DAY_S)
+    deleted: list[bool] = []
+    thread = threading.Thread(target=lambda: deleted.append(local_store.delete_stale(digest, older_than_s=60)))
+    with locked(path.parent, fcntl.LOCK_SH):  # what a put holds from looking until it has renewed the age
+        thread.start()
+        thread.join(timeout=0.2)
+        assert deleted == []
+        os.utime(path)
+    thread.join()
+    assert deleted == [False]
+    assert path.read_bytes() == BYTES
+
+
+def test_an_upload_holds_few_bytes_at_a_time(local_store: LocalStore) -> None:
+    """The stream may run ahead of the disk by the batch being gathered and the one being written."""
+    written: list[int] = []
+    ahead: list[int] = []
+
+    class Slow(Incoming):
+        def write(self, chunks: object) -> None:
+            super().write(chunks)  # type: ignore[arg-type] - passed on as it came
+            written.append(self.size)
+
+    async def counted() -> AsyncIterator[bytes]:
+        sent = 0
+        async for chunk in stream(bytes(32 * MIB)):
+            sent += len(chunk)
+            ahead.append(sent - (written[-1] if written else 0))
+            yield chunk
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("app.artifacts.local.Incoming", Slow)
+        asyncio.run(local_store.put_stream(counted(), expected=digest_of(bytes(32 * MIB)), limit=32 * MIB))
+    assert max(ahead) < 6 * MIB
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "artifacts").write_text("a file where the directory should be")
+    with pytest.raises(Unavailable, match=str(tmp_path / "artifacts")) as unusable:
+        LocalStore.open(tmp_path / "artifacts")
+    assert unusable.value.code == "store_unavailable"
+
+
+def test_says_when_its_directory_has_gone(local_store: LocalStore) -> None:
+    (local_store.root / "incoming").rmdir()
+    with pytest.raises(Unavailable, match="Nothing can be stored"):
+        local_store.check()
