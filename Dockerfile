@@ -29,9 +29,10 @@ HEALTHCHECK --interval=10s --timeout=10s --start-period=30s --retries=3 \
 ENTRYPOINT ["enginesmith"]
 CMD ["api", "--host", "0.0.0.0", "--port", "8000"]
 
-# The CUDA runtime of the base image must be the one the TensorRT wheels are built for. They lie in NVIDIA's own index.
+# The CUDA runtime of the base image must be the one the TensorRT wheels are built for. Those
+# newer than 8.6 lie in NVIDIA's own index: name it with --build-arg TENSORRT_INDEX=URL.
 FROM nvidia/cuda:12.9.1-base-ubuntu24.04 AS gpu-build
-ARG TENSORRT_INDEX=https://pypi.nvidia.com
+ARG TENSORRT_INDEX
 WORKDIR /src
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends python3 python3-venv \
@@ -42,7 +43,8 @@ COPY app ./app
 COPY workers ./workers
 COPY migrations ./migrations
 RUN --mount=type=cache,target=/root/.cache/pip \
-    /opt/enginesmith/bin/pip install --disable-pip-version-check --extra-index-url "$TENSORRT_INDEX" '.[postgres,tensorrt]' \
+    /opt/enginesmith/bin/pip install --disable-pip-version-check ${TENSORRT_INDEX:+--extra-index-url "$TENSORRT_INDEX"} \
+        '.[postgres,tensorrt]' \
     && /opt/enginesmith/bin/pip uninstall --yes --quiet pip
 
 FROM nvidia/cuda:12.9.1-base-ubuntu24.04 AS gpu

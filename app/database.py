@@ -5,6 +5,7 @@ its block ends. On SQLite a transaction takes the write lock at its start (BEGIN
 it waits for its turn instead of failing when it comes to write.
 """
 
+import json
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,11 +14,14 @@ from typing import Any
 
 from sqlalchemy import JSON, BigInteger, DateTime, Dialect, Engine, Integer, MetaData, create_engine, event
 from sqlalchemy.engine import Connection
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 from sqlalchemy.types import TypeDecorator
 
 BUSY_TIMEOUT_S = 30.0
 AFTER_COMMIT = "after_commit"
+DATABASE_DOWN = (OperationalError, InterfaceError, NoConnectionFree)  # it does not answer, or its disk is full
 
 
 class UTCDateTime(TypeDecorator[datetime]):
@@ -35,6 +39,12 @@ class UTCDateTime(TypeDecorator[datetime]):
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class JsonText(str):
+    """JSON that was serialized before the session was opened; a JSON column stores it as it is."""
+
+    __slots__ = ()
 
 
 class Base(DeclarativeBase):
@@ -96,12 +106,17 @@ def now() -> datetime:
 
 
 def _connect(url: str) -> Engine:
+    pool = {"pool_size": 20, "max_overflow": 20}
     if not url.startswith("sqlite"):
-        return create_engine(url, pool_pre_ping=True, pool_size=20, max_overflow=20)
-    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S}, pool_size=20, max_overflow=20)
+        return create_engine(url, pool_pre_ping=True, json_serializer=_to_json, **pool)
+    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S}, json_serializer=_to_json, **pool)
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _to_json(value: object) -> str:
+    return value if isinstance(value, JsonText) else json.dumps(value)
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:

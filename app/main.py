@@ -8,7 +8,7 @@ from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CollectorRegistry
 
-from app import health, problems
+from app import health, openapi, problems
 from app.artifacts.router import router as artifacts_router
 from app.artifacts.store import open_store
 from app.bindings.router import router as bindings_router
@@ -17,12 +17,13 @@ from app.database import Database
 from app.definitions.router import router as definitions_router
 from app.engines.router import router as engines_router
 from app.fleet.router import router as fleet_router
+from app.jobs.dispatch import Dispatch
 from app.jobs.notices import Announcer, Listener
 from app.jobs.queue import JobQueue, redis_url
 from app.jobs.router import router as jobs_router
-from app.jobs.service import Dispatch
 from app.observability import Metrics, RequestObserver, note_route
 from app.registry.router import router as registry_router
+from app.request_body import check_address
 from app.scratch import remove_abandoned
 from app.settings import Settings
 from app.weights.router import router as weights_router
@@ -55,11 +56,12 @@ def create_app(settings: Settings) -> FastAPI:
     )
     _compose(app, settings)
     problems.install(app)
+    openapi.install(app)
     app.add_middleware(BodyLimit, limit=settings.max_json_bytes)
     app.add_middleware(RequestObserver, metrics=app.state.metrics, on_fault=problems.unexpected)
     app.include_router(health.router)
     for router in ROUTERS:
-        app.include_router(router, prefix="/v1")
+        app.include_router(router, prefix="/v1", dependencies=[Depends(check_address)])
     return app
 
 
@@ -80,6 +82,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     remove_abandoned(app.state.settings.scratch_dir)
     async with app.state.listener.running():
         yield
-    app.state.dispatch.queue.close()
+    app.state.dispatch.close()
     app.state.announcer.close()
     app.state.database.dispose()

@@ -6,8 +6,9 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, MutableMapping
+from contextlib import suppress
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TextIO, cast
 
 import structlog
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
@@ -31,6 +32,21 @@ def request_id() -> str:
     return _request_id.get()
 
 
+class LogStream:
+    """Standard error; a line that cannot be written (its disk is full) is dropped, since no work may end for it."""
+
+    def write(self, text: str) -> int:
+        """Write a line, or nothing."""
+        with suppress(OSError):
+            return sys.stderr.write(text)
+        return 0
+
+    def flush(self) -> None:
+        """Write what is buffered, or nothing."""
+        with suppress(OSError):
+            sys.stderr.flush()
+
+
 def configure_logging(settings: Settings) -> None:
     """Send structlog's and the standard library's log lines to stderr in one format."""
     shared: list[structlog.types.Processor] = [
@@ -42,14 +58,15 @@ def configure_logging(settings: Settings) -> None:
     renderer: structlog.types.Processor = (
         structlog.processors.JSONRenderer() if settings.log_json else structlog.dev.ConsoleRenderer(colors=False)
     )
+    stream = cast("TextIO", LogStream())
     level = logging.getLevelNamesMapping()[settings.log_level]
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(stream),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

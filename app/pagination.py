@@ -14,9 +14,12 @@ from sqlalchemy import Select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from app.errors import FieldError, Invalid
+from app.request_body import text_fault
 
 T = TypeVar("T")
+K = TypeVar("K", str, int)
 MAX_LIMIT = 200
+LARGEST_KEY = 2**63 - 1  # of an integer column, in both databases
 
 
 class Listing(BaseModel, Generic[T]):
@@ -64,7 +67,7 @@ def list_rows(
 ) -> Rows[T]:
     """Run a SELECT for one page; `key` is a unique column of the selected table, best an indexed one."""
     if page.after is not None:
-        position = decode_cursor(page.after)
+        position = decode_cursor(page.after, key.type.python_type)
         statement = statement.where(key < position if newest_first else key > position)
     ordered = statement.order_by(key.desc() if newest_first else key.asc()).limit(page.limit + 1)
     rows = list(session.scalars(ordered))
@@ -73,7 +76,7 @@ def list_rows(
 
 def list_items(items: Sequence[T], key: Callable[[T], str], page: PageQuery) -> Rows[T]:
     """Return one page of a list that is sorted by `key`, ascending."""
-    start = 0 if page.after is None else bisect_right(items, str(decode_cursor(page.after)), key=key)
+    start = 0 if page.after is None else bisect_right(items, decode_cursor(page.after, str), key=key)
     return _page(list(items[start : start + page.limit + 1]), page.limit, key)
 
 
@@ -88,15 +91,20 @@ def encode_cursor(key: str | int) -> str:
     return base64.urlsafe_b64encode(json.dumps(key).encode()).decode().rstrip("=")
 
 
-def decode_cursor(cursor: str) -> str | int:
-    """Return the key a cursor stands after; Invalid for one this service did not make."""
+def decode_cursor(cursor: str, key_type: type[K]) -> K:
+    """Return the key a cursor stands after; Invalid for one that no list with such keys can have given."""
     try:
         key = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-    except (binascii.Error, ValueError) as error:
+    except (binascii.Error, ValueError, RecursionError) as error:
         raise _bad_cursor() from error
-    if not isinstance(key, str | int):
+    if type(key) is not key_type or not _is_comparable(key):
         raise _bad_cursor()
     return key
+
+
+def _is_comparable(key: object) -> bool:
+    """Tell whether both databases can compare a column with this key."""
+    return text_fault(key) is None if isinstance(key, str) else isinstance(key, int) and abs(key) <= LARGEST_KEY
 
 
 def _bad_cursor() -> Invalid:

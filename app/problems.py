@@ -1,6 +1,6 @@
 """Every error as application/problem+json (RFC 9457)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -12,10 +12,15 @@ from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from app.errors import FieldError, Invalid, ServiceError
+from app.database import DATABASE_DOWN
+from app.errors import FieldError, Invalid, ServiceError, Unavailable
 from app.observability import request_id
 
 MEDIA_TYPE = "application/problem+json"
+UNREADABLE = (
+    "The body could not be read as JSON: it is not UTF-8, nested too deep, or has a number of thousands of digits. "
+    "Send plain JSON in UTF-8."
+)
 log = structlog.get_logger()
 
 
@@ -57,10 +62,7 @@ class Problem(BaseModel):
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Document error answers for `responses=`: `problems(404, 422)`."""
-    return {
-        status: {"model": Problem, "description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {}}}
-        for status in statuses
-    }
+    return {status: {"model": Problem, "description": HTTPStatus(status).phrase} for status in statuses}
 
 
 def install(app: FastAPI) -> None:
@@ -68,6 +70,8 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
+    for down in DATABASE_DOWN:
+        app.add_exception_handler(down, _database_down)
 
 
 def problem_response(
@@ -98,10 +102,19 @@ async def _service_error(_request: Request, error: Exception) -> JSONResponse:
     return problem_response(error.status, error.title, error.detail, error.code, errors=error.errors, headers=headers)
 
 
+async def _database_down(request: Request, error: Exception) -> JSONResponse:
+    log.error("the database failed", error=str(error))
+    detail = (
+        "The database does not answer, or its disk is full; nothing of this request was kept unless a repeat says so. "
+        "GET /readyz says more. Repeat the request, with the same Idempotency-Key where it had one."
+    )
+    return await _service_error(request, Unavailable(detail, code="database_unavailable"))
+
+
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, RequestValidationError):
         raise error
-    errors = [FieldError(_pointer(fault["loc"]), str(fault["msg"])) for fault in error.errors()]
+    errors = [_field_error(fault) for fault in error.errors()]
     detail = "; ".join(f"{fault.pointer or '/'}: {fault.detail}" for fault in errors)
     remedy = "See /docs for the fields of this call."
     if "json" not in request.headers.get("content-type", "") and any(not fault.pointer for fault in errors):
@@ -115,6 +128,12 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     )
 
 
+def _field_error(fault: Mapping[str, Any]) -> FieldError:
+    if fault["type"] == "json_invalid":  # its location is a position in the text, not a field
+        return FieldError("", f"not JSON at character {fault['loc'][-1]}: {fault['ctx']['error']}")
+    return FieldError(_pointer(fault["loc"]), str(fault["msg"]))
+
+
 def _pointer(location: Sequence[str | int]) -> str:
     """Return a JSON Pointer for a body field; a query, path or header field keeps its place as the first part."""
     parts = location[1:] if location and location[0] == "body" else location
@@ -124,6 +143,8 @@ def _pointer(location: Sequence[str | int]) -> str:
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, HTTPException):
         raise error
+    if error.status_code == HTTPStatus.BAD_REQUEST:  # FastAPI's word for a body that its JSON parser gave up on
+        return problem_response(422, Invalid.title, UNREADABLE, "invalid_request", errors=[FieldError("", "not JSON")])
     phrase = HTTPStatus(error.status_code).phrase
     remedies = {
         404: f"There is nothing at {request.url.path}. GET /docs lists every call.",

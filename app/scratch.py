@@ -20,14 +20,27 @@ log = structlog.get_logger(__name__)
 @contextmanager
 def scratch_folder(parent: Path, kind: str) -> Iterator[Path]:
     """Make a folder `kind`-… in `parent` and remove it at the end."""
-    parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{kind}-", dir=parent, ignore_cleanup_errors=True) as name:
-        held = os.open(name, os.O_RDONLY)
+    folder, held = _held_folder(parent, kind)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(held)
+
+
+def _held_folder(parent: Path, kind: str) -> tuple[Path, int]:
+    """Make a folder and hold it; another is made where somebody took the first for abandoned before it was held."""
+    while True:
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f"{kind}-", dir=parent))
         try:
-            fcntl.flock(held, fcntl.LOCK_EX)
-            yield Path(name)
-        finally:
-            os.close(held)
+            held = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        fcntl.flock(held, fcntl.LOCK_EX)
+        if os.fstat(held).st_nlink:
+            return folder, held
+        os.close(held)
 
 
 def remove_abandoned(parent: Path) -> int:

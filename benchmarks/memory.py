@@ -25,7 +25,7 @@ from pathlib import Path
 from benchmarks.minilm import Bare
 from benchmarks.service import memory_bytes
 bare = Bare(Path(sys.argv[1]).read_bytes(), Path(sys.argv[2]), Path(sys.argv[2]))
-bare.refit(1)
+bare.refit_by_file(1)
 print(memory_bytes("self", "VmHWM"))
 """
 
@@ -47,7 +47,7 @@ def measure(service: Service, scratch: Path) -> dict[str, Any]:
     peak = {name: memory_bytes(pid, "VmHWM") for name, pid in processes.items()}
     plan = scratch / "large.plan"
     plan.write_bytes(client.http.get(f"/v1/models/large/engines/{engine}/plan").content)
-    command = [sys.executable, "-c", BARE, plan, path]
+    command = [sys.executable, "-c", BARE, str(plan), str(path)]
     bare = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     path.unlink()
     return {

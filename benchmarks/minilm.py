@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 from safetensors.numpy import load_file, save_file
 
@@ -30,25 +31,25 @@ def measure(service: Service, scratch: Path) -> dict[str, Any]:
     builds = [_job_seconds(client, "builds", body) for _ in range(BUILDS)]
     plan = client.http.get(f"/v1/models/minilm/engines/{engine}/plan").content
     bare = Bare(plan, *files)
-    default, unverified, by_hand, by_hand_checked = [], [], [], []
+    default, unverified, by_hand, by_file = [], [], [], []
     for number in range(ROUNDS):
         weights = versions[(number + 1) % 2]
         refit = {"engine": engine, "weights": weights, "reuse": False}
         default.append(_job_seconds(client, "refits", refit))
         unverified.append(_job_seconds(client, "refits", refit | {"verify": {"against": "none"}}))
         by_hand.append(_seconds(partial(bare.refit, number)))
-        by_hand_checked.append(_seconds(partial(bare.refit_and_check, number)))
+        by_file.append(_seconds(partial(bare.refit_by_file, number)))
     medians = {
         "build_s": statistics.median(builds),
         "refit_s": statistics.median(default),
         "refit_unverified_s": statistics.median(unverified),
         "bare_refit_s": statistics.median(by_hand),
-        "bare_refit_and_check_s": statistics.median(by_hand_checked),
+        "bare_refit_by_file_s": statistics.median(by_file),
     }
     return {name: round(value, 4) for name, value in medians.items()} | {
         "refit_over_bare": round(medians["refit_s"] / medians["bare_refit_s"], 2),
         "refit_unverified_over_bare": round(medians["refit_unverified_s"] / medians["bare_refit_s"], 2),
-        "refit_over_bare_and_check": round(medians["refit_s"] / medians["bare_refit_and_check_s"], 2),
+        "refit_over_bare_by_file": round(medians["refit_s"] / medians["bare_refit_by_file_s"], 2),
         "refit_over_build": round(medians["refit_s"] / medians["build_s"], 3),
     }
 
@@ -60,6 +61,7 @@ class Bare:
         self._plan = plan
         self._first = _map(first)
         self._changed = _map(changed)
+        self._ranges = (_ranges(first), _ranges(changed))
         self._sessions: list[ort.InferenceSession] = []
 
     def refit(self, number: int) -> ort.InferenceSession:
@@ -74,12 +76,24 @@ class Bare:
         self._sessions = [*self._sessions[-1:], session]
         return session
 
-    def refit_and_check(self, number: int) -> bool:
-        """Refit and see whether the outputs on one fixed batch are finite and repeat."""
-        session = self.refit(number)
-        rows = {name: np.ones((1, 16), np.int64) for name in ("input_ids", "attention_mask", "token_type_ids")}
-        first, second = session.run(None, rows), session.run(None, rows)
-        return all(np.isfinite(a).all() and np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+    def refit_by_file(self, number: int) -> ort.InferenceSession:
+        """Do the same with each weight named as a byte range of its file, which onnxruntime then maps itself."""
+        model = onnx.load_from_string(self._plan)
+        ranges = self._ranges[0] | (self._ranges[1] if number % 2 == 0 else {})
+        for initializer in model.graph.initializer:
+            if initializer.name in ranges:
+                path, offset, length = ranges[initializer.name]
+                external = {"location": str(path).lstrip("/"), "offset": str(offset), "length": str(length)}
+                del initializer.external_data[:]
+                for key, value in external.items():
+                    initializer.external_data.add(key=key, value=value)
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", "/")
+        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        self._sessions = [*self._sessions[-1:], session]
+        return session
 
 
 def _prepare(client: Client, scratch: Path) -> tuple[int, list[int], tuple[Path, Path]]:
@@ -111,17 +125,30 @@ def _seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
+def _header(path: Path) -> tuple[int, dict[str, Any]]:
+    """Return where the data begin and the float32 entries of a safetensors file's header."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return 8 + length, {name: entry for name, entry in header.items() if entry["dtype"] == "F32"}
+
+
+def _ranges(path: Path) -> dict[str, tuple[Path, int, int]]:
+    """Return file, offset and length in bytes of each float32 tensor."""
+    start, header = _header(path)
+    return {
+        name: (path.resolve(), start + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0])
+        for name, entry in header.items()
+    }
+
+
 def _map(path: Path) -> dict[str, Any]:
     """Return the float32 tensors of a safetensors file as views of the mapped file."""
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    length = int.from_bytes(mapped[:8], "little")
-    header = json.loads(mapped[8 : 8 + length])
-    header.pop("__metadata__", None)
-    tensors = {}
-    for name, entry in header.items():
-        if entry["dtype"] == "F32":
-            begin, end = entry["data_offsets"]
-            values = np.frombuffer(mapped, np.float32, (end - begin) // 4, 8 + length + begin)
-            tensors[name] = values.reshape(entry["shape"])
-    return tensors
+    shapes = {name: entry["shape"] for name, entry in _header(path)[1].items()}
+    return {
+        name: np.frombuffer(mapped, np.float32, length // 4, offset).reshape(shapes[name])
+        for name, (_path, offset, length) in _ranges(path).items()
+    }

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from rich.table import Table
+from rich.tree import Tree
 from safetensors.numpy import load, load_file, save, save_file
 from tokenizers import Tokenizer
 
@@ -173,9 +174,14 @@ def _shade(score: float) -> str:
 
 
 def show_lineage(client: Client, engine: int) -> None:
-    """Print how the engine came to be."""
+    """Print how the engine came to be, the first build at the top."""
     lineage = client.call("GET", f"/v1/models/minilm/engines/{engine}/lineage")
-    console.print_json(data=lineage)
+    line: list[dict[str, Any]] = [*reversed(lineage["ancestors"]), lineage["engine"]]
+    tree = branch = Tree(f"engine {line[0]['number']}: built with weight version {line[0]['weights']}")
+    for made in line[1:]:
+        changed = f"{made['changed_tensors']} tensors changed"
+        branch = branch.add(f"engine {made['number']}: refitted with weight version {made['weights']}, {changed}")
+    console.print("Lineage", tree, sep="\n")
 
 
 def show_times(build_s: float, refit_s: float) -> None:

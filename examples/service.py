@@ -14,7 +14,8 @@ READY = "ready at "
 @contextmanager
 def running(data_dir: Path, environment: Mapping[str, str] | None = None) -> Iterator[tuple[str, int]]:
     """Start `enginesmith serve` on a free port; give its URL and process id, and stop it at the end."""
-    command = [Path(sys.executable).parent / "enginesmith", "serve", "--port", "0", "--data-dir", data_dir]
+    program = str(Path(sys.executable).parent / "enginesmith")
+    command = [program, "serve", "--port", "0", "--data-dir", str(data_dir)]
     environ = os.environ | dict(environment or {})
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ) as service:  # noqa: S603 - our own
         try:

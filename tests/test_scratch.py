@@ -1,14 +1,19 @@
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from app.scratch import remove_abandoned, scratch_folder
 
 OWNER = """
 import sys
 from pathlib import Path
+import pytest
+
 from app.scratch import scratch_folder
 with scratch_folder(Path(sys.argv[1]), "worker") as folder:
     (folder / "plan").write_text("x")
@@ -34,6 +39,29 @@ def test_a_killed_owners_folder_is_removed_and_a_living_ones_stays(tmp_path: Pat
     assert len(list(tmp_path.iterdir())) == 1
     assert remove_abandoned(tmp_path) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_taken_for_abandoned_before_it_was_held_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moments = iter(["before it is opened", "before it is locked"])
+    opening, locking = os.open, fcntl.flock
+
+    def opened(path: Path, flags: int) -> int:
+        if next(moments, None) == "before it is opened":
+            path.rmdir()
+        return opening(path, flags)
+
+    def locked(descriptor: int, operation: int) -> None:
+        if next(moments, None) == "before it is locked":
+            next(tmp_path.iterdir()).rmdir()
+        locking(descriptor, operation)
+
+    monkeypatch.setattr(os, "open", opened)
+    monkeypatch.setattr(fcntl, "flock", locked)
+    with scratch_folder(tmp_path, "worker") as folder:
+        (folder / "plan").write_text("x")
+    assert list(moments) == []
 
 
 def test_there_may_be_no_scratch_yet(tmp_path: Path) -> None:

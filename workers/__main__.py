@@ -13,7 +13,10 @@ from workers.celery import consume
 from workers.housekeeping import housekeeping
 from workers.worker import open_worker
 
+program = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 
+
+@program.command()
 def main(device: Annotated[str, typer.Option(help='"cpu" or a GPU, such as "cuda:0".')] = "cpu") -> None:
     """Take jobs from the queues of the backends this device offers, until SIGTERM or Ctrl-C."""
     settings = get_settings()
@@ -40,4 +43,4 @@ def check_database(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    program()

@@ -5,14 +5,19 @@ starts. Whether there is one, and whether it was done, is in the database.
 """
 
 import logging
+import signal
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import structlog
 from celery import Celery, signals
 from celery.apps.worker import Worker as CeleryWorker
 from celery.exceptions import CPendingDeprecationWarning
-from celery.platforms import SecurityWarning
+from celery.platforms import EX_OK, SecurityWarning
+from celery.worker import state
 
 from workers.tasks import register
 from workers.worker import Worker
@@ -54,17 +59,13 @@ def consume(worker: Worker) -> int:
     SIGTERM and SIGINT set `worker.stopping`: the job at hand is given back, then Celery stops.
     """
 
-    def stop(**_signal: Any) -> None:  # noqa: ANN401 - Celery's signature
-        worker.stopping.set()
-
     def ready(**_signal: Any) -> None:  # noqa: ANN401 - Celery's signature
         log.info("worker ready", worker=worker.id, device=worker.device, queues=worker.queues)
 
-    signals.worker_shutting_down.connect(stop)
     signals.worker_ready.connect(ready)
     _quiet()
     try:
-        program = CeleryWorker(
+        program = _Program(
             app=celery_app(worker),
             hostname=f"enginesmith@{worker.id}",
             queues=list(worker.queues),
@@ -76,11 +77,30 @@ def consume(worker: Worker) -> int:
             without_heartbeat=True,
             without_mingle=True,
         )
-        program.start()
+        with _stopped_by_signals(worker):
+            program.start()
     finally:
-        signals.worker_shutting_down.disconnect(stop)
         signals.worker_ready.disconnect(ready)
     return int(program.exitcode or 0)
+
+
+class _Program(CeleryWorker):  # type: ignore[misc]  # Celery ships no types
+    def install_platform_tweaks(self, worker: object) -> None:
+        """Install none of Celery's signal handlers: they print, and SIGHUP would execute the process anew."""
+
+
+@contextmanager
+def _stopped_by_signals(worker: Worker) -> Iterator[None]:
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        worker.stopping.set()
+        state.should_stop = EX_OK
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _quiet() -> None:

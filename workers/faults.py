@@ -5,16 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import structlog
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as NoConnectionFree
 
+from app.database import DATABASE_DOWN
 from app.errors import ServiceError, Unavailable
 from app.jobs.lease import JobError
 from workers.backends.base import BackendError
 from workers.engine_host import EngineHostDied
 
 PASSING = {"file_failed", "out_of_memory"}  # what a backend reports of its machine, not of the job
-DATABASE_DOWN = (OperationalError, InterfaceError, NoConnectionFree)
 log = structlog.get_logger(__name__)
 
 
@@ -66,7 +64,7 @@ def fault_of(error: Exception, tail: Sequence[str]) -> Fault:  # noqa: PLR0911 -
         case OSError():
             return Fault(JobError("storage_failed", _storage(error), log_lines), passing=True)
     if isinstance(error, DATABASE_DOWN):
-        return Fault(JobError("database_unavailable", "The database did not answer.", log_lines), passing=True)
+        return Fault(JobError("database_unavailable", _database(error), log_lines), passing=True)
     log.error("job failed by a fault in the worker", exc_info=error)
     return Fault(JobError("internal_error", _internal(error), log_lines))
 
@@ -80,6 +78,10 @@ def _too_long(seconds: float) -> str:
 
 def _storage(error: OSError) -> str:
     return f"Reading or writing a file failed: {error}. Check the worker's disk space and its data directory."
+
+
+def _database(error: Exception) -> str:
+    return f"The database did not answer: {getattr(error, 'orig', None) or error}. Check it and the space on its disk."
 
 
 def _internal(error: Exception) -> str:

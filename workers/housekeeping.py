@@ -15,9 +15,10 @@ import redis
 import structlog
 
 from app.artifacts.service import collect_orphans
+from app.database import DATABASE_DOWN
 from app.fleet import service as fleet
-from app.jobs.sweep import sweep
-from workers.faults import DATABASE_DOWN
+from app.jobs.sweep import let_go, sweep
+from workers.identity import is_gone
 from workers.worker import Worker
 
 REPORTS_PER_TIMEOUT = 4  # so that a late one or two do not make a worker look gone
@@ -39,6 +40,7 @@ def chores(worker: Worker) -> list[Chore]:
     """Return the chores of a worker."""
     settings = worker.settings
     return [
+        Chore("bury", math.inf, lambda: bury_the_dead(worker)),
         Chore("report", settings.worker_timeout_s / REPORTS_PER_TIMEOUT, lambda: report(worker)),
         Chore("resend", math.inf, lambda: sweep_jobs(worker, resend_after_s=0.0)),  # what an earlier life left queued
         Chore("sweep", settings.sweep_interval_s, lambda: sweep_jobs(worker, resend_after_s=settings.resend_after_s)),
@@ -74,6 +76,22 @@ def keep_house(todo: list[Chore], over: Event) -> None:
 def report(worker: Worker) -> None:
     """Tell the fleet that this worker is alive."""
     fleet.report(worker.database, worker.report())
+
+
+def bury_the_dead(worker: Worker) -> None:
+    """Free at once what killed workers held, where the database is a file, so that all of them were on this host."""
+    if worker.settings.database_url:
+        return
+
+    def dead(identity: str) -> bool:
+        return is_gone(identity, worker.id)
+
+    with worker.database.reading() as session:
+        seen = [one.id for one in fleet.alive(session, worker.settings)]
+    for identity in filter(dead, seen):
+        fleet.forget(worker.database, identity)
+    if count := let_go(worker.database, dead):
+        log.info("jobs of killed workers freed", count=count)
 
 
 def sweep_jobs(worker: Worker, *, resend_after_s: float) -> None:

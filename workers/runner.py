@@ -12,9 +12,10 @@ from typing import Any, ParamSpec
 import structlog
 
 from app.artifacts import service as artifacts
+from app.database import DATABASE_DOWN
 from app.jobs import lease
 from app.jobs.lease import CancelAsked, Claim, LeaseLost
-from workers.faults import DATABASE_DOWN, ShuttingDown, fault_of
+from workers.faults import ShuttingDown, fault_of
 from workers.kind import Kind, Product, Ready
 from workers.kinds import KINDS
 from workers.watch import Watch

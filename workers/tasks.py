@@ -3,8 +3,8 @@
 import structlog
 from celery import Celery
 
+from app.database import DATABASE_DOWN
 from app.jobs.queue import TASK
-from workers.faults import DATABASE_DOWN
 from workers.runner import run_job
 from workers.worker import Worker
 

@@ -8,11 +8,12 @@ from typing import ParamSpec, TypeVar
 
 import structlog
 
+from app.database import DATABASE_DOWN
 from app.jobs import lease
 from app.jobs.lease import CancelAsked, Claim
 from app.jobs.state import State
 from workers.backends.base import Outcome, Request
-from workers.faults import DATABASE_DOWN, DeadlineExceeded, ShuttingDown
+from workers.faults import DeadlineExceeded, ShuttingDown
 from workers.news import News
 from workers.worker import Worker
 

@@ -1,7 +1,6 @@
 """The composition root of a worker process: one device, one engine host, one job at a time."""
 
 import os
-import secrets
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ from app.jobs.transition import Notify
 from app.scratch import remove_abandoned, scratch_folder
 from app.settings import Settings
 from workers.engine_host import EngineHost
+from workers.identity import new_identity
 from workers.plans import PlanVerifier
 
 IO_THREADS = 4  # an upload that a cancel left behind must not hold up the next job
@@ -83,7 +83,6 @@ class Worker:
 @contextmanager
 def open_worker(settings: Settings, device: str) -> Iterator[Worker]:
     """Make a worker for `device` ("cpu", "cuda:0") and close all it holds at the end."""
-    identity = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
     remove_abandoned(settings.scratch_dir)
     database = Database(settings.database)
     store = open_store(settings)
@@ -99,7 +98,7 @@ def open_worker(settings: Settings, device: str) -> Iterator[Worker]:
         described = host.describe()
         try:
             yield Worker(
-                id=identity,
+                id=new_identity(),
                 settings=settings,
                 database=database,
                 store=store,

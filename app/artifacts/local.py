@@ -16,7 +16,7 @@ from app.artifacts.incoming import Incoming, clear_leftovers, locked, storage_er
 from app.errors import NotFound, Unavailable
 from app.settings import MIB
 
-BATCH = 2 * MIB
+BATCH = 4 * MIB
 
 
 class LocalStore:

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.bindings.report import ProblemKind
 from app.bindings.rules import MAX_RULES
 from app.fields import Number
+from app.request_body import RequestBody
 
 RULES: list[Any] = [
     {"parameter": "(.*)", "tensors": [r"bert.\1"]},
@@ -31,12 +32,10 @@ PROBLEM: dict[str, Any] = {
 }
 
 
-class BindingRequest(BaseModel):
+class BindingRequest(RequestBody):
     """What to bind to what, and the rules to bind by; without a rule a tensor feeds the parameter of its name."""
 
-    model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"definition": 1, "weights": 2, "rules": RULES}]}
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [{"definition": 1, "weights": 2, "rules": RULES}]})
 
     definition: Number = Field(description="Number of the definition.")
     weights: Number = Field(description="Number of the weight version.")

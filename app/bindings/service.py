@@ -20,18 +20,22 @@ from app.weights.tables import WeightVersion
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A definition and the weights to bind to it, loaded, so that binding needs no session."""
+    """A definition and the weights to bind to it, loaded, so that binding needs no session.
+
+    `tensors` are rows for `Manifest.from_json`.
+    """
 
     definition: Definition
     weights: WeightVersion
     parameters: tuple[Parameter, ...]
-    manifest: Manifest
+    tensors: list[Any]
     defaults: tuple[Any, ...]
 
     def bind(self, rules: Sequence[Any]) -> BindingReport:
         """Bind by these rules, then by the definition's own; Invalid "bad_rule" for one that cannot be used."""
         try:
-            return bind(self.parameters, self.manifest.tensors, parse_rules(rules), parse_rules(self.defaults))
+            tensors = Manifest.from_json(self.tensors).tensors
+            return bind(self.parameters, tensors, parse_rules(rules), parse_rules(self.defaults))
         except BindingRuleError as error:
             fault = FieldError(f"/rules/{error.index}", error.detail)
             raise Invalid(
@@ -47,6 +51,6 @@ def load(session: Session, model_id: int, definition: int, version: int) -> Pair
         found,
         weight_version,
         definitions.load_parameters(session, found.id),
-        weights.load_manifest(session, weight_version.id),
+        weights.load_rows(session, weight_version.id),
         tuple(definitions.load_rules(session, found.id)),
     )

@@ -101,7 +101,8 @@ def _check_graph(graph: GraphProto, census: _Census, *, depth: int) -> None:
             raise Rejected("bad_name", f"The initializer name {tensor.name!r} is empty or used twice. Export it again.")
         seen.add(tensor.name)
         check_tensor(tensor, f"initializer {tensor.name!r}")
-    _check_names(value.name for value in (*graph.input, *graph.output))
+    for value in (*graph.input, *graph.output):
+        _check_names([value.name, *(dim.dim_param for dim in value.type.tensor_type.shape.dim)])
     _check_nodes(graph.node, census, depth=depth)
 
 

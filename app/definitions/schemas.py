@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.definitions.families.registry import Precision
 from app.fields import Digest
+from app.request_body import RequestBody
 
 FAMILY_REQUEST: dict[str, Any] = {
     "family": "bert",
@@ -36,10 +37,10 @@ DEFINITION: dict[str, Any] = {
 }
 
 
-class DefinitionRequest(BaseModel):
+class DefinitionRequest(RequestBody):
     """Either a family with its Hugging Face config.json, or the digest of an uploaded ONNX file."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [FAMILY_REQUEST, FILE_REQUEST]})
+    model_config = ConfigDict(json_schema_extra={"examples": [FAMILY_REQUEST, FILE_REQUEST]})
 
     family: str | None = Field(None, description="The architecture: `bert`.", max_length=64)
     config: dict[str, Any] | None = Field(

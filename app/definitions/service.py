@@ -52,11 +52,12 @@ def create_definition(
     with _construct(store, settings, request) as made:
         source = made.source if request.onnx is None else {"onnx": request.onnx, **made.source}
         manifest = None if made.weights is None else _store_weights(database, store, made.weights)
+        draft = None if manifest is None else weights.Draft.of(manifest)
         digest, size = store.put_file(made.graph)
         artifacts.record_upload(database, store, digest, size)
     with database.transaction() as session:
         registry.lock_model(session, model_id)
-        version = None if manifest is None else weights.register(session, model_id, manifest)[0].version
+        version = None if draft is None else weights.register(session, model_id, draft)[0].version
         return _insert(session, model_id, digest, source, made, version)
 
 

@@ -4,7 +4,7 @@ from app.database import Database
 from app.engines.lineage import Family
 from app.weights.diff import diff
 from app.weights.manifest import Manifest
-from app.weights.service import load_manifest
+from app.weights.service import load_rows
 
 
 def count_changed_tensors(database: Database, family: Family) -> dict[int, int]:
@@ -26,4 +26,5 @@ def count_changed_tensors(database: Database, family: Family) -> dict[int, int]:
 
 def _load(database: Database, weights_id: int) -> Manifest:
     with database.reading() as session:
-        return load_manifest(session, weights_id)
+        rows = load_rows(session, weights_id)
+    return Manifest.from_json(rows)

@@ -47,7 +47,7 @@ HEADERS: dict[str, Any] = {
 }
 
 
-@router.post("/builds", summary="Build an engine", tags=["jobs"], **MAKES_JOB)
+@router.post("/builds", summary="Build an engine", **MAKES_JOB)
 async def build(
     model: str, body: BuildRequest, database: DatabaseDep, settings: SettingsDep, submit: SubmitDep
 ) -> Response:
@@ -60,7 +60,7 @@ async def build(
     return await submit(lambda: service.request_build(database, settings, model, body))
 
 
-@router.post("/refits", summary="Refit an engine", tags=["jobs"], **MAKES_JOB)
+@router.post("/refits", summary="Refit an engine", **MAKES_JOB)
 async def refit(
     model: str, body: RefitRequest, database: DatabaseDep, settings: SettingsDep, submit: SubmitDep
 ) -> Response:
@@ -82,7 +82,7 @@ async def make_engine(
     return await submit(lambda: service.request_engine(database, settings, model, body))
 
 
-@router.post("/runs", summary="Run an engine", tags=["jobs"], **MAKES_JOB)
+@router.post("/runs", summary="Run an engine", **MAKES_JOB)
 async def run(
     model: str, body: RunRequest, database: DatabaseDep, settings: SettingsDep, submit: SubmitDep
 ) -> Response:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.fields import Digest, Number
+from app.request_body import RequestBody
 
 Backend = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,64}$")]
 Options = Annotated[dict[str, Any], Field(max_length=64)]
@@ -52,10 +53,10 @@ RELATIVE: dict[str, Any] = {
 }
 
 
-class VerifyChoice(BaseModel):
+class VerifyChoice(RequestBody):
     """What a new engine is compared with before it is published; a failing engine never is."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"against": "reference"}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"against": "reference"}]})
 
     against: Literal["reference", "rebuild", "finite", "none"] = Field(
         "reference",
@@ -64,11 +65,10 @@ class VerifyChoice(BaseModel):
     )
 
 
-class BuildRequest(BaseModel):
+class BuildRequest(RequestBody):
     """What to compile."""
 
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={"examples": [{"definition": 1, "weights": 1, "profiles": [PROFILE], "rules": [RULE]}]},
     )
 
@@ -84,10 +84,10 @@ class BuildRequest(BaseModel):
     reuse: bool = Field(default=True, description="false: compile although an equal engine exists.")
 
 
-class RefitRequest(BaseModel):
+class RefitRequest(RequestBody):
     """The engine to start from and the weights the new one shall have."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"engine": 1, "weights": 2}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"engine": 1, "weights": 2}]})
 
     engine: Number
     weights: Number
@@ -95,10 +95,10 @@ class RefitRequest(BaseModel):
     reuse: bool = Field(default=True, description="false: refit although an equal engine exists.")
 
 
-class EngineRequest(BaseModel):
+class EngineRequest(RequestBody):
     """The weights an engine is wanted for; everything left out is chosen."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"weights": 3}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"weights": 3}]})
 
     weights: Number
     definition: Number | None = Field(None, description="Left out: the newest.")
@@ -113,19 +113,19 @@ class EngineRequest(BaseModel):
     verify: VerifyChoice = VerifyChoice()
 
 
-class RunRequest(BaseModel):
+class RunRequest(RequestBody):
     """An engine and the uploaded safetensors file that holds one tensor per input."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"engine": 2, "inputs": INPUTS}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"engine": 2, "inputs": INPUTS}]})
 
     engine: Number
     inputs: Digest
 
 
-class VerifyRequest(BaseModel):
+class VerifyRequest(RequestBody):
     """What to compare the engine with."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"against": "rebuild"}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"against": "rebuild"}]})
 
     against: Literal["reference", "rebuild", "finite"] = "reference"
 

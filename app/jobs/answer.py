@@ -22,14 +22,15 @@ from starlette.concurrency import run_in_threadpool
 
 from app.database import Database
 from app.jobs import idempotency, service
+from app.jobs.dispatch import Dispatch
 from app.jobs.notices import Listener, wait_for
 from app.jobs.schemas import JOB, JobAnswer, job_answer
-from app.jobs.service import Dispatch, Place
+from app.jobs.service import Place
 from app.jobs.state import FINAL
 
 LOOK_EVERY_S = 1.0  # however many notices are lost, a waiter looks at the row this often
 MAX_RETRY_AFTER_S = 30
-WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d+(?:\.\d+)?)", re.IGNORECASE)
+WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?([0-9]+(?:\.[0-9]+)?)\"?\s*(?:$|[,;])", re.IGNORECASE)
 
 _HEADERS: dict[str, Any] = {
     "Location": {"description": "The job.", "schema": {"type": "string"}},
@@ -49,6 +50,7 @@ JOB_RESPONSES: dict[int | str, dict[str, Any]] = {
             "application/json": {
                 "example": JOB
                 | {"state": "queued", "result": None, "attempt": 0, "started_at": None, "finished_at": None}
+                | {"progress": {"phase": None, "step": None, "total": None, "eta_s": 1.25}}
             }
         },
     },
@@ -117,7 +119,7 @@ class Submit:
                 changed.clear()
                 job = await run_in_threadpool(self._read, job_id)
                 left = deadline - time.monotonic()
-                if job.state in FINAL or left <= 0:
+                if job.state in FINAL or left <= 0 or self._listener.ending:
                     return job
                 await wait_for(changed, min(left, LOOK_EVERY_S))
 

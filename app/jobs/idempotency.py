@@ -15,15 +15,15 @@ def request_digest(method: str, path: str, body: bytes) -> str:
     """Return what tells one request from another; the order of JSON keys does not count."""
     try:
         canonical = json.dumps(json.loads(body), sort_keys=True) if body else ""
-    except ValueError:
+    except (ValueError, RecursionError):
         canonical = body.hex()
     return hashlib.sha256("\n".join((method, path, canonical)).encode()).hexdigest()
 
 
 def earlier_job(session: Session, key: str, digest: str) -> str | None:
     """Return the job a key already made; Invalid where that was another request."""
-    if not 0 < len(key) <= MAX_KEY:
-        raise Invalid(f"An Idempotency-Key has 1 to {MAX_KEY} characters.", code="bad_idempotency_key")
+    if not 0 < len(key) <= MAX_KEY or not key.isprintable():
+        raise Invalid(f"An Idempotency-Key has 1 to {MAX_KEY} printable characters.", code="bad_idempotency_key")
     row = session.get(IdempotencyKey, key)
     if row is None:
         return None

@@ -14,6 +14,7 @@ import structlog
 
 CHANNEL = "enginesmith.jobs"
 RECONNECT_S = 1.0
+CANCEL_AGAIN_S = 0.1
 SOCKET_TIMEOUT_S = 3.0
 log = structlog.get_logger()
 
@@ -43,9 +44,13 @@ class Announcer:
 
 
 class Listener:
-    """The receiving end: one subscription per process, shared by every waiter in it."""
+    """The receiving end: one subscription per process, shared by every waiter in it.
+
+    Once `ending` is set, waiters answer with what there is, at the latest when they next look.
+    """
 
     def __init__(self, url: str) -> None:
+        self.ending = False
         self._url = url
         self._waiters: dict[str, set[asyncio.Event]] = defaultdict(set)
 
@@ -56,9 +61,9 @@ class Listener:
         try:
             yield
         finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+            while not task.done():
+                task.cancel()  # more than once: redis-py swallows a cancellation that comes while it connects
+                await asyncio.wait([task], timeout=CANCEL_AGAIN_S)
 
     @asynccontextmanager
     async def watching(self, job_id: str) -> AsyncIterator[asyncio.Event]:

@@ -70,7 +70,7 @@ def read_events(
     """What happened to the job, in order. A follower that lost its connection goes on with Last-Event-ID."""
     with database.reading() as session:
         service.get_job(session, job)
-    if EVENT_STREAM in accept:
+    if EVENT_STREAM in accept.lower():
         events = stream(database, request.app.state.listener, job, _event_number(last_event_id))
         return StreamingResponse(events, media_type=EVENT_STREAM, headers={"Cache-Control": "no-store"})
     return JSONResponse(_event_page(database, job, page).model_dump(mode="json"))

@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.jobs import service
+from app.jobs.state import State
 from app.jobs.tables import Job
 
 JOB: dict[str, Any] = {
@@ -14,7 +15,7 @@ JOB: dict[str, Any] = {
     "state": "succeeded",
     "model": "minilm",
     "attempt": 1,
-    "progress": {"phase": "publish", "step": 4, "total": 4, "eta_s": None},
+    "progress": {"phase": "done", "step": None, "total": None, "eta_s": None},
     "result": {"engine": 1, "reused": False, "method": "build"},
     "error": None,
     "created_at": "2026-11-22T10:00:00Z",
@@ -30,7 +31,10 @@ EVENT: dict[str, Any] = {
 
 
 class ProgressAnswer(BaseModel):
-    """Where a job is; `eta_s` is the time it is likely to need yet, in seconds, from earlier jobs of its kind."""
+    """Where a job is: `phase` is "done" once it has succeeded; `step` of `total` where the phase has steps.
+
+    `eta_s` is the time it is likely to need yet, in seconds, from earlier jobs of its kind.
+    """
 
     phase: str | None
     step: int | None
@@ -75,10 +79,18 @@ def job_answer(job: Job) -> JobAnswer:
         state=job.state,
         model=job.model,
         attempt=job.attempt,
-        progress=ProgressAnswer(phase=job.phase, step=job.step, total=job.total, eta_s=service.eta_seconds(job)),
+        progress=_progress(job),
         result=job.result,
         error=job.error,
         created_at=job.created_at,
         started_at=job.started_at,
         finished_at=job.finished_at,
     )
+
+
+def _progress(job: Job) -> ProgressAnswer:
+    """Say where a job is; one that succeeded is done, others that ended stay in the phase they ended in."""
+    if job.state == State.SUCCEEDED:
+        return ProgressAnswer(phase="done", step=job.total, total=job.total, eta_s=None)
+    step = None if job.total is None else job.step
+    return ProgressAnswer(phase=job.phase, step=step, total=job.total, eta_s=service.eta_seconds(job))

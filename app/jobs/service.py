@@ -4,7 +4,6 @@ import secrets
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -15,7 +14,7 @@ from sqlalchemy.orm import Session
 from app.database import after_commit, now
 from app.errors import NotFound
 from app.jobs import events, lease
-from app.jobs.queue import JobQueue
+from app.jobs.dispatch import Dispatch
 from app.jobs.state import State
 from app.jobs.tables import Job
 from app.pagination import PageQuery, Rows, list_rows
@@ -23,14 +22,6 @@ from app.registry.tables import Model
 
 Place = Callable[[Session], Job]  # makes a job in the transaction it is given
 HISTORY = 5  # earlier jobs that say how long the next one takes
-
-
-@dataclass(frozen=True, slots=True)
-class Dispatch:
-    """How a new or changed job is made known."""
-
-    queue: JobQueue
-    announce: Callable[[str], None]
 
 
 def bind_dispatch(session: Session, dispatch: Dispatch) -> None:
@@ -55,7 +46,7 @@ def create(session: Session, *, kind: str, model_id: int, queue: str, request: M
     events.append(session, job.id, "queued", {"queue": queue})
     dispatch: Dispatch | None = session.info.get("dispatch")
     if dispatch is not None:
-        after_commit(session, lambda: _send(dispatch, job.id, queue))
+        after_commit(session, lambda: dispatch.send(job.id, queue))
     return job
 
 
@@ -145,11 +136,6 @@ def request_cancel(session: Session, job_id: str) -> Job:
 
 def _model_name(session: Session, model_id: int) -> str:
     return session.scalars(select(Model.name).where(Model.id == model_id)).one()
-
-
-def _send(dispatch: Dispatch, job_id: str, queue: str) -> None:
-    dispatch.queue.send(job_id, queue)
-    dispatch.announce(job_id)
 
 
 def _expected_seconds(session: Session, kind: str, model_id: int) -> float | None:

@@ -17,7 +17,10 @@ KEEP_ALIVE_EVERY = 15  # looks without an event before a comment keeps proxies f
 
 
 async def stream(database: Database, listener: Listener, job_id: str, after: int) -> AsyncIterator[bytes]:
-    """Yield the events after a number, then each new one as it comes, and end after a finished job's last one."""
+    """Yield the events after a number, then each new one as it comes, and end after a finished job's last one.
+
+    When this process ends, the stream ends early; Last-Event-ID goes on where it was.
+    """
     quiet = 0
     async with listener.watching(job_id) as changed:
         while True:
@@ -26,7 +29,7 @@ async def stream(database: Database, listener: Listener, job_id: str, after: int
             for event in batch:
                 yield _frame(event)
                 after = event.seq
-            if finished and not batch:
+            if not batch and (finished or listener.ending):
                 return
             quiet = 0 if batch else quiet + 1
             if quiet % KEEP_ALIVE_EVERY == KEEP_ALIVE_EVERY - 1:

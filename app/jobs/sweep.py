@@ -6,12 +6,12 @@ Any number of workers may sweep at once: each statement is guarded, so one of th
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 import redis
 import structlog
-from sqlalchemy import ColumnElement, Row, select, update
+from sqlalchemy import ColumnElement, Row, func, select, update
 
 from app.database import Database, now
 from app.jobs.events import Event
@@ -45,7 +45,7 @@ class Swept:
 
 
 class Backlog:
-    """How many messages of a queue wait in the broker: while some do, nothing shows that any was lost."""
+    """How many messages of a queue wait in the broker."""
 
     def __init__(self, broker_url: str) -> None:
         self._client = redis.Redis.from_url(
@@ -69,12 +69,26 @@ def sweep(
 ) -> Swept:
     """Take back jobs whose lease ran out, and send those of `queues` that no worker has heard of.
 
-    A job is sent where it never was, or where it was sent `resend_after_s` ago and its queue is empty in
-    the broker: a long queue is not sent again and again. Raises redis.RedisError where the broker is down.
+    A job is sent where it never was, or where it was sent `resend_after_s` ago and its message is lost: its
+    queue is empty in the broker, or messages sent that much later were taken. So a long queue is not sent
+    again and again. Raises redis.RedisError where the broker is down.
     """
     moved = Counter(_take_back(database, row, settings, notify) for row in _expired(database))
     sent = sum(_send_unsent(database, queue, name, backlog, resend_after_s) for name in queues)
     return Swept(moved[State.QUEUED], moved[State.FAILED], moved[State.CANCELED], sent)
+
+
+def let_go(database: Database, is_gone: Callable[[str], bool]) -> int:
+    """End the leases of workers known to be gone, so that the next sweep takes their jobs back; returns how many."""
+    held = (Job.state.in_(HELD), Job.worker.is_not(None), Job.lease_until >= now())
+    with database.reading() as session:
+        rows = session.execute(select(Job.id, Job.fence, Job.worker).where(*held)).all()
+    ended = [row for row in rows if is_gone(row.worker)]
+    for row in ended:
+        statement = update(Job).where(Job.id == row.id, Job.fence == row.fence, *held).values(lease_until=now())
+        with database.transaction() as session:
+            session.execute(statement)
+    return len(ended)
 
 
 def _expired(database: Database) -> Sequence[Row[str, str, int, int, str | None]]:
@@ -122,12 +136,29 @@ def _worker_lost(worker: str | None, attempt: int) -> JobError:
 def _send_unsent(
     database: Database, queue: Sender, name: str, backlog: Callable[[str], int], resend_after_s: float
 ) -> int:
+    waiting = backlog(name)  # first: where the broker is down, nothing may be marked as sent
     unsent = _mark_sent(database, name, Job.sent_at.is_(None))
-    overdue = Job.sent_at < now() - timedelta(seconds=resend_after_s)
-    lost = _mark_sent(database, name, overdue) if backlog(name) == 0 else []
+    overdue = now() - timedelta(seconds=resend_after_s)
+    if waiting:
+        overdue = min(overdue, _last_taken(database, name) - timedelta(seconds=resend_after_s))
+    lost = _mark_sent(database, name, Job.sent_at < overdue)
     for job_id in [*unsent, *lost]:
         queue.send(job_id, name)
     return len(unsent) + len(lost)
+
+
+def _last_taken(database: Database, name: str) -> datetime:
+    """Return when the newest message a worker has taken was sent: one much older than that is lost.
+
+    Messages keep their order, and a queue that is never empty must not hide that one is missing.
+    """
+    newest = [
+        select(func.max(Job.sent_at)).where(Job.state == state, Job.queue == name)  # each one step in the index
+        for state in (State.RUNNING, State.SUCCEEDED, State.FAILED)
+    ]
+    with database.reading() as session:
+        times = [moment for statement in newest if (moment := session.scalar(statement)) is not None]
+    return max(times, default=datetime.fromtimestamp(0, UTC))
 
 
 def _mark_sent(database: Database, name: str, due: ColumnElement[bool]) -> Sequence[str]:

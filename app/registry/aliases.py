@@ -73,16 +73,19 @@ def etag(alias: Alias) -> str:
 
 def _check(alias: Alias | None, name: str, if_match: str | None, if_none_match: str | None) -> None:
     present = etag(alias) if alias else None
-    if if_match is not None and not _matches(if_match, present):
+    if if_match is not None and not matches(if_match, present):
         raise PreconditionFailed(
-            f"The alias '{name}' has moved: its ETag is {present or 'none (it does not exist)'}. "
-            "GET it again, decide anew, and send that ETag in If-Match."
+            f"The alias '{name}' has moved: its ETag is {present}. GET it again, decide anew, and send that ETag in "
+            "If-Match."
+            if present
+            else f"The alias '{name}' does not exist. Leave If-Match out to set it."
         )
-    if if_none_match is not None and _matches(if_none_match, present):
+    if if_none_match is not None and matches(if_none_match, present):
         raise PreconditionFailed(f"The alias '{name}' already exists. Leave If-None-Match out to move it.")
 
 
-def _matches(header: str, present: str | None) -> bool:
+def matches(header: str, present: str | None) -> bool:
+    """Tell whether an If-Match or If-None-Match header names the present entity tag, or is "*" and there is one."""
     return present is not None and (header.strip() == "*" or present in [tag.strip() for tag in header.split(",")])
 
 

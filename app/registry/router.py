@@ -87,12 +87,20 @@ def move_alias(
     "/{model}/aliases/{alias}",
     summary="Read an alias",
     response_model=AliasAnswer,
-    responses=problems(404),
+    responses={304: {"description": "If-None-Match names it: the alias has not moved."}, **problems(404)},
     tags=["aliases"],
 )
-def read_alias(model: str, alias: AliasPath, session: SessionDep, response: Response) -> Any:
+def read_alias(
+    model: str,
+    alias: AliasPath,
+    session: SessionDep,
+    response: Response,
+    if_none_match: Annotated[str | None, Header(description="The ETag of what the client has already.")] = None,
+) -> Any:
     """The engine the alias names; the answer's ETag goes into If-Match of the next move."""
     row = aliases.get_alias(session, service.get_model(session, model), alias)
+    if if_none_match is not None and aliases.matches(if_none_match, aliases.etag(row)):
+        return Response(status_code=304, headers={"ETag": aliases.etag(row)})
     response.headers["ETag"] = aliases.etag(row)
     return row
 

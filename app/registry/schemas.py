@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.fields import Number
+from app.request_body import RequestBody
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,127}$")]
 Label = Annotated[str, StringConstraints(max_length=256)]
@@ -19,11 +20,10 @@ MODEL: dict[str, Any] = {
 ALIAS: dict[str, Any] = {"alias": "production", "engine": 2, "revision": 3, "updated_at": "2026-11-22T10:00:00Z"}
 
 
-class ModelRequest(BaseModel):
+class ModelRequest(RequestBody):
     """A model to register; names are lower-case letters, digits, '.', '_' and '-'."""
 
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={
             "examples": [{"name": "minilm", "description": "Sentence embeddings", "labels": {"team": "search"}}]
         },
@@ -45,10 +45,10 @@ class ModelAnswer(BaseModel):
     created_at: datetime
 
 
-class AliasRequest(BaseModel):
+class AliasRequest(RequestBody):
     """Where an alias shall point."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"engine": 2}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"engine": 2}]})
 
     engine: Number
 

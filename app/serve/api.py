@@ -2,8 +2,10 @@
 
 import socket
 from contextlib import suppress
+from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
 from app.main import create_app
 from app.observability import configure_logging
@@ -19,8 +21,9 @@ def run(settings: Settings, listener: socket.socket) -> None:
     itself, with its id, so the server's own access log is off.
     """
     configure_logging(settings)
+    app = create_app(settings)
     config = uvicorn.Config(
-        create_app(settings),
+        app,
         loop="uvloop",
         http="httptools",
         ws="none",
@@ -31,4 +34,17 @@ def run(settings: Settings, listener: socket.socket) -> None:
         timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_S,
     )
     with suppress(KeyboardInterrupt):  # uvicorn raises Ctrl-C once more after it has shut down
-        uvicorn.Server(config).run(sockets=[listener])
+        Server(config, app).run(sockets=[listener])
+
+
+class Server(uvicorn.Server):
+    """Lets whoever waits for a job go when it is told to stop, so that only transfers use up the grace."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+        super().__init__(config)
+        self._app = app
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take SIGINT or SIGTERM."""
+        self._app.state.listener.ending = True
+        super().handle_exit(sig, frame)

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Response
 
+from app.database import Database
 from app.dependencies import DatabaseDep, SessionDep, StoreDep
 from app.fields import Number
 from app.pagination import Listing, PageDep, list_items
@@ -11,6 +12,7 @@ from app.problems import problems
 from app.registry import service as registry
 from app.weights import service
 from app.weights.diff import diff
+from app.weights.manifest import Manifest
 from app.weights.schemas import DiffAnswer, TensorAnswer, TensorChangeAnswer, WeightsAnswer, WeightsRequest
 
 router = APIRouter(prefix="/models/{model}/weights", tags=["weights"])
@@ -58,11 +60,10 @@ def read_weights(model: str, version: Version, session: SessionDep) -> Any:
     response_model=Listing[TensorAnswer],
     responses=problems(404, 422),
 )
-def list_tensors(model: str, version: Version, session: SessionDep, page: PageDep) -> Any:
+def list_tensors(model: str, version: Version, database: DatabaseDep, page: PageDep) -> Any:
     """Name, dtype, shape, BLAKE3 and place of every tensor, in the order of their names."""
-    found = service.get_weights(session, registry.get_model(session, model).id, version)
-    tensors = service.load_manifest(session, found.id).tensors
-    return list_items(list(tensors.values()), lambda tensor: tensor.name, page)
+    (manifest,) = _manifests(database, model, version)
+    return list_items(list(manifest.tensors.values()), lambda tensor: tensor.name, page)
 
 
 @router.get(
@@ -71,14 +72,9 @@ def list_tensors(model: str, version: Version, session: SessionDep, page: PageDe
     response_model=DiffAnswer,
     responses=problems(404, 422),
 )
-def read_diff(model: str, version: Version, earlier: From, session: SessionDep, page: PageDep) -> Any:
+def read_diff(model: str, version: Version, earlier: From, database: DatabaseDep, page: PageDep) -> Any:
     """What was added, removed or changed since the version `from`; the tensors come in pages, by name."""
-    model_id = registry.get_model(session, model).id
-    before, after = (
-        service.load_manifest(session, service.get_weights(session, model_id, number).id)
-        for number in (earlier, version)
-    )
-    found = diff(before, after)
+    found = diff(*_manifests(database, model, earlier, version))
     rows = list_items(found.changes, lambda change: change.name, page)
     return DiffAnswer(
         from_=earlier,
@@ -92,3 +88,11 @@ def read_diff(model: str, version: Version, earlier: From, session: SessionDep, 
         has_more=rows.has_more,
         next_cursor=rows.next_cursor,
     )
+
+
+def _manifests(database: Database, model: str, *versions: int) -> list[Manifest]:
+    with database.reading() as session:
+        model_id = registry.get_model(session, model).id
+        found = [service.get_weights(session, model_id, version).id for version in versions]
+        rows = [service.load_rows(session, weights_id) for weights_id in found]
+    return [Manifest.from_json(one) for one in rows]

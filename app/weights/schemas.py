@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.fields import Digest, Number
 from app.pagination import Listing
+from app.request_body import RequestBody
 from app.weights.diff import Change
 
 FILE = "sha256:53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -36,12 +37,10 @@ CHANGE: dict[str, Any] = {
 }
 
 
-class WeightsRequest(BaseModel):
+class WeightsRequest(RequestBody):
     """The uploaded safetensors files of a version: all shards, or only what changed from `base`."""
 
-    model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"files": [FILE], "base": 1, "label": "epoch 2"}]}
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [{"files": [FILE], "base": 1, "label": "epoch 2"}]})
 
     files: list[Digest] = Field(min_length=1, max_length=1000)
     base: Number | None = Field(None, description="The version whose other tensors this one keeps.")

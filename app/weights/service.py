@@ -1,8 +1,11 @@
 """Weight versions: made from uploaded checkpoint files, hashed tensor by tensor, never changed."""
 
+import json
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 from blake3 import blake3
 from sqlalchemy import select
@@ -11,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from app.artifacts import service as artifacts
 from app.artifacts.store import ArtifactStore
-from app.database import Database
+from app.database import Database, JsonText
 from app.errors import FieldError, Invalid, NotFound, Unavailable
 from app.pagination import PageQuery, Rows, list_rows
 from app.registry import service as registry
@@ -40,40 +43,59 @@ def create_weights(
     with database.transaction() as session:
         model_id = registry.get_model(session, model_name).id
         artifacts.require(session, files, "/files")
-        under = None if base is None else load_manifest(session, get_weights(session, model_id, base).id)
+        rows = None if base is None else load_rows(session, get_weights(session, model_id, base).id)
     manifest = _combined([_index(database, store, digest, number) for number, digest in enumerate(files)])
-    if under is not None:
-        manifest = under.overlay(manifest)
+    if rows is not None:
+        manifest = Manifest.from_json(rows).overlay(manifest)
     _check_count(manifest)
+    draft = Draft.of(manifest)
     with database.transaction() as session:
-        return register(session, model_id, manifest, base=base, label=label)
+        return register(session, model_id, draft, base=base, label=label)
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A weight version as far as it can be computed before the transaction that records it."""
+
+    digest: str
+    tensor_count: int
+    bytes: int
+    manifest: JsonText
+    blobs: tuple[str, ...]
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> "Draft":
+        """Compute the digest and serialize the manifest, which takes a while where there are 100,000 tensors."""
+        text = JsonText(json.dumps(manifest.to_json()))
+        return cls(manifest.digest, len(manifest.tensors), manifest.nbytes, text, manifest.blobs)
 
 
 def register(
-    session: Session, model_id: int, manifest: Manifest, *, base: int | None = None, label: str | None = None
+    session: Session, model_id: int, draft: Draft, *, base: int | None = None, label: str | None = None
 ) -> tuple[WeightVersion, bool]:
-    """Record a manifest as the model's next version; the same content in the same model is one version.
+    """Record a draft as the model's next version; the same content in the same model is one version.
 
     Returns the version and whether it is new. Keeps every blob the manifest refers to.
     """
     registry.lock_model(session, model_id)
-    same = (WeightVersion.model_id == model_id, WeightVersion.digest == manifest.digest)
+    same = (WeightVersion.model_id == model_id, WeightVersion.digest == draft.digest)
     found = session.scalar(select(WeightVersion).where(*same))
     if found is not None:
         return found, False
     version = WeightVersion(
         model_id=model_id,
         version=registry.next_number(session, model_id, "weights"),
-        digest=manifest.digest,
-        tensor_count=len(manifest.tensors),
-        bytes=manifest.nbytes,
+        digest=draft.digest,
+        tensor_count=draft.tensor_count,
+        bytes=draft.bytes,
         base=base,
         label=label,
-        manifest=manifest.to_json(),
+        manifest=draft.manifest,
     )
     session.add(version)
     session.flush()
-    for blob in manifest.blobs:
+    session.expire(version, ["manifest"])  # the row holds the text, read back it is a list
+    for blob in draft.blobs:
         artifacts.keep(session, blob, f"weights:{version.id}")
     return version, True
 
@@ -99,8 +121,14 @@ def get_weights(session: Session, model_id: int, version: int) -> WeightVersion:
 
 def load_manifest(session: Session, weights_id: int) -> Manifest:
     """Return the tensors of a weight version, by its row's id."""
+    return Manifest.from_json(load_rows(session, weights_id))
+
+
+def load_rows(session: Session, weights_id: int) -> list[Any]:
+    """Return what `Manifest.from_json` reads, by the row's id; reading it is for after the session."""
     statement = select(WeightVersion.manifest).where(WeightVersion.id == weights_id)
-    return Manifest.from_json(session.execute(statement).scalar_one())
+    rows: list[Any] = session.execute(statement).scalar_one()
+    return rows
 
 
 def index_file(database: Database, store: ArtifactStore, digest: str) -> list[TensorEntry]:
@@ -110,12 +138,13 @@ def index_file(database: Database, store: ArtifactStore, digest: str) -> list[Te
     """
     with database.reading() as session:
         known = session.get(CheckpointFile, digest)
-        if known is not None:
-            return entries_from_json(known.tensors)
+    if known is not None:
+        return entries_from_json(known.tensors)
     entries = _hash_file(store, digest)
+    text = JsonText(json.dumps(entries_to_json(entries)))
     # Whoever hashed the same file at the same time wrote the same row.
     with suppress(IntegrityError), database.transaction() as session:
-        session.add(CheckpointFile(digest=digest, tensors=entries_to_json(entries)))
+        session.add(CheckpointFile(digest=digest, tensors=text))
     return entries
 
 

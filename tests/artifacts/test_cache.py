@@ -18,11 +18,15 @@ def cache_of(tmp_path: Path, max_bytes: int, *, keep_s: float = 0.0) -> Artifact
     return cache
 
 
+def ask(cache: ArtifactCache, data: bytes) -> Path:
+    return cache.path(digest_of(data), lambda: [data])
+
+
 def fill(cache: ArtifactCache) -> list[Path]:
     """Ask for every file, each a minute after the one before."""
-    paths = []
+    paths: list[Path] = []
     for age, data in enumerate(reversed(FILES)):
-        paths.insert(0, cache.path(digest_of(data), lambda data=data: [data]))
+        paths.insert(0, ask(cache, data))
         os.utime(paths[0], (1e9 - 60 * age,) * 2)
     return paths
 
@@ -33,7 +37,7 @@ def no_download() -> Iterator[bytes]:
 
 def test_downloads_once(tmp_path: Path) -> None:
     cache = cache_of(tmp_path, 10_000)
-    assert cache.path(digest_of(FILES[0]), lambda: [FILES[0]]).read_bytes() == FILES[0]
+    assert ask(cache, FILES[0]).read_bytes() == FILES[0]
     assert cache.path(digest_of(FILES[0]), no_download).read_bytes() == FILES[0]
 
 
@@ -42,22 +46,22 @@ def test_evicts_the_least_recently_used(tmp_path: Path) -> None:
     roomy = cache_of(tmp_path, 10_000)
     paths = fill(roomy)
     roomy.path(digest_of(FILES[0]), no_download)  # the oldest, now used again
-    cache.path(digest_of(b"new" * 300), lambda: [b"new" * 300])
+    ask(cache, b"new" * 300)
     assert [path.exists() for path in paths] == [True, False, False, True]
 
 
 def test_keeps_what_was_just_handed_out_even_above_its_size(tmp_path: Path) -> None:
     cache = cache_of(tmp_path, 1500, keep_s=3600)
-    paths = [cache.path(digest_of(data), lambda data=data: [data]) for data in FILES]
+    paths = [ask(cache, data) for data in FILES]
     assert all(path.exists() for path in paths)
 
 
 def test_an_open_copy_stays_readable_after_eviction(tmp_path: Path) -> None:
     cache = cache_of(tmp_path, 1500)
-    path = cache.path(digest_of(FILES[0]), lambda: [FILES[0]])
+    path = ask(cache, FILES[0])
     with path.open("rb") as reader:
         os.utime(path, (1e9, 1e9))
-        cache.path(digest_of(FILES[1]), lambda: [FILES[1]])
+        ask(cache, FILES[1])
         assert not path.exists()
         assert reader.read() == FILES[0]
 
@@ -79,12 +83,12 @@ def test_many_who_ask_at_once_share_one_download(tmp_path: Path) -> None:
         downloads.append(1)
         yield FILES[0]
 
-    def ask() -> None:
+    def start() -> None:
         cache = cache_of(tmp_path, 10_000)
         together.wait()
         cache.path(digest_of(FILES[0]), download)
 
-    threads = [threading.Thread(target=ask) for _ in range(6)]
+    threads = [threading.Thread(target=start) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -156,8 +156,8 @@ def test_an_upload_holds_few_bytes_at_a_time(local_store: LocalStore) -> None:
     ahead: list[int] = []
 
     class Slow(Incoming):
-        def write(self, chunks: object) -> None:
-            super().write(chunks)  # type: ignore[arg-type] - passed on as it came
+        def write(self, chunks: Iterable[bytes]) -> None:
+            super().write(chunks)
             written.append(self.size)
 
     async def counted() -> AsyncIterator[bytes]:
@@ -170,7 +170,7 @@ def test_an_upload_holds_few_bytes_at_a_time(local_store: LocalStore) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("app.artifacts.local.Incoming", Slow)
         asyncio.run(local_store.put_stream(counted(), expected=digest_of(bytes(32 * MIB)), limit=32 * MIB))
-    assert max(ahead) < 6 * MIB
+    assert max(ahead) < 10 * MIB
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:

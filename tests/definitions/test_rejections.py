@@ -137,6 +137,10 @@ def _path_name(model: ModelProto) -> None:
     model.graph.initializer.append(weight("a/../../b"))
 
 
+def _control_symbol(model: ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch\0"
+
+
 def _control_name(model: ModelProto) -> None:
     model.graph.node[0].name = "a\x00b"
 
@@ -184,6 +188,7 @@ def _no_nodes(model: ModelProto) -> None:
         (_no_opset, "bad_opset"),
         (_path_name, "bad_name"),
         (_control_name, "bad_name"),
+        (_control_symbol, "bad_name"),
         (_same_name_twice, "bad_name"),
         (_four_bits, "unsupported_dtype"),
         (_unknown_type, "unsupported_dtype"),

@@ -10,7 +10,7 @@ from app.artifacts.tables import Blob, BlobUse
 from app.bindings.report import BindingReport
 from app.database import Database
 from app.engines.requests import request_build, request_engine, request_refit, request_run, request_verify
-from app.engines.schemas import BuildRequest, EngineRequest, RefitRequest, RunRequest, VerifyRequest
+from app.engines.schemas import BuildRequest, EngineRequest, RefitRequest, RunRequest, VerifyChoice, VerifyRequest
 from app.errors import Invalid, NotFound
 from app.jobs.service import Place
 from app.jobs.tables import Job, JobEvent
@@ -59,7 +59,7 @@ def test_a_build_tells_its_worker_everything(bench: Workbench) -> None:
 def test_a_refit_tells_its_worker_everything(bench: Workbench) -> None:
     bench.add_epoch(2)
     parent = built(bench)
-    job = bench.submit(request_refit, RefitRequest(engine=parent, weights=2, verify={"against": "finite"}))
+    job = bench.submit(request_refit, RefitRequest(engine=parent, weights=2, verify=VerifyChoice(against="finite")))
     assert (job.kind, job.state) == ("refit", "queued")
     request = bench.request_of(job)
     assert BindingReport.from_json(request.pop("binding")).ok

@@ -117,6 +117,14 @@ def test_a_request_refused_while_it_is_prepared_makes_no_job_and_uses_no_key(cli
     assert _post(client, 1, **{"Idempotency-Key": "k"})[0] == 202
 
 
+def test_a_body_nested_too_deep_is_refused_with_a_key_too(client: TestClient) -> None:
+    for depth in range(900, 1100, 4):  # on both sides of where the parser gives up, which the stack decides
+        body = b'{"number": ' + b"[" * depth + b"]" * depth + b"}"
+        headers = {"Idempotency-Key": "k", "Content-Type": "application/json"}
+        answer = client.post("/jobs-for-tests", content=body, headers=headers)
+        assert answer.status_code == 422, depth
+
+
 def test_the_same_key_with_another_body_is_refused(client: TestClient) -> None:
     _post(client, 1, **{"Idempotency-Key": "k"})
     status, problem = _post(client, 2, **{"Idempotency-Key": "k"})
@@ -154,6 +162,14 @@ def test_prefer_wait_gives_up_with_202(client: TestClient) -> None:
     assert (answer.status_code, answer.headers["Preference-Applied"]) == (202, "wait=0.05")
 
 
+def test_waits_and_streams_end_with_the_process_and_leave_the_job_queued(app: FastAPI, client: TestClient) -> None:
+    app.state.listener.ending = True
+    status, job = _post(client, Prefer="wait=60")
+    assert (status, job["state"]) == (202, "queued")
+    streamed = client.get(f"/v1/jobs/{job['id']}/events", headers={"Accept": "text/event-stream"})
+    assert [line for line in streamed.text.splitlines() if line.startswith("id:")] == ["id: 1"]
+
+
 @pytest.mark.parametrize(
     ("prefer", "seconds"),
     [
@@ -163,10 +179,20 @@ def test_prefer_wait_gives_up_with_202(client: TestClient) -> None:
         ("wait = 2", 2.0),
         ("await=3", 0.0),
         ("wait=x", 0.0),
+        ("wait=1e9", 0.0),
+        ('wait="7"; foo', 7.0),
+        ("wait=٣", 0.0),
     ],
 )
 def test_reads_wait_out_of_a_prefer_header(prefer: str | None, seconds: float) -> None:
     assert wait_seconds(prefer) == seconds
+
+
+@pytest.mark.parametrize("key", ["", "k" * 256, "k\x85"])
+def test_a_key_that_is_empty_too_long_or_not_printable_is_refused(client: TestClient, key: str) -> None:
+    headers = [(b"idempotency-key", key.encode("latin-1"))]
+    answer = client.post("/jobs-for-tests", json={"number": 1}, headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (422, "bad_idempotency_key")
 
 
 def test_a_queued_job_is_canceled_at_once_and_again_without_harm(client: TestClient) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 import pytest
+import redis
 from sqlalchemy import update
 
 from app.database import Database, now
@@ -13,7 +14,7 @@ from app.jobs import events, lease
 from app.jobs.lease import Claim, LeaseLost
 from app.jobs.queue import JobQueue
 from app.jobs.state import State
-from app.jobs.sweep import Backlog, Swept, sweep
+from app.jobs.sweep import Backlog, Swept, let_go, sweep
 from app.jobs.tables import Job
 from app.settings import Settings
 
@@ -139,6 +140,44 @@ def test_a_long_queue_is_not_sent_again_while_messages_wait(
     make_job(**long_ago(settings))
     broker.waiting = 1
     assert clean_up(database, broker, settings).sent == 0
+
+
+def test_a_message_that_later_ones_overtook_is_lost_however_long_the_queue(
+    database: Database, make_job: MakeJob, settings: Settings, broker: Recorder
+) -> None:
+    delay = timedelta(seconds=settings.resend_after_s)
+    lost = make_job(sent_at=now() - 3 * delay)
+    make_job(**long_ago(settings))  # this one may well still wait
+    claim(database, make_job(sent_at=now() - delay), settings)
+    broker.waiting = 1
+    assert clean_up(database, broker, settings).sent == 1
+    assert broker.sent == [(lost, QUEUE)]
+
+
+def test_nothing_counts_as_sent_while_the_broker_is_down(
+    database: Database, make_job: MakeJob, settings: Settings, broker: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def down(_queue: str) -> int:
+        raise redis.ConnectionError("no broker")
+
+    job_id = make_job(sent_at=None)
+    monkeypatch.setattr(broker, "backlog", down)
+    with pytest.raises(redis.ConnectionError):
+        clean_up(database, broker, settings)
+    assert read(database, job_id).sent_at is None
+
+
+def test_what_a_worker_known_to_be_gone_held_is_taken_back_before_its_lease_runs_out(
+    database: Database, make_job: MakeJob, settings: Settings, broker: Recorder
+) -> None:
+    left, kept = make_job(sent_at=now()), make_job(sent_at=now())
+    claim(database, left, settings)
+    held = lease.claim(database, kept, worker="two", settings=settings)
+    assert held is not None
+    assert let_go(database, lambda worker: worker == "one") == 1
+    assert clean_up(database, broker, settings) == Swept(requeued=1, sent=1)
+    assert read(database, left).state == State.QUEUED
+    assert lease.renew(database, held) is State.RUNNING
 
 
 def test_another_devices_jobs_are_left_to_its_own_workers(

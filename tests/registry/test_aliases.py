@@ -85,3 +85,15 @@ def test_an_engine_number_that_no_database_holds_is_refused(client: TestClient, 
     client.post("/v1/models", json={"name": "minilm"})
     answer = client.put("/v1/models/minilm/aliases/production", json={"engine": engine})
     assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/engine")
+
+
+def test_an_alias_that_has_not_moved_is_not_sent_again(
+    client: TestClient, move: Callable[..., tuple[Alias, bool]]
+) -> None:
+    path = "/v1/models/minilm/aliases/production"
+    move(1)
+    seen = client.get(path).headers["etag"]
+    same = client.get(path, headers={"If-None-Match": seen})
+    assert (same.status_code, same.headers["etag"], same.content) == (304, seen, b"")
+    move(2)
+    assert client.get(path, headers={"If-None-Match": seen}).json()["engine"] == 2

@@ -3,8 +3,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from safetensors.numpy import save
+
+from app.weights.manifest import Manifest
 
 
 @pytest.fixture
@@ -129,3 +132,38 @@ def test_what_does_not_exist_is_not_found(client: TestClient, model: str) -> Non
     assert client.get(f"{model}/weights/1").json()["code"] == "weights_not_found"
     assert client.get(f"{model}/weights/1/tensors").status_code == 404
     assert client.get("/v1/models/other/weights").json()["code"] == "model_not_found"
+
+
+@pytest.mark.parametrize("path", ["weights/1/tensors", "weights/2/diff?from=1"])
+def test_manifests_are_read_with_no_session_open(
+    app: FastAPI, client: TestClient, model: str, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _version(client, model, _upload(client, a=1))
+    _version(client, model, _upload(client, a=2))
+    open_sessions: list[int] = []
+    read = Manifest.from_json
+
+    def watched(rows: list[Any]) -> Manifest:
+        open_sessions.append(app.state.database.engine.pool.checkedout())
+        return read(rows)
+
+    monkeypatch.setattr(Manifest, "from_json", watched)
+    assert client.get(f"{model}/{path}").status_code == 200
+    assert set(open_sessions) == {0}
+
+
+@pytest.mark.parametrize("step", ["digest", "nbytes", "blobs", "to_json"])
+def test_a_version_is_computed_with_no_session_open(
+    app: FastAPI, client: TestClient, model: str, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _version(client, model, _upload(client, a=1))
+    open_sessions: list[int] = []
+    computed = getattr(Manifest, step)
+
+    def watched(manifest: Manifest) -> Any:  # noqa: ANN401 - what the step returns
+        open_sessions.append(app.state.database.engine.pool.checkedout())
+        return computed(manifest) if callable(computed) else computed.__get__(manifest)
+
+    monkeypatch.setattr(Manifest, step, watched if callable(computed) else property(watched))
+    _version(client, model, _upload(client, b=2), base=1)
+    assert set(open_sessions) == {0}

@@ -74,7 +74,7 @@ def start(settings: Settings) -> Iterator[Start]:
             cwd=ROOT,
             env=environment | {"PYTHONPATH": str(ROOT)},
             stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             text=True,
         )
         running.append(process)
@@ -175,7 +175,7 @@ def test_a_worker_told_to_stop_gives_its_job_back_and_ends(
     job_id = post(hold=True)
     wait_for(database, hints, job_id, frozenset({State.RUNNING}))
     first.send_signal(signal.SIGTERM)
-    assert first.wait(30) == 0
+    assert (first.communicate(timeout=30)[0], first.returncode) == ("", 0)
     assert (read(database, job_id).state, told(database, job_id)[-1]) == (State.QUEUED, "released")
 
 
@@ -213,3 +213,13 @@ def test_a_worker_without_tables_says_what_to_do(tmp_path: Path) -> None:
     )
     assert ended.returncode == 1
     assert "enginesmith migrate" in ended.stderr
+
+
+def test_a_fault_at_the_start_is_a_plain_traceback(tmp_path: Path) -> None:
+    environment = os.environ | {"ENGINESMITH_LEASE_S": "soon", "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(
+        [sys.executable, "-m", "workers"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 1
+    assert "lease_s" in ended.stderr
+    assert "╭" not in ended.stderr

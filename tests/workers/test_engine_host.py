@@ -202,3 +202,10 @@ print(sorted({"onnxruntime", "onnx", "tensorrt"} & sys.modules.keys()))
 def test_a_device_nothing_runs_on_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match="unknown_device"):
         EngineHost("tpu:0", 0, tmp_path).describe()
+
+
+def test_the_child_reports_nothing_to_the_runtimes_makers(hosting: Hosting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    hosting.host.start()
+    environment = Path(f"/proc/{hosting.host.pid}/environ")
+    assert b"ORT_DISABLE_TELEMETRY=1" in environment.read_bytes().split(b"\0")

@@ -1,5 +1,7 @@
+import os
+import socket
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Event
 
 import pytest
@@ -8,8 +10,10 @@ import redis
 from app.database import Database
 from app.fleet import service as fleet
 from app.fleet.service import WorkerReport
+from app.jobs import lease, service
 from app.jobs.queue import queue_of
-from workers.housekeeping import Chore, housekeeping, keep_house, sweep_jobs
+from app.settings import Settings
+from workers.housekeeping import Chore, bury_the_dead, housekeeping, keep_house, sweep_jobs
 from workers.worker import Worker
 
 Post = Callable[[], str]
@@ -68,3 +72,31 @@ def test_a_worker_sends_at_its_start_what_an_earlier_life_left_queued(worker: Wo
     assert queue.sent == []
     sweep_jobs(worker, resend_after_s=0.0)
     assert queue.sent == [(job_id, queue_of("onnxruntime"))]
+
+
+def test_a_worker_frees_at_its_start_what_killed_ones_of_its_host_held(
+    worker: Worker, database: Database, settings: Settings, post: Post
+) -> None:
+    dead = f"{socket.gethostname()}:{os.getpid()}:earlier"
+    fleet.report(database, replace(worker.report(), id=dead))
+    held = lease.claim(database, post(), worker=dead, settings=settings)
+    assert held is not None
+    worker.settings = settings.model_copy(update={"database_url": ""})
+    worker.queue, worker.backlog = Recorder(), lambda _queue: 0
+
+    bury_the_dead(worker)
+    sweep_jobs(worker, resend_after_s=0.0)
+
+    with database.reading() as session:
+        assert (service.get_job(session, held.job_id).state, fleet.alive(session, settings)) == ("queued", [])
+
+
+def test_workers_of_a_database_server_are_left_to_their_leases(
+    worker: Worker, database: Database, settings: Settings, post: Post
+) -> None:
+    dead = f"{socket.gethostname()}:{os.getpid()}:earlier"
+    held = lease.claim(database, post(), worker=dead, settings=settings)
+    assert held is not None
+    worker.settings = settings.model_copy(update={"database_url": "postgresql+psycopg://elsewhere"})
+    bury_the_dead(worker)
+    assert lease.renew(database, held) == "running"

@@ -10,6 +10,7 @@ import tempfile
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from app.serve.python import python_environment
 from workers.engine_host.native_log import NativeLog
 
 LAST_WORDS_S = 5.0  # how long a child that closed its socket may take to be gone
@@ -37,7 +38,7 @@ class EngineHostProcess:
             stdout=native,
             stderr=native,
             pass_fds=[theirs.fileno()],
-            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # numpy's own threads would only stand in the way
+            env=python_environment() | {"OPENBLAS_NUM_THREADS": "1"},  # numpy's own threads would only stand in the way
             start_new_session=True,  # Ctrl-C is for the worker, which then decides about its child
         )
         os.close(native)

@@ -1,0 +1,102 @@
+"""What no request may hold, whatever it asks for, because not every database and encoding can keep it.
+
+PostgreSQL refuses NUL in text, UTF-8 has no lone surrogates, and JSON (RFC 8259) has neither NaN nor infinities,
+though Python's parser reads them. So that both databases take the same requests, none of these gets as far.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from app.errors import FieldError, Invalid
+
+MAX_DEPTH = 64
+MAX_FAULTS = 20
+
+
+class RequestBody(BaseModel):
+    """A JSON request body: a misspelt field is a fault, and a number in quotes is no number."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_content(cls, body: object) -> object:
+        check_content(body)
+        return body
+
+
+def check_content(body: object) -> None:
+    """Raise Invalid "bad_content", with a pointer to each fault, for JSON that cannot be kept."""
+    faults = [fault for _, fault in zip(range(MAX_FAULTS), _faults(body), strict=False)]
+    if faults:
+        raise _bad_content(faults)
+
+
+def check_address(request: Request) -> None:
+    """Raise Invalid "bad_content" where the path or the query holds what cannot be kept."""
+    named = [("path", *pair) for pair in request.path_params.items()]
+    named += [("query", *pair) for pair in request.query_params.multi_items()]
+    faults = [
+        FieldError(f"/{place}/{_escape(name)}", fault)
+        for place, name, value in named
+        if (fault := text_fault(str(value))) is not None
+    ]
+    if faults:
+        raise _bad_content(faults[:MAX_FAULTS])
+
+
+def text_fault(text: str) -> str | None:
+    """Return why a text cannot be kept, None where it can."""
+    if "\0" in text:
+        return "has a NUL character"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "has half of a surrogate pair, which is no character"
+    return None
+
+
+def _faults(body: object) -> Iterator[FieldError]:
+    """Walk the JSON without recursion, so that its depth costs no stack."""
+    waiting: list[tuple[str, int, object]] = [("", 0, body)]
+    while waiting:
+        pointer, depth, value = waiting.pop()
+        if isinstance(value, dict | list) and depth == MAX_DEPTH:
+            yield FieldError(pointer, f"is nested deeper than {MAX_DEPTH} levels")
+            continue
+        fault = _value_fault(value)
+        if fault is not None:
+            yield FieldError(pointer, fault)
+        waiting += [(f"{pointer}/{_escape(name)}", depth + 1, item) for name, item in _items(value)]
+
+
+def _items(value: object) -> list[tuple[str, Any]]:
+    if isinstance(value, dict):
+        return list(value.items())
+    return [(str(index), item) for index, item in enumerate(value)] if isinstance(value, list) else []
+
+
+def _value_fault(value: object) -> str | None:
+    if isinstance(value, str):
+        return text_fault(value)
+    if isinstance(value, dict):
+        return next((f"has a name that {fault}" for fault in map(text_fault, value) if fault), None)
+    if isinstance(value, float) and not math.isfinite(value):
+        return "is no finite number"
+    return None
+
+
+def _bad_content(faults: list[FieldError]) -> Invalid:
+    listed = "; ".join(f"{fault.pointer or '/'} {fault.detail}" for fault in faults[:5])
+    return Invalid(
+        f"The request holds what cannot be kept: {listed}. Send it without.", code="bad_content", errors=faults
+    )
+
+
+def _escape(name: str) -> str:
+    """Return a name as part of a JSON Pointer, in characters that an answer can hold."""
+    return name.encode(errors="replace").decode().replace("~", "~0").replace("/", "~1")
