@@ -129,7 +129,8 @@ def _engine(model_id: int, number: int, job_id: str) -> dict[str, Any]:
     return {
         "model_id": model_id, "number": number, "method": "refit", "parent": None, "definition_id": 1,
         "definition": 1, "weights_id": 1, "weights": 1, "backend": "onnxruntime", "backend_version": "1",
-        "device": "cpu", "fingerprint": uuid4().hex, "plan_digest": DIGEST, "plan_bytes": 1, "plan_signature": "",
+        "device": "cpu", "fingerprint": uuid4().hex, "recipe": DIGEST,
+        "refittable": True, "plan_digest": DIGEST, "plan_bytes": 1, "plan_signature": "",
         "job_id": job_id, "profiles": [], "options": {}, "rules": [], "binding": {}, "verification": {},
         "facts": {}, "timings": {},
     }  # fmt: skip
