@@ -3,7 +3,8 @@
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -29,17 +30,22 @@ ROUNDS = 60
 DIGEST = "sha256:" + "0" * 64
 POSTGRES = "ENGINESMITH_BENCH_POSTGRES_URL"
 
+Place = Callable[[int], AbstractContextManager[str]]  # gives the URL of an empty database for so many rows
+
 
 def measure(scratch: Path) -> dict[str, Any]:
     """Measure on SQLite, and on PostgreSQL where ENGINESMITH_BENCH_POSTGRES_URL names an administrator's database."""
-    urls = {"sqlite": lambda rows: f"sqlite:///{scratch / f'scale-{rows}.db'}"}
+    places: dict[str, Place] = {"sqlite": lambda rows: nullcontext(f"sqlite:///{scratch / f'scale-{rows}.db'}")}
     if POSTGRES in os.environ:
-        urls["postgres"] = lambda _rows: _new_postgres(os.environ[POSTGRES])
-    return {name: _compare(url) for name, url in urls.items()}
+        places["postgres"] = lambda _rows: _new_postgres(os.environ[POSTGRES])
+    return {name: _compare(place) for name, place in places.items()}
 
 
-def _compare(url: Callable[[int], str]) -> dict[str, Any]:
-    few, many = _measure(url(FEW), FEW), _measure(url(MANY), MANY)
+def _compare(place: Place) -> dict[str, Any]:
+    with place(FEW) as url:
+        few = _measure(url, FEW)
+    with place(MANY) as url:
+        many = _measure(url, MANY)
     return {
         what: {"ms_at_100": few[what], "ms_at_100000": many[what], "ratio": round(many[what] / few[what], 2)}
         for what in few
@@ -136,9 +142,14 @@ def _engine(model_id: int, number: int, job_id: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _new_postgres(url: str) -> str:
+@contextmanager
+def _new_postgres(url: str) -> Iterator[str]:
     name = f"enginesmith_bench_{uuid4().hex[:8]}"
     administrator = sa.create_engine(url, isolation_level="AUTOCOMMIT")
     with administrator.connect() as connection:
         connection.execute(sa.text(f"CREATE DATABASE {name}"))
-    return sa.make_url(url).set(database=name).render_as_string(hide_password=False)
+    try:
+        yield sa.make_url(url).set(database=name).render_as_string(hide_password=False)
+    finally:
+        with administrator.connect() as connection:
+            connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
