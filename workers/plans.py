@@ -7,8 +7,6 @@ from pathlib import Path
 from app.artifacts.signing import PlanSigner
 from app.errors import ServiceError
 
-CHUNK_BYTES = 1 << 20
-
 
 class PlanVerifier:
     """Checks a plan's signature each time, and its bytes once for as long as the file stays untouched."""

@@ -111,7 +111,7 @@ def publish_as(
         profiles=recipe.profiles,
         options=recipe.options,
         rules=recipe.rules,
-        binding=recipe.weights.report.to_json(),
+        binding=dict(recipe.weights.binding),
         fingerprint=recipe.fingerprint,
         plan_digest=made.plan_digest,
         plan_bytes=made.plan_bytes,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,28 @@ from app.definitions.service import inputs_of
 from app.definitions.tables import Definition
 from app.engines.tables import Engine
 from app.weights.manifest import Manifest, TensorEntry
-from app.weights.service import load_manifest
+from app.weights.service import load_rows
 from workers.backends.base import EngineFile, ParameterSource, TensorFile
 from workers.plans import PlanVerifier
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: what is cached lies in the instance's dictionary
 class BoundWeights:
-    """A weight version and how its tensors feed the parameters."""
+    """A weight version and how its tensors feed the parameters, kept as JSON until the session is closed."""
 
     weights_id: int
-    manifest: Manifest
-    report: BindingReport
+    rows: list[Any]
+    binding: Mapping[str, Any]
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The version's tensors."""
+        return Manifest.from_json(self.rows)
+
+    @cached_property
+    def report(self) -> BindingReport:
+        """The binding report."""
+        return BindingReport.from_json(self.binding)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +73,7 @@ def load_definition(session: Session, definition_id: int) -> StoredDefinition:
 
 def load_weights(session: Session, weights_id: int, binding: Mapping[str, Any]) -> BoundWeights:
     """Read a weight version's manifest; `binding` is its binding report as JSON."""
-    return BoundWeights(weights_id, load_manifest(session, weights_id), BindingReport.from_json(binding))
+    return BoundWeights(weights_id, load_rows(session, weights_id), binding)
 
 
 def load_engine(session: Session, engine_id: int) -> StoredEngine:

@@ -155,21 +155,6 @@ class BindingReport:
         )
 
 
-def changed_parameters(
-    bindings: Sequence[ParameterBinding], old: Mapping[str, str], new: Mapping[str, str]
-) -> tuple[str, ...]:
-    """Name the parameters whose values differ between two weight versions bound alike.
-
-    `old` and `new` map tensor names to the BLAKE3 of their bytes. A parameter has changed when any tensor
-    that feeds it has.
-    """
-    return tuple(
-        binding.parameter
-        for binding in bindings
-        if any(old.get(tensor) != new.get(tensor) for tensor in binding.tensors)
-    )
-
-
 def _type_to_json(one: TensorType | None) -> dict[str, Any] | None:
     return None if one is None else {"dtype": one.dtype, "shape": list(one.shape)}
 

@@ -37,11 +37,6 @@ class InputSpec:
     shape: tuple[int | str, ...]
     high: int | None = None
 
-    @property
-    def is_dynamic(self) -> bool:
-        """Whether any dimension is left to each run."""
-        return any(isinstance(dim, str) for dim in self.shape)
-
     def to_json(self) -> dict[str, Any]:
         """Return the object stored with a definition and sent to clients."""
         return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape), "high": self.high}

@@ -38,11 +38,6 @@ FINAL = frozenset(state for state, following in TRANSITIONS.items() if not follo
 HELD = frozenset({State.RUNNING, State.CANCELING})  # a worker has the job's lease
 
 
-def may_follow(state: State, following: State) -> bool:
-    """Tell whether a job may go from `state` straight to `following`."""
-    return following in TRANSITIONS[state]
-
-
 def before(state: State) -> tuple[State, ...]:
     """Return the states a job may enter `state` from: the guard of the statement that writes it."""
     return tuple(earlier for earlier, following in TRANSITIONS.items() if state in following)

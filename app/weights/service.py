@@ -119,11 +119,6 @@ def get_weights(session: Session, model_id: int, version: int) -> WeightVersion:
     return found
 
 
-def load_manifest(session: Session, weights_id: int) -> Manifest:
-    """Return the tensors of a weight version, by its row's id."""
-    return Manifest.from_json(load_rows(session, weights_id))
-
-
 def load_rows(session: Session, weights_id: int) -> list[Any]:
     """Return what `Manifest.from_json` reads, by the row's id; reading it is for after the session."""
     statement = select(WeightVersion.manifest).where(WeightVersion.id == weights_id)

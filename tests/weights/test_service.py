@@ -45,7 +45,7 @@ class Uploads:
 
     def manifest(self, version: WeightVersion) -> Manifest:
         with self.database.reading() as session:
-            return service.load_manifest(session, version.id)
+            return Manifest.from_json(service.load_rows(session, version.id))
 
 
 @pytest.fixture
