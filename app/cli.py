@@ -5,6 +5,7 @@ What a command needs is imported inside it, so that `--help` answers at once.
 # ruff: noqa: PLC0415 - the reason above
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -43,13 +44,22 @@ def serve(
     data_dir: Annotated[
         Path | None, typer.Option(help="Where everything is kept; default: ENGINESMITH_DATA_DIR, else ./data.")
     ] = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="cpu, or cuda:N for the Nth GPU; may be given several times, for a worker on each. "
+            "Default: the CPU, and every GPU where TensorRT is installed."
+        ),
+    ] = None,
     allow_anonymous: AllowAnonymous = False,
 ) -> None:
-    """Run the whole service on this machine until Ctrl-C: API, one CPU worker, broker and database."""
+    """Run the whole service on this machine until Ctrl-C: API, a worker per device, broker and database."""
+    from app.serve.gpus import all_devices
     from app.serve.service import serve as run
 
+    devices = list(dict.fromkeys(map(_device, device or all_devices())))
     given = {} if data_dir is None else {"data_dir": data_dir}
-    raise typer.Exit(run(_settings(**given), host, port, allow_anonymous=allow_anonymous))
+    raise typer.Exit(run(_settings(**given), host, port, devices, allow_anonymous=allow_anonymous))
 
 
 @app.command()
@@ -79,15 +89,12 @@ def api(
 @app.command()
 def worker(*, device: Annotated[str, typer.Option(help="cpu, or cuda:N for the Nth GPU.")] = "cpu") -> None:
     """Run one worker on one device."""
-    import re
-
     from app.serve.python import python_environment
 
-    if not re.fullmatch(r"cpu|cuda:\d+", device):
-        raise typer.BadParameter(f"{device!r} is no device. Use cpu, or cuda:0 for the first GPU.")
+    arguments = [sys.executable, "-m", "workers", "--device", _device(device)]
     _settings()
     # The application never imports its workers, so this process becomes another one.
-    os.execve(sys.executable, [sys.executable, "-m", "workers", "--device", device], python_environment())  # noqa: S606 - no shell wanted
+    os.execve(sys.executable, arguments, python_environment())  # noqa: S606 - no shell wanted
 
 
 @app.command()
@@ -125,6 +132,12 @@ def version() -> None:
     from importlib.metadata import version as installed
 
     typer.echo(installed("enginesmith"))
+
+
+def _device(name: str) -> str:
+    if not re.fullmatch(r"cpu|cuda:\d+", name):
+        raise typer.BadParameter(f"{name!r} is no device. Use cpu, or cuda:0 for the first GPU.")
+    return name
 
 
 def _settings(**given: Any) -> "Settings":  # noqa: ANN401 - pydantic checks the values

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import JSON, BigInteger, DateTime, Dialect, Engine, Integer, MetaData, create_engine, event
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
@@ -98,6 +99,12 @@ class Database:
 def after_commit(session: Session, action: Callable[[], None]) -> None:
     """Run `action` once this session's transaction has been committed, never if it is rolled back."""
     session.info.setdefault(AFTER_COMMIT, []).append(action)
+
+
+def insert_into(session: Session, table: type[Base]) -> Any:  # noqa: ANN401 - the two dialects share no type
+    """Return an INSERT that takes ON CONFLICT, which the two databases have in the same words."""
+    dialect = session.get_bind().dialect.name
+    return postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
 
 
 def now() -> datetime:

@@ -48,7 +48,11 @@ class Settings(BaseSettings):
         24 * 3600.0, gt=0, description="Unreferenced artifacts younger than this are kept, seconds."
     )
     worker_timeout_s: float = Field(20.0, gt=0, description="A worker silent for this long counts as gone, seconds.")
-    resident_bytes: int = Field(4 * GIB, ge=0, description="Memory for engines kept loaded between jobs, per worker.")
+    resident_bytes: int | None = Field(
+        None,
+        ge=0,
+        description="Memory for engines kept loaded between jobs, per worker; empty: 4 GiB, on a GPU half of its own.",
+    )
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least severe lines logged.")
     log_json: bool = Field(default=True, description="JSON lines; false: text for people.")

@@ -3,7 +3,7 @@
 from app.artifacts.tables import Blob, BlobUse
 from app.database import Base
 from app.definitions.tables import Definition
-from app.engines.tables import Engine
+from app.engines.tables import Engine, TimingCache
 from app.fleet.tables import Worker
 from app.jobs.tables import IdempotencyKey, Job, JobEvent
 from app.registry.tables import Alias, AliasMove, Model
@@ -22,6 +22,7 @@ __all__ = [
     "Job",
     "JobEvent",
     "Model",
+    "TimingCache",
     "WeightVersion",
     "Worker",
 ]

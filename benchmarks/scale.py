@@ -135,7 +135,7 @@ def _engine(model_id: int, number: int, job_id: str) -> dict[str, Any]:
     return {
         "model_id": model_id, "number": number, "method": "refit", "parent": None, "definition_id": 1,
         "definition": 1, "weights_id": 1, "weights": 1, "backend": "onnxruntime", "backend_version": "1",
-        "device": "cpu", "fingerprint": uuid4().hex, "recipe": DIGEST,
+        "device": "cpu", "platform": "cpu", "fingerprint": uuid4().hex, "recipe": DIGEST, "root_plan": DIGEST,
         "refittable": True, "plan_digest": DIGEST, "plan_bytes": 1, "plan_signature": "",
         "job_id": job_id, "profiles": [], "options": {}, "rules": [], "binding": {}, "verification": {},
         "facts": {}, "timings": {},

@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,10 +12,15 @@ READY = "ready at "
 
 
 @contextmanager
-def running(data_dir: Path, environment: Mapping[str, str] | None = None) -> Iterator[tuple[str, int]]:
-    """Start `enginesmith serve` on a free port; give its URL and process id, and stop it at the end."""
-    program = str(Path(sys.executable).parent / "enginesmith")
-    command = [program, "serve", "--port", "0", "--data-dir", str(data_dir)]
+def running(
+    data_dir: Path, environment: Mapping[str, str] | None = None, devices: Sequence[str] = ("cpu",)
+) -> Iterator[tuple[str, int]]:
+    """Start `enginesmith serve` on a free port, with a worker for each device; give its URL and process id.
+
+    It is stopped at the end.
+    """
+    command = [sys.executable, "-m", "app.cli", "serve", "--port", "0", "--data-dir", str(data_dir)]
+    command += [word for device in devices for word in ("--device", device)]
     environ = os.environ | dict(environment or {})
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ) as service:  # noqa: S603 - our own
         try:

@@ -94,9 +94,10 @@ def test_migrate_says_when_the_database_does_not_answer() -> None:
     assert done.stderr.endswith("[database_unreachable]\n")
 
 
+@pytest.mark.parametrize("command", ["worker", "serve"])
 @pytest.mark.parametrize("device", ["gpu", "cuda", "cuda:x", "cpu:0"])
-def test_worker_takes_only_what_names_a_device(device: str) -> None:
-    result = CliRunner().invoke(app, ["worker", "--device", device])
+def test_what_names_no_device_is_refused(command: str, device: str) -> None:
+    result = CliRunner().invoke(app, [command, "--device", device])
     assert result.exit_code == 2
     assert "Use cpu, or cuda:0" in result.output
 
@@ -112,6 +113,29 @@ def test_worker_becomes_the_workers_program_in_an_environment_that_is_safe(
     assert arguments[1:] == ["-m", "workers", "--device", "cuda:1"]
     assert environment["PYTHONSAFEPATH"] == "1"
     assert environment["ORT_DISABLE_TELEMETRY"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "devices"),
+    [
+        ([], ["cpu", "cuda:0"]),
+        (["--device", "cuda:1"], ["cuda:1"]),
+        (["--device", "cpu", "--device", "cuda:0", "--device", "cpu"], ["cpu", "cuda:0"]),
+    ],
+)
+def test_serve_has_a_worker_on_each_device_named_or_else_on_all_there_are(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], devices: list[str]
+) -> None:
+    served: list[list[str]] = []
+
+    def serve(_settings: object, _host: str, _port: int, devices: list[str], **_others: object) -> int:
+        served.append(devices)
+        return 0
+
+    monkeypatch.setattr("app.serve.service.serve", serve)
+    monkeypatch.setattr("app.serve.gpus.all_devices", lambda: ["cpu", "cuda:0"])
+    assert CliRunner().invoke(app, ["serve", *arguments]).exit_code == 0
+    assert served == [devices]
 
 
 def test_health_fails_where_no_api_answers() -> None:

@@ -1,7 +1,82 @@
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
 import sqlalchemy as sa
 from alembic import command
+from sqlalchemy.sql.schema import Table
 
-from migrations import alembic_config
+from app.database import Database
+from migrations import alembic_config, upgrade
+
+PLAN = "sha256:" + "9a" * 32
+MOMENT = "2026-11-22 10:00:00+00:00"
+LAZY = {"plan_digest": None, "plan_bytes": None, "plan_signature": None}
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of a database without any table."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'old.db'}"
+        return
+    server: str = request.getfixturevalue("postgres_server")
+    name = f"enginesmith_test_{uuid4().hex[:12]}"
+    administrator = sa.create_engine(server, isolation_level="AUTOCOMMIT")
+    with administrator.connect() as connection:
+        connection.execute(sa.text(f"CREATE DATABASE {name}"))
+    yield sa.make_url(server).set(database=name).render_as_string(hide_password=False)
+    with administrator.connect() as connection:
+        connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
+    administrator.dispose()
+
+
+@pytest.fixture
+def old_url(empty_url: str) -> str:
+    """A database of revision 0001 with an engine, its refit, and all that they refer to."""
+    command.upgrade(alembic_config(empty_url), "0001")
+    row = dict.fromkeys(("model_id", "definition_id", "definition", "weights_id", "weights"), 1)
+    engine = row | {"backend": "onnxruntime", "backend_version": "1.32.0", "device": "cpu", "fingerprint": "f"}
+    engine |= {"recipe": "r", "refittable": True, "plan_digest": PLAN, "plan_bytes": 10, "plan_signature": "00"}
+    engine |= {"job_id": "job", "created_at": MOMENT}
+    engine |= dict.fromkeys(("profiles", "options", "rules", "binding", "verification", "facts", "timings"), "[]")
+    insert(empty_url, "blobs", {"digest": PLAN, "size": 10, "created_at": MOMENT, "seen_at": MOMENT})
+    model = {"name": "net", "description": "", "labels": "{}", "created_at": MOMENT}
+    insert(empty_url, "models", model | {"last_definition": 1, "last_weights": 1, "last_engine": 2})
+    made = {"model_id": 1, "version": 1, "digest": PLAN, "created_at": MOMENT}
+    graph = dict.fromkeys(("source", "inputs", "outputs", "parameters", "rules"), "[]")
+    insert(empty_url, "definitions", made | graph | {"parameter_count": 1})
+    insert(empty_url, "weight_versions", made | {"tensor_count": 1, "bytes": 10, "manifest": "[]"})
+    job = {"id": "job", "kind": "build", "state": "succeeded", "queue": "q", "model_id": 1, "model": "net"}
+    insert(empty_url, "jobs", job | {"request": "{}", "attempt": 1, "fence": 1, "last_event": 0, "created_at": MOMENT})
+    insert(empty_url, "engines", engine | {"number": 1, "method": "build"})
+    insert(empty_url, "engines", engine | {"number": 2, "method": "refit", "parent": 1})
+    return empty_url
+
+
+def insert(url: str, table: str, row: dict[str, Any]) -> None:
+    """Insert a row, whatever the present code says of the table."""
+    with connected(url) as connection:
+        connection.execute(sa.insert(sa.table(table, *map(sa.column, row))).values(row))
+
+
+@contextmanager
+def connected(url: str) -> Iterator[sa.Connection]:
+    """A transaction on a connection as the service makes them, with foreign keys asked for."""
+    database = Database(url)
+    with database.engine.begin() as connection:
+        yield connection
+    database.dispose()
+
+
+def engines_of(url: str) -> list[dict[str, Any]]:
+    with connected(url) as connection:
+        table = Table("engines", sa.MetaData(), autoload_with=connection)
+        rows = connection.execute(sa.select(table).order_by(table.c.number))
+        return [dict(row._mapping) for row in rows]
 
 
 def test_the_migrations_give_the_tables_the_code_expects(database_url: str) -> None:
@@ -13,3 +88,49 @@ def test_upgrading_again_changes_nothing(database_url: str) -> None:
     command.upgrade(alembic_config(database_url), "head")
     assert sa.inspect(sa.create_engine(database_url)).get_table_names() == before
     assert "jobs" in before
+
+
+def test_engines_of_the_first_release_are_kept_and_get_their_platform(old_url: str) -> None:
+    before = engines_of(old_url)
+    upgrade(old_url)
+    after = engines_of(old_url)
+    assert [row["number"] for row in after] == [1, 2]
+    for old, new in zip(before, after, strict=True):
+        assert old.items() <= new.items()
+        assert (new["platform"], new["root_plan"], new["base_id"]) == ("cpu", PLAN, None)
+    command.check(alembic_config(old_url))
+
+
+def test_an_upgraded_database_takes_engines_without_a_plan_and_holds_their_base(old_url: str) -> None:
+    upgrade(old_url)
+    lazy = lazy_engine(old_url)
+    insert(old_url, "engines", lazy | {"number": 3, "base_id": 1})
+    assert engines_of(old_url)[2]["plan_digest"] is None
+    with pytest.raises(sa.exc.IntegrityError):
+        insert(old_url, "engines", lazy | {"number": 4, "base_id": 99})
+    with pytest.raises(sa.exc.IntegrityError):
+        insert(old_url, "engines", lazy | {"number": 4, "base_id": 1, "plan_digest": "sha256:" + "00" * 32})
+
+
+def test_a_downgrade_gives_the_first_release_its_rows_back(old_url: str) -> None:
+    before = engines_of(old_url)
+    upgrade(old_url)
+    command.downgrade(alembic_config(old_url), "0001")
+    assert engines_of(old_url) == before
+    upgrade(old_url)
+    assert len(engines_of(old_url)) == 2
+
+
+def test_a_downgrade_is_refused_while_an_engine_has_no_plan(old_url: str) -> None:
+    upgrade(old_url)
+    insert(old_url, "engines", lazy_engine(old_url) | {"number": 3, "base_id": 1})
+    with pytest.raises(RuntimeError, match="1 engines have no plan"):
+        command.downgrade(alembic_config(old_url), "0001")
+    assert engines_of(old_url)[2]["base_id"] == 1
+
+
+def lazy_engine(url: str) -> dict[str, Any]:
+    """The columns of an engine without a plan, but for its number and base."""
+    lists = ("profiles", "options", "rules", "binding", "verification", "facts", "timings")
+    row = {name: value for name, value in engines_of(url)[0].items() if name not in {"id", "number", "base_id"}}
+    return row | LAZY | dict.fromkeys(lists, "[]") | {"created_at": MOMENT}

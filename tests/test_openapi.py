@@ -52,8 +52,10 @@ def test_the_contract_is_all_there(app: FastAPI) -> None:
         f"POST {model}/weights", f"GET {model}/weights/{{version}}", f"GET {model}/weights/{{version}}/tensors",
         f"GET {model}/weights/{{version}}/diff", f"POST {model}/bindings/check",
         f"POST {model}/builds", f"POST {model}/refits", f"POST {model}/engines", f"POST {model}/runs",
+        f"POST {model}/benchmarks",
         f"GET {model}/engines", f"GET {model}/engines/{{number}}", f"GET {model}/engines/{{number}}/lineage",
         f"GET {model}/engines/{{number}}/manifest", f"GET {model}/engines/{{number}}/plan",
+        f"HEAD {model}/engines/{{number}}/plan", f"POST {model}/engines/{{number}}/materialise",
         "GET /v1/jobs", "GET /v1/jobs/{job}", "GET /v1/jobs/{job}/events", "POST /v1/jobs/{job}/cancel",
         f"PUT {model}/aliases/{{alias}}", f"GET {model}/aliases/{{alias}}", f"DELETE {model}/aliases/{{alias}}",
         "GET /v1/workers", "GET /healthz", "GET /readyz", "GET /metrics",
@@ -67,7 +69,7 @@ def test_every_operation_has_one_tag(app: FastAPI) -> None:
 
 def test_the_calls_on_engines_are_listed_with_engines(app: FastAPI) -> None:
     tags = {name: operation["tags"] for name, operation in _operations(app)}
-    calls = ("builds", "refits", "engines", "runs")
+    calls = ("builds", "refits", "engines", "runs", "benchmarks")
     assert {tag for call in calls for tag in tags[f"POST /v1/models/{{model}}/{call}"]} == {"engines"}
 
 

@@ -39,6 +39,7 @@ def test_the_curl_session_works_word_for_word(tmp_path: Path) -> None:
     assert script.returncode == 0, script.stdout + script.stderr
     assert '"state":"succeeded"' in script.stdout
     assert '"outputs":"sha256:' in script.stdout
+    assert '"throughput":' in script.stdout
 
 
 @pytest.mark.parametrize("name", sorted(Settings.model_fields))

@@ -9,7 +9,9 @@ from app.database import Database
 from app.errors import ServiceError
 from app.observability import configure_logging
 from app.settings import Settings, get_settings
+from workers.backends.base import BackendError
 from workers.celery import consume
+from workers.engine_host import EngineHostDied
 from workers.housekeeping import housekeeping
 from workers.worker import open_worker
 
@@ -25,7 +27,7 @@ def main(device: Annotated[str, typer.Option(help='"cpu" or a GPU, such as "cuda
     try:
         with open_worker(settings, device) as worker, housekeeping(worker):
             status = consume(worker)
-    except ServiceError as error:
+    except (ServiceError, BackendError, EngineHostDied) as error:
         raise SystemExit(f"The worker cannot start: {error.detail}") from error
     raise SystemExit(status)
 

@@ -9,7 +9,7 @@ from app.definitions.profiles import parse_profiles
 from app.jobs.lease import Claim
 from workers.backends.base import Build, Built, EngineFile
 from workers.kind import Kind, Ready
-from workers.publication import NewEngine, Recipe, equal_engine, publish_as, verified
+from workers.publication import NewEngine, Origin, Recipe, equal_engine, publish_as, verified
 from workers.stored import load_definition, load_weights, parameter_sources
 from workers.watch import Watch
 from workers.worker import Worker
@@ -18,7 +18,7 @@ from workers.worker import Worker
 def load(session: Session, held: Claim, worker: Worker) -> Recipe | Ready:
     """Read what is to be compiled, unless an equal engine has come into being meanwhile."""
     request = held.request
-    return equal_engine(session, held, worker.version_of(request["backend"])) or Recipe(
+    return equal_engine(session, held, worker.served(request["backend"])) or Recipe(
         definition=load_definition(session, request["definition_id"]),
         weights=load_weights(session, request["weights_id"], request["binding"]),
         backend=request["backend"],
@@ -37,14 +37,15 @@ def compute(recipe: Recipe, worker: Worker, watch: Watch) -> NewEngine:
     engine = EngineFile(
         backend=request.backend,
         plan=built.plan,
-        plan_digest=built.plan_digest,
+        root_plan=built.plan_digest,
         definition=request.definition,
         parameters=request.parameters,
         inputs=request.inputs,
         profiles=request.profiles,
         options=request.options,
     )
-    return verified(worker, watch, engine, built, recipe.against)
+    origin = Origin(built.platform, built.plan_digest)
+    return verified(worker, watch, engine, built, recipe.against, origin)
 
 
 def publish(session: Session, held: Claim, recipe: Recipe, made: NewEngine) -> dict[str, Any]:

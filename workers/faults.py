@@ -12,7 +12,7 @@ from app.jobs.lease import JobError
 from workers.backends.base import BackendError
 from workers.engine_host import EngineHostDied
 
-PASSING = {"file_failed", "out_of_memory"}  # what a backend reports of its machine, not of the job
+PASSING = {"file_failed", "out_of_memory", "device_failed"}  # what a backend reports of its machine, not of the job
 log = structlog.get_logger(__name__)
 
 

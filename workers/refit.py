@@ -7,10 +7,10 @@ from sqlalchemy.orm import Session
 
 from app.artifacts.store import ArtifactStore
 from app.jobs.lease import Claim
-from workers.backends.base import Refit, Refitted
+from workers.backends.base import EngineFile, Refit, Refitted
 from workers.kind import Kind, Ready
 from workers.plans import PlanVerifier
-from workers.publication import NewEngine, Recipe, equal_engine, publish_as, verified
+from workers.publication import NewEngine, Origin, Recipe, equal_engine, publish_as, verified
 from workers.stored import StoredEngine, engine_file, load_engine, load_weights, parameter_sources
 from workers.watch import Watch
 from workers.worker import Worker
@@ -18,37 +18,44 @@ from workers.worker import Worker
 
 @dataclass(frozen=True, slots=True)
 class RefitInput:
-    """The engine whose plan is refitted, and what the new one is made from."""
+    """The engine whose plan is refitted, what the new one is made from, and whether its plan is written at once."""
 
     parent: StoredEngine
     recipe: Recipe
+    materialise: bool
 
 
 def load(session: Session, held: Claim, worker: Worker) -> RefitInput | Ready:
     """Read the parent and the new weights, unless an equal engine has come into being meanwhile."""
     parent = load_engine(session, held.request["parent_id"])
-    version = worker.version_of(parent.backend)
-    return equal_engine(session, held, version) or RefitInput(parent, _recipe(session, held, parent))
+    ready = equal_engine(session, held, worker.served(parent.backend))
+    eager = held.request.get("materialise", "eager") == "eager"
+    return ready or RefitInput(parent, _recipe(session, held, parent), eager)
 
 
 def compute(job: RefitInput, worker: Worker, watch: Watch) -> NewEngine:
     """Refit and verify; the parent's plan is checked before anything loads it."""
     request = watch.during(_request, job, worker.store, worker.plans, str(watch.folder / "plan"))
     refitted = watch.ask(request, Refitted)
-    engine = replace(
-        request.parent,
-        plan=refitted.plan,
-        plan_digest=refitted.plan_digest,
-        parameters=request.parameters,
-    )
-    made = verified(worker, watch, engine, refitted, job.recipe.against, job.parent)
+    origin = Origin(job.parent.platform, job.parent.root_plan, job.parent)
+    made = verified(worker, watch, _engine(request, refitted), refitted, job.recipe.against, origin)
     return replace(made, facts=made.facts | {"changed": refitted.changed, "warm": refitted.warm})
 
 
 def publish(session: Session, held: Claim, job: RefitInput, made: NewEngine) -> dict[str, Any]:
-    """Insert the engine; `changed` in the result counts the parameters that were set."""
-    result = publish_as(session, held, job.recipe, made, method="refit", parent=job.parent.number)
-    return result | {"changed": made.facts["changed"], "warm": made.facts["warm"]}
+    """Insert the engine; `changed` in the result counts the parameters whose values are not the parent's."""
+    result = publish_as(session, held, job.recipe, made, method="refit")
+    figures = {"changed": made.facts["changed"], "warm": made.facts["warm"]}
+    return result | figures | {"materialised": made.plan is not None}
+
+
+def _engine(request: Refit, refitted: Refitted) -> EngineFile:
+    """Say how the new engine is loaded: from its own plan, or as its parent is, and refitted again."""
+    parent = request.parent
+    if refitted.plan is not None:
+        return replace(parent, plan=refitted.plan, parameters=request.parameters, plan_parameters=None)
+    held = parent.plan_parameters or parent.parameters
+    return replace(parent, parameters=request.parameters, plan_parameters=held)
 
 
 def _recipe(session: Session, held: Claim, parent: StoredEngine) -> Recipe:
@@ -67,7 +74,7 @@ def _recipe(session: Session, held: Claim, parent: StoredEngine) -> Recipe:
 
 def _request(job: RefitInput, store: ArtifactStore, plans: PlanVerifier, plan: str) -> Refit:
     parent = engine_file(job.parent, store, plans)
-    return Refit(parent, parameter_sources(job.recipe.weights, store), plan)
+    return Refit(parent, parameter_sources(job.recipe.weights, store), plan, job.materialise)
 
 
 REFIT = Kind(load, compute, publish)

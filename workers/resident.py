@@ -16,6 +16,12 @@ class Residency:
     nbytes: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Resident:
+    engine: LoadedEngine
+    root_plan: str
+
+
 class ResidentEngines:
     """Engines by key, the least recently used given up first when they keep more than `limit` bytes, or are too many.
 
@@ -24,18 +30,28 @@ class ResidentEngines:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._engines: OrderedDict[str, LoadedEngine] = OrderedDict()
+        self._engines: OrderedDict[str, _Resident] = OrderedDict()
 
     def get(self, key: str) -> LoadedEngine | None:
         """Return an engine and count it as used, or None where it is not resident."""
-        engine = self._engines.get(key)
-        if engine is not None:
-            self._engines.move_to_end(key)
-        return engine
+        resident = self._engines.get(key)
+        if resident is None:
+            return None
+        self._engines.move_to_end(key)
+        return resident.engine
 
-    def put(self, key: str, engine: LoadedEngine) -> None:
+    def take(self, key: str, root_plan: str) -> LoadedEngine | None:
+        """Give up the engine of this key, or else the one used last of the same compiled plan, and return it."""
+        if key not in self._engines:
+            kin = [other for other, resident in self._engines.items() if resident.root_plan == root_plan]
+            if not kin:
+                return None
+            key = kin[-1]
+        return self._engines.pop(key).engine
+
+    def put(self, key: str, engine: LoadedEngine, root_plan: str) -> None:
         """Keep an engine in place of whatever had its key, and give up others until all fit."""
-        self._engines[key] = engine
+        self._engines[key] = _Resident(engine, root_plan)
         self._engines.move_to_end(key)
         while len(self._engines) > 1 and (len(self._engines) > MAX_ENGINES or self.residency.nbytes > self._limit):
             self._engines.popitem(last=False)
@@ -48,7 +64,13 @@ class ResidentEngines:
         while self._engines and self.residency.nbytes + nbytes > self._limit:
             self._engines.popitem(last=False)
 
+    def clear(self) -> bool:
+        """Give up all engines and say whether there were any."""
+        count = len(self._engines)
+        self._engines.clear()
+        return count > 0
+
     @property
     def residency(self) -> Residency:
         """What is kept now."""
-        return Residency(len(self._engines), sum(engine.nbytes for engine in self._engines.values()))
+        return Residency(len(self._engines), sum(resident.engine.nbytes for resident in self._engines.values()))

@@ -30,13 +30,16 @@ def check_inputs(arrays: Mapping[str, Array], specs: Sequence[InputSpec], profil
         raise BackendError("bad_inputs", "; ".join(faults) + ". Send a safetensors file with inputs that fit.")
 
 
-def fixed_inputs(specs: Sequence[InputSpec], profiles: Sequence[Profile]) -> dict[str, Array]:
-    """Return the inputs a definition is verified with: the same for the same definition and profiles, everywhere.
+def fixed_inputs(
+    specs: Sequence[InputSpec], profiles: Sequence[Profile], shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> dict[str, Array]:
+    """Return the inputs a definition is verified and measured with: the same for the same arguments, everywhere.
 
-    Shapes are those of `opt_shapes`. Values come from PCG64 seeded by the input's name: floats are standard
-    normal, integers uniform in [0, high). Integers without `high` and booleans are ones, as masks need.
+    Inputs that `shapes` leaves out have the shapes of `opt_shapes`. Values come from PCG64 seeded by the
+    input's name: floats are standard normal, integers uniform in [0, high). Integers without `high` and booleans are
+    ones, as masks need.
     """
-    shapes = opt_shapes(specs, profiles)
+    shapes = {**opt_shapes(specs, profiles), **(shapes or {})}
     return {spec.name: _fixed(spec, shapes[spec.name]) for spec in specs}
 
 

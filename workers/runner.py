@@ -83,7 +83,7 @@ def _publish(worker: Worker, held: Claim, watch: Watch, kind: Kind[Any, Any], jo
                 worker.stopping.wait(pause)
         return _publish_once(worker, held, watch, kind, job, product)
     except (LeaseLost, CancelAsked):
-        _leave_to_collection(worker, product)
+        artifacts.leave_to_collection(worker.database, product.blobs)
         raise
 
 
@@ -96,13 +96,6 @@ def _publish_once(
             artifacts.record(session, digest, size)
         result = kind.publish(session, held, job, product)
         lease.succeed(session, held, result, events=watch.news.events, notify=worker.announce)
-
-
-def _leave_to_collection(worker: Worker, product: Product) -> None:
-    """Record artifacts that nothing will use, since only recorded ones are ever collected."""
-    with worker.database.transaction() as session:
-        for digest, size in product.blobs.items():
-            artifacts.record(session, digest, size)
 
 
 def _cancel(worker: Worker, held: Claim, watch: Watch) -> None:

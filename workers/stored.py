@@ -15,6 +15,7 @@ from app.definitions.profiles import Profile, parse_profiles
 from app.definitions.service import inputs_of
 from app.definitions.tables import Definition
 from app.engines.tables import Engine
+from app.errors import ServiceError
 from app.weights.manifest import Manifest, TensorEntry
 from app.weights.service import load_rows
 from workers.backends.base import EngineFile, ParameterSource, TensorFile
@@ -50,19 +51,51 @@ class StoredDefinition:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredEngine:
-    """A published engine, with all it takes to load it again; `profiles_json` as it was asked for."""
+class StoredPlan:
+    """A signed plan in the store, of `nbytes` bytes."""
 
+    digest: str
+    nbytes: int
+    signature: str
+
+
+@dataclass(frozen=True, slots=True)
+class BasePlan:
+    """The plan an engine is loaded from as long as it has none of its own: that of engine `engine_id`."""
+
+    engine_id: int
+    plan: StoredPlan
+    weights: BoundWeights
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEngine:
+    """A published engine, with all it takes to load it again; `profiles_json` as it was asked for.
+
+    `source` is its own plan once it is materialised, and before that the plan of another.
+    """
+
+    id: int
     number: int
     backend: str
-    plan_digest: str
-    plan_bytes: int
-    plan_signature: str
+    platform: str
+    root_plan: str
+    source: StoredPlan | BasePlan
     definition: StoredDefinition
     weights: BoundWeights
     profiles: tuple[Profile, ...]
     profiles_json: list[Any]
     options: Mapping[str, Any]
+
+    @property
+    def plan(self) -> StoredPlan:
+        """The plan it is loaded from."""
+        return self.source.plan if isinstance(self.source, BasePlan) else self.source
+
+    @property
+    def materialised_id(self) -> int:
+        """The engine whose plan that is: what an engine refitted from this one is based on."""
+        return self.source.engine_id if isinstance(self.source, BasePlan) else self.id
 
 
 def load_definition(session: Session, definition_id: int) -> StoredDefinition:
@@ -82,11 +115,12 @@ def load_engine(session: Session, engine_id: int) -> StoredEngine:
     engine = session.get_one(Engine, engine_id, options=[undefer(column) for column in columns])
     definition = load_definition(session, engine.definition_id)
     return StoredEngine(
+        id=engine.id,
         number=engine.number,
         backend=engine.backend,
-        plan_digest=engine.plan_digest,
-        plan_bytes=engine.plan_bytes,
-        plan_signature=engine.plan_signature,
+        platform=engine.platform,
+        root_plan=engine.root_plan,
+        source=_source_of(session, engine),
         definition=definition,
         weights=load_weights(session, engine.weights_id, engine.binding),
         profiles=parse_profiles(engine.profiles, definition.inputs),
@@ -95,17 +129,35 @@ def load_engine(session: Session, engine_id: int) -> StoredEngine:
     )
 
 
+def _source_of(session: Session, engine: Engine) -> StoredPlan | BasePlan:
+    if engine.base_id is None:
+        return _plan_of(engine)
+    base = session.get_one(Engine, engine.base_id, options=[undefer(Engine.binding)])
+    return BasePlan(base.id, _plan_of(base), load_weights(session, base.weights_id, base.binding))
+
+
+def _plan_of(engine: Engine) -> StoredPlan:
+    if engine.plan_digest is None or engine.plan_bytes is None or engine.plan_signature is None:
+        raise ServiceError(
+            f"Engine {engine.number} has no plan, and none it could be loaded from. Build it again.",
+            code="plan_missing",
+        )
+    return StoredPlan(engine.plan_digest, engine.plan_bytes, engine.plan_signature)
+
+
 def engine_file(engine: StoredEngine, store: ArtifactStore, plans: PlanVerifier) -> EngineFile:
-    """Get an engine's files onto this machine; raises ServiceError where its plan is not ours."""
-    plan = store.local_path(engine.plan_digest)
-    plans.verify(plan, engine.plan_digest, engine.plan_signature)
+    """Get an engine's files onto this machine; raises ServiceError where the plan it is loaded from is not ours."""
+    plan = store.local_path(engine.plan.digest)
+    plans.verify(plan, engine.plan.digest, engine.plan.signature)
+    base = engine.source if isinstance(engine.source, BasePlan) else None
     return EngineFile(
         backend=engine.backend,
         plan=str(plan),
-        plan_digest=engine.plan_digest,
+        root_plan=engine.root_plan,
         definition=str(store.local_path(engine.definition.digest)),
         parameters=parameter_sources(engine.weights, store),
         inputs=engine.definition.inputs,
+        plan_parameters=None if base is None else parameter_sources(base.weights, store),
         profiles=engine.profiles,
         options=engine.options,
     )

@@ -193,4 +193,7 @@ def _rebuilt(engine: EngineFile, backend: Backend, report: Report) -> LoadedEngi
         request = Build(
             engine.backend, engine.definition, engine.parameters, engine.inputs, plan, engine.profiles, engine.options
         )
-        return backend.build(request, report)[1]
+        rebuilt = backend.build(request, report)[1]
+    if rebuilt is None:
+        raise BackendError("cannot_rebuild", f"{engine.backend} compiles here but runs nothing: verify on its device.")
+    return rebuilt

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -56,7 +56,10 @@ class Watch:
 
     def during(self, action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Move artifacts in a thread; when the job has to stop the thread is left to end by itself."""
-        future = self._worker.io.submit(action, *args, **kwargs)
+        return self.join(self._worker.io.submit(action, *args, **kwargs))
+
+    def join(self, future: Future[T]) -> T:
+        """Wait for a thread likewise."""
         while not wait([future], timeout=TICK_S).done:
             self.tick()
         return future.result()

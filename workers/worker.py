@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 from app.artifacts.signing import PlanSigner, open_signer
 from app.artifacts.store import ArtifactStore, open_store
 from app.database import Database
+from app.engines.service import Served
 from app.errors import ServiceError
 from app.fleet.service import WorkerReport
 from app.jobs.notices import Announcer
@@ -20,6 +22,7 @@ from app.jobs.sweep import Backlog, Sender
 from app.jobs.transition import Notify
 from app.scratch import remove_abandoned, scratch_folder
 from app.settings import Settings
+from workers.backends import catalog
 from workers.engine_host import EngineHost
 from workers.identity import new_identity
 from workers.plans import PlanVerifier
@@ -31,8 +34,8 @@ IO_THREADS = 4  # an upload that a cancel left behind must not hold up the next 
 class Worker:
     """What the jobs of one process work with.
 
-    `device` is its name as engines record it, `versions` those of the backends it offers. `stopping` is set
-    once the process is to end; `job_id` is the job at hand.
+    `device` is its name as engines record it, `offered` says by name what the backends that can be used on it offer,
+    as the fleet shows it. `stopping` is set once the process is to end; `job_id` is the job at hand.
     """
 
     id: str
@@ -48,23 +51,28 @@ class Worker:
     io: ThreadPoolExecutor
     scratch: Path
     device: str
-    versions: Mapping[str, str]
+    offered: Mapping[str, Mapping[str, Any]]
     stopping: Event = field(default_factory=Event)
     job_id: str | None = None
 
     @property
     def queues(self) -> tuple[str, ...]:
-        """The queues of the backends this device offers."""
-        return tuple(queue_of(backend) for backend in sorted(self.versions))
+        """The queue of each backend this device offers, and of it one for each platform whose engines it loads."""
+        return tuple(
+            queue_of(backend, platform)
+            for backend, offer in sorted(self.offered.items())
+            for platform in (None, *offer["loads"])
+        )
 
-    def version_of(self, backend: str) -> str:
-        """Return the version of a backend this device offers; ServiceError where it does not offer it."""
-        if backend not in self.versions:
+    def served(self, backend: str) -> Served:
+        """Return the engines of a backend that this device is good for; ServiceError where it does not offer it."""
+        if backend not in self.offered:
             raise ServiceError(
                 f"This worker's device does not offer the backend {backend!r}. Restart a worker whose device does.",
                 code="backend_not_offered",
             )
-        return self.versions[backend]
+        offer = self.offered[backend]
+        return Served([offer["version"]], {*offer["makes"], *offer["loads"]})
 
     def report(self) -> WorkerReport:
         """Say what the fleet shows of this worker."""
@@ -80,9 +88,23 @@ class Worker:
         )
 
 
+def usable_backends(device: str, backends: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Return those of a host's backends that can be used; ServiceError "no_backend" where none can."""
+    usable = {name: offer for name, offer in backends.items() if "unavailable" not in offer}
+    if usable:
+        return usable
+    reasons = [f"{name}: {offer['unavailable']}" for name, offer in sorted(backends.items())]
+    remedies = [f"Install one with {missing}."] if (missing := catalog.remedies(device)) else []
+    raise ServiceError(" ".join([f"No backend can be used on {device}.", *reasons, *remedies]), code="no_backend")
+
+
 @contextmanager
 def open_worker(settings: Settings, device: str) -> Iterator[Worker]:
-    """Make a worker for `device` ("cpu", "cuda:0") and close all it holds at the end."""
+    """Make a worker for `device` ("cpu", "cuda:0") and close all it holds at the end.
+
+    Raises ServiceError where no backend can be used on it, BackendError where there is no such device, and
+    EngineHostDied where its engine host does not start.
+    """
     remove_abandoned(settings.scratch_dir)
     database = Database(settings.database)
     store = open_store(settings)
@@ -94,9 +116,9 @@ def open_worker(settings: Settings, device: str) -> Iterator[Worker]:
         ThreadPoolExecutor(IO_THREADS, thread_name_prefix="io") as io,
     ):
         host = EngineHost(device, settings.resident_bytes, scratch)
-        host.start()  # so that the first job does not wait for a runtime's imports
-        described = host.describe()
         try:
+            described = host.describe()
+            usable = usable_backends(device, described["backends"])
             yield Worker(
                 id=new_identity(),
                 settings=settings,
@@ -111,7 +133,7 @@ def open_worker(settings: Settings, device: str) -> Iterator[Worker]:
                 io=io,
                 scratch=scratch,
                 device=described["device"]["name"],
-                versions={name: offered["version"] for name, offered in described["backends"].items()},
+                offered=usable,
             )
         finally:
             host.close()

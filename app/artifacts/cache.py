@@ -46,9 +46,9 @@ class ArtifactCache:
             self._evict()
         return self._files.local_path(digest)
 
-    def adopt(self, path: Path) -> None:
+    def adopt(self, path: Path, digest: str) -> None:
         """Take over a file just uploaded, as it is likely to be asked for soon."""
-        self._files.put_file(path)
+        self._files.put_file(path, digest=digest)
         self._evict()
 
     def drop(self, digest: str) -> None:

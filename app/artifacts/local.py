@@ -63,23 +63,27 @@ class LocalStore:
             await asyncio.shield(loop.run_in_executor(None, incoming.discard))
         return incoming.size
 
-    def put_chunks(self, chunks: Iterable[bytes]) -> tuple[str, int]:
-        """Store what `chunks` yields and return its digest and size in bytes."""
+    def put_chunks(self, chunks: Iterable[bytes], *, expected: str | None = None) -> tuple[str, int]:
+        """Store what `chunks` yields and return its digest, which must be the one `expected`, and size in bytes."""
         incoming = Incoming(self._incoming)
         try:
             incoming.write(chunks)
-            self._seal(incoming, incoming.digest)
+            self._seal(incoming, expected or incoming.digest)
         finally:
             incoming.discard()
         return incoming.digest, incoming.size
 
-    def put_file(self, path: Path) -> tuple[str, int]:
-        """See `ArtifactStore`. On the same filesystem the file itself becomes the artifact."""
+    def put_file(self, path: Path, *, digest: str | None = None) -> tuple[str, int]:
+        """See `ArtifactStore`. On the same filesystem the file itself becomes the artifact; a copy is digested anyway.
+
+        Raises:
+            Invalid: "digest_mismatch", a copy has other bytes than `digest` says.
+        """
         if path.stat().st_dev != self.root.stat().st_dev:
-            return self._copy_in(path)
+            return self._copy_in(path, digest)
         with path.open("rb") as file:
-            digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-            size = file.tell()
+            digest = digest or f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+            size = os.fstat(file.fileno()).st_size
             os.fchmod(file.fileno(), 0o444)
             with storage_errors():
                 os.fsync(file.fileno())
@@ -156,9 +160,9 @@ class LocalStore:
         except FileNotFoundError:
             raise missing(digest) from None
 
-    def _copy_in(self, path: Path) -> tuple[str, int]:
+    def _copy_in(self, path: Path, expected: str | None) -> tuple[str, int]:
         with path.open("rb") as file:
-            digest, size = self.put_chunks(iter(lambda: file.read(MIB), b""))
+            digest, size = self.put_chunks(iter(lambda: file.read(MIB), b""), expected=expected)
         path.unlink()
         return digest, size
 

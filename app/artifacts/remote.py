@@ -65,11 +65,12 @@ class RemoteStore:
             require_equal(f"sha256:{sha256.hexdigest()}", expected)
         return size
 
-    def put_file(self, path: Path) -> tuple[str, int]:
+    def put_file(self, path: Path, *, digest: str | None = None) -> tuple[str, int]:
         """See `ArtifactStore`. The file moves into the cache."""
-        with path.open("rb") as file:
-            digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-            size = file.tell()
+        if digest is None:
+            with path.open("rb") as file:
+                digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+        size = path.stat().st_size
         with _store_errors(WRITING):
             obstore.put(
                 self._objects,
@@ -79,7 +80,7 @@ class RemoteStore:
                 chunk_size=_part_bytes(size),
                 max_concurrency=UPLOADS,
             )
-        self._cache.adopt(path)
+        self._cache.adopt(path, digest)
         return digest, size
 
     def size(self, digest: str) -> int | None:

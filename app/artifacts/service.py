@@ -1,18 +1,16 @@
 """Which artifacts there are, what needs them, and collecting those that nothing needs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any
 
 import structlog
 from sqlalchemy import ColumnElement, delete, exists, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app.artifacts.store import ArtifactStore
 from app.artifacts.tables import Blob, BlobUse
-from app.database import Base, Database, now
+from app.database import Database, insert_into, now
 from app.errors import FieldError, Invalid, Unavailable
 
 log = structlog.get_logger()
@@ -22,10 +20,17 @@ def record(session: Session, digest: str, size: int) -> None:
     """Note an artifact of `size` bytes that was just put into the store; one known already counts as seen now."""
     seen = now()
     session.execute(
-        _insert(session, Blob)
+        insert_into(session, Blob)
         .values(digest=digest, size=size, created_at=seen, seen_at=seen)
         .on_conflict_do_update(index_elements=["digest"], set_={"seen_at": seen})
     )
+
+
+def leave_to_collection(database: Database, blobs: Mapping[str, int]) -> None:
+    """Record artifacts that were put and that nothing will use, since only recorded ones are ever collected."""
+    with database.transaction() as session:
+        for digest, size in blobs.items():
+            record(session, digest, size)
 
 
 def require(session: Session, digests: str | Sequence[str], pointer: str) -> dict[str, Blob]:
@@ -60,7 +65,7 @@ def require(session: Session, digests: str | Sequence[str], pointer: str) -> dic
 def keep(session: Session, digest: str, owner: str) -> None:
     """Keep a recorded blob for as long as `owner` ("weights:12", "engine:7") has not released it."""
     session.execute(update(Blob).where(Blob.digest == digest).values(seen_at=now()))
-    session.execute(_insert(session, BlobUse).values(digest=digest, owner=owner).on_conflict_do_nothing())
+    session.execute(insert_into(session, BlobUse).values(digest=digest, owner=owner).on_conflict_do_nothing())
 
 
 def release(session: Session, owner: str) -> None:
@@ -148,8 +153,3 @@ def _used() -> ColumnElement[bool]:
 
 def _numbered(pointer: str, digests: Sequence[str]) -> dict[str, str]:
     return {f"{pointer}/{index}": digest for index, digest in enumerate(digests)}
-
-
-def _insert(session: Session, table: type[Base]) -> Any:  # noqa: ANN401 - the two dialects share no type
-    dialect = session.get_bind().dialect.name
-    return postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)

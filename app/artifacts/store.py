@@ -29,8 +29,12 @@ class ArtifactStore(Protocol):
             TooLarge: more than `limit` bytes arrived.
         """
 
-    def put_file(self, path: Path) -> tuple[str, int]:
-        """Store a file, which is moved where that is possible, and return its digest and size in bytes."""
+    def put_file(self, path: Path, *, digest: str | None = None) -> tuple[str, int]:
+        """Store a file, which is moved where that is possible, and return its digest and size in bytes.
+
+        Where `digest` is given it is taken for the file's own, so that the file is not read for it once more. Only
+        for a file that one of this service's own processes wrote and digested, never for what came from a client.
+        """
 
     def size(self, digest: str) -> int | None:
         """Return the size in bytes, None where there is no such artifact."""

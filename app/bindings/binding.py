@@ -43,13 +43,14 @@ def bind(
     """Bind every parameter and report every problem at once.
 
     The first rule whose pattern matches a parameter decides what feeds it; without one it is the tensor of
-    the same name. `defaults` come after `rules` and may go unused without a warning. A tensor may feed
+    the same name. `defaults` come after `rules` and may go unused without a warning; of those that match a parameter
+    the first whose tensors are all there counts, so that they may name alternatives. A tensor may feed
     several parameters. A cast that only widens is added where dtypes differ; any other difference is a
     problem, as is a tensor that feeds nothing and that no rule ignores.
 
     Raises BindingRuleError where matching the patterns takes more than MATCHING_S seconds.
     """
-    return _Binder(tensors, [*rules, *defaults]).report(parameters, warn_below=len(rules))
+    return _Binder(tensors, [*rules, *defaults], given=len(rules)).report(parameters)
 
 
 @dataclass
@@ -67,12 +68,13 @@ class _Binder:
 
     tensors: Mapping[str, TensorLike]
     rules: Sequence[Rule]
+    given: int  # how many of the rules are the client's
     bindings: list[ParameterBinding] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     applied: set[int] = field(default_factory=set)
     deadline: float = field(default_factory=lambda: time.monotonic() + MATCHING_S)
 
-    def report(self, parameters: Sequence[Parameter], *, warn_below: int) -> BindingReport:
+    def report(self, parameters: Sequence[Parameter]) -> BindingReport:
         choices = [self._choose(parameter) for parameter in parameters]
         fed = {tensor for choice in choices for tensor in choice.tensors}
         left = [name for name in self.tensors if name not in fed]
@@ -82,17 +84,21 @@ class _Binder:
         for choice in choices:
             self._check(choice, similar)
         self.problems += [Problem("unexpected", None, (name,), unexpected_remedy(name)) for name in unexpected]
-        unused = sorted(set(range(warn_below)) - self.applied)
+        unused = sorted(set(range(self.given)) - self.applied)
         warnings = tuple(UnusedRule(index, unused_remedy(self.rules[index])) for index in unused)
         return BindingReport(tuple(self.bindings), tuple(self.problems), ignored, warnings)
 
     def _choose(self, parameter: Parameter) -> _Choice:
         self._check_time()
+        absent: _Choice | None = None
         for index, rule in enumerate(self.rules):
             if isinstance(rule, FeedRule) and (groups := rule.parameter.match(parameter.name)):
-                self.applied.add(index)
-                return _Choice(parameter, tuple(one.expand(groups) for one in rule.tensors), rule.transforms)
-        return _Choice(parameter, (parameter.name,), ())
+                choice = _Choice(parameter, tuple(one.expand(groups) for one in rule.tensors), rule.transforms)
+                if index < self.given or all(name in self.tensors for name in choice.tensors):
+                    self.applied.add(index)
+                    return choice
+                absent = absent or choice
+        return absent or _Choice(parameter, (parameter.name,), ())
 
     def _ignores(self, tensor: str) -> bool:
         self._check_time()

@@ -104,7 +104,7 @@ def parse_rules(values: Sequence[Any]) -> tuple[Rule, ...]:
 def _rule(index: int, value: object) -> Rule:
     try:
         if isinstance(value, Mapping) and value.keys() == {"ignore"}:
-            return IgnoreRule(_pattern(value["ignore"]))
+            return IgnoreRule(parse_pattern(value["ignore"]))
         if isinstance(value, Mapping) and {"parameter", "tensors"} <= value.keys() <= _FEED_KEYS:
             return _feed_rule(value)
     except (TransformError, _RuleFaultError) as error:
@@ -128,7 +128,7 @@ def _feed_rule(value: Mapping[str, Any]) -> FeedRule:
         raise _RuleFaultError(f"tensors must be a list of 1 to {MAX_TENSORS_PER_RULE} templates")
     if not isinstance(transforms, list) or len(transforms) > MAX_TRANSFORMS_PER_RULE:
         raise _RuleFaultError(f"transforms must be a list of at most {MAX_TRANSFORMS_PER_RULE} transforms")
-    pattern = _pattern(value["parameter"])
+    pattern = parse_pattern(value["parameter"])
     return FeedRule(
         pattern,
         tuple(_template(text, pattern) for text in tensors),
@@ -136,7 +136,8 @@ def _feed_rule(value: Mapping[str, Any]) -> FeedRule:
     )
 
 
-def _pattern(text: object) -> Pattern:
+def parse_pattern(text: object) -> Pattern:
+    """Read one pattern; ValueError says why it cannot be used."""
     pattern = Pattern(_text(text))
     try:
         _ = pattern.groups

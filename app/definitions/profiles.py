@@ -79,6 +79,39 @@ def opt_shapes(inputs: Sequence[InputSpec], profiles: Sequence[Profile]) -> dict
     }
 
 
+def settle_shapes(
+    given: Mapping[str, object], inputs: Sequence[InputSpec], profiles: Sequence[Profile], pointer: str = "/shapes"
+) -> dict[str, tuple[int, ...]]:
+    """Check shapes to try the inputs with, and complete them: the result has every input.
+
+    A symbol has the size that is given for it anywhere. Other dimensions are those of `opt_shapes`, where there
+    are profiles with the first one that takes the shapes given.
+
+    Raises:
+        Invalid: code "invalid_shapes", with the pointer of every fault below `pointer`.
+    """
+    known = {spec.name: spec for spec in inputs}
+    faults: list[FieldError] = []
+    for name, shape in given.items():
+        here = f"{pointer}/{_escape(name)}"
+        if name not in known:
+            faults.append(FieldError(here, f"the definition has no input '{name}'; it has {sorted(known)}"))
+        else:
+            _check_shape(shape, known[name], here, faults)
+    if faults:
+        raise _invalid_shapes(faults)
+    sizes = _settle_sizes(given, known, pointer)
+    outside: list[FieldError] = []
+    for index, profile in enumerate(profiles):
+        beyond = _beyond(given, profile, f"profile {index}", pointer)
+        if not beyond:
+            return _filled(sizes, inputs, opt_shapes(inputs, [profile]))
+        outside += beyond
+    if outside:
+        raise _invalid_shapes(outside)
+    return _filled(sizes, inputs, opt_shapes(inputs, ()))
+
+
 def _default(spec: InputSpec, axis: int) -> int:
     if axis == 0 or "batch" in str(spec.shape[axis]).lower():
         return DEFAULT_BATCH
@@ -176,6 +209,46 @@ def _complete(
     return MappingProxyType({spec.name: profile[spec.name] for spec in inputs if spec.name in profile})
 
 
+def _settle_sizes(given: Mapping[str, Any], known: Mapping[str, InputSpec], pointer: str) -> dict[str, int]:
+    """Return the size of each symbol; raises Invalid where two inputs give one symbol different sizes."""
+    settled: dict[str, tuple[int, str]] = {}
+    faults: list[FieldError] = []
+    for name, shape in given.items():
+        for axis, (size, dim) in enumerate(zip(shape, known[name].shape, strict=True)):
+            if isinstance(dim, int):
+                continue
+            there, owner = settled.setdefault(dim, (size, name))
+            if size != there:
+                detail = f"'{dim}' is {size} here but {there} in '{owner}'"
+                faults.append(FieldError(f"{pointer}/{_escape(name)}/{axis}", detail))
+    if faults:
+        raise _invalid_shapes(faults)
+    return {dim: size for dim, (size, _) in settled.items()}
+
+
+def _beyond(given: Mapping[str, Any], profile: Profile, of: str, pointer: str) -> list[FieldError]:
+    return [
+        FieldError(
+            f"{pointer}/{_escape(name)}",
+            f"{list(shape)} is not between {list(profile[name].min)} and {list(profile[name].max)} of {of}",
+        )
+        for name, shape in given.items()
+        if not all(a <= b <= c for a, b, c in zip(profile[name].min, shape, profile[name].max, strict=True))
+    ]
+
+
+def _filled(
+    sizes: Mapping[str, int], inputs: Sequence[InputSpec], otherwise: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    return {
+        spec.name: tuple(
+            dim if isinstance(dim, int) else sizes.get(dim, best)
+            for dim, best in zip(spec.shape, otherwise[spec.name], strict=True)
+        )
+        for spec in inputs
+    }
+
+
 def _escape(name: str) -> str:
     return name.replace("~", "~0").replace("/", "~1")
 
@@ -186,5 +259,15 @@ def _invalid(faults: Sequence[FieldError]) -> Invalid:
         f"The profiles do not fit the definition's inputs: {listed}. "
         "GET the definition for the names and shapes of its inputs.",
         code="invalid_profiles",
+        errors=faults,
+    )
+
+
+def _invalid_shapes(faults: Sequence[FieldError]) -> Invalid:
+    listed = "; ".join(f"{fault.pointer}: {fault.detail}" for fault in faults[:5])
+    return Invalid(
+        f"The shapes do not fit the engine: {listed}. GET the definition for the names and shapes of its inputs and "
+        "the engine for its profiles.",
+        code="invalid_shapes",
         errors=faults,
     )

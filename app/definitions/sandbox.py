@@ -112,11 +112,12 @@ def _run(request: bytes, wall_s: float, directory: Path) -> int:
 
 
 def _environment() -> dict[str, str]:
-    """The child gets no secrets, and libraries in it start no pools of threads."""
-    root = Path(app.__path__[0]).parent
-    return {
+    """The child gets no secrets, only what says where code lies, and libraries in it start no pools of threads."""
+    root = str(Path(app.__path__[0]).parent)
+    places = {name: os.environ[name] for name in ("PYTHONPATH", "LD_LIBRARY_PATH") if os.environ.get(name)}
+    return places | {
         "PATH": os.defpath,
-        "PYTHONPATH": str(root),
+        "PYTHONPATH": os.pathsep.join([root, *filter(None, [places.get("PYTHONPATH")])]),
         "PYTHONDONTWRITEBYTECODE": "1",
         "LANG": "C.UTF-8",
         "OPENBLAS_NUM_THREADS": "1",

@@ -21,6 +21,18 @@ FAMILY_REQUEST: dict[str, Any] = {
     },
     "precision": "fp32",
 }
+DECODER_REQUEST: dict[str, Any] = {
+    "family": "gpt2",
+    "config": {
+        "model_type": "gpt2",
+        "vocab_size": 50257,
+        "n_positions": 1024,
+        "n_embd": 768,
+        "n_layer": 12,
+        "n_head": 12,
+    },
+    "precision": "fp16",
+}
 FILE_REQUEST: dict[str, Any] = {"onnx": "sha256:0c6f2f1a3b5d5f0e2a7cbb2f0b8d4c6e9a1b3c5d7e9f0a2b4c6d8e0f1a3b5c7d"}
 INPUT: dict[str, Any] = {"name": "input_ids", "dtype": "I64", "shape": ["batch", "sequence"], "high": 30522}
 OUTPUT: dict[str, Any] = {"name": "last_hidden_state", "dtype": "F32", "shape": ["batch", "sequence", 384]}
@@ -40,13 +52,13 @@ DEFINITION: dict[str, Any] = {
 class DefinitionRequest(RequestBody):
     """Either a family with its Hugging Face config.json, or the digest of an uploaded ONNX file."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [FAMILY_REQUEST, FILE_REQUEST]})
+    model_config = ConfigDict(json_schema_extra={"examples": [FAMILY_REQUEST, DECODER_REQUEST, FILE_REQUEST]})
 
-    family: str | None = Field(None, description="The architecture: `bert`.", max_length=64)
+    family: str | None = Field(None, description="The architecture: `bert` or `gpt2`.", max_length=64)
     config: dict[str, Any] | None = Field(
         None,
         description="The checkpoint's config.json; missing keys have the defaults of transformers. "
-        '`"add_pooling_layer": false` leaves the pooler out.',
+        '`"add_pooling_layer": false` leaves the pooler of `bert` out, `"add_lm_head": false` the head of `gpt2`.',
     )
     precision: Precision | None = Field(None, description="Of a family's parameters; `fp32` unless given.")
     onnx: Digest | None = Field(None, description="An ONNX file sent with PUT /v1/blobs/<digest>.")

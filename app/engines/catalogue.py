@@ -1,8 +1,10 @@
 """Finding engines."""
 
 from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Select, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased, undefer
 
 from app.engines.lineage import Family, Relative, arrange
@@ -46,18 +48,66 @@ def list_engines(
     return list_rows(session, statement, Engine.number, page)
 
 
-def find_equal(
-    session: Session, model_id: int, fingerprint: str, *, backend_versions: Collection[str] = ()
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The engines that somebody can serve: those of these backend versions and of these platforms.
+
+    Without versions, which is where no worker is alive to decide it, any engine is.
+    """
+
+    versions: Collection[str] = ()
+    platforms: Collection[str] = ()
+
+    def narrow(self, statement: Select[Any]) -> Select[Any]:
+        """Leave only these engines in a query."""
+        if not self.versions:
+            return statement
+        return statement.where(
+            Engine.backend_version.in_(sorted(self.versions)), Engine.platform.in_(sorted(self.platforms))
+        )
+
+
+def find_equal(session: Session, model_id: int, fingerprint: str, served: Served) -> Engine | None:
+    """Return the newest engine of this fingerprint."""
+    return _newest(session, served.narrow(_of(model_id).where(Engine.fingerprint == fingerprint)))
+
+
+def find_parent(
+    session: Session, model_id: int, recipe: str, served: Served, root_plans: Collection[str] | None = None
 ) -> Engine | None:
-    """Return the newest engine of this fingerprint; of one of these backend versions where any are given."""
-    statement = _of(model_id).where(Engine.fingerprint == fingerprint)
-    return _newest(session, _served(statement, backend_versions))
+    """Return the newest engine that can be refitted into another of its recipe; of these root plans where given."""
+    statement = served.narrow(_of(model_id).where(Engine.recipe == recipe, Engine.refittable))
+    if root_plans is not None:
+        statement = statement.where(Engine.root_plan.in_(sorted(root_plans)))
+    return _newest(session, statement)
 
 
-def find_parent(session: Session, model_id: int, recipe: str, backend_versions: Collection[str]) -> Engine | None:
-    """Return the newest engine that can be refitted into another of its recipe."""
-    statement = _of(model_id).where(Engine.recipe == recipe, Engine.refittable)
-    return _newest(session, _served(statement, backend_versions))
+@dataclass(frozen=True, slots=True)
+class Values:
+    """What an engine's parameters hold: its binding report and the rows of its weights' manifest, as JSON."""
+
+    engine_id: int
+    root_plan: str
+    binding: dict[str, Any]
+    rows: list[Any]
+
+
+def find_families(session: Session, model_id: int, recipe: str, served: Served, *, limit: int) -> list[int]:
+    """Return the id of the newest refittable engine of each of the newest root plans of a recipe."""
+    newest = func.max(Engine.id)
+    refittable = select(newest).where(Engine.model_id == model_id, Engine.recipe == recipe, Engine.refittable)
+    families = served.narrow(refittable).group_by(Engine.root_plan)
+    return list(session.scalars(families.order_by(newest.desc()).limit(limit)))
+
+
+def load_values(session: Session, engine_id: int) -> Values:
+    """Load what an engine's parameters hold; reading it is for after the session."""
+    statement = (
+        select(Engine.id, Engine.root_plan, Engine.binding, WeightVersion.manifest)
+        .join(WeightVersion, WeightVersion.id == Engine.weights_id)
+        .where(Engine.id == engine_id)
+    )
+    return Values(*session.execute(statement).one())
 
 
 def find_example(session: Session, model_id: int, definition: int, backend: str) -> Engine | None:
@@ -90,12 +140,6 @@ def load_family(session: Session, model_id: int, number: int, *, ancestors: int,
 
 def _of(model_id: int) -> Select[Engine]:
     return select(Engine).where(Engine.model_id == model_id)
-
-
-def _served(statement: Select[Engine], backend_versions: Collection[str]) -> Select[Engine]:
-    if not backend_versions:
-        return statement
-    return statement.where(Engine.backend_version.in_(sorted(backend_versions)))
 
 
 def _newest(session: Session, statement: Select[Engine]) -> Engine | None:

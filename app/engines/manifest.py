@@ -43,10 +43,11 @@ def engine_manifest(session: Session, model: Model, number: int) -> dict[str, An
             "name": engine.backend,
             "version": engine.backend_version,
             "device": engine.device,
+            "platform": engine.platform,
             "options": engine.options,
         },
         "profiles": engine.profiles,
-        "plan": {"digest": engine.plan_digest, "bytes": engine.plan_bytes, "signature": engine.plan_signature},
+        "plan": _plan(session, engine),
         "parents": [{"number": one.number, "method": one.method, "weights": one.weights} for one in family.ancestors],
         "parents_complete": family.ancestors_complete,
         "job": _job(get_job(session, engine.job_id)),
@@ -64,6 +65,18 @@ def _definition(definition: Definition) -> dict[str, Any]:
         "source": definition.source,
         "created_at": definition.created_at,
     }
+
+
+def _plan(session: Session, engine: Engine) -> dict[str, Any]:
+    plan: dict[str, Any] = {
+        "digest": engine.plan_digest,
+        "bytes": engine.plan_bytes,
+        "signature": engine.plan_signature,
+        "root": engine.root_plan,
+    }
+    if engine.base_id is not None:
+        plan["base"] = session.get_one(Engine, engine.base_id).number
+    return plan
 
 
 def _weights(weights: WeightVersion) -> dict[str, Any]:

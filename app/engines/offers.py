@@ -1,15 +1,19 @@
 """What the workers alive now can compile, and what of a request can be checked against it.
 
-A worker declares the options of a backend as `capabilities["options"]`: by name, the list of values allowed,
-the default first. An empty list allows any value and gives no default.
+A worker says of each backend {"version", "makes": [...], "loads": [...], "capabilities": {...}}, with the platforms
+it compiles for and those whose engines it can load, or {"version", "unavailable": reason} where it is installed
+but cannot be used. `capabilities["options"]` maps the name of each build option to a JSON Schema with a
+default, and `capabilities["lacks"]` maps options ("name") and values ("name=value") it has not to the reason.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy.orm import Session
 
+from app.engines.option_schemas import Fault, Schema, fault_of, is_default
+from app.engines.refit_option import RefitPatternError, RefitPatterns
 from app.errors import FieldError, Invalid
 from app.fleet.service import alive
 from app.settings import Settings
@@ -19,39 +23,120 @@ BACKENDS = ("onnxruntime", "tensorrt", "tensorrt_rtx")
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """One backend as the fleet has it: the versions alive and the options that any of them declares."""
+    """One backend as several workers have it together; without versions where none of them offers it.
 
-    versions: frozenset[str]
-    options: Mapping[str, Sequence[Any]]
+    `makes` are the platforms that engines can be compiled for, a worker's default first; `loads` those whose engines
+    can be run and refitted. `options` maps each build option to the schemas declared for it, of which any may
+    accept a value. `unavailable` are the reasons of workers that have it installed but cannot use it.
+    """
+
+    versions: frozenset[str] = frozenset()
+    makes: tuple[str, ...] = ()
+    loads: tuple[str, ...] = ()
+    options: Mapping[str, Sequence[Schema]] = field(default_factory=dict)
+    lacks: Mapping[str, str] = field(default_factory=dict)
+    unavailable: tuple[str, ...] = ()
+
+    @property
+    def platforms(self) -> frozenset[str]:
+        """Every platform whose engines are of use to somebody."""
+        return frozenset({*self.makes, *self.loads})
 
 
-Fleet = Mapping[str, Offer]
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One backend of one worker alive; `said` is what the worker says of it."""
+
+    device: str
+    backend: str
+    said: Mapping[str, Any]
+
+    @property
+    def available(self) -> bool:
+        """Whether the worker can use it."""
+        return "unavailable" not in self.said
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """The backends of all workers alive, in the order these started."""
+
+    members: tuple[Member, ...] = ()
+
+    @property
+    def backends(self) -> frozenset[str]:
+        """The backends that somebody offers."""
+        return frozenset(member.backend for member in self.members if member.available)
+
+    def offer(self, backend: str) -> Offer:
+        """Put together what the workers say of one backend."""
+        members = [member for member in self.members if member.backend == backend]
+        said = [member.said for member in members if member.available]
+        capabilities = [one.get("capabilities", {}) for one in said]
+        return Offer(
+            versions=frozenset(one["version"] for one in said),
+            makes=_each(platform for one in said for platform in one.get("makes", ())),
+            loads=_each(platform for one in said for platform in one.get("loads", ())),
+            options=_declared(one.get("options", {}) for one in capabilities),
+            lacks={name: reason for one in capabilities for name, reason in one.get("lacks", {}).items()},
+            unavailable=_each(member.said["unavailable"] for member in members if not member.available),
+        )
+
+    def on(self, device: str) -> "Fleet":
+        """Return the part of the fleet with this device."""
+        return Fleet(tuple(member for member in self.members if member.device == device))
+
+    def devices(self, backend: str) -> tuple[str, ...]:
+        """Return the names of the devices that offer a backend."""
+        return _each(member.device for member in self.members if member.backend == backend and member.available)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where an engine may be made: a backend and what is offered of it, by one device where one was asked for.
+
+    `platform` is that whose workers shall make it; None where any worker of the backend may.
+    """
+
+    backend: str
+    offer: Offer
+    platform: str | None = None
 
 
 def fleet_offers(session: Session, settings: Settings) -> Fleet:
-    """Return what is offered at this moment, by backend."""
-    offers: dict[str, Offer] = {}
-    for worker in alive(session, settings):
-        for backend, described in worker.backends.items():
-            earlier = offers.get(backend, Offer(frozenset(), {}))
-            declared = described.get("capabilities", {}).get("options", {})
-            offers[backend] = Offer(earlier.versions | {described["version"]}, {**earlier.options, **declared})
-    return offers
+    """Return what is offered at this moment."""
+    return Fleet(
+        tuple(
+            Member(worker.device["name"], backend, said)
+            for worker in alive(session, settings)
+            for backend, said in worker.backends.items()
+        )
+    )
 
 
-def versions_alive(fleet: Fleet, backend: str) -> frozenset[str]:
-    """Return the versions of a backend that workers offer; none where nobody offers it."""
-    return fleet[backend].versions if backend in fleet else frozenset()
+def choose_target(fleet: Fleet, backend: str | None, device: str | None) -> Target:
+    """Settle where an engine is made; Invalid "backend_unknown" or "device_unknown".
+
+    A backend left out is tensorrt where it is offered, by that device if one is named, and otherwise onnxruntime.
+    One that is known but that no worker offers at the moment is accepted without a device: its jobs wait.
+    """
+    if device is None:
+        chosen = choose_backend(fleet, backend)
+        return Target(chosen, fleet.offer(chosen))
+    chosen = choose_backend(fleet if backend else fleet.on(device), backend)
+    offer = fleet.on(device).offer(chosen)
+    if not offer.versions:
+        raise _device_unknown(device, chosen, fleet.devices(chosen), offer)
+    # What a device compiles for others only has a queue that it does not listen to.
+    return Target(chosen, offer, next((one for one in offer.makes[:1] if one in offer.loads), None))
 
 
 def choose_backend(fleet: Fleet, asked: str | None) -> str:
-    """Return the backend asked for, or else tensorrt where a worker offers it and onnxruntime where none does.
-
-    A backend that is known but that no worker offers at the moment is accepted: its jobs wait for a worker.
-    """
+    """Return the backend asked for, or else tensorrt where a worker offers it and onnxruntime where none does."""
+    offered = fleet.backends
     if asked is None:
-        return "tensorrt" if "tensorrt" in fleet else "onnxruntime"
-    known = sorted({*BACKENDS, *fleet})
+        return "tensorrt" if "tensorrt" in offered else "onnxruntime"
+    known = sorted({*BACKENDS, *offered})
     if asked not in known:
         raise Invalid(
             f"There is no backend '{asked}'. Known are {', '.join(known)}; GET /v1/workers shows which are "
@@ -62,19 +147,13 @@ def choose_backend(fleet: Fleet, asked: str | None) -> str:
     return asked
 
 
-def settle_options(fleet: Fleet, backend: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Check options against what the fleet declares, and leave out those that have their default.
+def settle_options(backend: str, offer: Offer, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Check options against what is declared, and leave out those that have their default; Invalid.
 
-    Where no worker offers the backend nothing can be checked here: the worker that takes the job does it.
+    Where no worker offers the backend only patterns can be checked here: the worker that takes the job does the rest.
     """
-    offer = fleet.get(backend)
-    if offer is None:
-        return {name: value for name, value in options.items() if value is not None}
-    faults = [
-        FieldError(f"/options/{_escape(name)}", fault)
-        for name, value in options.items()
-        if (fault := _fault(name, value, offer.options)) is not None
-    ]
+    found = {name: _fault(name, value, offer) for name, value in options.items()}
+    faults = [FieldError(_pointer(name, fault.path), fault.detail) for name, fault in found.items() if fault]
     if faults:
         raise Invalid(
             f"The backend '{backend}' does not take these options: "
@@ -84,17 +163,54 @@ def settle_options(fleet: Fleet, backend: str, options: Mapping[str, Any]) -> di
             errors=faults,
         )
     return {
-        name: value for name, value in options.items() if value is not None and [value] != list(offer.options[name][:1])
+        name: value
+        for name, value in options.items()
+        if value is not None and not is_default(value, offer.options.get(name, ()))
     }
 
 
-def _fault(name: str, value: object, declared: Mapping[str, Sequence[Any]]) -> str | None:
-    if name not in declared:
-        return f"unknown; known are {', '.join(sorted(declared))}" if declared else "it takes none"
-    allowed = declared[name]
-    if value is None or not allowed or any(type(value) is type(one) and value == one for one in allowed):
-        return None
-    return f"must be one of {', '.join(map(str, allowed))}"
+def _fault(name: str, value: object, offer: Offer) -> Fault | None:
+    left_out = value is None and name in offer.options
+    fault = fault_of(name, value, offer.options, offer.lacks) if offer.versions and not left_out else None
+    return fault or (_pattern_fault(value) if name == "refit" and isinstance(value, list) else None)
+
+
+def _pattern_fault(patterns: Sequence[object]) -> Fault | None:
+    try:
+        RefitPatterns.parse(patterns)
+    except RefitPatternError as error:
+        return Fault((error.index,), error.detail)
+    return None
+
+
+def _pointer(name: str, path: Sequence[str | int]) -> str:
+    return "".join(f"/{_escape(str(part))}" for part in ("options", name, *path))
+
+
+def _device_unknown(device: str, backend: str, devices: Sequence[str], offer: Offer) -> Invalid:
+    known = ", ".join(devices)
+    offering = f"'{backend}' is offered by {known}" if devices else f"no worker alive offers '{backend}'"
+    reasons = "".join(f" {reason}" for reason in offer.unavailable)
+    remedy = "Name one of these, or leave device out" if devices else "Start a worker that does, or leave device out"
+    return Invalid(
+        f"No worker alive offers '{backend}' on a device '{device}'; {offering}.{reasons} {remedy}: then any worker "
+        "of the backend may take the job. GET /v1/workers shows the devices.",
+        code="device_unknown",
+        errors=[FieldError("/device", f"not one of {known}" if devices else "no device offers the backend")],
+    )
+
+
+def _declared(declarations: Iterator[Mapping[str, Schema]]) -> dict[str, tuple[Schema, ...]]:
+    schemas: dict[str, tuple[Schema, ...]] = {}
+    for options in declarations:
+        for name, schema in options.items():
+            earlier = schemas.get(name, ())
+            schemas[name] = earlier if schema in earlier else (*earlier, schema)
+    return schemas
+
+
+def _each(values: Iterator[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(values))
 
 
 def _escape(name: str) -> str:

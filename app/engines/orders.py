@@ -3,7 +3,7 @@
 Nothing here needs a session: binding alone may take seconds, and the database is not to wait for it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,27 +12,30 @@ from app.bindings.service import Pair
 from app.definitions.profiles import parse_profiles, to_json
 from app.definitions.service import inputs_of
 from app.engines import fingerprint as digests
-from app.engines.offers import Fleet, settle_options, versions_alive
+from app.engines.catalogue import Values
+from app.engines.offers import Target, settle_options
+from app.engines.refit_option import RefitPatterns, parameter_contents
 from app.engines.tables import Engine
 from app.errors import FieldError, Invalid
 from app.registry.tables import Model
+from app.weights.manifest import Manifest
 
 MAX_FAULTS = 1000
+MAX_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
     """An engine that can be made as far as can be told: every part exists and the weights bind.
 
-    `versions` are those of the backend that are alive and `binding` is the binding report. The fingerprint is
-    equal for engines that compute the same, the recipe for engines that differ in their weights at most.
+    `target` says where it may be made, and `binding` is the binding report. The fingerprint is equal for
+    engines that compute the same, the recipe for engines that differ in their weights at most.
     """
 
     model_id: int
     definition_id: int
     weights_id: int
-    backend: str
-    versions: frozenset[str]
+    target: Target
     profiles: Sequence[Any]
     options: Mapping[str, Any]
     rules: Sequence[Any]
@@ -44,23 +47,23 @@ class Order:
 def settle(
     model: Model,
     pair: Pair,
-    fleet: Fleet,
+    target: Target,
     *,
-    backend: str,
     profiles: Sequence[Any],
     options: Mapping[str, Any],
     rules: Sequence[Any],
 ) -> Order:
     """Check everything a build needs; Invalid with a pointer to each fault."""
-    settled = settle_options(fleet, backend, options)
+    settled = settle_options(target.backend, target.offer, options)
     shapes = to_json(parse_profiles(profiles, inputs_of(pair.definition)))
-    return _bound(model, pair, fleet, backend=backend, profiles=shapes, options=settled, rules=rules)
+    return _bound(model, pair, target, profiles=shapes, options=settled, rules=rules)
 
 
-def settle_refit(model: Model, pair: Pair, fleet: Fleet, parent: Engine) -> Order:
+def settle_refit(model: Model, pair: Pair, target: Target, parent: Engine, held: Values | None) -> Order:
     """Check everything a refit needs; Invalid where it cannot be done.
 
     The parent was loaded with its profiles, options and rules, and what was accepted for it is not checked again.
+    `held` is what it holds, where its options name the parameters that a refit may change.
     """
     if not parent.refittable:
         raise Invalid(
@@ -69,23 +72,29 @@ def settle_refit(model: Model, pair: Pair, fleet: Fleet, parent: Engine) -> Orde
             code="engine_not_refittable",
             errors=[FieldError("/engine", "not refittable")],
         )
-    return _bound(
-        model,
-        pair,
-        fleet,
-        backend=parent.backend,
-        profiles=parent.profiles,
-        options=parent.options,
-        rules=parent.rules,
-    )
+    order = _bound(model, pair, target, profiles=parent.profiles, options=parent.options, rules=parent.rules)
+    if held is not None and (beyond := out_of_reach(order, pair, held)):
+        raise _out_of_reach(model, pair, parent, beyond)
+    return order
+
+
+def out_of_reach(order: Order, pair: Pair, held: Values) -> list[str]:
+    """Return the parameters that an engine holding `held` would have to change for the order and cannot, sorted."""
+    patterns = RefitPatterns.of(order.options)
+    if patterns is None:
+        return []
+    return patterns.beyond(_contents(held.binding, held.rows), _contents(order.binding, pair.tensors))
+
+
+def _contents(binding: Mapping[str, Any], rows: Sequence[Any]) -> dict[str, Hashable]:
+    return parameter_contents(BindingReport.from_json(binding), Manifest.from_json(rows).tensors)
 
 
 def _bound(
     model: Model,
     pair: Pair,
-    fleet: Fleet,
+    target: Target,
     *,
-    backend: str,
     profiles: Sequence[Any],
     options: Mapping[str, Any],
     rules: Sequence[Any],
@@ -98,8 +107,7 @@ def _bound(
         model_id=model.id,
         definition_id=pair.definition.id,
         weights_id=pair.weights.id,
-        backend=backend,
-        versions=versions_alive(fleet, backend),
+        target=target,
         profiles=profiles,
         options=options,
         rules=rules,
@@ -108,12 +116,12 @@ def _bound(
             definition_digest=digest,
             weights_digest=pair.weights.digest,
             binding_digest=report.digest,
-            backend=backend,
+            backend=target.backend,
             profiles=profiles,
             options=options,
         ),
         recipe=digests.recipe(
-            definition_digest=digest, backend=backend, profiles=profiles, options=options, rules=rules
+            definition_digest=digest, backend=target.backend, profiles=profiles, options=options, rules=rules
         ),
     )
 
@@ -127,4 +135,16 @@ def _binding_failed(model: Model, pair: Pair, report: BindingReport) -> Invalid:
         "report and lets you try rules until it is ok.",
         code="binding_failed",
         errors=[FieldError("/weights", problem.detail) for problem in report.problems[:MAX_FAULTS]],
+    )
+
+
+def _out_of_reach(model: Model, pair: Pair, parent: Engine, beyond: Sequence[str]) -> Invalid:
+    count = len(beyond)
+    named = ", ".join(beyond[:MAX_NAMED]) + (f" and {count - MAX_NAMED} more" if count > MAX_NAMED else "")
+    return Invalid(
+        f"Weights {pair.weights.version} change {named}, which a refit of engine {parent.number} cannot: its option "
+        f"'refit' does not name {'it' if count == 1 else 'them'}. Let the service choose the way with POST "
+        f"/v1/models/{model.name}/engines, or build an engine whose option 'refit' does.",
+        code="parameters_not_refittable",
+        errors=[FieldError("/weights", f"changes {name}") for name in beyond[:MAX_FAULTS]],
     )

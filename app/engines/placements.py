@@ -4,67 +4,102 @@ Each placement is called once with that transaction's session, or again with ano
 rolled back. By then everything is computed: there are only rows to look for and to insert.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from sqlalchemy.orm import Session
 
 from app.artifacts.service import keep, require
-from app.engines.catalogue import find_equal, find_parent
+from app.engines.catalogue import Served, find_equal, find_parent
+from app.engines.offers import Offer
 from app.engines.orders import Order
-from app.engines.schemas import VerifyChoice
+from app.engines.schemas import Materialise, VerifyChoice
 from app.engines.tables import Engine
 from app.jobs import events
 from app.jobs import service as jobs
 from app.jobs.queue import queue_of
+from app.jobs.state import State
 from app.jobs.tables import Job
+from app.registry.service import lock_model
+
+Kind = Literal["build", "refit", "materialise", "run", "verify", "benchmark"]
 
 
 @dataclass(frozen=True, slots=True)
 class QueuedJob:
-    """A job that a worker of a backend is to do.
+    """A job that a worker of a backend is to do, of those that load engines of `platform` where there is one.
 
-    `versions` are those of the backend that are alive, and `needs` is the one that the engine to work on is of.
+    `offer` is what is alive of the backend, and `needs` the version that the engine to work on is of.
     """
 
-    kind: Literal["build", "refit", "run", "verify"]
+    kind: Kind
     model_id: int
     backend: str
-    versions: frozenset[str]
+    offer: Offer
     request: dict[str, Any]
+    platform: str | None = None
     needs: str | None = None
+
+    @property
+    def queue(self) -> str:
+        """The queue of the workers that can do it."""
+        return queue_of(self.backend, self.platform)
 
     def __call__(self, session: Session) -> Job:
         """Queue it; where the fleet of the moment does not have what it needs, an event says so."""
-        job = jobs.create(
-            session, kind=self.kind, model_id=self.model_id, queue=queue_of(self.backend), request=self.request
-        )
-        backend, alive = self.backend, ", ".join(sorted(self.versions))
-        if not alive:
-            detail = f"No worker alive offers '{backend}'; the job waits for one. GET /v1/workers lists those alive."
-            events.append(session, job.id, "no_worker", {"backend": backend, "detail": detail})
-        elif self.needs is not None and self.needs not in self.versions:
-            detail = f"The engine is of {backend} {self.needs}; alive are {alive}."
-            events.append(session, job.id, "other_backend_version", {"backend": backend, "detail": detail})
+        job = jobs.create(session, kind=self.kind, model_id=self.model_id, queue=self.queue, request=self.request)
+        about = {"backend": self.backend, "platform": self.platform}
+        if not self.offer.versions:
+            events.append(session, job.id, "no_worker", about | {"detail": self._nobody()})
+        elif self.platform is not None and self.platform not in self.offer.loads:
+            events.append(session, job.id, "no_worker", about | {"detail": self._nobody_of_platform()})
+        elif self.needs is not None and self.needs not in self.offer.versions:
+            alive = ", ".join(sorted(self.offer.versions))
+            detail = f"The engine is of {self.backend} {self.needs}; alive are {alive}."
+            events.append(session, job.id, "other_backend_version", about | {"detail": detail})
         return job
+
+    def _nobody(self) -> str:
+        reasons = "".join(f" A worker has it installed but cannot use it: {one}" for one in self.offer.unavailable)
+        return (
+            f"No worker alive offers '{self.backend}'; the job waits for one.{reasons} "
+            "GET /v1/workers lists those alive."
+        )
+
+    def _nobody_of_platform(self) -> str:
+        alive = ", ".join(f"'{one}'" for one in self.offer.loads) or "none"
+        return (
+            f"The engine works on the platform '{self.platform}' of '{self.backend}'; the job waits for a worker of "
+            f"it. Platforms alive: {alive}. Start a worker of that version on such a device, or build an engine for "
+            "one that is alive. GET /v1/workers lists them."
+        )
+
+
+def engine_job(kind: Kind, engine: Engine, offer: Offer, request: dict[str, Any]) -> QueuedJob:
+    """Return a job on an engine that there is, for those who can load it."""
+    return QueuedJob(kind, engine.model_id, engine.backend, offer, request, engine.platform, engine.backend_version)
 
 
 def build_job(order: Order, verify: VerifyChoice, *, reuse: bool) -> QueuedJob:
     """Return the build that fulfils an order."""
     request = {
         "definition_id": order.definition_id,
-        "backend": order.backend,
+        "backend": order.target.backend,
         "profiles": order.profiles,
         "options": order.options,
         **_common(order, verify, reuse=reuse),
     }
-    return QueuedJob("build", order.model_id, order.backend, order.versions, request)
+    target = order.target
+    return QueuedJob("build", order.model_id, target.backend, target.offer, request, target.platform)
 
 
-def refit_job(order: Order, parent: Engine, verify: VerifyChoice, *, reuse: bool) -> QueuedJob:
+def refit_job(
+    order: Order, parent: Engine, verify: VerifyChoice, materialise: Materialise, *, reuse: bool
+) -> QueuedJob:
     """Return the refit that fulfils an order."""
-    request = {"parent_id": parent.id, **_common(order, verify, reuse=reuse)}
-    return QueuedJob("refit", order.model_id, order.backend, order.versions, request, parent.backend_version)
+    request = {"parent_id": parent.id, "materialise": materialise, **_common(order, verify, reuse=reuse)}
+    return engine_job("refit", parent, order.target.offer, request)
 
 
 def _common(order: Order, verify: VerifyChoice, *, reuse: bool) -> dict[str, Any]:
@@ -93,10 +128,15 @@ class ReuseFirst:
 
 @dataclass(frozen=True, slots=True)
 class CheapestWay:
-    """An order to be fulfilled with as little work as the engines there are allow."""
+    """An order to be fulfilled with as little work as the engines there are allow.
+
+    `root_plans` are those whose engines can be given its weights; None where any of its recipe can.
+    """
 
     order: Order
     verify: VerifyChoice
+    materialise: Materialise
+    root_plans: Collection[str] | None = None
 
     def __call__(self, session: Session) -> Job:
         """Reuse an equal engine, else refit the newest one of the recipe that the fleet can load, else build.
@@ -108,8 +148,8 @@ class CheapestWay:
         equal = _equal(session, order)
         if equal is not None:
             return _reused(session, build, equal)
-        parent = find_parent(session, order.model_id, order.recipe, order.versions)
-        chosen = build if parent is None else refit_job(order, parent, self.verify, reuse=True)
+        parent = find_parent(session, order.model_id, order.recipe, refits(order), self.root_plans)
+        chosen = build if parent is None else refit_job(order, parent, self.verify, self.materialise, reuse=True)
         job = chosen(session)
         events.append(session, job.id, "chosen", {"method": job.kind, "parent": parent.number if parent else None})
         return job
@@ -130,8 +170,52 @@ class RunOnBlob:
         return job
 
 
+@dataclass(frozen=True, slots=True)
+class MaterialiseJob:
+    """The plan of an engine that was refitted lazily, as a file; `offer` is as in `QueuedJob`."""
+
+    model_id: int
+    engine_id: int
+    offer: Offer
+
+    def __call__(self, session: Session) -> Job:
+        """Return the job that is at it, or that did it, and queue one where there is none or it came to nothing.
+
+        An engine whose plan was there from the beginning gets a finished job.
+        """
+        lock_model(session, self.model_id)  # one after the other, and in the order in which an alias is moved
+        engine = session.get_one(Engine, self.engine_id, populate_existing=True)
+        earlier = session.get(Job, engine.materialise_job_id) if engine.materialise_job_id is not None else None
+        useful = {State.SUCCEEDED} if engine.materialised else {State.QUEUED, State.RUNNING}
+        if earlier is not None and earlier.state in useful:
+            return earlier
+        job = self._finished(session, engine) if engine.materialised else self._queued(session, engine)
+        engine.materialise_job_id = job.id
+        session.flush()
+        return job
+
+    def _queued(self, session: Session, engine: Engine) -> Job:
+        return engine_job("materialise", engine, self.offer, {"engine_id": engine.id})(session)
+
+    def _finished(self, session: Session, engine: Engine) -> Job:
+        return jobs.create_finished(
+            session,
+            kind="materialise",
+            model_id=engine.model_id,
+            queue=queue_of(engine.backend, engine.platform),
+            request={"engine_id": engine.id},
+            result={"engine": engine.number, "plan_digest": engine.plan_digest, "seconds": {"total": 0.0}},
+        )
+
+
+def refits(order: Order) -> Served:
+    """Return which engines somebody alive can load, and so refit, for an order."""
+    return Served(order.target.offer.versions, order.target.offer.loads)
+
+
 def _equal(session: Session, order: Order) -> Engine | None:
-    return find_equal(session, order.model_id, order.fingerprint, backend_versions=order.versions)
+    offer = order.target.offer
+    return find_equal(session, order.model_id, order.fingerprint, Served(offer.versions, offer.platforms))
 
 
 def _reused(session: Session, job: QueuedJob, equal: Engine) -> Job:
@@ -139,7 +223,7 @@ def _reused(session: Session, job: QueuedJob, equal: Engine) -> Job:
         session,
         kind=job.kind,
         model_id=job.model_id,
-        queue=queue_of(job.backend),
+        queue=job.queue,
         request=job.request,
         result={"engine": equal.number, "reused": True, "method": "reuse"},
     )

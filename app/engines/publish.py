@@ -1,9 +1,9 @@
 """Making an engine known."""
 
 from importlib.metadata import version
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, NotRequired, TypedDict, Unpack
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from app.artifacts.service import keep
@@ -17,9 +17,12 @@ from app.weights.tables import WeightVersion
 class NewEngine(TypedDict):
     """What a worker knows of the engine it made.
 
-    `parent` is the number of the engine it was refitted from. `profiles`, `options`, `rules` and `binding` are
-    those of the job's request, where it has them not those of the parent. `facts["refittable"]` says whether it
-    can be refitted in its turn, and counts as true where it is missing; `timings` are seconds by phase.
+    `parent` is the number of the engine it was refitted from. `platform` names the machines its plan works on, and
+    `root_plan` is the digest of the plan that was compiled, by the engine itself or by its first ancestor. Either
+    the plan is given or `base_id`, the materialised engine whose plan this one is loaded from until it has its
+    own. `profiles`, `options`, `rules` and `binding` are those of the job's request, where it has them not those of
+    the parent. `facts["refittable"]` says whether it can be refitted in its turn, and counts as true where it is
+    missing; `timings` are seconds by phase.
     """
 
     model_id: int
@@ -30,14 +33,17 @@ class NewEngine(TypedDict):
     backend: str
     backend_version: str
     device: str
+    platform: str
     profiles: list[Any]
     options: dict[str, Any]
     rules: list[Any]
     binding: dict[str, Any]
     fingerprint: str
-    plan_digest: str
-    plan_bytes: int
-    plan_signature: str
+    root_plan: str
+    plan_digest: NotRequired[str | None]
+    plan_bytes: NotRequired[int | None]
+    plan_signature: NotRequired[str | None]
+    base_id: NotRequired[int | None]
     verification: dict[str, Any]
     facts: dict[str, Any]
     timings: dict[str, Any]
@@ -45,7 +51,7 @@ class NewEngine(TypedDict):
 
 
 def publish_engine(session: Session, **made: Unpack[NewEngine]) -> Engine:
-    """Insert an engine under its model's next number and keep its plan.
+    """Insert an engine under its model's next number and keep its plan, where it has one.
 
     For the transaction that also finishes the job; the plan's blob must be recorded already.
     """
@@ -68,5 +74,27 @@ def publish_engine(session: Session, **made: Unpack[NewEngine]) -> Engine:
     )
     session.add(engine)
     session.flush()
-    keep(session, made["plan_digest"], f"engine:{engine.id}")
+    if engine.plan_digest is not None:
+        keep(session, engine.plan_digest, _owner(engine.id))
     return engine
+
+
+def publish_plan(session: Session, engine_id: int, *, digest: str, nbytes: int, signature: str) -> Engine:
+    """Give an engine the plan that it had not yet, and return it; one that has its plan by now stays as it is.
+
+    For the transaction that also finishes the job; the plan's blob must be recorded already.
+    """
+    statement = (
+        update(Engine)
+        .where(Engine.id == engine_id, Engine.plan_digest.is_(None))
+        .values(plan_digest=digest, plan_bytes=nbytes, plan_signature=signature, base_id=None)
+        .returning(Engine.id)
+        .execution_options(synchronize_session=False)
+    )
+    if session.scalar(statement) is not None:
+        keep(session, digest, _owner(engine_id))
+    return session.get_one(Engine, engine_id, populate_existing=True)
+
+
+def _owner(engine_id: int) -> str:
+    return f"engine:{engine_id}"

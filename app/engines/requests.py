@@ -9,18 +9,33 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from app.bindings import service as bindings
+from app.bindings.service import Pair
 from app.database import Database
-from app.engines.catalogue import INPUTS, find_example, get_engine
-from app.engines.offers import choose_backend, fleet_offers, versions_alive
-from app.engines.orders import settle, settle_refit
-from app.engines.placements import CheapestWay, QueuedJob, ReuseFirst, RunOnBlob, build_job, refit_job
-from app.engines.schemas import BuildRequest, EngineRequest, RefitRequest, RunRequest, VerifyRequest
+from app.definitions.service import get_definition, inputs_of
+from app.engines.benchmarks import settle_benchmark
+from app.engines.catalogue import INPUTS, find_example, find_families, get_engine, load_values
+from app.engines.offers import Offer, Target, choose_target, fleet_offers
+from app.engines.orders import Order, out_of_reach, settle, settle_refit
+from app.engines.placements import (
+    CheapestWay,
+    MaterialiseJob,
+    ReuseFirst,
+    RunOnBlob,
+    build_job,
+    engine_job,
+    refit_job,
+    refits,
+)
+from app.engines.refit_option import RefitPatterns
+from app.engines.schemas import BenchmarkRequest, BuildRequest, EngineRequest, RefitRequest, RunRequest, VerifyRequest
 from app.engines.tables import Engine
 from app.errors import NotFound
 from app.jobs.service import Place
 from app.registry.service import get_model
 from app.registry.tables import Model
 from app.settings import Settings
+
+MAX_FAMILIES = 8  # compiled engines whose weights are compared before another one is compiled
 
 
 def request_build(database: Database, settings: Settings, model: str, body: BuildRequest) -> Place:
@@ -29,15 +44,8 @@ def request_build(database: Database, settings: Settings, model: str, body: Buil
         owner = get_model(session, model)
         fleet = fleet_offers(session, settings)
         pair = bindings.load(session, owner.id, body.definition, body.weights)
-    order = settle(
-        owner,
-        pair,
-        fleet,
-        backend=choose_backend(fleet, body.backend),
-        profiles=body.profiles,
-        options=body.options,
-        rules=body.rules,
-    )
+    target = choose_target(fleet, body.backend, body.device)
+    order = settle(owner, pair, target, profiles=body.profiles, options=body.options, rules=body.rules)
     job = build_job(order, body.verify, reuse=body.reuse)
     return ReuseFirst(order, job) if body.reuse else job
 
@@ -46,11 +54,12 @@ def request_refit(database: Database, settings: Settings, model: str, body: Refi
     """Queue a refit, or answer with a finished job where an equal engine exists and may be reused."""
     with database.reading() as session:
         owner = get_model(session, model)
-        fleet = fleet_offers(session, settings)
         parent = get_engine(session, owner.id, body.engine, load=INPUTS)
+        target = Target(parent.backend, _offer(session, settings, parent))
         pair = bindings.load(session, owner.id, parent.definition, body.weights)
-    order = settle_refit(owner, pair, fleet, parent)
-    job = refit_job(order, parent, body.verify, reuse=body.reuse)
+        held = load_values(session, parent.id) if RefitPatterns.given(parent.options) else None
+    order = settle_refit(owner, pair, target, parent, held)
+    job = refit_job(order, parent, body.verify, body.materialise, reuse=body.reuse)
     return ReuseFirst(order, job) if body.reuse else job
 
 
@@ -62,43 +71,89 @@ def request_engine(database: Database, settings: Settings, model: str, body: Eng
     with database.reading() as session:
         owner = get_model(session, model)
         fleet = fleet_offers(session, settings)
-        backend = choose_backend(fleet, body.backend)
+        target = choose_target(fleet, body.backend, body.device)
         definition = body.definition or _newest_definition(owner)
-        example = find_example(session, owner.id, definition, backend)
+        example = find_example(session, owner.id, definition, target.backend)
         pair = bindings.load(session, owner.id, definition, body.weights)
     order = settle(
         owner,
         pair,
-        fleet,
-        backend=backend,
+        target,
         profiles=_given(body.profiles, example.profiles if example else []),
         options=_given(body.options, example.options if example else {}),
         rules=_given(body.rules, example.rules if example else []),
     )
-    return CheapestWay(order, body.verify)
+    return CheapestWay(order, body.verify, body.materialise, _root_plans(database, order, pair))
 
 
 def request_run(database: Database, settings: Settings, model: str, body: RunRequest) -> Place:
     """Queue a run of an engine on an uploaded safetensors file."""
     with database.reading() as session:
-        engine, versions = _engine(session, settings, model, body.engine)
+        engine, offer = _engine(session, settings, model, body.engine)
     request = {"engine_id": engine.id, "inputs": body.inputs, "backend": engine.backend}
-    job = QueuedJob("run", engine.model_id, engine.backend, versions, request, engine.backend_version)
-    return RunOnBlob(job, body.inputs)
+    return RunOnBlob(engine_job("run", engine, offer, request), body.inputs)
 
 
 def request_verify(database: Database, settings: Settings, model: str, number: int, body: VerifyRequest) -> Place:
     """Queue another verification of an engine that is published already."""
     with database.reading() as session:
-        engine, versions = _engine(session, settings, model, number)
+        engine, offer = _engine(session, settings, model, number)
     request = {"engine_id": engine.id, "verify": {"against": body.against}}
-    return QueuedJob("verify", engine.model_id, engine.backend, versions, request, engine.backend_version)
+    return engine_job("verify", engine, offer, request)
 
 
-def _engine(session: Session, settings: Settings, model: str, number: int) -> tuple[Engine, frozenset[str]]:
-    """Return an engine and the versions of its backend that are alive."""
+def request_benchmark(database: Database, settings: Settings, model: str, body: BenchmarkRequest) -> Place:
+    """Queue a measurement of an engine on fixed inputs."""
+    with database.reading() as session:
+        owner = get_model(session, model)
+        engine = get_engine(session, owner.id, body.engine, load=INPUTS)
+        offer = _offer(session, settings, engine)
+        inputs = inputs_of(get_definition(session, owner.id, engine.definition))
+    return engine_job("benchmark", engine, offer, settle_benchmark(engine, inputs, offer, body))
+
+
+def request_materialise(database: Database, settings: Settings, model: str, number: int) -> Place:
+    """Have an engine's plan written as a file, where it is not one yet."""
+    with database.reading() as session:
+        engine, offer = _engine(session, settings, model, number)
+    return MaterialiseJob(engine.model_id, engine.id, offer)
+
+
+def materialise(session: Session, settings: Settings, engine: Engine) -> None:
+    """Have the plan of an engine written in the same transaction that hands the engine out; one that has it needs none.
+
+    The session must know how its jobs are sent.
+    """
+    if not engine.materialised:
+        MaterialiseJob(engine.model_id, engine.id, _offer(session, settings, engine))(session)
+
+
+def _engine(session: Session, settings: Settings, model: str, number: int) -> tuple[Engine, Offer]:
+    """Return an engine and what is alive of its backend."""
     engine = get_engine(session, get_model(session, model).id, number)
-    return engine, versions_alive(fleet_offers(session, settings), engine.backend)
+    return engine, _offer(session, settings, engine)
+
+
+def _offer(session: Session, settings: Settings, engine: Engine) -> Offer:
+    return fleet_offers(session, settings).offer(engine.backend)
+
+
+def _root_plans(database: Database, order: Order, pair: Pair) -> frozenset[str] | None:
+    """Return the compiled plan of the newest engine that can be given the order's weights; empty where none can.
+
+    None where all parameters can be refitted. Engines of one compiled plan agree in all that refits cannot change,
+    so one of each is looked at.
+    """
+    if not RefitPatterns.given(order.options):
+        return None
+    with database.reading() as session:
+        families = find_families(session, order.model_id, order.recipe, refits(order), limit=MAX_FAMILIES)
+    for engine_id in families:
+        with database.reading() as session:
+            held = load_values(session, engine_id)
+        if not out_of_reach(order, pair, held):
+            return frozenset({held.root_plan})
+    return frozenset()
 
 
 def _newest_definition(model: Model) -> int:

@@ -3,6 +3,7 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
 
 from app.artifacts.serving import MEDIA_TYPE, serve_blob
 from app.artifacts.store import ArtifactStore
@@ -12,6 +13,7 @@ from app.engines import service
 from app.engines.lineage import Family, Relative
 from app.engines.schemas import (
     ENGINE,
+    BenchmarkRequest,
     BuildRequest,
     EngineAnswer,
     EngineDetailAnswer,
@@ -23,12 +25,16 @@ from app.engines.schemas import (
     RunRequest,
     VerifyRequest,
 )
+from app.engines.tables import Engine
+from app.errors import Conflict, ServiceError
 from app.fields import Number
-from app.jobs.answer import JOB_RESPONSES, SubmitDep
+from app.jobs.answer import JOB_HEADERS, JOB_RESPONSES, PatientSubmitDep, Submit, SubmitDep
 from app.jobs.schemas import JobAnswer
+from app.jobs.state import FINAL
 from app.pagination import MAX_LIMIT, Listing, PageDep
 from app.problems import problems
 from app.registry.service import get_model
+from app.settings import Settings
 
 router = APIRouter(prefix="/models/{model}", tags=["engines"])
 
@@ -90,6 +96,21 @@ async def run(
     return await submit(lambda: service.request_run(database, settings, model, body))
 
 
+@router.post("/benchmarks", summary="Measure an engine", **MAKES_JOB)
+async def benchmark(
+    model: str, body: BenchmarkRequest, database: DatabaseDep, settings: SettingsDep, submit: SubmitDep
+) -> Response:
+    """Time an engine on fixed inputs; the answer is a job.
+
+    Its `result.latency` holds the median, the 99th percentile and the mean of the seconds a run takes, and runs a
+    second as `throughput`. With `against` the same is in `result.not_refittable`, and `result.ratio` is the
+    engine's median over that one's: 1.1 says that refit support costs a tenth. `result.layers` holds the
+    seconds of each layer in order of execution, of the 500 slowest where there are more, and `result.report` the
+    digest of a JSON blob with every sample, every layer and what the backend's inspector says of the engine.
+    """
+    return await submit(lambda: service.request_benchmark(database, settings, model, body))
+
+
 @router.get("/engines", summary="List engines", response_model=Listing[EngineAnswer], responses=problems(404, 422))
 def list_engines(
     model: str,
@@ -126,6 +147,18 @@ async def verify(
 ) -> Response:
     """Compare a published engine with a reference; the job's result holds the figures, the engine stays as it is."""
     return await submit(lambda: service.request_verify(database, settings, model, number, body))
+
+
+@router.post("/engines/{number}/materialise", summary="Write the plan of an engine", **MAKES_JOB)
+async def materialise(
+    model: str, number: EngineNumber, database: DatabaseDep, settings: SettingsDep, submit: SubmitDep
+) -> Response:
+    """Write the plan of an engine that was refitted with `materialise: "lazy"`; the answer is a job.
+
+    Where the plan is there already the job is finished, where a job is at it that job is the answer. Whatever hands
+    the plan out does the same by itself: an alias on the engine, and a download of its plan.
+    """
+    return await submit(lambda: service.request_materialise(database, settings, model, number))
 
 
 @router.get(
@@ -165,36 +198,89 @@ def read_manifest(model: str, number: EngineNumber, session: SessionDep) -> Any:
     responses={
         200: {"content": BINARY, "headers": HEADERS},
         206: {"content": BINARY, "headers": HEADERS, "description": "The range asked for."},
+        202: JOB_RESPONSES[202] | {"description": "The job that writes the plan has not ended yet."},
         304: {"description": "If-None-Match names it: the client has these bytes."},
-        **problems(404, 412, 416, 422),
+        **problems(404, 409, 412, 416, 422, 500),
     },
 )
-def download_plan(
-    model: str, number: EngineNumber, request: Request, database: DatabaseDep, store: StoreDep
+async def download_plan(
+    model: str,
+    number: EngineNumber,
+    request: Request,
+    database: DatabaseDep,
+    settings: SettingsDep,
+    store: StoreDep,
+    submit: PatientSubmitDep,
 ) -> Response:
-    """The serialized engine. Its ETag is its digest; one Range is served, also under If-Range."""
-    return _serve_plan(model, number, request, database, store)
+    """The serialized engine. Its ETag is its digest; one Range is served, also under If-Range.
+
+    The plan of an engine that was refitted with `materialise: "lazy"` is written now and served as soon as it is
+    there; where that takes longer than `Prefer: wait` or the service allows, the answer is 202 and the job.
+    """
+    return await _serve_plan(model, number, request, database, settings, store, submit)
 
 
 @router.head(
     "/engines/{number}/plan",
     summary="Read the headers of an engine's plan",
     response_class=Response,
-    responses={200: {"headers": HEADERS}, **problems(404, 412, 422)},
+    responses={
+        200: {"headers": HEADERS},
+        202: {"description": "The job that writes the plan has not ended yet.", "headers": JOB_HEADERS},
+        **problems(404, 409, 412, 422, 500),
+    },
 )
-def look_at_plan(
-    model: str, number: EngineNumber, request: Request, database: DatabaseDep, store: StoreDep
+async def look_at_plan(
+    model: str,
+    number: EngineNumber,
+    request: Request,
+    database: DatabaseDep,
+    settings: SettingsDep,
+    store: StoreDep,
+    submit: PatientSubmitDep,
 ) -> Response:
-    """The headers of a download: size, digest and file name."""
-    return _serve_plan(model, number, request, database, store)
+    """The headers of a download: size, digest and file name. A plan that is not written yet is written first."""
+    return await _serve_plan(model, number, request, database, settings, store, submit)
 
 
-def _serve_plan(model: str, number: int, request: Request, database: Database, store: ArtifactStore) -> Response:
-    with database.reading() as session:
-        engine = service.get_engine(session, get_model(session, model).id, number)
+async def _serve_plan(
+    model: str,
+    number: int,
+    request: Request,
+    database: Database,
+    settings: Settings,
+    store: ArtifactStore,
+    submit: Submit,
+) -> Response:
+    def read() -> Engine:
+        with database.reading() as session:
+            return service.get_engine(session, get_model(session, model).id, number)
+
+    engine = await run_in_threadpool(read)
+    if not engine.materialised:
+        job = await submit.job(lambda: service.request_materialise(database, settings, model, number))
+        if job.state not in FINAL:
+            return submit.answer(job)
+        engine = await run_in_threadpool(read)
+        if not engine.materialised:
+            raise _not_written(job)
     suffix = "onnx" if engine.backend == "onnxruntime" else "plan"
-    return serve_blob(
-        request, store, engine.plan_digest, filename=f"{model}-{number}.{suffix}", etag=engine.plan_digest
+    name = f"{model}-{number}.{suffix}"
+    return await run_in_threadpool(
+        serve_blob, request, store, str(engine.plan_digest), filename=name, etag=str(engine.plan_digest)
+    )
+
+
+def _not_written(job: JobAnswer) -> ServiceError:
+    if job.error is None:
+        return Conflict(
+            f"The job {job.id} that was to write the plan was canceled. Send the request again for another one.",
+            code="materialise_canceled",
+        )
+    return ServiceError(
+        f"The plan could not be written: {job.error['detail']} GET /v1/jobs/{job.id} tells more; the same request "
+        "tries it again.",
+        code=job.error["code"],
     )
 
 

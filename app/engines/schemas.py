@@ -10,6 +10,8 @@ from app.request_body import RequestBody
 
 Backend = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,64}$")]
 Options = Annotated[dict[str, Any], Field(max_length=64)]
+DeviceName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Materialise = Literal["eager", "lazy"]
 
 PROFILE: dict[str, Any] = {"input_ids": {"min": [1, 1], "opt": [4, 64], "max": [32, 256]}}
 RULE: dict[str, Any] = {"parameter": r"encoder\.(.*)", "tensors": [r"bert.encoder.\1"]}
@@ -23,8 +25,10 @@ ENGINE: dict[str, Any] = {
     "backend": "onnxruntime",
     "backend_version": "1.32.0",
     "device": "cpu",
+    "platform": "cpu",
     "refittable": True,
     "fingerprint": "sha256:" + "5e" * 32,
+    "materialised": True,
     "plan_digest": "sha256:" + "9a" * 32,
     "plan_bytes": 87_312,
     "job": "019c2a3e-7c1e-7d3a-9a44-0f6c5b0f8f11",
@@ -77,9 +81,14 @@ class BuildRequest(RequestBody):
     backend: Backend | None = Field(
         None, description="Left out: tensorrt where a worker offers it, otherwise onnxruntime."
     )
+    device: DeviceName | None = Field(
+        None, description="The device to make it on, as GET /v1/workers names it. Left out: any with the backend."
+    )
     rules: list[Any] = Field([], description="Binding rules; the definition's own apply after them.")
     profiles: list[Any] = Field([], description="Shapes to compile for, by input: min, opt and max.")
-    options: Options = Field({}, description="Options of the backend; GET /v1/workers shows which there are.")
+    options: Options = Field(
+        {}, description="Options of the backend; GET /v1/workers shows the JSON Schema of each and what is lacking."
+    )
     verify: VerifyChoice = VerifyChoice()
     reuse: bool = Field(default=True, description="false: compile although an equal engine exists.")
 
@@ -92,6 +101,11 @@ class RefitRequest(RequestBody):
     engine: Number
     weights: Number
     verify: VerifyChoice = VerifyChoice()
+    materialise: Materialise = Field(
+        "eager",
+        description="lazy: publish it before its plan is written, which an alias, a download of the plan or "
+        "…/materialise has done later.",
+    )
     reuse: bool = Field(default=True, description="false: refit although an equal engine exists.")
 
 
@@ -105,12 +119,16 @@ class EngineRequest(RequestBody):
     backend: Backend | None = Field(
         None, description="Left out: tensorrt where a worker offers it, otherwise onnxruntime."
     )
+    device: DeviceName | None = Field(
+        None, description="The device that shall be able to load it, as GET /v1/workers names it. Left out: any."
+    )
     rules: list[Any] | None = Field(
         None, description="Left out, like `profiles` and `options`: those of the newest engine of this definition."
     )
     profiles: list[Any] | None = None
     options: Options | None = None
     verify: VerifyChoice = VerifyChoice()
+    materialise: Materialise = Field("eager", description="lazy: as in a refit, if that is the cheapest way.")
 
 
 class RunRequest(RequestBody):
@@ -120,6 +138,31 @@ class RunRequest(RequestBody):
 
     engine: Number
     inputs: Digest
+
+
+class BenchmarkRequest(RequestBody):
+    """An engine to measure on fixed inputs."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"engine": 2, "shapes": {"input_ids": [8, 128]}, "against": "not_refittable"}],
+        }
+    )
+
+    engine: Number
+    iterations: int = Field(100, ge=1, le=10_000, description="Runs that are timed, one by one.")
+    warmup: int = Field(10, ge=0, le=1000, description="Runs before them that are not.")
+    shapes: dict[str, list[int]] = Field(
+        {},
+        max_length=1024,
+        description="Shapes by input; inputs left out follow from those given, or have the `opt` of a profile.",
+    )
+    against: Literal["not_refittable"] | None = Field(
+        None,
+        description="not_refittable: also compile the same definition and weights without refit support and measure "
+        "that in turns with the engine, which shows what refit costs at run time.",
+    )
+    layers: bool = Field(default=True, description="Whether to time each layer as well.")
 
 
 class VerifyRequest(RequestBody):
@@ -143,10 +186,15 @@ class EngineAnswer(BaseModel):
     backend: str
     backend_version: str
     device: str
+    platform: str = Field(description="The machines its plan works on, as `loads` of a worker's backend lists them.")
     refittable: bool = Field(description="Whether other weights can be put into it without compiling.")
     fingerprint: str = Field(description="Equal for engines that compute the same.")
-    plan_digest: str
-    plan_bytes: int
+    materialised: bool = Field(
+        description="Whether its plan exists as a file. One refitted lazily runs all the same, and is written by "
+        "…/materialise, by an alias, or by a download of its plan."
+    )
+    plan_digest: str | None = Field(description="Null until materialised.")
+    plan_bytes: int | None
     job: str = Field(validation_alias="job_id", description="The job that made it.")
     created_at: datetime
 
@@ -236,9 +284,20 @@ class ManifestAnswer(BaseModel):
                     },
                     "binding": {"ok": True, "digest": "sha256:" + "b3" * 32, "problems": [], "bindings": []},
                     "rules": [],
-                    "backend": {"name": "onnxruntime", "version": "1.32.0", "device": "cpu", "options": {}},
+                    "backend": {
+                        "name": "onnxruntime",
+                        "version": "1.32.0",
+                        "device": "cpu",
+                        "platform": "cpu",
+                        "options": {},
+                    },
                     "profiles": [PROFILE],
-                    "plan": {"digest": ENGINE["plan_digest"], "bytes": 87_312, "signature": "c4" * 64},
+                    "plan": {
+                        "digest": ENGINE["plan_digest"],
+                        "bytes": 87_312,
+                        "signature": "c4" * 64,
+                        "root": ENGINE["plan_digest"],
+                    },
                     "parents": [{"number": 1, "method": "build", "weights": 1}],
                     "parents_complete": True,
                     "job": {
@@ -270,7 +329,10 @@ class ManifestAnswer(BaseModel):
     rules: list[Any]
     backend: dict[str, Any]
     profiles: list[Any]
-    plan: dict[str, Any]
+    plan: dict[str, Any] = Field(
+        description="Digest, bytes and signature; null until it is materialised, with `base` naming the engine whose "
+        "plan this one is loaded from until then. `root` is the digest of the plan that was compiled."
+    )
     parents: list[dict[str, Any]] = Field(description="Nearest first, up to the first build.")
     parents_complete: bool
     job: dict[str, Any]

@@ -1,22 +1,39 @@
 """Engines, for the other slices and the workers."""
 
-from app.engines.catalogue import DETAIL, find_equal, get_engine, list_engines, load_family
+from app.engines.catalogue import DETAIL, Served, find_equal, get_engine, list_engines, load_family
 from app.engines.changes import count_changed_tensors
 from app.engines.manifest import engine_manifest
-from app.engines.publish import publish_engine
-from app.engines.requests import request_build, request_engine, request_refit, request_run, request_verify
+from app.engines.publish import publish_engine, publish_plan
+from app.engines.requests import (
+    materialise,
+    request_benchmark,
+    request_build,
+    request_engine,
+    request_materialise,
+    request_refit,
+    request_run,
+    request_verify,
+)
+from app.engines.timing_caches import find_timing_cache, replace_timing_cache
 
 __all__ = [
     "DETAIL",
+    "Served",
     "count_changed_tensors",
     "engine_manifest",
     "find_equal",
+    "find_timing_cache",
     "get_engine",
     "list_engines",
     "load_family",
+    "materialise",
     "publish_engine",
+    "publish_plan",
+    "replace_timing_cache",
+    "request_benchmark",
     "request_build",
     "request_engine",
+    "request_materialise",
     "request_refit",
     "request_run",
     "request_verify",

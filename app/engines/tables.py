@@ -1,4 +1,4 @@
-"""Engines."""
+"""Engines, and the timing caches their compilations fill."""
 
 from datetime import datetime
 from typing import Any
@@ -35,12 +35,16 @@ class Engine(Base):
     backend: Mapped[str]
     backend_version: Mapped[str]
     device: Mapped[str]
+    platform: Mapped[str]  # the machines its plan works on, as workers offer them
     fingerprint: Mapped[str]
     recipe: Mapped[str]  # a digest of everything but the weights
     refittable: Mapped[bool]
-    plan_digest: Mapped[str] = mapped_column(ForeignKey("blobs.digest"))
-    plan_bytes: Mapped[int]
-    plan_signature: Mapped[str]
+    root_plan: Mapped[str]  # the digest of the plan that was compiled, before any refit
+    plan_digest: Mapped[str | None] = mapped_column(ForeignKey("blobs.digest"))  # null until materialised, as
+    plan_bytes: Mapped[int | None]
+    plan_signature: Mapped[str | None]  # its bytes and its signature are
+    base_id: Mapped[int | None] = mapped_column(ForeignKey("engines.id"))  # whose plan it is loaded from until then
+    materialise_job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))  # the last one that was queued
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
     created_at: Mapped[datetime] = mapped_column(default=now)
     profiles: Mapped[list[Any]] = mapped_column(deferred=True)
@@ -50,3 +54,19 @@ class Engine(Base):
     verification: Mapped[dict[str, Any]] = mapped_column(deferred=True)
     facts: Mapped[dict[str, Any]] = mapped_column(deferred=True)  # what the backend tells of this engine
     timings: Mapped[dict[str, Any]] = mapped_column(deferred=True)  # seconds by phase
+
+    @property
+    def materialised(self) -> bool:
+        """Whether its plan exists as a file; one that was refitted lazily has none for a while."""
+        return self.plan_digest is not None
+
+
+class TimingCache(Base):
+    """What a compiler measured on one platform, for its next compilation there."""
+
+    __tablename__ = "timing_caches"
+
+    platform: Mapped[str] = mapped_column(primary_key=True)
+    digest: Mapped[str] = mapped_column(ForeignKey("blobs.digest"))
+    bytes: Mapped[int]
+    updated_at: Mapped[datetime] = mapped_column(default=now)

@@ -15,8 +15,26 @@ WORKER: dict[str, Any] = {
         "memory_total": 25_769_803_776,
         "memory_free": 21_474_836_480,
     },
-    "backends": {"onnxruntime": {"version": "1.32.0", "capabilities": {}}},
-    "queues": ["enginesmith.onnxruntime"],
+    "backends": {
+        "onnxruntime": {
+            "version": "1.32.0",
+            "makes": ["cpu"],
+            "loads": ["cpu"],
+            "capabilities": {
+                "build": True,
+                "refit": True,
+                "run": True,
+                "plan_holds_weights": False,
+                "options": {"optimization": {"enum": ["extended", "basic", "none"], "default": "extended"}},
+                "lacks": {},
+            },
+        },
+        "tensorrt": {
+            "version": "8.6.1",
+            "unavailable": "tensorrt 8.6.1 needs an NVIDIA GPU. Start a worker on a machine that has one.",
+        },
+    },
+    "queues": ["enginesmith.onnxruntime", "enginesmith.onnxruntime.cpu"],
     "job": None,
     "started_at": "2026-11-22T10:00:00Z",
     "seen_at": "2026-11-22T10:05:00Z",
@@ -30,6 +48,8 @@ class DeviceAnswer(BaseModel):
     name: str
     memory_total: int
     memory_free: int
+    compute_capability: str | None = Field(None, description="Of a GPU, such as 9.0.")
+    driver: str | None = Field(None, description="Of a GPU: the newest CUDA version its driver takes, such as 12.8.")
 
 
 class WorkerAnswer(BaseModel):
@@ -41,7 +61,12 @@ class WorkerAnswer(BaseModel):
     hostname: str
     pid: int
     device: DeviceAnswer
-    backends: dict[str, Any]
+    backends: dict[str, Any] = Field(
+        description="By name its version, the platforms it compiles for (`makes`, the default first), those whose "
+        "engines it can load (`loads`), and its `capabilities`: `options` has the JSON Schema of each build option, "
+        "`lacks` the reason for each option or value it has not. One that is installed but cannot be used has "
+        "`unavailable`, the reason, instead."
+    )
     queues: list[str]
     job: str | None = Field(validation_alias="job_id", description="The job it works on.")
     started_at: datetime

@@ -18,7 +18,8 @@ class WorkerReport:
     """What a worker says of itself.
 
     `device` is {"kind": "cpu" or "cuda", "name", "memory_total", "memory_free"} with bytes; `backends`
-    maps a backend's name to {"version", "capabilities"}.
+    maps a backend's name to {"version", "makes", "loads", "capabilities"}, with lists of platforms, or to {"version",
+    "unavailable"}, with the reason why it cannot be used.
     """
 
     id: str

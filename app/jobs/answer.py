@@ -32,7 +32,7 @@ LOOK_EVERY_S = 1.0  # however many notices are lost, a waiter looks at the row t
 MAX_RETRY_AFTER_S = 30
 WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?([0-9]+(?:\.[0-9]+)?)\"?\s*(?:$|[,;])", re.IGNORECASE)
 
-_HEADERS: dict[str, Any] = {
+JOB_HEADERS: dict[str, Any] = {
     "Location": {"description": "The job.", "schema": {"type": "string"}},
     "Retry-After": {"description": "Seconds until a look is worth while.", "schema": {"type": "integer"}},
 }
@@ -45,7 +45,7 @@ JOB_RESPONSES: dict[int | str, dict[str, Any]] = {
     202: {
         "model": JobAnswer,
         "description": "The job is queued.",
-        "headers": _HEADERS,
+        "headers": JOB_HEADERS,
         "content": {
             "application/json": {
                 "example": JOB
@@ -58,16 +58,23 @@ JOB_RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 class Submit:
-    """Makes the job of one request and answers it."""
+    """Makes the job of one request and answers it.
 
-    def __init__(self, request: Request, key: str | None, prefer: str | None, body: bytes) -> None:
+    `patience_s` is how long a client waits that does not say what it prefers.
+    """
+
+    def __init__(
+        self, request: Request, key: str | None, prefer: str | None, body: bytes, *, patience_s: float = 0.0
+    ) -> None:
         state = request.app.state
         self._database: Database = state.database
         self._dispatch: Dispatch = state.dispatch
         self._listener: Listener = state.listener
         self._key = key
         self._digest = idempotency.request_digest(request.method, request.url.path, body)
-        self._wait_s = min(wait_seconds(prefer), state.settings.max_prefer_wait_s)
+        preferred = wait_seconds(prefer)
+        self._applied = None if preferred is None else min(preferred, state.settings.max_prefer_wait_s)
+        self._wait_s = patience_s if self._applied is None else self._applied
 
     async def __call__(self, prepare: Callable[[], Place]) -> JSONResponse:
         """Make the job, wait as long as the client prefers, and answer.
@@ -75,10 +82,24 @@ class Submit:
         `prepare` checks and computes with no session open. What it returns makes the job in a short
         transaction, and is called again where that had to be rolled back.
         """
+        return self.answer(await self.job(prepare))
+
+    async def job(self, prepare: Callable[[], Place]) -> JobAnswer:
+        """Make the job, wait likewise, and return it as it is then."""
         job = await run_in_threadpool(self._make, prepare)
         if self._wait_s and job.state not in FINAL:
             job = await self._finished(job.id)
-        return _response(job, self._wait_s)
+        return job
+
+    def answer(self, job: JobAnswer) -> JSONResponse:
+        """Answer with a job: 200 where it has ended, else 202 with when to look again."""
+        headers = {"Location": f"/v1/jobs/{job.id}"}
+        if self._applied:
+            headers["Preference-Applied"] = f"wait={self._applied:g}"
+        if job.state in FINAL:
+            return JSONResponse(job.model_dump(mode="json"), 200, headers)
+        headers["Retry-After"] = str(min(MAX_RETRY_AFTER_S, max(1, math.ceil(job.progress.eta_s or 1))))
+        return JSONResponse(job.model_dump(mode="json"), 202, headers)
 
     def _make(self, prepare: Callable[[], Place]) -> JobAnswer:
         with self._database.reading() as session:
@@ -141,20 +162,20 @@ async def _submit(
     return Submit(request, idempotency_key, prefer, await request.body())
 
 
+def _submit_patiently(
+    request: Request,
+    prefer: Annotated[
+        str | None, Header(description="`wait=SECONDS`: how long to wait for the job, where there has to be one.")
+    ] = None,
+) -> Submit:
+    return Submit(request, None, prefer, b"", patience_s=request.app.state.settings.max_prefer_wait_s)
+
+
 SubmitDep = Annotated[Submit, Depends(_submit)]
+PatientSubmitDep = Annotated[Submit, Depends(_submit_patiently)]  # of a call that reads what a job must make first
 
 
-def wait_seconds(prefer: str | None) -> float:
-    """Return the seconds of a Prefer header's `wait` (RFC 7240, 4.3), 0 where it has none."""
+def wait_seconds(prefer: str | None) -> float | None:
+    """Return the seconds of a Prefer header's `wait` (RFC 7240, 4.3), None where it has none."""
     found = WAIT.search(prefer or "")
-    return float(found[1]) if found else 0.0
-
-
-def _response(job: JobAnswer, wait_s: float) -> JSONResponse:
-    headers = {"Location": f"/v1/jobs/{job.id}"}
-    if wait_s:
-        headers["Preference-Applied"] = f"wait={wait_s:g}"
-    if job.state in FINAL:
-        return JSONResponse(job.model_dump(mode="json"), 200, headers)
-    headers["Retry-After"] = str(min(MAX_RETRY_AFTER_S, max(1, math.ceil(job.progress.eta_s or 1))))
-    return JSONResponse(job.model_dump(mode="json"), 202, headers)
+    return float(found[1]) if found else None

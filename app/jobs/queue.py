@@ -4,6 +4,7 @@ A message is a hint: it carries a job's id and nothing else. One that is lost is
 sweep, one that comes twice finds the job claimed.
 """
 
+import re
 from functools import cached_property
 from urllib.parse import urlsplit
 
@@ -13,12 +14,14 @@ from kombu.exceptions import OperationalError
 
 TASK = "enginesmith.run_job"
 SOCKET_TIMEOUT_S = 3.0
+_SLUG = re.compile(r"[^a-z0-9.]+")
 log = structlog.get_logger()
 
 
-def queue_of(backend: str) -> str:
-    """Return the name of the queue whose workers have this backend."""
-    return f"enginesmith.{backend}"
+def queue_of(backend: str, platform: str | None = None) -> str:
+    """Return the queue whose workers have this backend, or of them those that load engines of one platform."""
+    queue = f"enginesmith.{backend}"
+    return queue if platform is None else f"{queue}.{_SLUG.sub('-', platform.lower())}"
 
 
 def redis_url(broker_url: str) -> str:

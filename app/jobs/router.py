@@ -20,6 +20,7 @@ from app.registry.service import get_model
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
+Kind = Literal["build", "refit", "materialise", "run", "verify", "benchmark"]
 EVENT_STREAM = "text/event-stream"
 EVENT_PAGE: dict[str, Any] = {"data": [EVENT], "has_more": False, "next_cursor": None}
 
@@ -30,7 +31,7 @@ def list_jobs(
     page: PageDep,
     model: Annotated[str | None, Query(description="Only this model's.")] = None,
     state: Annotated[State | None, Query(description="Only those in this state.")] = None,
-    kind: Annotated[Literal["build", "refit", "run", "verify"] | None, Query(description="Only of this kind.")] = None,
+    kind: Annotated[Kind | None, Query(description="Only of this kind.")] = None,
 ) -> Any:
     """Jobs, the newest first."""
     model_id = get_model(session, model).id if model is not None else None

@@ -48,7 +48,7 @@ class JobAnswer(BaseModel):
     model_config = ConfigDict(from_attributes=True, json_schema_extra={"examples": [JOB]})
 
     id: str
-    kind: str = Field(description="build, refit, run or verify.")
+    kind: str = Field(description="build, refit, materialise, run, verify or benchmark.")
     state: str = Field(description="queued, running, canceling, succeeded, failed or canceled.")
     model: str
     attempt: int = Field(description="How often it was started.")

@@ -2,10 +2,11 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Path, Response
+from fastapi import APIRouter, Header, Path, Request, Response
 
-from app.dependencies import SessionDep
+from app.dependencies import SessionDep, SettingsDep
 from app.engines import service as engines
+from app.jobs import service as jobs
 from app.pagination import Listing, PageDep
 from app.problems import problems
 from app.registry import aliases, service
@@ -68,16 +69,23 @@ def move_alias(
     alias: AliasPath,
     body: AliasRequest,
     session: SessionDep,
+    settings: SettingsDep,
+    request: Request,
     response: Response,
     if_match: IfMatch = None,
     if_none_match: IfNoneMatch = None,
 ) -> Any:
-    """Point the alias at an engine. Send the ETag you last saw in If-Match so as not to undo another's move."""
+    """Point the alias at an engine. Send the ETag you last saw in If-Match so as not to undo another's move.
+
+    An engine that was refitted lazily gets its plan written: what has a name is to be downloaded.
+    """
     owner = service.get_model(session, model)
     engine = engines.get_engine(session, owner.id, body.engine)
     row, created = aliases.move_alias(
         session, owner, alias, engine.number, if_match=if_match, if_none_match=if_none_match
     )
+    jobs.bind_dispatch(session, request.app.state.dispatch)
+    engines.materialise(session, settings, engine)
     response.headers["ETag"] = aliases.etag(row)
     response.status_code = 201 if created else 200
     return row

@@ -44,10 +44,11 @@ def api(environment: dict[str, str], logs: Path, descriptor: int) -> Child:
     return Child("api", arguments, environment=environment, logs=logs, grace_s=API_GRACE_S, descriptors=[descriptor])
 
 
-def worker(environment: dict[str, str], logs: Path) -> Child:
-    """Do the jobs, on the CPU."""
-    arguments = _python("workers", "--device", "cpu")
-    return Child("worker", arguments, environment=environment, logs=logs, grace_s=WORKER_GRACE_S)
+def worker(environment: dict[str, str], logs: Path, device: str) -> Child:
+    """Do the jobs, on one device."""
+    name = f"worker-{device.replace(':', '-')}"
+    arguments = _python("workers", "--device", device)
+    return Child(name, arguments, environment=environment, logs=logs, grace_s=WORKER_GRACE_S)
 
 
 def valkey(runtime: Path, logs: Path) -> Child:

@@ -3,6 +3,7 @@
 import http.client
 import json
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 import typer
@@ -15,10 +16,11 @@ from app.serve.supervisor import Supervisor, notice
 from app.settings import Settings
 
 
-def serve(settings: Settings, host: str, port: int, *, allow_anonymous: bool) -> int:
+def serve(settings: Settings, host: str, port: int, devices: Sequence[str], *, allow_anonymous: bool) -> int:
     """Run the service until a signal stops it; returns the exit status, 0 where everything ended by itself.
 
-    Raises CannotStart where it cannot start, or cannot go on because a child keeps dying.
+    Each of `devices` ("cpu", "cuda:0") has a worker of its own. Raises CannotStart where it cannot start, or cannot
+    go on because a child keeps dying.
     """
     with (
         DataDirectory(settings.data_dir) as data,
@@ -27,8 +29,8 @@ def serve(settings: Settings, host: str, port: int, *, allow_anonymous: bool) ->
     ):
         supervisor = Supervisor(data.logs, signals)
         try:
-            notice(f"Starting; the logs are in {data.logs}")
-            _start(supervisor, settings, data, listener)
+            notice(f"Starting with workers on {', '.join(devices)}; the logs are in {data.logs}")
+            _start(supervisor, settings, data, listener, devices)
             typer.echo(f"Enginesmith is ready at {url_of(listener)} (data in {data.path})")
             supervisor.watch()
         except StopRequested:
@@ -37,10 +39,13 @@ def serve(settings: Settings, host: str, port: int, *, allow_anonymous: bool) ->
             supervisor.kill()
 
 
-def _start(supervisor: Supervisor, settings: Settings, data: DataDirectory, listener: socket.socket) -> None:
+def _start(
+    supervisor: Supervisor, settings: Settings, data: DataDirectory, listener: socket.socket, devices: Sequence[str]
+) -> None:
     environment = programs.environment(settings, data, _broker(supervisor, settings, data))
     supervisor.run(programs.migration(environment, data.logs))
-    supervisor.start(programs.worker(environment, data.logs))
+    for device in devices:
+        supervisor.start(programs.worker(environment, data.logs, device))
     supervisor.start(programs.api(environment, data.logs, listener.fileno()))
     supervisor.wait_until(lambda: _unready(listener))
 

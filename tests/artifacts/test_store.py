@@ -1,6 +1,7 @@
 """What every store does, whatever it is made of."""
 
 import asyncio
+import hashlib
 import os
 import urllib.request
 from collections.abc import AsyncIterator, Callable
@@ -157,6 +158,22 @@ def test_takes_a_file_over(store: ArtifactStore, tmp_path: Path, remains: Callab
         assert not path.exists()
     assert store.local_path(digest_of(BYTES)).read_bytes() == BYTES
     assert len(remains()) == 1
+
+
+def test_takes_a_file_over_without_reading_it_for_the_digest_its_writer_has_computed(
+    store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_args: object) -> None:
+        pytest.fail("it was read again")
+
+    path = tmp_path / "plan"
+    path.write_bytes(BYTES)
+    digest = digest_of(BYTES)
+    monkeypatch.setattr(hashlib, "file_digest", refuse)
+    assert store.put_file(path, digest=digest) == (digest, len(BYTES))
+    assert not path.exists()
+    assert store.local_path(digest).read_bytes() == BYTES
+    assert store.read(digest, 0, len(BYTES)) == BYTES
 
 
 def test_gives_a_local_file_that_cannot_be_written_by_mistake(store: ArtifactStore, tmp_path: Path) -> None:

@@ -54,6 +54,26 @@ def test_a_clients_rules_come_before_the_definitions_own() -> None:
     assert report.bindings[0].tensors == ("mine",)
 
 
+@pytest.mark.parametrize("saved", ["w", "old.w"])
+def test_a_definitions_own_rules_may_name_alternatives(saved: str) -> None:
+    own = [{"parameter": "(.*)", "tensors": [r"\1"]}, {"parameter": "(.*)", "tensors": [r"old.\1"]}]
+    report = _bind({"w": ("F32", (1,))}, {saved: ("F32", (1,))}, defaults=own)
+    assert report.ok
+    assert report.bindings[0].tensors == (saved,)
+
+
+def test_where_no_alternative_is_there_the_first_is_missing() -> None:
+    own = [{"parameter": "w", "tensors": ["first"]}, {"parameter": "w", "tensors": ["second"]}]
+    (problem,) = _bind({"w": ("F32", (1,))}, {}, defaults=own).problems
+    assert (problem.kind, problem.tensors) == ("missing", ("first",))
+
+
+def test_a_clients_rule_has_no_alternative() -> None:
+    mine, own = [{"parameter": "w", "tensors": ["mine"]}], [{"parameter": "w", "tensors": ["own"]}]
+    report = _bind({"w": ("F32", (1,))}, {"own": ("F32", (1,))}, mine, own)
+    assert _kinds(report) == [("missing", "w"), ("unexpected", None)]
+
+
 def test_tied_parameters_read_the_same_tensor() -> None:
     rules = [{"parameter": r"lm_head\.weight", "tensors": ["wte.weight"]}]
     shared = ("F16", (8, 4))

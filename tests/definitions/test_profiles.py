@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from app.definitions.parameter import InputSpec
-from app.definitions.profiles import Range, opt_shapes, parse_profiles, to_json
+from app.definitions.profiles import Range, opt_shapes, parse_profiles, settle_shapes, to_json
 from app.errors import Invalid
 
 IDS = InputSpec("ids", "I64", ("batch", "sequence"), high=100)
@@ -86,3 +86,48 @@ def test_default_shapes_suit_text_and_images() -> None:
 def test_shapes_of_the_first_profile_win_over_defaults() -> None:
     profiles = parse_profiles([{"ids": SIZES}], [IDS])
     assert opt_shapes([IDS], profiles) == {"ids": (4, 16)}
+
+
+def shape_pointers(given: dict[str, Any], *inputs: InputSpec, profiles: list[Any] | None = None) -> list[str]:
+    with pytest.raises(Invalid) as raised:
+        settle_shapes(given, inputs, parse_profiles(profiles or [], inputs))
+    assert raised.value.code == "invalid_shapes"
+    return [error.pointer for error in raised.value.errors]
+
+
+def test_shapes_not_given_follow_from_the_symbols_of_those_that_are() -> None:
+    inputs = [IDS, MASK, FIXED]
+    assert settle_shapes({"ids": [3, 7]}, inputs, ()) == {"ids": (3, 7), "mask": (3, 7), "scale": (4,)}
+    assert settle_shapes({}, inputs, ()) == opt_shapes(inputs, ())
+
+
+def test_shapes_not_given_are_those_of_the_first_profile_that_takes_the_given_ones() -> None:
+    inputs = [IDS, InputSpec("position", "I64", ("rank",))]
+    small = {"ids": SIZES, "position": {"min": [1], "opt": [2], "max": [3]}}
+    large = {
+        "ids": {"min": [8, 1], "opt": [16, 16], "max": [64, 128]},
+        "position": {"min": [1], "opt": [9], "max": [9]},
+    }
+    profiles = parse_profiles([small, large], inputs)
+    assert settle_shapes({}, inputs, profiles) == {"ids": (4, 16), "position": (2,)}
+    assert settle_shapes({"ids": [32, 1]}, inputs, profiles) == {"ids": (32, 1), "position": (9,)}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"nothing": [1], "ids": [1]}, ["/shapes/nothing", "/shapes/ids"]),
+        ({"ids": [0, 1]}, ["/shapes/ids/0"]),
+        ({"ids": [1, True]}, ["/shapes/ids"]),
+        ({"scale": [5]}, ["/shapes/scale/0"]),
+        ({"ids": [2, 3], "mask": [2, 4]}, ["/shapes/mask/1"]),
+    ],
+)
+def test_refuses_shapes_that_the_inputs_cannot_have(given: dict[str, Any], expected: list[str]) -> None:
+    assert shape_pointers(given, IDS, MASK, FIXED) == expected
+
+
+def test_refuses_shapes_that_fit_no_profile() -> None:
+    other = {"min": [16, 1], "opt": [16, 1], "max": [16, 1]}
+    assert shape_pointers({"ids": [9, 1]}, IDS, profiles=[{"ids": SIZES}]) == ["/shapes/ids"]
+    assert shape_pointers({"ids": [9, 1]}, IDS, profiles=[{"ids": SIZES}, {"ids": other}]) == ["/shapes/ids"] * 2

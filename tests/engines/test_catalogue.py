@@ -8,12 +8,12 @@ from sqlalchemy import event, inspect
 from app.artifacts.tables import BlobUse
 from app.database import Database
 from app.engines import catalogue
+from app.engines.catalogue import Served
 from app.engines.changes import count_changed_tensors
 from app.engines.lineage import Family
 from app.engines.manifest import engine_manifest
 from app.engines.requests import request_build, request_refit
 from app.engines.schemas import BuildRequest, RefitRequest
-from app.engines.tables import Engine
 from app.errors import NotFound
 from app.pagination import PageQuery
 from app.registry.service import get_model
@@ -167,7 +167,12 @@ def test_the_manifest_says_how_the_engine_came_to_be(tree: Workbench) -> None:
     assert document["weights"]["version"] == 3
     assert document["definition"]["source"] == {"family": "bert"}
     assert document["binding"]["ok"] is True
-    assert document["plan"] == {"digest": engine.plan_digest, "bytes": 10, "signature": "00"}
+    assert document["plan"] == {
+        "digest": engine.plan_digest,
+        "bytes": 10,
+        "signature": "00",
+        "root": tree.engine(1).plan_digest,
+    }
     assert document["parents"] == [
         {"number": 2, "method": "refit", "weights": 2},
         {"number": 1, "method": "build", "weights": 1},
@@ -178,11 +183,47 @@ def test_the_manifest_says_how_the_engine_came_to_be(tree: Workbench) -> None:
     assert "service_version" not in document["facts"]
 
 
-def test_finding_an_equal_engine_can_be_narrowed_to_versions(bench: Workbench) -> None:
+@pytest.mark.parametrize(
+    ("served", "numbers"),
+    [
+        (Served(), (1, 1)),
+        (Served(["1.32.0"], ["cpu"]), (1, 1)),
+        (Served(["1.32.0", "1.33.0"], ["gpu", "cpu"]), (1, 1)),
+        (Served(["1.33.0"], ["cpu"]), (None, None)),
+        (Served(["1.32.0"], ["gpu"]), (None, None)),
+        (Served(["1.32.0"], []), (None, None)),
+    ],
+)
+def test_only_engines_that_somebody_serves_are_found(
+    bench: Workbench, served: Served, numbers: tuple[int | None, int | None]
+) -> None:
     engine = bench.engine(build(bench))
+    with bench.database.reading() as session:
+        equal = catalogue.find_equal(session, engine.model_id, engine.fingerprint, served)
+        parent = catalogue.find_parent(session, engine.model_id, engine.recipe, served)
+    assert (equal and equal.number, parent and parent.number) == numbers
 
-    def found(*versions: str) -> Engine | None:
-        with bench.database.reading() as session:
-            return catalogue.find_equal(session, engine.model_id, engine.fingerprint, backend_versions=versions)
 
-    assert [one and one.number for one in (found(), found("1.32.0"), found("1.33.0"))] == [1, 1, None]
+def test_a_parent_can_be_narrowed_to_root_plans(tree: Workbench) -> None:
+    build(tree, weights=2)
+    first, second = tree.engine(1), tree.engine(5)
+
+    def parent_of(*root_plans: str) -> int | None:
+        with tree.database.reading() as session:
+            found = catalogue.find_parent(session, first.model_id, first.recipe, Served(), root_plans)
+        return None if found is None else found.number
+
+    assert [parent_of(first.root_plan), parent_of(second.root_plan), parent_of()] == [4, 5, None]
+
+
+def test_of_each_compiled_engine_the_newest_refit_is_found(tree: Workbench) -> None:
+    build(tree, weights=2)
+    engine = tree.engine(1)
+
+    def families(served: Served, limit: int) -> list[int]:
+        with tree.database.reading() as session:
+            return catalogue.find_families(session, engine.model_id, engine.recipe, served, limit=limit)
+
+    assert families(Served(), 9) == [tree.engine(5).id, tree.engine(4).id]
+    assert families(Served(), 1) == [tree.engine(5).id]
+    assert families(Served(["1.32.0"], ["gpu"]), 9) == []

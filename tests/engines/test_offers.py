@@ -2,87 +2,197 @@ from typing import Any
 
 import pytest
 
-from app.engines.offers import Fleet, Offer, choose_backend, fleet_offers, settle_options
+from app.engines.offers import Fleet, Member, choose_target, fleet_offers, settle_options
 from app.errors import Invalid
 from tests.engines.workbench import OPTIONS, Workbench
 
-FLEET: Fleet = {"onnxruntime": Offer(frozenset({"1.32.0"}), OPTIONS)}
+H100, A100 = "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB"
+LEVEL = {"type": "integer", "minimum": 0, "maximum": 5, "default": 3}
+ONNXRUNTIME = Member("CPU", "onnxruntime", {"version": "1.32.0", "makes": ["cpu"], "loads": ["cpu"]})
 
 
-def test_onnxruntime_is_the_default_where_no_worker_offers_tensorrt() -> None:
-    assert choose_backend(FLEET, None) == "onnxruntime"
-    assert choose_backend({}, None) == "onnxruntime"
+def tensorrt(device: str = H100, version: str = "8.6.1", **capabilities: object) -> Member:
+    platform = f"{version}/{device}"
+    said = {"version": version, "makes": [platform, f"{version}/ampere_plus"], "loads": [platform]}
+    return Member(device, "tensorrt", said | {"capabilities": capabilities})
 
 
-def test_tensorrt_is_the_default_where_a_worker_offers_it() -> None:
-    assert choose_backend({**FLEET, "tensorrt": Offer(frozenset({"8.6.1"}), {})}, None) == "tensorrt"
+def offering(**options: object) -> Fleet:
+    return Fleet((tensorrt(options=options),))
 
 
-def test_a_known_backend_is_accepted_though_nobody_offers_it_now() -> None:
-    assert choose_backend({}, "tensorrt") == "tensorrt"
+def settle(fleet: Fleet, options: dict[str, Any]) -> dict[str, Any]:
+    return settle_options("tensorrt", fleet.offer("tensorrt"), options)
 
 
-def test_a_backend_that_only_the_fleet_knows_is_accepted() -> None:
-    assert choose_backend({"openvino": Offer(frozenset({"1"}), {})}, "openvino") == "openvino"
-
-
-def test_an_unknown_backend_is_refused_with_those_known() -> None:
-    with pytest.raises(Invalid, match="onnxruntime, tensorrt, tensorrt_rtx") as caught:
-        choose_backend(FLEET, "tensort")
-    assert caught.value.code == "backend_unknown"
-    assert [fault.pointer for fault in caught.value.errors] == ["/backend"]
-
-
-def test_an_option_with_its_default_is_the_same_as_none() -> None:
-    assert settle_options(FLEET, "onnxruntime", {"optimization": "extended"}) == {}
-    assert settle_options(FLEET, "onnxruntime", {"optimization": None}) == {}
-
-
-def test_an_option_with_another_value_is_kept() -> None:
-    assert settle_options(FLEET, "onnxruntime", {"optimization": "none"}) == {"optimization": "none"}
-
-
-@pytest.mark.parametrize(
-    ("options", "pointer", "detail"),
-    [
-        ({"optimisation": "none"}, "/options/optimisation", "known are optimization, seed"),
-        ({"a/b": 1}, "/options/a~1b", "known are optimization, seed"),
-        ({"optimization": "O3"}, "/options/optimization", "one of extended, basic, none"),
-        ({"optimization": 1}, "/options/optimization", "one of extended, basic, none"),
-    ],
-)
-def test_a_wrong_option_is_refused_where_it_stands(options: dict[str, Any], pointer: str, detail: str) -> None:
+def refused(fleet: Fleet, options: dict[str, Any]) -> dict[str, str]:
     with pytest.raises(Invalid) as caught:
-        settle_options(FLEET, "onnxruntime", options)
-    [fault] = caught.value.errors
-    assert fault.pointer == pointer
-    assert detail in fault.detail
+        settle(fleet, options)
+    assert caught.value.code == "invalid_options"
+    return {fault.pointer: fault.detail for fault in caught.value.errors}
 
 
-def test_an_option_without_listed_values_takes_any() -> None:
-    assert settle_options(FLEET, "onnxruntime", {"seed": 7}) == {"seed": 7}
+class TestBackend:
+    """Which backend makes the engine."""
+
+    def test_is_onnxruntime_where_no_worker_offers_tensorrt(self) -> None:
+        assert choose_target(Fleet((ONNXRUNTIME,)), None, None).backend == "onnxruntime"
+        assert choose_target(Fleet(), None, None).backend == "onnxruntime"
+
+    def test_is_tensorrt_where_a_worker_offers_it(self) -> None:
+        assert choose_target(Fleet((ONNXRUNTIME, tensorrt())), None, None).backend == "tensorrt"
+
+    def test_is_not_one_that_is_installed_but_cannot_be_used(self) -> None:
+        broken = Member("CPU", "tensorrt", {"version": "8.6.1", "unavailable": "no GPU"})
+        assert choose_target(Fleet((ONNXRUNTIME, broken)), None, None).backend == "onnxruntime"
+
+    def test_is_accepted_though_nobody_offers_it_now(self) -> None:
+        target = choose_target(Fleet(), "tensorrt", None)
+        assert (target.backend, target.offer.versions, target.platform) == ("tensorrt", frozenset(), None)
+
+    def test_is_accepted_if_only_the_fleet_knows_it(self) -> None:
+        fleet = Fleet((Member("CPU", "openvino", {"version": "1"}),))
+        assert choose_target(fleet, "openvino", None).backend == "openvino"
+
+    def test_is_refused_with_those_known_if_nobody_knows_it(self) -> None:
+        with pytest.raises(Invalid, match="onnxruntime, tensorrt, tensorrt_rtx") as caught:
+            choose_target(Fleet((ONNXRUNTIME,)), "tensort", None)
+        assert caught.value.code == "backend_unknown"
+        assert [fault.pointer for fault in caught.value.errors] == ["/backend"]
 
 
-def test_every_wrong_option_is_named_at_once() -> None:
-    with pytest.raises(Invalid) as caught:
-        settle_options(FLEET, "onnxruntime", {"a": 1, "b": 2})
-    assert [fault.pointer for fault in caught.value.errors] == ["/options/a", "/options/b"]
+class TestDevice:
+    """Where the engine is made."""
+
+    FLEET = Fleet((ONNXRUNTIME, tensorrt(H100), tensorrt(A100)))
+
+    def test_narrows_the_offer_to_what_it_has(self) -> None:
+        target = choose_target(self.FLEET, "tensorrt", A100)
+        assert target.offer.loads == (f"8.6.1/{A100}",)
+        assert target.platform == f"8.6.1/{A100}"
+
+    def test_decides_which_backend_is_the_default(self) -> None:
+        assert choose_target(self.FLEET, None, H100).backend == "tensorrt"
+        assert choose_target(self.FLEET, None, "CPU").backend == "onnxruntime"
+
+    @pytest.mark.parametrize("device", ["NVIDIA H200", "CPU"])
+    def test_is_refused_with_those_that_offer_the_backend(self, device: str) -> None:
+        with pytest.raises(Invalid, match=f"offered by {H100}, {A100}") as caught:
+            choose_target(self.FLEET, "tensorrt", device)
+        assert caught.value.code == "device_unknown"
+        assert [fault.pointer for fault in caught.value.errors] == ["/device"]
+
+    def test_is_refused_with_the_reason_where_nobody_offers_the_backend(self) -> None:
+        broken = Member("CPU", "tensorrt", {"version": "8.6.1", "unavailable": "The driver is too old."})
+        with pytest.raises(Invalid, match=r"no worker alive offers 'tensorrt'\. The driver is too old\.") as caught:
+            choose_target(Fleet((broken,)), "tensorrt", "CPU")
+        assert caught.value.code == "device_unknown"
+
+    def test_that_compiles_for_others_only_has_no_queue_of_its_own(self) -> None:
+        said = {"version": "1.7.1", "makes": ["1.7.1/SM80"], "loads": []}
+        target = choose_target(Fleet((Member("CPU", "tensorrt_rtx", said),)), "tensorrt_rtx", "CPU")
+        assert target.platform is None
 
 
-def test_a_backend_without_options_takes_none() -> None:
-    with pytest.raises(Invalid, match="it takes none"):
-        settle_options({"tensorrt": Offer(frozenset({"8.6.1"}), {})}, "tensorrt", {"fp16": True})
+class TestOptions:
+    """What may be asked of a build."""
+
+    def test_with_their_default_are_the_same_as_none(self) -> None:
+        assert settle(offering(level=LEVEL), {"level": 3}) == {}
+        assert settle(offering(level=LEVEL), {"level": None}) == {}
+
+    def test_with_another_value_are_kept(self) -> None:
+        assert settle(offering(level=LEVEL), {"level": 5}) == {"level": 5}
+
+    def test_true_is_not_one(self) -> None:
+        schema = {"type": ["integer", "boolean"], "default": 1}
+        assert settle(offering(level=schema), {"level": True}) == {"level": True}
+
+    @pytest.mark.parametrize(
+        ("options", "pointer", "detail"),
+        [
+            ({"levle": 1}, "/options/levle", "known are level, refit"),
+            ({"a/b": 1}, "/options/a~1b", "known are level, refit"),
+            ({"levle": None}, "/options/levle", "known are level, refit"),
+            ({"level": 6}, "/options/level", "greater than the maximum of 5"),
+            ({"level": True}, "/options/level", "not of type 'integer'"),
+            ({"refit": ["a", 1]}, "/options/refit/1", "not of type 'string'"),
+            ({"refit": ["a", "(b"]}, "/options/refit/1", "not a regular expression"),
+        ],
+    )
+    def test_that_are_wrong_are_refused_where_they_are(
+        self, options: dict[str, Any], pointer: str, detail: str
+    ) -> None:
+        fleet = offering(level=LEVEL, refit={"type": "array", "items": {"type": "string"}})
+        faults = refused(fleet, options)
+        assert list(faults) == [pointer]
+        assert detail in faults[pointer]
+
+    def test_that_are_long_are_not_repeated_in_full(self) -> None:
+        detail = refused(offering(level=LEVEL), {"level": "x" * 100_000})["/options/level"]
+        assert detail.endswith("is not of type 'integer'")
+        assert len(detail) < 400
+
+    def test_that_are_wrong_are_all_named_at_once(self) -> None:
+        assert list(refused(offering(), {"a": 1, "b": 2})) == ["/options/a", "/options/b"]
+
+    def test_of_a_backend_without_any_are_refused(self) -> None:
+        assert refused(offering(), {"fp16": True}) == {"/options/fp16": "it takes none"}
+
+    def test_are_refused_with_the_reason_why_they_are_lacking(self) -> None:
+        lacks = {"precision=bf16": "bf16 came with 9.0", "streaming": "streaming came with 10.0"}
+        precision = {"enum": ["definition", "fp16"], "default": "definition"}
+        fleet = Fleet((tensorrt(options={"precision": precision}, lacks=lacks),))
+        faults = refused(fleet, {"precision": "bf16", "streaming": True})
+        assert faults["/options/precision"].endswith("bf16 came with 9.0")
+        assert faults["/options/streaming"].endswith("streaming came with 10.0")
+
+    def test_are_accepted_if_any_worker_accepts_them(self) -> None:
+        old = tensorrt(H100, options={"precision": {"enum": ["fp16"]}}, lacks={"streaming": "came with 10.0"})
+        new = tensorrt(A100, "10.0", options={"precision": {"enum": ["fp16", "bf16"]}, "streaming": {}})
+        options = {"precision": "bf16", "streaming": True}
+        assert settle(Fleet((old, new)), options) == options
+        assert list(refused(Fleet((old, new)).on(H100), options)) == ["/options/precision", "/options/streaming"]
+
+    def test_whose_default_depends_on_the_worker_are_kept(self) -> None:
+        fleet = Fleet((tensorrt(H100, options={"tf32": {"default": True}}), tensorrt(A100, options={"tf32": {}})))
+        assert settle(fleet, {"tf32": True}) == {"tf32": True}
+
+    def test_of_a_backend_nobody_offers_are_left_to_the_worker(self) -> None:
+        assert settle(Fleet((ONNXRUNTIME,)), {"fp16": True, "other": None}) == {"fp16": True}
+
+    def test_of_a_backend_nobody_offers_must_have_patterns_that_can_be_used(self) -> None:
+        assert list(refused(Fleet(), {"refit": ["(b"]})) == ["/options/refit/0"]
+
+    @pytest.mark.parametrize(
+        "schema", [{"$ref": "https://example.com/level.json"}, {"$ref": "#/$defs/nothing"}, {"type": "nonsense"}]
+    )
+    def test_whose_schema_cannot_be_used_are_refused_and_nothing_is_fetched(
+        self, schema: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("urllib.request.urlopen", lambda *_args, **_options: pytest.fail("went to the network"))
+        assert "cannot be used" in refused(offering(level=schema), {"level": 1})["/options/level"]
+
+    def test_may_refer_to_other_parts_of_their_schema(self) -> None:
+        schema = {"$ref": "#/$defs/level", "$defs": {"level": LEVEL}}
+        assert settle(offering(level=schema), {"level": 1}) == {"level": 1}
+        assert "maximum" in refused(offering(level=schema), {"level": 6})["/options/level"]
 
 
-def test_options_of_a_backend_nobody_offers_are_left_to_the_worker() -> None:
-    assert settle_options(FLEET, "tensorrt", {"fp16": True}) == {"fp16": True}
-
-
-def test_the_fleet_offers_every_version_that_is_alive(bench: Workbench) -> None:
+def test_the_fleet_offers_every_version_and_platform_that_is_alive(bench: Workbench) -> None:
     bench.add_worker("onnxruntime", "1.31.0")
     bench.add_worker("onnxruntime", "1.32.0")
-    bench.add_worker("tensorrt", "8.6.1")
+    bench.add_worker("tensorrt", "8.6.1", device=H100, platforms=["8.6.1/H100", "8.6.1/ampere_plus"])
+    bench.add_idle_worker("tensorrt_rtx", "no library")
     with bench.database.reading() as session:
         fleet = fleet_offers(session, bench.settings)
-    assert fleet["onnxruntime"] == Offer(frozenset({"1.31.0", "1.32.0"}), OPTIONS)
-    assert fleet["tensorrt"].versions == {"8.6.1"}
+    assert fleet.backends == {"onnxruntime", "tensorrt"}
+    onnxruntime = fleet.offer("onnxruntime")
+    assert onnxruntime.versions == {"1.31.0", "1.32.0"}
+    assert {name: [*schemas] for name, schemas in onnxruntime.options.items()} == {
+        name: [schema] for name, schema in OPTIONS.items()
+    }
+    assert fleet.offer("tensorrt").loads == ("8.6.1/H100", "8.6.1/ampere_plus")
+    assert fleet.devices("tensorrt") == (H100,)
+    assert fleet.offer("tensorrt_rtx").versions == frozenset()
+    assert fleet.offer("tensorrt_rtx").unavailable == ("no library",)

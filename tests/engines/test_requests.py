@@ -2,7 +2,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import delete, select
 
 from app.artifacts.service import collect_orphans, record
 from app.artifacts.store import ArtifactStore
@@ -11,12 +11,14 @@ from app.bindings.report import BindingReport
 from app.database import Database
 from app.engines.requests import request_build, request_engine, request_refit, request_run, request_verify
 from app.engines.schemas import BuildRequest, EngineRequest, RefitRequest, RunRequest, VerifyChoice, VerifyRequest
+from app.engines.tables import Engine
 from app.errors import Invalid, NotFound
+from app.fleet.tables import Worker
 from app.jobs.service import Place
 from app.jobs.tables import Job, JobEvent
 from app.registry.service import create_model
 from app.settings import Settings
-from tests.engines.workbench import Workbench, digest_of, tensor
+from tests.engines.workbench import REFIT_OPTION, Workbench, digest_of, tensor
 
 BUILD = BuildRequest(definition=1, weights=1)
 PROFILES: list[Any] = [{"x": {"min": [1, 8], "opt": [4, 8], "max": [16, 8]}}]
@@ -70,6 +72,7 @@ def test_a_refit_tells_its_worker_everything(bench: Workbench) -> None:
         "rules": [],
         "verify": {"against": "finite"},
         "reuse": True,
+        "materialise": "eager",
     }
 
 
@@ -207,6 +210,13 @@ def test_a_job_for_which_there_is_no_worker_says_so(bench: Workbench) -> None:
     told = events_of(bench, job)
     assert list(told) == ["queued", "no_worker"]
     assert told["no_worker"]["backend"] == "tensorrt"
+
+
+def test_a_job_of_a_backend_that_cannot_be_used_says_why(bench: Workbench) -> None:
+    bench.add_idle_worker("tensorrt", "The driver is too old: install 535 or newer.")
+    job = bench.submit(request_build, BuildRequest(definition=1, weights=1, backend="tensorrt"))
+    assert job.queue == "enginesmith.tensorrt"
+    assert "The driver is too old: install 535 or newer." in events_of(bench, job)["no_worker"]["detail"]
 
 
 def test_a_job_for_which_there_is_a_worker_says_nothing(bench: Workbench) -> None:
@@ -357,3 +367,168 @@ class TestCheapestWay:
         prepared = request_engine(bench.database, bench.settings, "minilm", EngineRequest(weights=2))
         parent = built(bench)
         assert bench.request_of(bench.place(prepared))["parent_id"] == bench.engine(parent).id
+
+    def test_refits_at_once_or_lazily_as_it_is_asked(self, bench: Workbench) -> None:
+        bench.add_epoch(2)
+        built(bench)
+        job = bench.submit(request_engine, EngineRequest(weights=2, materialise="lazy"))
+        assert (job.kind, bench.request_of(job)["materialise"]) == ("refit", "lazy")
+
+
+H100, A100 = "NVIDIA H100 80GB HBM3", "NVIDIA A100"
+ON_H100, ON_A100 = f"8.6.1/{H100}", f"8.6.1/{A100}"
+TENSORRT = {"definition": 1, "weights": 1, "backend": "tensorrt"}
+
+
+def add_gpu(bench: Workbench, device: str = H100, version: str = "8.6.1", **said: object) -> None:
+    bench.add_worker("tensorrt", version, device=device, platforms=[f"{version}/{device}"], **said)
+
+
+def built_on(bench: Workbench, device: str, **fields: object) -> int:
+    body = BuildRequest.model_validate(TENSORRT | {"device": device, "reuse": False, **fields})
+    return bench.publish(bench.submit(request_build, body), "8.6.1", f"8.6.1/{device}")
+
+
+class TestPlatforms:
+    """Engines work on some machines only."""
+
+    def test_a_build_goes_to_any_worker_of_the_backend(self, bench: Workbench) -> None:
+        add_gpu(bench)
+        job = bench.submit(request_build, BuildRequest.model_validate(TENSORRT))
+        assert job.queue == "enginesmith.tensorrt"
+        assert list(events_of(bench, job)) == ["queued"]
+
+    def test_a_build_that_names_a_device_goes_there(self, bench: Workbench) -> None:
+        add_gpu(bench, A100)
+        add_gpu(bench, H100)
+        job = bench.submit(request_build, BuildRequest.model_validate(TENSORRT | {"device": H100}))
+        assert job.queue == "enginesmith.tensorrt.8.6.1-nvidia-h100-80gb-hbm3"
+        assert list(events_of(bench, job)) == ["queued"]
+
+    def test_a_device_without_the_backend_is_refused(self, bench: Workbench) -> None:
+        bench.add_worker()
+        with pytest.raises(Invalid) as build:
+            bench.submit(request_build, BuildRequest.model_validate(TENSORRT | {"device": H100}))
+        with pytest.raises(Invalid) as engine:
+            bench.submit(request_engine, EngineRequest(weights=1, backend="tensorrt", device=H100))
+        assert (build.value.code, engine.value.code) == ("device_unknown", "device_unknown")
+
+    def test_jobs_on_an_engine_go_to_those_who_load_it(self, bench: Workbench) -> None:
+        add_gpu(bench)
+        bench.add_epoch(2)
+        number = built_on(bench, H100)
+        with bench.database.transaction() as session:
+            record(session, digest_of("inputs"), 10)
+        jobs = [
+            bench.submit(request_refit, RefitRequest(engine=number, weights=2)),
+            bench.submit(verification_of(number), VerifyRequest()),
+            bench.submit(request_run, RunRequest(engine=number, inputs=digest_of("inputs"))),
+        ]
+        assert {job.queue for job in jobs} == {"enginesmith.tensorrt.8.6.1-nvidia-h100-80gb-hbm3"}
+        assert [list(events_of(bench, job)) for job in jobs] == [["queued"]] * 3
+
+    @pytest.mark.parametrize(("device", "version"), [(A100, "8.6.1"), (H100, "10.0")])
+    def test_a_job_on_an_engine_that_nobody_loads_says_what_it_waits_for(
+        self, bench: Workbench, device: str, version: str
+    ) -> None:
+        add_gpu(bench)
+        number = built_on(bench, H100)
+        with bench.database.transaction() as session:
+            session.execute(delete(Worker))
+        add_gpu(bench, device, version)
+        job = bench.submit(verification_of(number), VerifyRequest())
+        told = events_of(bench, job)
+        assert list(told) == ["queued", "no_worker"]
+        assert told["no_worker"]["platform"] == ON_H100
+        assert f"'{ON_H100}'" in told["no_worker"]["detail"]
+        assert f"'{version}/{device}'" in told["no_worker"]["detail"]
+
+    def test_an_engine_of_a_platform_that_nobody_has_is_not_reused(self, bench: Workbench) -> None:
+        add_gpu(bench, A100)
+        number = built_on(bench, A100)
+        assert bench.submit(request_build, BuildRequest.model_validate(TENSORRT)).result is not None
+        with bench.database.transaction() as session:
+            session.get_one(Engine, bench.engine(number).id).platform = ON_H100
+        assert bench.submit(request_build, BuildRequest.model_validate(TENSORRT)).state == "queued"
+
+    def test_an_engine_that_was_compiled_for_others_is_reused_but_not_refitted(self, bench: Workbench) -> None:
+        bench.add_epoch(2)
+        bench.add_worker("tensorrt", "8.6.1", device="CPU", makes=[ON_H100], loads=[])
+        body = BuildRequest.model_validate(TENSORRT)
+        number = bench.publish(bench.submit(request_build, body), "8.6.1", ON_H100)
+        assert bench.submit(request_build, body).result == {"engine": number, "reused": True, "method": "reuse"}
+        assert bench.submit(request_engine, EngineRequest(weights=2, backend="tensorrt")).kind == "build"
+
+    def test_with_a_device_only_its_engines_are_reused(self, bench: Workbench) -> None:
+        add_gpu(bench, A100)
+        add_gpu(bench, H100)
+        number = built_on(bench, A100)
+        same, other = (
+            bench.submit(request_build, BuildRequest.model_validate(TENSORRT | {"device": device}))
+            for device in (A100, H100)
+        )
+        assert same.result == {"engine": number, "reused": True, "method": "reuse"}
+        assert other.state == "queued"
+
+    def test_with_a_device_the_cheapest_way_refits_its_engines_only(self, bench: Workbench) -> None:
+        add_gpu(bench, A100)
+        add_gpu(bench, H100)
+        bench.add_epoch(2)
+        on_h100, _ = built_on(bench, H100), built_on(bench, A100)
+        job = bench.submit(request_engine, EngineRequest(weights=2, device=H100))
+        assert job.queue == "enginesmith.tensorrt.8.6.1-nvidia-h100-80gb-hbm3"
+        assert bench.request_of(job)["parent_id"] == bench.engine(on_h100).id
+
+
+class TestRefitOfSomeParameters:
+    """The option "refit" names the parameters that refits may change; here it is "b", and epochs differ in it."""
+
+    @pytest.fixture
+    def gpu(self, bench: Workbench) -> Workbench:
+        add_gpu(bench, capabilities={"options": {"refit": REFIT_OPTION}})
+        bench.add_epoch(2)
+        bench.add_weights(tensor("w", (4, 8), "other w"), tensor("b", (4,), "b3"))
+        bench.add_weights(tensor("w", (4, 8), "other w"), tensor("b", (4,), "b4"))
+        return bench
+
+    @pytest.mark.parametrize("patterns", [["b"], ["[a-c]", "x.*"]])
+    def test_a_refit_may_change_what_they_name(self, gpu: Workbench, patterns: list[str]) -> None:
+        number = built_on(gpu, H100, options={"refit": patterns})
+        assert gpu.submit(request_refit, RefitRequest(engine=number, weights=2)).kind == "refit"
+
+    def test_a_refit_that_changes_others_is_refused_with_their_names(self, gpu: Workbench) -> None:
+        number = built_on(gpu, H100, options={"refit": ["b"]})
+        with pytest.raises(Invalid, match=r"Weights 3 change w, .*POST /v1/models/minilm/engines") as caught:
+            gpu.submit(request_refit, RefitRequest(engine=number, weights=3))
+        assert caught.value.code == "parameters_not_refittable"
+        assert [(fault.pointer, fault.detail) for fault in caught.value.errors] == [("/weights", "changes w")]
+
+    def test_a_pattern_must_match_the_whole_name(self, gpu: Workbench) -> None:
+        gpu.add_weights(tensor("w", (4, 8), "w"), tensor("b", (4,), "b5"))
+        number = built_on(gpu, H100, options={"refit": ["x?", "w"]})
+        with pytest.raises(Invalid, match="change b,"):
+            gpu.submit(request_refit, RefitRequest(engine=number, weights=5))
+
+    def test_the_cheapest_way_refits_what_it_can(self, gpu: Workbench) -> None:
+        number = built_on(gpu, H100, options={"refit": ["b"]})
+        job = gpu.submit(request_engine, EngineRequest(weights=2))
+        assert (job.kind, gpu.request_of(job)["parent_id"]) == ("refit", gpu.engine(number).id)
+
+    def test_the_cheapest_way_builds_where_other_parameters_change(self, gpu: Workbench) -> None:
+        built_on(gpu, H100, options={"refit": ["b"]})
+        assert gpu.submit(request_engine, EngineRequest(weights=3)).kind == "build"
+
+    def test_the_cheapest_way_finds_an_older_engine_that_agrees_in_the_rest(self, gpu: Workbench) -> None:
+        older = built_on(gpu, H100, weights=3, options={"refit": ["b"]})
+        built_on(gpu, H100, weights=1, options={"refit": ["b"]})
+        job = gpu.submit(request_engine, EngineRequest(weights=4))
+        assert (job.kind, gpu.request_of(job)["parent_id"]) == ("refit", gpu.engine(older).id)
+
+    def test_the_cheapest_way_never_refits_what_was_built_without(self, gpu: Workbench) -> None:
+        job = gpu.submit(request_build, BuildRequest.model_validate(TENSORRT | {"options": {"refit": "none"}}))
+        gpu.publish(job, "8.6.1", ON_H100, refittable=False)
+        assert gpu.submit(request_engine, EngineRequest(weights=2)).kind == "build"
+
+    def test_all_is_the_same_as_nothing_said(self, gpu: Workbench) -> None:
+        job = gpu.submit(request_build, BuildRequest.model_validate(TENSORRT | {"options": {"refit": "all"}}))
+        assert gpu.request_of(job)["options"] == {}

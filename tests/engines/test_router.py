@@ -54,6 +54,13 @@ def test_a_build_is_accepted_as_a_job(bench: Workbench, client: TestClient) -> N
     assert (job["kind"], job["state"], job["model"]) == ("build", "queued", "minilm")
 
 
+def test_a_benchmark_is_accepted_as_a_job(bench: Workbench, client: TestClient, engine: int) -> None:
+    bench.add_worker()
+    answer = client.post(f"{MODEL}/benchmarks", json={"engine": engine})
+    assert (answer.status_code, answer.json()["kind"]) == (202, "benchmark")
+    assert [row["id"] for row in client.get("/v1/jobs?kind=benchmark").json()["data"]] == [answer.json()["id"]]
+
+
 def test_an_equal_engine_answers_200_with_a_finished_job(client: TestClient, engine: int) -> None:
     for path, body in [("builds", {"definition": 1}), ("refits", {"engine": engine}), ("engines", {})]:
         answer = client.post(f"{MODEL}/{path}", json={"weights": 1, **body})
@@ -104,6 +111,11 @@ def test_the_weights_are_bound_with_no_session_open(
         ("builds", {"definition": 1, "weights": 2}, (422, "binding_failed", ["/weights"])),
         ("builds", {"definition": 1, "weights": 1, "backend": "tensort"}, (422, "backend_unknown", ["/backend"])),
         ("builds", {"definition": 1, "weights": 1, "options": {"o": 1}}, (422, "invalid_options", ["/options/o"])),
+        ("builds", {"definition": 1, "weights": 1, "device": "gpu"}, (422, "device_unknown", ["/device"])),
+        ("builds", {"definition": 1, "weights": 1, "device": ""}, (422, "invalid_request", ["/device"])),
+        ("engines", {"weights": 1, "device": "gpu"}, (422, "device_unknown", ["/device"])),
+        ("engines", {"weights": 1, "materialise": "never"}, (422, "invalid_request", ["/materialise"])),
+        ("refits", {"engine": 1, "weights": 1, "materialise": None}, (422, "invalid_request", ["/materialise"])),
         ("builds", {"definition": 1, "weights": 1, "profiles": [{"z": {}}]}, (422, "invalid_profiles", None)),
         ("builds", {"definition": 1, "weights": 1, "rules": [{}]}, (422, "bad_rule", ["/rules/0"])),
         ("builds", {"definition": 1, "weights": 1, "option": {}}, (422, "invalid_request", ["/option"])),
@@ -123,6 +135,12 @@ def test_the_weights_are_bound_with_no_session_open(
         ("runs", {"engine": 9, "inputs": digest_of("x")}, (404, "engine_not_found", [])),
         ("runs", {"engine": 1, "inputs": digest_of("x")}, (422, "blob_not_found", ["/inputs"])),
         ("runs", {"engine": 1, "inputs": "x"}, (422, "invalid_request", ["/inputs"])),
+        ("benchmarks", {"engine": 9}, (404, "engine_not_found", [])),
+        ("benchmarks", {"engine": 1, "iterations": 10_001}, (422, "invalid_request", ["/iterations"])),
+        ("benchmarks", {"engine": 1, "warmup": -1}, (422, "invalid_request", ["/warmup"])),
+        ("benchmarks", {"engine": 1, "shapes": {"x": [2, "8"]}}, (422, "invalid_request", ["/shapes/x/1"])),
+        ("benchmarks", {"engine": 1, "shapes": {"x": [2, 9]}}, (422, "invalid_shapes", ["/shapes/x/1"])),
+        ("benchmarks", {"engine": 1, "against": "rebuild"}, (422, "invalid_request", ["/against"])),
         ("engines/9/verify", {"against": "finite"}, (404, "engine_not_found", [])),
         ("engines/1/verify", {"against": "none"}, (422, "invalid_request", ["/against"])),
     ],
@@ -145,6 +163,7 @@ def test_a_bad_request_is_refused_with_a_pointer(
         ("refits", {"engine": 1, "weights": 1}),
         ("engines", {"weights": 1}),
         ("runs", {"engine": 1, "inputs": digest_of("x")}),
+        ("benchmarks", {"engine": 1}),
         ("engines/1/verify", {}),
     ],
 )
@@ -198,7 +217,8 @@ def test_the_manifest_is_one_document(client: TestClient, engine: int) -> None:
     document = client.get(f"{MODEL}/engines/{engine}/manifest").json()
     assert (document["engine"], document["method"], document["parents"]) == (engine, "build", [])
     assert document["weights"]["label"] == "epoch 1"
-    assert document["backend"] == {"name": "onnxruntime", "version": "1.32.0", "device": "cpu", "options": {}}
+    made_by = {"name": "onnxruntime", "version": "1.32.0", "device": "cpu", "platform": "cpu"}
+    assert document["backend"] == made_by | {"options": {}}
 
 
 def test_a_plan_is_downloaded_under_a_name_and_an_etag(client: TestClient, bench: Workbench, engine: int) -> None:

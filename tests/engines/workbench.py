@@ -1,7 +1,7 @@
 """Definitions, weights and workers to request engines of, and engines published as a worker would."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,14 @@ from app.weights.service import Draft, register
 PARAMETERS = (Parameter("w", (4, 8), "F32"), Parameter("b", (4,), "F32"))
 INPUTS = (InputSpec("x", "F32", ("batch", 8)),)
 OUTPUTS = (OutputSpec("y", "F32", ("batch", 4)),)
-OPTIONS = {"optimization": ["extended", "basic", "none"], "seed": []}
+OPTIONS: dict[str, Any] = {
+    "optimization": {"enum": ["extended", "basic", "none"], "default": "extended"},
+    "seed": {},
+}
+REFIT_OPTION: dict[str, Any] = {
+    "anyOf": [{"enum": ["all", "none"]}, {"type": "array", "items": {"type": "string"}, "minItems": 1}],
+    "default": "all",
+}
 
 
 def digest_of(text: str) -> str:
@@ -77,11 +84,27 @@ class Workbench:
         """Add weights that bind, and of which only "b" differs from epoch to epoch."""
         return self.add_weights(tensor("w", (4, 8), "w"), tensor("b", (4,), f"b{epoch}"), label=label)
 
-    def add_worker(self, backend: str = "onnxruntime", version: str = "1.32.0") -> None:
-        """Let a worker report itself."""
-        offered: Mapping[str, Any] = {backend: {"version": version, "capabilities": {"options": OPTIONS}}}
+    def add_worker(
+        self,
+        backend: str = "onnxruntime",
+        version: str = "1.32.0",
+        *,
+        device: str = "test CPU",
+        platforms: Sequence[str] = ("cpu",),
+        **said: object,
+    ) -> None:
+        """Let a worker report itself; `said` replaces what it says of its backend."""
+        offer: dict[str, object] = {"version": version, "makes": [*platforms], "loads": [*platforms]}
+        offer |= {"capabilities": {"options": OPTIONS}} | said
+        described = {"kind": "cpu", "name": device, "memory_total": 1, "memory_free": 1}
+        name = f"{backend}-{version}-{device}"
+        report(self.database, WorkerReport(name, "host", 1, described, {backend: offer}, (), None))
+
+    def add_idle_worker(self, backend: str, reason: str) -> None:
+        """Let a worker report that it has a backend installed but cannot use it."""
         device = {"kind": "cpu", "name": "test CPU", "memory_total": 1, "memory_free": 1}
-        report(self.database, WorkerReport(f"{backend}-{version}", "host", 1, device, offered, (), None))
+        offer = {backend: {"version": "8.6.1", "unavailable": reason}}
+        report(self.database, WorkerReport(f"idle-{backend}", "host", 1, device, offer, (), None))
 
     def submit(self, request: Callable[..., Place], body: Any) -> Job:  # noqa: ANN401 - each request has its own
         """Post a request, with no broker behind."""
@@ -97,12 +120,12 @@ class Workbench:
         with self.database.reading() as session:
             return jobs.get_job(session, job.id).request
 
-    def publish(self, job: Job, version: str = "1.32.0", **facts: Any) -> int:  # noqa: ANN401 - JSON
-        """Publish what a build or refit job asked for; returns the engine's number."""
+    def publish(self, job: Job, version: str = "1.32.0", platform: str = "cpu", **facts: Any) -> int:  # noqa: ANN401 - JSON
+        """Publish what a build or refit job asked for, without a plan if it asked so; returns the engine's number."""
         with self.database.transaction() as session:
             request = jobs.get_job(session, job.id).request
             parent = session.get_one(Engine, request["parent_id"]) if "parent_id" in request else None
-            return _publish(session, job, request, parent, version, facts).number
+            return _publish(session, job, request, parent, version, platform, facts).number
 
     def engine(self, number: int) -> Engine:
         """Read an engine of the model."""
@@ -111,10 +134,17 @@ class Workbench:
 
 
 def _publish(
-    session: Session, job: Job, request: dict[str, Any], parent: Engine | None, version: str, facts: dict[str, Any]
+    session: Session,
+    job: Job,
+    request: dict[str, Any],
+    parent: Engine | None,
+    version: str,
+    platform: str,
+    facts: dict[str, Any],
 ) -> Engine:
     plan = digest_of(f"plan of {job.id}")
     record(session, plan, 10)
+    lazy = request.get("materialise") == "lazy"
     return service.publish_engine(
         session,
         model_id=job.model_id,
@@ -125,14 +155,17 @@ def _publish(
         backend=parent.backend if parent else request["backend"],
         backend_version=version,
         device="cpu",
+        platform=platform,
         profiles=parent.profiles if parent else request["profiles"],
         options=parent.options if parent else request["options"],
         rules=request["rules"],
         binding=request["binding"],
         fingerprint=request["fingerprint"],
-        plan_digest=plan,
-        plan_bytes=10,
-        plan_signature="00",
+        root_plan=parent.root_plan if parent else plan,
+        plan_digest=None if lazy else plan,
+        plan_bytes=None if lazy else 10,
+        plan_signature=None if lazy else "00",
+        base_id=(parent.base_id or parent.id) if parent and lazy else None,
         verification={"against": "reference", "ok": True},
         facts=facts,
         timings={"total": 0.5},

@@ -10,10 +10,19 @@ from app.fleet.service import WorkerReport
 from app.fleet.tables import Worker
 from app.settings import Settings
 
-DEVICE = {"kind": "cpu", "name": "x", "memory_total": 2, "memory_free": 1}
-REPORT = WorkerReport(
-    "w1", "host", 7, DEVICE, {"onnxruntime": {"version": "1", "capabilities": {}}}, ("enginesmith.onnxruntime",), None
-)
+DEVICE = {
+    "kind": "cuda",
+    "name": "NVIDIA H100 80GB HBM3",
+    "memory_total": 2,
+    "memory_free": 1,
+    "compute_capability": "9.0",
+    "driver": "12.8",
+}
+BACKENDS = {
+    "onnxruntime": {"version": "1", "makes": ["cpu"], "loads": ["cpu"], "capabilities": {"lacks": {"x": "why"}}},
+    "tensorrt": {"version": "8.6.1", "unavailable": "no GPU; start a worker where there is one"},
+}
+REPORT = WorkerReport("w1", "host", 7, DEVICE, BACKENDS, ("enginesmith.onnxruntime",), None)
 
 
 def test_a_worker_is_listed_with_what_it_reported_last(client: TestClient, database: Database) -> None:
@@ -21,6 +30,7 @@ def test_a_worker_is_listed_with_what_it_reported_last(client: TestClient, datab
     service.report(database, replace(REPORT, job_id="j1"))
     (worker,) = client.get("/v1/workers").json()["data"]
     assert (worker["id"], worker["job"], worker["device"]) == ("w1", "j1", DEVICE)
+    assert worker["backends"] == BACKENDS
 
 
 def test_a_silent_worker_counts_as_gone(database: Database, settings: Settings) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy import update
 from app.database import Database, now
 from app.jobs import events, lease
 from app.jobs.lease import Claim, LeaseLost
-from app.jobs.queue import JobQueue
+from app.jobs.queue import JobQueue, queue_of
 from app.jobs.state import State
 from app.jobs.sweep import Backlog, Swept, let_go, sweep
 from app.jobs.tables import Job
@@ -123,6 +123,18 @@ def test_a_job_that_was_never_sent_is_sent_once(
     assert clean_up(database, broker, settings).sent == 1
     assert clean_up(database, broker, settings).sent == 0
     assert broker.sent == [(job_id, QUEUE)]
+
+
+def test_a_worker_sends_the_jobs_of_its_platforms_and_no_others(
+    database: Database, make_job: MakeJob, settings: Settings, broker: Recorder
+) -> None:
+    mine, anyones, anothers = (queue_of("tensorrt", platform) for platform in ("8.6.1/H100", None, "8.6.1/A100"))
+    sent = {(make_job(queue=queue), queue) for queue in (mine, anyones)}
+    make_job(queue=anothers)
+    queues = [mine, anyones]
+    swept = sweep(database, broker, settings, queues=queues, backlog=broker.backlog, resend_after_s=60.0)
+    assert swept == Swept(sent=2)
+    assert set(broker.sent) == sent
 
 
 def test_a_job_whose_message_is_lost_is_sent_again(

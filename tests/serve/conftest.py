@@ -94,12 +94,12 @@ class Launcher:
         self.home.mkdir()
         self._started: list[Service] = []
 
-    def __call__(self, data_dir: Path, *, port: int = 0, **environment: str) -> Service:
+    def __call__(self, data_dir: Path, *arguments: str, port: int = 0, **environment: str) -> Service:
         runtime_root = Path(tempfile.mkdtemp(prefix="es-", dir="/tmp"))
         process = subprocess.Popen(
             [
                 Path(sys.executable).with_name("enginesmith"),
-                *("serve", "--port", str(port), "--data-dir", data_dir),
+                *("serve", "--port", str(port), "--data-dir", str(data_dir), *(arguments or ("--device", "cpu"))),
             ],
             cwd=self.home,
             env={"HOME": str(self.home), "PATH": os.defpath, "TMPDIR": str(runtime_root), **environment},

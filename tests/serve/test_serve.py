@@ -36,7 +36,7 @@ def test_one_line_says_where_the_service_is_and_all_of_it_answers(service: "Serv
     readiness = service.get("/readyz")
     assert readiness["ready"]
     assert readiness["workers"] == 1
-    assert {path.name for path in (data_dir / "logs").iterdir()} >= {"api.log", "worker.log", "valkey.log"}
+    assert {path.name for path in (data_dir / "logs").iterdir()} >= {"api.log", "worker-cpu.log", "valkey.log"}
 
 
 def test_nothing_but_the_api_listens_on_the_network(service: "Service") -> None:
@@ -104,6 +104,14 @@ def test_killing_the_service_leaves_no_process_and_started_again_it_does_the_job
     job = again.get(f"/v1/jobs/{job_id}")
     assert (job["state"], job["attempt"]) == ("failed", 1)  # a worker took it; there is no such engine
     assert again.stop(signal.SIGTERM) == 0
+
+
+def test_a_worker_whose_device_is_not_there_says_so(launch: "Launcher", tmp_path: Path) -> None:
+    service = launch(tmp_path, "--device", "cuda:7", CUDA_VISIBLE_DEVICES="0")
+    output, errors = service.process.communicate()
+    assert (service.process.returncode, output) == (1, "")
+    assert "The worker cannot start: cuda:7 does not exist" in errors
+    assert errors.endswith("[worker-cuda-7_died]\n")
 
 
 def queue_a_job(data_dir: Path) -> str:

@@ -45,7 +45,14 @@ def worker(settings: Settings, database: Database, store: ArtifactStore, tmp_pat
             io=io,
             scratch=scratch,
             device="test CPU",
-            versions={"onnxruntime": version("onnxruntime")},
+            offered={
+                "onnxruntime": {
+                    "version": version("onnxruntime"),
+                    "makes": ["cpu"],
+                    "loads": ["cpu"],
+                    "capabilities": {},
+                }
+            },
         )
         host.close()
 

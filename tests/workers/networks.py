@@ -15,7 +15,7 @@ from app.bindings.report import ParameterBinding
 from app.bindings.transforms import Transform
 from app.definitions.construction import construct
 from app.definitions.parameter import InputSpec, Parameter
-from app.definitions.profiles import Profile
+from app.definitions.profiles import Profile, Range
 from app.weights.dtypes import numpy_dtype
 from app.weights.safetensors_file import TensorSlot, read_slots
 from workers.backends.base import Build, Built, EngineFile, ParameterSource, Refitted, TensorFile
@@ -49,7 +49,17 @@ class Network:
     def engine(
         self, made: Built | Refitted, sources: tuple[ParameterSource, ...], profiles: tuple[Profile, ...] = ()
     ) -> EngineFile:
-        return EngineFile("onnxruntime", made.plan, made.plan_digest, str(self.path), sources, self.inputs, profiles)
+        assert made.plan is not None
+        assert made.plan_digest is not None
+        return EngineFile(
+            "onnxruntime",
+            plan=made.plan,
+            root_plan=made.plan_digest,
+            definition=str(self.path),
+            parameters=sources,
+            inputs=self.inputs,
+            profiles=profiles,
+        )
 
 
 def perceptron(path: Path, dtype: str = "F32", width: int = 8, depth: int = 2) -> Network:
@@ -134,19 +144,27 @@ def from_config(model: Path, path: Path) -> Network:
     """The definition of a family, made from a Hugging Face config."""
     config = json.loads((model / "config.json").read_text())
     task = {"family": config["model_type"], "config": config, "precision": "fp32"}
-    return _constructed(task, path)
+    return constructed(task, path)
 
 
 def from_onnx(file: Path, path: Path) -> Network:
     """The definition of a published ONNX file; its weights lie beside it."""
-    return _constructed({"file": str(file)}, path)
+    return constructed({"file": str(file)}, path)
 
 
-def _constructed(task: dict[str, Any], path: Path) -> Network:
+def constructed(task: dict[str, Any], path: Path) -> Network:
+    """A definition as the service makes it; the weights of an ONNX file come to lie beside it, as safetensors."""
     made = construct({**task, "graph": str(path), "weights": str(path.with_suffix(".safetensors"))})
     parameters = [Parameter.from_json(row) for row in made["parameters"]]
     inputs = tuple(InputSpec.from_json(item) for item in made["inputs"])
     return Network(path, inputs, {one.name: (one.dtype, one.shape) for one in parameters})
+
+
+def image_profile(network: Network) -> dict[str, Range]:
+    """A batch of one line of text, 48 pixels high."""
+    (image,) = network.inputs
+    shape = tuple(dim if isinstance(dim, int) else (1, 3, 64, 192)[axis] for axis, dim in enumerate(image.shape))
+    return {image.name: Range(shape, shape, shape)}
 
 
 def tensor_files(path: Path) -> dict[str, TensorFile]:

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from tests.workers.hosting import Hosting
 from tests.workers.networks import Network, bound, checkpoint, network_of, perceptron
 from workers.backends.base import BackendError, Build, EngineFile, Progress, Run
 from workers.engine_host import EngineHost, EngineHostDied
+from workers.engine_host.wire import Reply
+from workers.resident import Residency
 from workers.run_inputs import fixed_inputs
 
 Tick = Callable[[], None]
@@ -180,7 +183,7 @@ def test_the_child_dies_with_a_parent_that_is_killed(tmp_path: Path) -> None:
             os.close(child)
 
 
-def test_describing_asks_no_child_and_imports_no_backend(tmp_path: Path) -> None:
+def test_describing_waits_for_the_childs_own_words_and_imports_no_backend_here(tmp_path: Path) -> None:
     code = """
 import sys
 from pathlib import Path
@@ -188,20 +191,96 @@ from workers.engine_host import EngineHost
 host = EngineHost("cpu", 5, Path(sys.argv[1]))
 said = host.describe()
 assert said["device"]["kind"] == "cpu" and said["device"]["memory_total"] > 0, said
-assert said["backends"]["onnxruntime"]["capabilities"]["refit"] is True, said
+offer = said["backends"]["onnxruntime"]
+assert offer["makes"] == offer["loads"] == ["cpu"] and offer["capabilities"]["refit"] is True, offer
 assert said["resident"] == {"engines": 0, "bytes": 0, "limit": 5}, said
-assert host.pid is None
-print(sorted({"onnxruntime", "onnx", "tensorrt"} & sys.modules.keys()))
+host.close()
+assert host.describe() == said and host.pid is None
+print(sorted({"onnxruntime", "onnx", "tensorrt", "tensorrt_rtx", "cuda"} & sys.modules.keys()))
 """
     said = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True, timeout=60
     )
-    assert said.stdout.strip() == "[]"
+    assert said.stdout.splitlines()[-1] == "[]"
 
 
-def test_a_device_nothing_runs_on_is_refused(tmp_path: Path) -> None:
+def test_without_a_setting_the_child_keeps_four_gibibytes_of_engines_on_a_cpu(tmp_path: Path) -> None:
+    host = EngineHost("cpu", None, tmp_path)
+    assert host.describe()["resident"]["limit"] == 4 << 30
+    host.close()
+
+
+def test_free_memory_is_told_anew_with_every_answer(
+    hosting: Hosting, engine: EngineFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outdated = replace(hosting.host._hello, device={"memory_free": -1})  # type: ignore[type-var]  # there has been one
+    monkeypatch.setattr(hosting.host, "_hello", outdated)
+    assert runs(hosting, engine)
+    assert hosting.host.describe()["device"]["memory_free"] > 0
+
+
+@pytest.mark.parametrize("device", ["tpu:0", "cuda", "cuda:x"])
+def test_a_device_nothing_runs_on_is_refused(tmp_path: Path, device: str) -> None:
     with pytest.raises(BackendError, match="unknown_device"):
-        EngineHost("tpu:0", 0, tmp_path).describe()
+        EngineHost(device, 0, tmp_path).describe()
+
+
+def test_a_gpu_that_is_not_there_is_told_by_the_child_and_ends_it(tmp_path: Path) -> None:
+    host = EngineHost("cuda:99", 0, tmp_path)
+    with pytest.raises(BackendError, match="cuda:99: ") as caught:
+        host.describe()
+    assert caught.value.code in {"no_driver", "no_gpu"}
+    assert host.pid is None
+
+
+def test_after_a_failure_of_the_device_the_child_is_replaced(
+    hosting: Hosting, engine: EngineFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = Reply(BackendError("device_failed", "CUDA failed."), Residency(), memory_free=0)
+    first = hosting.host.pid
+    with monkeypatch.context() as patched:
+        patched.setattr("workers.engine_host.host._Conversation.ask", lambda *_: failed)
+        with pytest.raises(BackendError, match="device_failed"):
+            hosting.host.call(Run(engine, "", ""), on_message=hosting.messages.append, tick=lambda: None)
+    assert hosting.host.pid is None
+    assert runs(hosting, engine)
+    assert hosting.host.pid != first
+
+
+def test_a_child_that_ends_before_it_has_said_anything_is_an_error(hosting: Hosting) -> None:
+    child = stopped(hosting)
+    with pytest.raises(EngineHostDied, match="SIGKILL"):
+        hosting.host.describe(tick=lambda: os.kill(child, signal.SIGKILL))
+    assert hosting.host.pid is None
+
+
+def test_a_child_that_says_nothing_in_time_is_killed(hosting: Hosting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.engine_host.host.HELLO_S", 0.0)
+    child = stopped(hosting)
+    with pytest.raises(EngineHostDied, match="did not start within 0 s"):
+        hosting.host.describe()
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
+
+
+def test_a_request_that_a_stuck_child_does_not_read_can_be_canceled(hosting: Hosting, engine: EngineFile) -> None:
+    os.kill(hosting.host.start().pid, signal.SIGSTOP)
+    huge = replace(engine, options={"padding": "x" * (16 << 20)})  # no socket buffers that much
+
+    def cancel() -> None:
+        raise Canceled
+
+    with pytest.raises(Canceled):
+        call(hosting, Run(huge, "", ""), cancel)
+    assert hosting.host.pid is None
+    assert runs(hosting, engine)
+
+
+def stopped(hosting: Hosting) -> int:
+    """Start a child and stop it before it has come to say anything."""
+    child = hosting.host.start().pid
+    os.kill(child, signal.SIGSTOP)
+    return child
 
 
 def test_the_child_reports_nothing_to_the_runtimes_makers(hosting: Hosting, monkeypatch: pytest.MonkeyPatch) -> None:

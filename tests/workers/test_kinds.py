@@ -1,75 +1,25 @@
 """Builds, refits, runs and verifications from the call to the answer, with nothing stood in for."""
 
-import hashlib
 import os
 import signal
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from fastapi.testclient import TestClient
-from onnx import numpy_helper
-from safetensors.numpy import load, save
+from safetensors.numpy import save
+from sqlalchemy import select
 
 from app.artifacts.store import ArtifactStore
+from app.artifacts.tables import BlobUse
 from tests.workers.networks import Network, Weights, perceptron
+from tests.workers.service import Service, computed, service_with
 from workers.runner import run_job
 from workers.watch import Watch
 from workers.worker import Worker
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-
-@dataclass(frozen=True)
-class Service:
-    """The API and one worker; the worker does a job when the test says so."""
-
-    client: TestClient
-    worker: Worker
-
-    def upload(self, content: bytes) -> str:
-        digest = "sha256:" + hashlib.sha256(content).hexdigest()
-        assert self.client.put(f"/v1/blobs/{digest}", content=content).status_code in {200, 201}
-        return digest
-
-    def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        answer = self.client.post(f"/v1/models/net{path}", json=body)
-        assert answer.status_code in {200, 201, 202}, answer.text
-        content: dict[str, Any] = answer.json()
-        return content
-
-    def job(self, job_id: str) -> dict[str, Any]:
-        job: dict[str, Any] = self.client.get(f"/v1/jobs/{job_id}").json()
-        return job
-
-    def do(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Post a job, have the worker do it, and return it as clients see it."""
-        job_id = self.post(path, body)["id"]
-        run_job(self.worker, job_id)
-        return self.job(job_id)
-
-    def result(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        job = self.do(path, body)
-        assert job["state"] == "succeeded", job["error"]
-        result: dict[str, Any] = job["result"]
-        return result
-
-    def run(self, engine: int, x: Array) -> Array:
-        result = self.result("/runs", {"engine": engine, "inputs": self.upload(save({"x": x}))})
-        outputs: Array = load(self.client.get(f"/v1/blobs/{result['outputs']}").content)["y"]
-        return outputs
-
-    def add_weights(self, changed: Weights, base: int = 1) -> int:
-        version: int = self.post("/weights", {"files": [self.upload(save(dict(changed)))], "base": base})["version"]
-        return version
-
-    def engines(self) -> list[dict[str, Any]]:
-        engines: list[dict[str, Any]] = self.client.get("/v1/models/net/engines").json()["data"]
-        return engines
 
 
 @pytest.fixture
@@ -85,25 +35,7 @@ def weights(network: Network) -> Weights:
 @pytest.fixture
 def net(client: TestClient, worker: Worker, network: Network, weights: Weights) -> Service:
     """A service with a model "net": definition 1 and weights 1, from one ONNX file."""
-    net = Service(client, worker)
-    assert client.post("/v1/models", json={"name": "net"}).status_code == 201
-    net.post("/definitions", {"onnx": net.upload(with_weights(network, weights))})
-    return net
-
-
-def with_weights(network: Network, weights: Weights) -> bytes:
-    """The network's ONNX file as exporters write it, weights inside."""
-    model = onnx.load(network.path, load_external_data=False)
-    for one in model.graph.initializer:
-        if one.name in weights:
-            one.CopyFrom(numpy_helper.from_array(np.asarray(weights[one.name]), one.name))
-    return bytes(model.SerializeToString())
-
-
-def computed(weights: Weights, x: Array) -> Array:
-    for layer in range(2):
-        x = np.maximum(x @ weights[f"{layer}.weight"] + weights[f"{layer}.bias"], 0)
-    return x
+    return service_with(client, worker, network, weights)
 
 
 @pytest.fixture
@@ -177,6 +109,29 @@ def test_a_published_engine_can_be_verified_again(net: Service) -> None:
     result = net.result("/engines/1/verify", {"against": "reference"})
     assert result["ok"] is True
     assert result["outputs"]["y"]["max_abs"] < 1e-3
+
+
+def test_a_benchmark_answers_its_figures_and_a_report_with_every_sample(net: Service) -> None:
+    net.result("/builds", {"definition": 1, "weights": 1})
+    result = net.result("/benchmarks", {"engine": 1, "iterations": 20, "warmup": 2, "shapes": {"x": [5, 8]}})
+    assert 0 < result["latency"]["median"] <= result["latency"]["p99"]
+    assert result["latency"]["throughput"] == pytest.approx(1 / result["latency"]["mean"])
+    assert (result["not_refittable"], result["ratio"]) == (None, None)
+    assert result["shapes"] == {"x": [5, 8]}
+    assert result["seconds"] > 0
+    document = net.client.get(f"/v1/blobs/{result['report']}").json()
+    assert len(document["engine"]["samples"]) == 20
+    assert document["engine"]["layers"] == result["layers"] != []
+    assert result["layers_omitted"] == 0
+
+
+def test_the_report_of_a_benchmark_is_kept_for_as_long_as_its_job(net: Service) -> None:
+    net.result("/builds", {"definition": 1, "weights": 1})
+    job = net.do("/benchmarks", {"engine": 1, "iterations": 1, "layers": False})
+    with net.worker.database.reading() as session:
+        kept_for = session.scalars(select(BlobUse.owner).where(BlobUse.digest == job["result"]["report"])).all()
+    assert kept_for == [f"job:{job['id']}"]
+    assert job["result"]["layers"] == []
 
 
 def test_a_plan_that_was_tampered_with_is_never_loaded(net: Service, store: ArtifactStore) -> None:

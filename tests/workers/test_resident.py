@@ -1,15 +1,15 @@
 import subprocess
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 
 from tests.workers.hosting import Hosting
 from tests.workers.networks import Network, bound, checkpoint, perceptron
+from workers.backends.base import LoadedEngine
 from workers.backends.onnxruntime import SESSION_BYTES
 from workers.engine_host import EngineHost
 from workers.resident import MAX_ENGINES, Residency, ResidentEngines
@@ -19,23 +19,20 @@ from workers.tensors import MappedFiles
 MIB = 1 << 20
 
 
-@dataclass(frozen=True)
-class Engine:
-    """As much of an engine as is kept track of."""
-
-    nbytes: int
-
-    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        return dict(inputs)
+def put(resident: ResidentEngines, key: str, nbytes: int, root_plan: str = "plan") -> LoadedEngine:
+    """Keep as much of an engine as is kept track of."""
+    engine = cast("LoadedEngine", SimpleNamespace(nbytes=nbytes))
+    resident.put(key, engine, root_plan)
+    return engine
 
 
 def test_the_engine_unused_for_longest_goes_first() -> None:
     resident = ResidentEngines(limit=30)
     for name in "abc":
-        resident.put(name, Engine(10))
+        put(resident, name, 10)
     assert resident.get("a")
 
-    resident.put("d", Engine(10))
+    put(resident, "d", 10)
 
     assert [name for name in "abcd" if resident.get(name)] == ["a", "c", "d"]
     assert resident.residency == Residency(3, 30)
@@ -43,19 +40,19 @@ def test_the_engine_unused_for_longest_goes_first() -> None:
 
 def test_an_engine_larger_than_the_limit_stays_while_it_is_the_last_used() -> None:
     resident = ResidentEngines(limit=30)
-    resident.put("small", Engine(10))
-    resident.put("large", Engine(100))
+    put(resident, "small", 10)
+    put(resident, "large", 100)
     assert not resident.get("small")
     assert resident.get("large")
 
-    resident.put("small", Engine(10))
+    put(resident, "small", 10)
     assert not resident.get("large")
 
 
 def test_room_is_made_before_loading() -> None:
     resident = ResidentEngines(limit=30)
     for name in "abc":
-        resident.put(name, Engine(10))
+        put(resident, name, 10)
     resident.make_room(15)
     assert [name for name in "abc" if resident.get(name)] == ["c"]
 
@@ -66,9 +63,35 @@ def test_room_is_made_before_loading() -> None:
 
 def test_the_same_key_replaces() -> None:
     resident = ResidentEngines(limit=30)
-    resident.put("a", Engine(10))
-    resident.put("a", Engine(20))
+    put(resident, "a", 10)
+    put(resident, "a", 20)
     assert resident.residency == Residency(1, 20)
+
+
+def test_an_engine_is_taken_by_its_key_and_is_resident_no_more() -> None:
+    resident = ResidentEngines(limit=30)
+    wanted = put(resident, "a", 10)
+    put(resident, "b", 10)
+    assert resident.take("a", "plan") is wanted
+    assert resident.get("a") is None
+    assert resident.residency == Residency(1, 10)
+
+
+def test_where_its_key_is_not_there_the_last_used_engine_of_the_same_plan_is_taken() -> None:
+    resident = ResidentEngines(limit=100)
+    put(resident, "a", 10)
+    last = put(resident, "b", 10)
+    put(resident, "c", 10, root_plan="another")
+    assert resident.take("unknown", "plan") is last
+    assert resident.take("unknown", "none such") is None
+
+
+def test_clearing_says_whether_there_was_anything() -> None:
+    resident = ResidentEngines(limit=30)
+    put(resident, "a", 10)
+    assert resident.clear()
+    assert resident.residency == Residency(0, 0)
+    assert not resident.clear()
 
 
 def test_a_host_gives_up_engines_beyond_its_limit_and_loads_them_again(tmp_path: Path) -> None:
@@ -175,7 +198,7 @@ def test_a_parent_that_does_not_fit_beside_its_child_goes_before_the_child_is_lo
 def test_engines_are_given_up_when_they_are_too_many() -> None:
     resident = ResidentEngines(limit=1000)
     for number in range(MAX_ENGINES + 3):
-        resident.put(str(number), Engine(1))
+        put(resident, str(number), 1)
     assert resident.residency.engines == MAX_ENGINES
     assert not resident.get("2")
     assert resident.get("3")

@@ -123,6 +123,12 @@ def test_fixed_inputs_take_the_shapes_of_the_first_profile() -> None:
     assert fixed_inputs((InputSpec("ids", "I64", ("b", "s"), 9),), (profile,))["ids"].shape == (3, 5)
 
 
+def test_fixed_inputs_take_the_shapes_given_for_them() -> None:
+    inputs = (InputSpec("ids", "I64", ("b", "s"), 9), InputSpec("mask", "I64", ("b", "s")))
+    arrays = fixed_inputs(inputs, (), {"ids": (1, 7)})
+    assert (arrays["ids"].shape, arrays["mask"].shape) == ((1, 7), (2, 16))
+
+
 def test_differences_are_computed_in_float64() -> None:
     a = np.array([3.0, 4.0], np.float16)
     one = difference(a, np.array([3.0, 0.0], np.float16))

@@ -5,7 +5,7 @@ messages and one outcome (or one `BackendError`) back. Files travel as paths, ne
 `LoadedEngine` are the two protocols an adapter implements; they live in the engine host only.
 """
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from operator import itemgetter
@@ -68,16 +68,20 @@ class ParameterSource:
 class EngineFile:
     """A stored engine: what the host needs to load it when it is not resident.
 
-    `plan` is the path of the plan, `plan_digest` the digest of those bytes ("sha256:<64 hex>"), `definition`
-    the path of the weightless ONNX file it was compiled from.
+    `plan` is the path of a plan and `definition` that of the weightless ONNX file it was compiled from.
+    `root_plan` is the digest ("sha256:<64 hex>") of the plan that was compiled: every engine refitted from it, over
+    however many generations, has the same. `plan_parameters` are the values that the plan at `plan` was made
+    with, None where they are the engine's own; an engine whose plan is not materialised yet is loaded from
+    another one's and refitted with what differs.
     """
 
     backend: str
     plan: str
-    plan_digest: str
+    root_plan: str
     definition: str
     parameters: tuple[ParameterSource, ...]
     inputs: tuple[InputSpec, ...]
+    plan_parameters: tuple[ParameterSource, ...] | None = None
     profiles: tuple[Profile, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -86,14 +90,14 @@ class EngineFile:
 
     @property
     def key(self) -> str:
-        """What a resident engine is found by: the content of its plan and of its parameters."""
-        return engine_key(self.plan_digest, self.parameters)
+        """What a resident engine is found by: the plan it goes back to and the content of its parameters."""
+        return engine_key(self.root_plan, self.parameters)
 
 
-def engine_key(plan_digest: str, parameters: tuple[ParameterSource, ...]) -> str:
-    """Return the key of the engine that this plan makes with these parameters."""
+def engine_key(root_plan: str, parameters: tuple[ParameterSource, ...]) -> str:
+    """Return the key of the engine that this compiled plan makes with these parameters."""
     contents = sorted(((parameter.name, parameter.content) for parameter in parameters), key=itemgetter(0))
-    return sha256(repr((plan_digest, contents)).encode()).hexdigest()
+    return sha256(repr((root_plan, contents)).encode()).hexdigest()
 
 
 def _make_picklable(value: "EngineFile | Build") -> None:
@@ -104,7 +108,10 @@ def _make_picklable(value: "EngineFile | Build") -> None:
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """Compile the definition with these parameters and write the plan to the path `plan`."""
+    """Compile the definition with these parameters and write the plan to the path `plan`.
+
+    `timing_cache` is the path of what earlier builds on such a device timed, where there is something.
+    """
 
     backend: str
     definition: str
@@ -113,6 +120,7 @@ class Build:
     plan: str
     profiles: tuple[Profile, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    timing_cache: str | None = None
 
     def __post_init__(self) -> None:
         _make_picklable(self)
@@ -120,10 +128,23 @@ class Build:
 
 @dataclass(frozen=True, slots=True)
 class Refit:
-    """Make a new engine of `parent`'s plan with other parameters; write a new plan, if there is one, to `plan`."""
+    """Make a new engine of `parent`'s plan with other parameters.
+
+    Where the backend's plans hold weights the new one is written to `plan`, unless `materialise` is False: then
+    the engine exists on the device only, until a `Materialise`.
+    """
 
     parent: EngineFile
     parameters: tuple[ParameterSource, ...]
+    plan: str
+    materialise: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Materialise:
+    """Write the plan of an engine that has none of its own yet to the path `plan`."""
+
+    engine: EngineFile
     plan: str
 
 
@@ -144,38 +165,74 @@ class Verify:
     against: Against = "reference"
 
 
-Request = Build | Refit | Run | Verify
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """Measure an engine on fixed inputs.
+
+    `shapes` gives each input's shape; inputs it leaves out have that of the first profile's `opt`. `iterations` runs
+    are timed one by one after `warmup` untimed ones. `against_not_refittable` compiles the same definition and
+    weights again without refit support and measures it as well, in turns with the engine. `layers` adds a time
+    per layer.
+    """
+
+    engine: EngineFile
+    iterations: int
+    warmup: int
+    report: str
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    against_not_refittable: bool = False
+    layers: bool = True
+
+
+Request = Build | Refit | Materialise | Run | Verify | Benchmark
 
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A compiled engine, now resident. `facts` says what the backend knows of it; `timings` are seconds by phase."""
+    """A compiled engine, now resident.
+
+    `platform` names what a worker must offer to load it (see `Offered`). `facts` says what the backend knows of
+    it; `timings` are seconds by phase. `timing_cache` is the path of what has been timed by now, for later builds,
+    where the backend can read it back.
+    """
 
     plan: str
     plan_digest: str
     nbytes: int
+    platform: str
     facts: Mapping[str, Any]
     timings: Mapping[str, float]
     backend_version: str
+    timing_cache: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Refitted:
     """A refitted engine, now resident beside its parent.
 
-    `plan` is the path of its plan: the parent's own path where the plan holds no weights, and then `plan_digest`
-    is the parent's too. `changed` counts the parameters whose values differ from the parent's; `warm` says
-    whether the parent was resident.
+    `plan` is the path of its plan, None where it is not materialised. Where plans hold no weights it is the
+    parent's own path and `plan_digest` the parent's too. `changed` counts the parameters whose values differ from
+    the parent's; `warm` says whether an engine of the same compiled plan was resident.
     """
 
-    plan: str
-    plan_digest: str
+    plan: str | None
+    plan_digest: str | None
     nbytes: int
     changed: int
     warm: bool
     facts: Mapping[str, Any]
     timings: Mapping[str, float]
     backend_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Materialised:
+    """The plan was written to the path `plan`; `timings` are seconds by phase."""
+
+    plan: str
+    plan_digest: str
+    nbytes: int
+    timings: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +271,34 @@ class Verified:
     timings: Mapping[str, float]
 
 
-Outcome = Built | Refitted | Ran | Verified
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Seconds one run takes from inputs on the device to outputs on the device; `throughput` is runs a second."""
+
+    median: float
+    p99: float
+    mean: float
+    throughput: float
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmarked:
+    """What a benchmark found.
+
+    `not_refittable` is the same of the engine compiled without refit support, where it was asked for. `layers`
+    are (name, seconds) as the runtime's profiler tells them, in order of execution. `report` is the path of a JSON
+    file with all of it and with what the backend's inspector says of each layer.
+    """
+
+    engine: Latency
+    not_refittable: Latency | None
+    layers: tuple[tuple[str, float], ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    report: str
+    timings: Mapping[str, float]
+
+
+Outcome = Built | Refitted | Materialised | Ran | Verified | Benchmarked
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,8 +323,24 @@ Report = Callable[[Message], None]
 Arrays = Mapping[str, "np.ndarray[Any, Any]"]
 
 
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """What a backend can do on this device, as the fleet shows it.
+
+    A platform names the machines a plan works on, such as "cpu" or "8.6.1/NVIDIA H100 80GB HBM3": `makes` are
+    those this device can compile for, the default first, and `loads` those whose plans it can run.
+    `capabilities` is JSON; its "options" maps the name of each build option to a JSON Schema with a default, and
+    its "lacks" maps options and values that other versions have to the reason why this one has not.
+    """
+
+    version: str
+    makes: tuple[str, ...]
+    loads: tuple[str, ...]
+    capabilities: Mapping[str, Any]
+
+
 class LoadedEngine(Protocol):
-    """An engine ready to run; never changed once it exists. `nbytes` is the memory it keeps, in bytes."""
+    """An engine ready to run. `nbytes` is the memory it keeps, in bytes."""
 
     @property
     def nbytes(self) -> int:
@@ -251,23 +351,48 @@ class LoadedEngine(Protocol):
         """Run once; inputs and outputs by name, in the dtypes of the definition. Raises `BackendError`."""
         ...
 
+    def measure(self, inputs: Arrays, *, iterations: int, warmup: int) -> Sequence[float]:
+        """Return the seconds each of `iterations` runs took, after `warmup` others."""
+        ...
+
+    def layers(self, inputs: Arrays) -> tuple[tuple[str, float], ...]:
+        """Return (name, seconds) of each layer of one run; empty where the runtime does not tell."""
+        ...
+
+    def inspect(self) -> Any:  # noqa: ANN401 - whatever JSON the runtime has
+        """Return what the runtime says of the compiled layers, as JSON; None where it says nothing."""
+        ...
+
 
 class Backend(Protocol):
     """What compiles and runs definitions on one device. Every method may raise `BackendError`."""
 
     @property
-    def version(self) -> str:
-        """The version of the runtime itself, such as "1.32.0"."""
+    def offered(self) -> Offered:
+        """What this backend can do here."""
         ...
 
-    def build(self, request: Build, report: Report) -> tuple[Built, LoadedEngine]:
-        """Compile, write the plan, and return the engine loaded."""
+    @property
+    def refits_in_place(self) -> bool:
+        """Whether a refit changes the resident engine itself, so that it is the new engine afterwards."""
+        ...
+
+    def build(self, request: Build, report: Report) -> tuple[Built, LoadedEngine | None]:
+        """Compile, write the plan, and return the engine loaded; None where this device cannot load it."""
         ...
 
     def load(self, engine: EngineFile, report: Report) -> LoadedEngine:
-        """Load a plan with its parameters."""
+        """Load a plan with the engine's parameters."""
         ...
 
-    def refit(self, request: Refit, parent: LoadedEngine | None, report: Report) -> tuple[Refitted, LoadedEngine]:
-        """Make a new engine of the parent's plan; `parent` is None where it is not resident. It stays as it is."""
+    def refit(self, request: Refit, resident: LoadedEngine | None, report: Report) -> tuple[Refitted, LoadedEngine]:
+        """Make a new engine of the parent's plan.
+
+        `resident` is the parent or, where refits are in place, any engine of the same compiled plan. It is None where
+        there is none. Where a refit in place raises, `resident` must not be used again.
+        """
+        ...
+
+    def materialise(self, request: Materialise, engine: LoadedEngine, report: Report) -> Materialised:
+        """Write the plan of an engine this backend loaded."""
         ...

@@ -1,12 +1,11 @@
-"""Which backends this installation has, told from package metadata alone: nothing is imported to find out."""
+"""Which backends this installation has, told from what is installed: nothing is imported to find out."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from workers.backends.base import Backend, BackendError
 from workers.tensors import ParameterFiles
@@ -16,64 +15,101 @@ from workers.tensors import ParameterFiles
 class Entry:
     """A backend this code can drive.
 
-    `distributions` are the packages any of which brings the runtime; `module` has a function
-    `open_backend(device, scratch, files)`; `devices` are kinds ("cpu", "cuda").
+    `distributions` are the packages any of which brings the runtime, which is imported as `package` and may also have
+    come without metadata; `module` has a function
+    `open_backend(name, device, scratch, files)`; `devices` are kinds ("cpu", "cuda"); `install` is what brings it.
     """
 
     name: str
+    package: str
     distributions: tuple[str, ...]
     module: str
     devices: tuple[str, ...]
-    capabilities: Mapping[str, Any]
+    install: str
 
+
+UNKNOWN_VERSION = "unknown"  # until the backend is opened
 
 CATALOG = (
     Entry(
         name="onnxruntime",
+        package="onnxruntime",
         distributions=("onnxruntime", "onnxruntime-gpu"),
         module="workers.backends.onnxruntime",
         devices=("cpu",),
-        capabilities={
-            "build": True,
-            "refit": True,
-            "run": True,
-            "profiles": "checked",
-            "plan_holds_weights": False,
-            "options": {"optimization": ["extended", "basic", "none"]},
-        },
+        install="pip install onnxruntime",
+    ),
+    Entry(
+        name="tensorrt",
+        package="tensorrt",
+        distributions=(
+            *("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu11"),
+            *("tensorrt-bindings", "tensorrt-cu13-bindings", "tensorrt-cu12-bindings", "tensorrt-cu11-bindings"),
+        ),
+        module="workers.backends.tensorrt",
+        devices=("cuda",),
+        install="pip install 'enginesmith[tensorrt]'",
+    ),
+    Entry(
+        name="tensorrt_rtx",
+        package="tensorrt_rtx",
+        distributions=(
+            *("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
+            *("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings"),
+        ),
+        module="workers.backends.tensorrt",
+        devices=("cpu", "cuda"),
+        install="pip install 'enginesmith[tensorrt-rtx]'",
     ),
 )
 
 
-def installed(device: str) -> dict[str, dict[str, Any]]:
-    """Return version and capabilities of each backend installed for `device` ("cpu", "cuda:0"), by name."""
-    kind = device.partition(":")[0]
-    return {
-        entry.name: {"version": found, "capabilities": dict(entry.capabilities)}
-        for entry in CATALOG
-        if kind in entry.devices and (found := _installed_version(entry.distributions)) is not None
-    }
+def installed(device: str) -> dict[str, str]:
+    """Return the version of each backend installed for `device` ("cpu", "cuda:0"), by name."""
+    return {entry.name: found for entry in _fitting(device) if (found := _installed_version(entry))}
+
+
+def remedies(device: str) -> str:
+    """Say what can be installed for `device` that is not."""
+    there = installed(device)
+    return " or ".join(entry.install for entry in _fitting(device) if entry.name not in there)
 
 
 def open_backend(name: str, device: str, scratch: Path, files: ParameterFiles) -> Backend:
     """Import a backend and open it on `device`; BackendError "backend_not_installed" where there is none."""
-    offered = installed(device)
-    if name not in offered:
+    there = installed(device)
+    if name not in there:
         raise BackendError(
             "backend_not_installed",
-            f"{name} is not installed for {device}; this worker offers {', '.join(offered) or 'no backend'}. "
+            f"{name} is not installed for {device}; this worker has {', '.join(there) or 'no backend'}. "
             "Install it there, or choose another backend.",
         )
     entry = next(entry for entry in CATALOG if entry.name == name)
-    backend: Backend = import_module(entry.module).open_backend(device, scratch, files)
+    backend: Backend = import_module(entry.module).open_backend(name, device, scratch, files)
     return backend
 
 
+def _fitting(device: str) -> list[Entry]:
+    kind = device.partition(":")[0]
+    return [entry for entry in CATALOG if kind in entry.devices]
+
+
+def is_installed(name: str) -> bool:
+    """Tell whether a backend's runtime is installed, for whatever device."""
+    return any(entry.name == name and _installed_version(entry) for entry in CATALOG)
+
+
 @cache
-def _installed_version(distributions: tuple[str, ...]) -> str | None:
-    for distribution in distributions:
+def _installed_version(entry: Entry) -> str | None:
+    for distribution in entry.distributions:
         try:
             return version(distribution)
         except PackageNotFoundError:
             continue
-    return None
+    return UNKNOWN_VERSION if _has_code(entry.package) else None
+
+
+def _has_code(package: str) -> bool:
+    """Tell whether there is something to import; type stubs alone leave a folder that is no package."""
+    spec = find_spec(package)
+    return spec is not None and spec.origin is not None

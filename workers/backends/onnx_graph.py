@@ -92,8 +92,18 @@ def point_at(plan: bytes, values: Mapping[str, StoredValue]) -> tuple[bytes, tup
     parameters = parameters_of(model)
     check_values(parameters, values)
     for name, parameter in parameters.items():
-        _point(parameter, values[name])
+        point(parameter, values[name], os.path.relpath(values[name].path, ROOT))
     return serialize(model), tuple(parameters)
+
+
+def point(parameter: TensorProto, value: StoredValue, location: str) -> None:
+    """Make a parameter's external data the value's bytes in the file at `location`, a relative path."""
+    del parameter.external_data[:]
+    if not value.nbytes:  # an empty tensor has no bytes to point at
+        parameter.data_location, parameter.raw_data = TensorProto.DEFAULT, b""
+        return
+    for key, text in (("location", location), ("offset", value.offset), ("length", value.nbytes)):
+        parameter.external_data.add(key=key, value=str(text))
 
 
 def check_values(parameters: Mapping[str, TensorProto], values: Mapping[str, StoredValue]) -> None:
@@ -131,6 +141,20 @@ def operators(graph: GraphProto) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
+def nodes(graph: GraphProto) -> list[dict[str, Any]]:
+    """Return name, operator, domain, inputs and outputs of each node, as JSON; not those of inner graphs."""
+    return [
+        {
+            "name": node.name,
+            "op_type": node.op_type,
+            "domain": node.domain,
+            "inputs": list(node.input),
+            "outputs": list(node.output),
+        }
+        for node in graph.node
+    ]
+
+
 def interface(values: Sequence[ValueInfoProto]) -> list[tuple[str, int]]:
     """Return name and element type of inputs or outputs, in order of name."""
     return sorted((one.name, one.type.tensor_type.elem_type) for one in values)
@@ -141,16 +165,6 @@ def _inner_graphs(node: NodeProto) -> Iterator[GraphProto]:
         if attribute.HasField("g"):
             yield attribute.g
         yield from attribute.graphs
-
-
-def _point(parameter: TensorProto, value: StoredValue) -> None:
-    del parameter.external_data[:]
-    if not value.nbytes:  # an empty tensor has no bytes to point at
-        parameter.data_location, parameter.raw_data = TensorProto.DEFAULT, b""
-        return
-    location = os.path.relpath(value.path, ROOT)
-    for key, text in (("location", location), ("offset", value.offset), ("length", value.nbytes)):
-        parameter.external_data.add(key=key, value=str(text))
 
 
 def _as_input(parameter: TensorProto) -> ValueInfoProto:

@@ -30,6 +30,9 @@ from workers.backends.base import (
     EngineFile,
     LoadedEngine,
     LogLine,
+    Materialise,
+    Materialised,
+    Offered,
     ParameterSource,
     Progress,
     Refit,
@@ -43,6 +46,7 @@ from workers.backends.ort_session import (
     run_session,
     session_options,
 )
+from workers.backends.ort_timing import node_seconds, run_seconds
 from workers.backends.stopwatch import Stopwatch
 from workers.tensors import Array, ParameterFiles, StoredValue
 
@@ -53,9 +57,19 @@ LEVELS: Mapping[str, Any] = {
     "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
 SESSION_BYTES = 1 << 20  # what a session keeps besides its weights, about
+PLATFORM = "cpu"  # a plan is a graph, which any processor takes
+CAPABILITIES: Mapping[str, Any] = {
+    "build": True,
+    "refit": True,
+    "run": True,
+    "plan_holds_weights": False,
+    "profiles": "optional",
+    "options": {"optimization": {"enum": ["extended", "basic", "none"], "default": "extended"}},
+    "lacks": {"refit": "an onnxruntime engine never holds weights, so every one can be refitted"},
+}
 
 
-def open_backend(_device: str, scratch: Path, files: ParameterFiles) -> "OnnxruntimeBackend":
+def open_backend(_name: str, _device: str, scratch: Path, files: ParameterFiles) -> "OnnxruntimeBackend":
     """Return the backend; the CPU is the only device it has."""
     return OnnxruntimeBackend(scratch, files)
 
@@ -73,11 +87,26 @@ class OnnxruntimeEngine:
         """Run once; inputs and outputs by name, in the dtypes of the definition."""
         return run_session(self.session, inputs)
 
+    def measure(self, inputs: Arrays, *, iterations: int, warmup: int) -> list[float]:
+        """Return the seconds each of `iterations` runs took, after `warmup` others."""
+        return run_seconds(self.session, inputs, iterations=iterations, warmup=warmup)
+
+    def layers(self, inputs: Arrays) -> tuple[tuple[str, float], ...]:
+        """Return (name, seconds) of each node of the plan, in order of execution."""
+        model, _ = onnx_graph.point_at(self.plan, self.values)
+        return node_seconds(model, inputs)
+
+    def inspect(self) -> list[dict[str, Any]]:
+        """Return name, operator, inputs and outputs of each node of the plan."""
+        return onnx_graph.nodes(onnx_graph.parse(self.plan).graph)
+
 
 class OnnxruntimeBackend:
     """Compiles to optimised ONNX graphs and runs them on the CPU."""
 
     version: str = ort.__version__
+    offered = Offered(ort.__version__, (PLATFORM,), (PLATFORM,), CAPABILITIES)
+    refits_in_place = False
 
     def __init__(self, scratch: Path, files: ParameterFiles) -> None:
         self._scratch = scratch
@@ -110,6 +139,7 @@ class OnnxruntimeBackend:
             plan=request.plan,
             plan_digest=_digest(engine.plan),
             nbytes=len(engine.plan),
+            platform=PLATFORM,
             facts=_facts(plan, definition, level),
             timings=watch.seconds,
             backend_version=self.version,
@@ -120,21 +150,21 @@ class OnnxruntimeBackend:
         """Load a plan with its parameters."""
         return self._load_with(Path(engine.plan).read_bytes(), engine.parameters, Stopwatch(report), report)
 
-    def refit(self, request: Refit, parent: LoadedEngine | None, report: Report) -> tuple[Refitted, LoadedEngine]:
+    def refit(self, request: Refit, resident: LoadedEngine | None, report: Report) -> tuple[Refitted, LoadedEngine]:
         """Load the parent's plan with other parameters; its plan is the new engine's plan.
 
         Only parameters that have transforms and whose content differs are computed; the others are the
         bytes where they lie.
         """
         watch = Stopwatch(report)
-        warm = isinstance(parent, OnnxruntimeEngine)
-        plan = parent.plan if isinstance(parent, OnnxruntimeEngine) else Path(request.parent.plan).read_bytes()
+        warm = isinstance(resident, OnnxruntimeEngine)
+        plan = resident.plan if isinstance(resident, OnnxruntimeEngine) else Path(request.parent.plan).read_bytes()
         engine = self._load_with(plan, request.parameters, watch, report)
         before = {one.name: one.content for one in request.parent.parameters}
         changed = sum(before.get(one.name) != one.content for one in request.parameters)
         refitted = Refitted(
             plan=request.parent.plan,
-            plan_digest=request.parent.plan_digest,
+            plan_digest=request.parent.root_plan,
             nbytes=len(plan),
             changed=changed,
             warm=warm,
@@ -143,6 +173,10 @@ class OnnxruntimeBackend:
             backend_version=self.version,
         )
         return refitted, engine
+
+    def materialise(self, request: Materialise, engine: LoadedEngine, report: Report) -> Materialised:
+        """Raise BackendError: a plan without weights is there from the start."""
+        raise BackendError("nothing_to_materialise", "An onnxruntime engine has its plan from the start; download it.")
 
     def _load_with(
         self, plan: bytes, parameters: tuple[ParameterSource, ...], watch: Stopwatch, report: Report

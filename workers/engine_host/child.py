@@ -9,10 +9,11 @@ from argparse import ArgumentParser, Namespace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from workers.backends import catalog
 from workers.backends.base import BackendError, Outcome, Request
+from workers.device import describe_device, memory_free, resident_limit
 from workers.engine_host.engines import Engines
-from workers.engine_host.wire import Reply
+from workers.engine_host.offers import offers
+from workers.engine_host.wire import Hello, Reply
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 log = logging.getLogger(__name__)
@@ -22,23 +23,42 @@ def main() -> None:
     """Serve requests until the parent closes the socket or dies."""
     arguments = _arguments()
     _die_with(arguments.parent)
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
     with Connection(arguments.socket) as connection:
-        engines = Engines(arguments.device, arguments.resident_bytes, arguments.scratch, connection.send)
-        engines.preload(catalog.installed(arguments.device))
+        try:
+            engines = _greet(connection, arguments)
+        except BackendError as error:
+            connection.send(error)
+            return
         try:
             while True:
-                _answer(connection, engines)
+                _answer(connection, engines, arguments.device)
         except (EOFError, ConnectionError):
             return
 
 
-def _answer(connection: Connection, engines: Engines) -> None:
+def _greet(connection: Connection, arguments: Namespace) -> Engines:
+    """Open everything ahead of the first request, and say what there is; BackendError where the device is not."""
+    device = describe_device(arguments.device)
+    limit = resident_limit(device) if arguments.resident_bytes is None else arguments.resident_bytes
+    engines = Engines(arguments.device, limit, arguments.scratch, connection.send)
+    backends = offers(arguments.device, engines.backend)
+    _flush()
+    connection.send(Hello(device, backends, limit))
+    return engines
+
+
+def _answer(connection: Connection, engines: Engines, device: str) -> None:
     request = connection.recv()
     result = _result(engines, request)
+    _flush()
+    connection.send(Reply(result, engines.residency, memory_free(device)))
+
+
+def _flush() -> None:
+    """Write out native code's own buffers too, so that a log ends before the reply."""
     sys.stdout.flush()
-    ctypes.CDLL(None).fflush(None)  # native code's own buffers, so that a log ends before the reply
-    connection.send(Reply(result, engines.residency))
+    ctypes.CDLL(None).fflush(None)
 
 
 def _result(engines: Engines, request: Request) -> Outcome | BackendError:
@@ -75,7 +95,7 @@ def _arguments() -> Namespace:
     parser.add_argument("--socket", type=int, required=True)
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--device", required=True)
-    parser.add_argument("--resident-bytes", type=int, required=True)
+    parser.add_argument("--resident-bytes", type=int)
     parser.add_argument("--scratch", type=Path, required=True)
     return parser.parse_args()
 

@@ -6,9 +6,12 @@ from pathlib import Path
 from workers.backends import catalog
 from workers.backends.base import (
     Backend,
+    BackendError,
+    Benchmark,
     Build,
     EngineFile,
     LoadedEngine,
+    Materialise,
     Outcome,
     ParameterSource,
     Ran,
@@ -20,6 +23,8 @@ from workers.backends.base import (
     engine_key,
 )
 from workers.backends.stopwatch import Stopwatch
+from workers.benchmarking import benchmark
+from workers.device import DEVICE_OUT_OF_MEMORY
 from workers.resident import Residency, ResidentEngines
 from workers.run_inputs import check_inputs
 from workers.tensors import ParameterFiles, read_tensors, write_tensors
@@ -43,37 +48,61 @@ class Engines:
         """What is resident now."""
         return self._resident.residency
 
-    def preload(self, names: Iterable[str]) -> None:
-        """Import backends ahead of the first request."""
-        for name in names:
-            self._backend(name)
+    def backend(self, name: str) -> Backend:
+        """Return a backend, opened if it is not yet; raises BackendError where this device has it not."""
+        if name not in self._backends:
+            self._backends[name] = catalog.open_backend(name, self._device, self._scratch, self._files)
+        return self._backends[name]
 
     def do(self, request: Request) -> Outcome:
-        """Carry out one request; raises BackendError."""
+        """Carry out one request; raises BackendError.
+
+        Where the device's memory does not suffice, the resident engines are given up and it is tried once more.
+        """
+        try:
+            return self._do(request)
+        except BackendError as error:
+            if error.code != DEVICE_OUT_OF_MEMORY or not self._resident.clear():
+                raise
+        return self._do(request)
+
+    def _do(self, request: Request) -> Outcome:
         match request:
             case Build():
                 return self._build(request)
             case Refit():
                 return self._refit(request)
+            case Materialise():
+                engine = self._loaded(request.engine)
+                return self.backend(request.engine.backend).materialise(request, engine, self._report)
             case Run():
                 return self._run(request)
             case Verify():
                 engine = self._loaded(request.engine)
-                backend = self._backend(request.engine.backend)
-                return verify(request, engine, backend, self._references, self._report)
+                return verify(request, engine, self.backend(request.engine.backend), self._references, self._report)
+            case Benchmark():
+                return self._benchmark(request)
 
     def _build(self, request: Build) -> Outcome:
         self._resident.make_room(_nbytes(request.parameters))
-        built, engine = self._backend(request.backend).build(request, self._report)
-        self._resident.put(engine_key(built.plan_digest, request.parameters), engine)
+        built, engine = self.backend(request.backend).build(request, self._report)
+        if engine is not None:
+            self._keep(engine, built.plan_digest, request.parameters)
         return built
 
     def _refit(self, request: Refit) -> Outcome:
-        self._resident.get(request.parent.key)  # used last, so it goes last where there is not room for both
-        self._resident.make_room(_nbytes(request.parameters))
-        parent = self._resident.get(request.parent.key)
-        refitted, engine = self._backend(request.parent.backend).refit(request, parent, self._report)
-        self._resident.put(engine_key(refitted.plan_digest, request.parameters), engine)
+        parent = request.parent
+        backend = self.backend(parent.backend)
+        if backend.refits_in_place:
+            resident = self._resident.take(parent.key, parent.root_plan)  # if the refit fails it is lost with it
+            if resident is None:
+                self._resident.make_room(_nbytes(request.parameters))
+        else:
+            self._resident.get(parent.key)  # used last, so it goes last where there is not room for both
+            self._resident.make_room(_nbytes(request.parameters))
+            resident = self._resident.get(parent.key)
+        refitted, engine = backend.refit(request, resident, self._report)
+        self._keep(engine, parent.root_plan, request.parameters)
         return refitted
 
     def _run(self, request: Run) -> Outcome:
@@ -88,19 +117,41 @@ class Engines:
             write_tensors(request.outputs, outputs)
         return Ran(request.outputs, watch.seconds["run"], watch.seconds)
 
+    def _benchmark(self, request: Benchmark) -> Outcome:
+        backend = self.backend(request.engine.backend)
+        if request.against_not_refittable:  # room for both, the engine itself going last
+            self._resident.get(request.engine.key)
+            self._resident.make_room(_nbytes(request.engine.parameters))
+        return benchmark(request, self._loaded(request.engine), backend, self._report)
+
     def _loaded(self, engine: EngineFile) -> LoadedEngine:
         resident = self._resident.get(engine.key)
         if resident is not None:
             return resident
-        self._resident.make_room(_nbytes(engine.parameters))
-        loaded = self._backend(engine.backend).load(engine, self._report)
-        self._resident.put(engine.key, loaded)
+        loaded = self._switched(engine)
+        if loaded is None:
+            self._resident.make_room(_nbytes(engine.parameters))
+            loaded = self.backend(engine.backend).load(engine, self._report)
+        self._keep(loaded, engine.root_plan, engine.parameters)
         return loaded
 
-    def _backend(self, name: str) -> Backend:
-        if name not in self._backends:
-            self._backends[name] = catalog.open_backend(name, self._device, self._scratch, self._files)
-        return self._backends[name]
+    def _switched(self, engine: EngineFile) -> LoadedEngine | None:
+        """Return a resident engine of the same compiled plan, given this engine's weights; None where that is no gain.
+
+        An engine without a plan of its own has to be refitted in any case, and what is resident spares the
+        loading. One with a plan is loaded beside the others, so that both stay.
+        """
+        backend = self.backend(engine.backend)
+        if engine.plan_parameters is None or not backend.refits_in_place:
+            return None
+        resident = self._resident.take(engine.key, engine.root_plan)
+        if resident is None:
+            return None
+        request = Refit(engine, engine.parameters, plan="", materialise=False)
+        return backend.refit(request, resident, self._report)[1]
+
+    def _keep(self, engine: LoadedEngine, root_plan: str, parameters: tuple[ParameterSource, ...]) -> None:
+        self._resident.put(engine_key(root_plan, parameters), engine, root_plan)
 
 
 def _nbytes(parameters: Iterable[ParameterSource]) -> int:

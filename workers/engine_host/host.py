@@ -2,16 +2,23 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from multiprocessing.connection import wait
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
-from workers.backends import catalog
-from workers.backends.base import BackendError, Message, Outcome, Request
-from workers.device import describe_device
+import structlog
+
+from workers.backends.base import BackendError, LogLine, Message, Outcome, Request
+from workers.device import DEVICE_FAILED
 from workers.engine_host.process import EngineHostProcess
-from workers.engine_host.wire import Reply
+from workers.engine_host.wire import Hello, Reply
 from workers.resident import Residency
+
+HELLO_S = 120.0  # a driver that starts up after a reboot takes half a minute, a runtime's import several seconds
+TICK_S = 0.5
+log = structlog.get_logger(__name__)
 
 
 class EngineHostDied(Exception):
@@ -28,17 +35,19 @@ class EngineHostDied(Exception):
 class EngineHost:
     """Sends requests to the child that owns `device` ("cpu", "cuda:0") and spawns it when there is none.
 
-    One request at a time. The child keeps up to `resident_bytes` of engines loaded and its files below `scratch`.
-    It dies with the thread that made the call that spawned it (Linux ties a death signal to a thread), so
-    call from the thread that lives as long as the worker.
+    One request at a time. The child keeps up to `resident_bytes` of engines loaded (None: as much as suits the
+    device) and its files below `scratch`. It dies with the thread that made the call that spawned it (Linux ties
+    a death signal to a thread), so call from the thread that lives as long as the worker.
     """
 
-    def __init__(self, device: str, resident_bytes: int, scratch: Path) -> None:
+    def __init__(self, device: str, resident_bytes: int | None, scratch: Path) -> None:
         self._device = device
         self._resident_bytes = resident_bytes
         self._scratch = scratch
         self._process: EngineHostProcess | None = None
+        self._hello: Hello | None = None
         self._residency = Residency()
+        self._conversing = Lock()
 
     @property
     def pid(self) -> int | None:
@@ -46,7 +55,10 @@ class EngineHost:
         return self._process.pid if self._process is not None and self._process.is_alive else None
 
     def start(self) -> EngineHostProcess:
-        """Return the child, spawned if there is none; called ahead of the first request, it spares that its imports."""
+        """Return the child, spawned if there is none; called ahead of the first request, it spares that its imports.
+
+        Raises BackendError "unknown_device".
+        """
         if self._process is not None and not self._process.is_alive:
             self.close()
         if self._process is None:
@@ -59,7 +71,7 @@ class EngineHost:
         *,
         on_message: Callable[[Message], None],
         tick: Callable[[], None],
-        tick_s: float = 0.5,
+        tick_s: float = TICK_S,
     ) -> Outcome:
         """Have the child do something and return what came of it.
 
@@ -67,24 +79,33 @@ class EngineHost:
         If either raises, the child is killed and the exception passes through. Raises BackendError, after
         which the child goes on as before, and EngineHostDied, after which the next call spawns another.
         """
-        process = self.start()
-        try:
-            reply = _Conversation(process, on_message, tick, tick_s).hold(request)
-        except BaseException:
-            self.close()
-            raise
-        self._residency = reply.residency
+        with self._conversing:
+            process = self.start()
+            try:
+                conversation = _Conversation(process, on_message, tick, tick_s)
+                self._greet(process, conversation)
+                reply = conversation.ask(request)
+            except BaseException:
+                self.close()
+                raise
+            self._learn(reply)
+            if isinstance(reply.result, BackendError) and reply.result.code == DEVICE_FAILED:
+                self.close()
         if isinstance(reply.result, BackendError):
             raise reply.result
         return reply.result
 
-    def describe(self) -> dict[str, Any]:
-        """Return {"device", "backends", "resident"} as the fleet shows them; asks no child and imports no backend."""
-        kept = self._residency
+    def describe(self, tick: Callable[[], None] = lambda: None) -> dict[str, Any]:
+        """Return {"device", "backends", "resident"} as the fleet shows them.
+
+        They are what the child last said, whether it still runs or not; the first call waits for a child to say
+        it, and calls `tick` meanwhile. Raises BackendError where the device is not there, and EngineHostDied.
+        """
+        hello, kept = self._hello or self._first_hello(tick), self._residency
         return {
-            "device": describe_device(self._device),
-            "backends": catalog.installed(self._device),
-            "resident": {"engines": kept.engines, "bytes": kept.nbytes, "limit": self._resident_bytes},
+            "device": dict(hello.device),
+            "backends": {name: dict(offer) for name, offer in hello.backends.items()},
+            "resident": {"engines": kept.engines, "bytes": kept.nbytes, "limit": hello.resident_bytes},
         }
 
     def close(self) -> None:
@@ -94,9 +115,42 @@ class EngineHost:
         self._process = None
         self._residency = Residency()
 
+    def _first_hello(self, tick: Callable[[], None]) -> Hello:
+        deadline = time.monotonic() + HELLO_S
+
+        def tick_in_time() -> None:
+            tick()
+            if time.monotonic() > deadline:
+                raise EngineHostDied(
+                    f"The engine host of {self._device} did not start within {HELLO_S:.0f} s and was killed. "
+                    "Look whether the device answers (`nvidia-smi`) and what its log says."
+                )
+
+        with self._conversing:
+            if self._hello is not None:
+                return self._hello
+            process = self.start()
+            try:
+                return self._greet(process, _Conversation(process, _log_message, tick_in_time, TICK_S))
+            except BaseException:
+                self.close()
+                raise
+
+    def _greet(self, process: EngineHostProcess, conversation: "_Conversation") -> Hello:
+        """Return what this child said of itself, which it does once."""
+        if self._hello is None or not process.greeted:
+            self._hello = conversation.hello()
+            process.greeted = True
+        return self._hello
+
+    def _learn(self, reply: Reply) -> None:
+        self._residency = reply.residency
+        if self._hello is not None:
+            self._hello = replace(self._hello, device={**self._hello.device, "memory_free": reply.memory_free})
+
 
 class _Conversation:
-    """One request to one child."""
+    """What is said between one child and one caller."""
 
     def __init__(
         self,
@@ -111,10 +165,26 @@ class _Conversation:
         self._tick_s = tick_s
         self._tick_at = time.monotonic() + tick_s
 
-    def hold(self, request: Request) -> Reply:
+    def hello(self) -> Hello:
+        """Wait for the first thing a child says; raises the BackendError for which it does not start."""
+        said = self._listen()
+        if isinstance(said, BackendError):
+            raise said
+        if not isinstance(said, Hello):
+            raise TypeError(f"the engine host began with {type(said).__name__}")
+        return said
+
+    def ask(self, request: Request) -> Reply:
+        """Send a request and wait for its end."""
+        self._process.send(request)
+        said = self._listen()
+        if not isinstance(said, Reply):
+            raise TypeError(f"the engine host answered with {type(said).__name__}")
+        return said
+
+    def _listen(self) -> Hello | BackendError | Reply:
         try:
-            self._process.connection.send(request)
-            return self._listen()
+            return self._next()
         except (EOFError, ConnectionError) as error:
             how = self._process.end()
             self._pass_on_log()
@@ -122,7 +192,8 @@ class _Conversation:
             last = f" Its last line was: {tail[-1]}" if tail else ""
             raise EngineHostDied(f"The engine host {how}.{last}", tail) from error
 
-    def _listen(self) -> Reply:
+    def _next(self) -> Hello | BackendError | Reply:
+        """Return the next thing that is no message; messages and log lines are passed on."""
         while True:
             ready = self._wait()
             if self._process.log in ready:
@@ -130,7 +201,7 @@ class _Conversation:
                     self._on_message(line)
             if self._process.connection in ready:
                 received = self._process.connection.recv()
-                if isinstance(received, Reply):
+                if isinstance(received, Hello | BackendError | Reply):
                     self._pass_on_log()
                     return received
                 self._on_message(received)
@@ -150,3 +221,8 @@ class _Conversation:
     def _pass_on_log(self) -> None:
         for line in self._process.log.drain():
             self._on_message(line)
+
+
+def _log_message(message: Message) -> None:
+    if isinstance(message, LogLine):
+        getattr(log, message.level)("engine host", line=message.text)

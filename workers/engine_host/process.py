@@ -7,30 +7,41 @@ import socket
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
+from threading import Thread
 
 from app.serve.python import python_environment
+from workers.backends.base import Request
+from workers.device import device_environment
 from workers.engine_host.native_log import NativeLog
 
+NUMPY_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1"}  # numpy's own threads would only stand in the way
 LAST_WORDS_S = 5.0  # how long a child that closed its socket may take to be gone
 
 
 class EngineHostProcess:
-    """A child with a scratch folder of its own, which goes with it."""
+    """A child with a scratch folder of its own, which goes with it; BackendError where `device` does not exist.
 
-    def __init__(self, device: str, resident_bytes: int, scratch: Path) -> None:
+    `greeted` is whether it has said what it works with.
+    """
+
+    def __init__(self, device: str, resident_bytes: int | None, scratch: Path) -> None:
+        environment = python_environment() | device_environment(device) | NUMPY_ENVIRONMENT
         scratch.mkdir(parents=True, exist_ok=True)
         self.folder = Path(tempfile.mkdtemp(prefix="engine-host-", dir=scratch))
         ours, theirs = socket.socketpair()
         log, native = os.pipe()
-        arguments = {
+        arguments: dict[str, object] = {
             "socket": theirs.fileno(),
             "parent": os.getpid(),
             "device": device,
-            "resident-bytes": resident_bytes,
             "scratch": self.folder,
         }
+        if resident_bytes is not None:
+            arguments["resident-bytes"] = resident_bytes
         flags = [f"--{key}={value}" for key, value in arguments.items()]
         self._process = subprocess.Popen(  # noqa: S603 - our own module, arguments of ours
             [sys.executable, "-m", "workers.engine_host.child", *flags],
@@ -38,13 +49,15 @@ class EngineHostProcess:
             stdout=native,
             stderr=native,
             pass_fds=[theirs.fileno()],
-            env=python_environment() | {"OPENBLAS_NUM_THREADS": "1"},  # numpy's own threads would only stand in the way
+            env=environment,
             start_new_session=True,  # Ctrl-C is for the worker, which then decides about its child
         )
         os.close(native)
         theirs.close()
         self.connection = Connection(ours.detach())
         self.log = NativeLog(log)
+        self.greeted = False
+        self._sender: Thread | None = None
 
     @property
     def pid(self) -> int:
@@ -55,6 +68,11 @@ class EngineHostProcess:
     def is_alive(self) -> bool:
         """Whether the child runs."""
         return self._process.poll() is None
+
+    def send(self, request: Request) -> None:
+        """Send a request without waiting for a child that does not read it; where it dies, its socket ends."""
+        self._sender = Thread(target=self._send, args=(ForkingPickler.dumps(request),), name="request", daemon=True)
+        self._sender.start()
 
     def end(self) -> str:
         """Wait for a child that closed its socket, and say how it ended."""
@@ -72,6 +90,12 @@ class EngineHostProcess:
         """Kill the child, whatever it is at, and remove what it leaves."""
         self._process.kill()
         self._process.wait()
+        if self._sender is not None:
+            self._sender.join()  # nobody reads any more, so its write has failed
         self.connection.close()
         self.log.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _send(self, pickled: memoryview) -> None:
+        with suppress(ConnectionError):  # whoever listens sees the socket end
+            self.connection.send_bytes(pickled)

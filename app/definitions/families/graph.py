@@ -1,6 +1,6 @@
 """Composes ONNX graphs from operators, parameters and constants, with names that never change.
 
-Weights of dense layers stay in the layout of the checkpoint, [out, in]: Gemm takes them as they are with transB=1.
+Weights of dense layers stay in the layout of the checkpoint. Gemm takes [in, out] as it is and [out, in] with transB=1.
 A Transpose node in front of MatMul would be folded into a second copy under another name, which a refit would miss,
 and a transposing binding rule would copy every weight.
 """
@@ -62,6 +62,10 @@ class GraphBuilder:
         """Return a constant of shape [], I64."""
         return self._constant(f"index.{value}", np.array(value, np.int64))
 
+    def arange(self, length: int) -> str:
+        """Return the constant 0, 1, ..., length - 1, I64 [length]."""
+        return self._constant(f"arange.{length}", np.arange(length, dtype=np.int64))
+
     def scalar(self, value: float, dtype: str) -> str:
         """Return a constant of shape [], F32 or F16."""
         kind = {"F32": np.float32, "F16": np.float16}[dtype]
@@ -69,13 +73,18 @@ class GraphBuilder:
 
     def op(self, kind: str, *inputs: str, **attributes: Attribute) -> str:
         """Add a node with one output and return the output's name."""
-        base = "/".join([*self._scope, kind])
-        count = self._counts[base] = self._counts.get(base, 0) + 1
-        name = f"{base}_{count}"
+        name = self._node_name(kind)
         node = make_node(kind, list(inputs), [name], name=name)
         node.attribute.extend(make_attribute(key, value) for key, value in attributes.items())
         self._model.graph.node.append(node)
         return name
+
+    def split(self, value: str, *sizes: int, axis: int) -> list[str]:
+        """Cut a value along an axis into parts of these sizes and return their names."""
+        name = self._node_name("Split")
+        parts = [f"{name}.{part}" for part in range(len(sizes))]
+        self._model.graph.node.append(make_node("Split", [value, self.ints(*sizes)], parts, name=name, axis=axis))
+        return parts
 
     def cast(self, value: str, dtype: str) -> str:
         """Convert a value to another element type."""
@@ -85,6 +94,11 @@ class GraphBuilder:
         """Return the model in canonical form."""
         graph = self._model.graph
         return canonical_model(self._model, OPSET, graph.node, list(self._initializers.values()))
+
+    def _node_name(self, kind: str) -> str:
+        base = "/".join([*self._scope, kind])
+        count = self._counts[base] = self._counts.get(base, 0) + 1
+        return f"{base}_{count}"
 
     def _constant(self, name: str, values: NDArray[np.generic]) -> str:
         full = f"constant.{name}"

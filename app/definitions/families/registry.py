@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 
 Precision = Literal["fp32", "fp16"]
 
-FAMILIES: Final[Mapping[str, str]] = MappingProxyType({"bert": "app.definitions.families.bert"})
+FAMILIES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "bert": "app.definitions.families.bert",
+        "gpt2": "app.definitions.families.gpt2",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)

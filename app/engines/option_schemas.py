@@ -1,0 +1,75 @@
+"""Checking a build option against the JSON Schemas that workers declare for it.
+
+A schema is self-contained: a reference that leads out of it makes it unusable, and is never fetched.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from jsonschema import Draft202012Validator, SchemaError
+from jsonschema.exceptions import best_match
+from referencing import Registry
+from referencing.exceptions import Unresolvable
+
+Schema = Mapping[str, Any]
+MAX_DETAIL = 300
+_validator = partial(Draft202012Validator, registry=Registry())  # the default registry would fetch references
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why an option is refused; `path` leads from its value to what is wrong in it."""
+
+    path: tuple[str | int, ...]
+    detail: str
+
+
+def fault_of(
+    name: str, value: object, declared: Mapping[str, Sequence[Schema]], lacks: Mapping[str, str]
+) -> Fault | None:
+    """Return what is wrong with an option, or None where one of its schemas accepts the value.
+
+    Where a worker told why it has not this option or value, the reason is part of the detail.
+    """
+    if name not in declared:
+        known = f"unknown; known are {', '.join(sorted(declared))}" if declared else "it takes none"
+        return Fault((), _reasoned(known, name, value, lacks))
+    faults = [_schema_fault(schema, value) for schema in declared[name]]
+    if None in faults:
+        return None
+    path, detail = next((fault.path, fault.detail) for fault in faults if fault is not None)
+    return Fault(path, _reasoned(detail, name, value, lacks))
+
+
+def is_default(value: object, schemas: Sequence[Schema]) -> bool:
+    """Whether a value may be left out: every schema has it as its default."""
+    return bool(schemas) and all("default" in schema and _same(value, schema["default"]) for schema in schemas)
+
+
+def _schema_fault(schema: Schema, value: object) -> Fault | None:
+    try:
+        Draft202012Validator.check_schema(schema)
+        error = best_match(_validator(schema).iter_errors(value))
+    except SchemaError as unusable:
+        return Fault((), f"the worker's schema for it cannot be used: {_shortened(unusable.message)}")
+    except Unresolvable as unusable:
+        return Fault((), f"the worker's schema for it cannot be used: {_shortened(str(unusable))}")
+    return None if error is None else Fault(tuple(error.absolute_path), _shortened(error.message))
+
+
+def _shortened(message: str) -> str:
+    """Leave out the middle of a message that repeats a large value, and keep what is wrong with it."""
+    half = MAX_DETAIL // 2
+    return message if len(message) <= MAX_DETAIL else f"{message[:half]} ... {message[-half:]}"
+
+
+def _reasoned(detail: str, name: str, value: object, lacks: Mapping[str, str]) -> str:
+    reason = lacks.get(f"{name}={value}") or lacks.get(name)
+    return f"{detail}: {reason}" if reason else detail
+
+
+def _same(value: object, default: object) -> bool:
+    """Whether both are the same JSON; 1 is 1.0 and not true."""
+    return _validator({"const": default}).is_valid(value)

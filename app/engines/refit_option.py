@@ -1,0 +1,77 @@
+"""Which parameters a refit may change.
+
+The build option "refit" is "all", "none", or a list of the parameters that refits shall be able to change: names,
+and regular expressions (RE2) over whole names. A shorter list leaves the compiler more to optimise.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from app.bindings.report import BindingReport
+from app.bindings.rules import Pattern, parse_pattern
+from app.weights.manifest import TensorEntry
+
+MAX_PATTERNS = 256
+
+
+class RefitPatternError(ValueError):
+    """A list that cannot be used; `index` counts from 0."""
+
+    def __init__(self, index: int, detail: str) -> None:
+        super().__init__(f"pattern {index}: {detail}")
+        self.index = index
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class RefitPatterns:
+    """The parameters that refits may change, where the option "refit" is a list."""
+
+    patterns: tuple[Pattern, ...]
+
+    @classmethod
+    def parse(cls, values: Sequence[object]) -> "RefitPatterns":
+        """Read the option's list; RefitPatternError names the first pattern that is wrong."""
+        if len(values) > MAX_PATTERNS:
+            raise RefitPatternError(MAX_PATTERNS, f"there are {len(values)} patterns; give at most {MAX_PATTERNS}")
+        return cls(tuple(_parse(index, value) for index, value in enumerate(values)))
+
+    @staticmethod
+    def given(options: Mapping[str, Any]) -> bool:
+        """Whether an engine's options have patterns."""
+        return isinstance(options.get("refit"), list)
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> "RefitPatterns | None":
+        """Return the patterns of an engine's options; None where "refit" is not a list."""
+        return cls.parse(options["refit"]) if cls.given(options) else None
+
+    def match(self, parameter: str) -> bool:
+        """Whether refits may change this parameter."""
+        return any(pattern.text == parameter or pattern.match(parameter) for pattern in self.patterns)
+
+    def beyond(self, before: Mapping[str, Hashable], after: Mapping[str, Hashable]) -> list[str]:
+        """Return the parameters, sorted, that differ and that no refit may change; contents by parameter."""
+        differing = (name for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name))
+        return [name for name in differing if not self.match(name)]
+
+
+def parameter_contents(report: BindingReport, tensors: Mapping[str, TensorEntry]) -> dict[str, Hashable]:
+    """Return by parameter what decides its value: dtype, shape, transforms and stored tensors."""
+    return {
+        binding.parameter: (
+            binding.dtype,
+            binding.shape,
+            binding.transforms,
+            tuple((one.dtype, one.shape, one.blake3) for one in (tensors[name] for name in binding.tensors)),
+        )
+        for binding in report.bindings
+    }
+
+
+def _parse(index: int, value: object) -> Pattern:
+    try:
+        return parse_pattern(value)
+    except ValueError as error:
+        raise RefitPatternError(index, str(error)) from error

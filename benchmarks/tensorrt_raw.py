@@ -1,0 +1,140 @@
+"""The calls that a build and a refit come down to, by hand in one script: what the service is measured against.
+
+python -m benchmarks.tensorrt_raw build ONNX PLAN          compile a graph whose weights are external
+python -m benchmarks.tensorrt_raw refit PLAN FIRST SECOND  refit a plan with two checkpoints in turn
+
+Prints one JSON object; times are seconds, memory is bytes.
+"""
+
+import json
+import mmap
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import tensorrt as trt
+
+from benchmarks.service import memory_bytes
+
+DTYPES = {"F16": np.float16, "F32": np.float32}
+WITHOUT = {"CUBLAS", "CUBLAS_LT", "CUDNN"}  # as the service: nothing but TensorRT's own kernels
+SHAPES = ((1, 1), (1, 64), (4, 128))
+ROUNDS = 5
+LOGGER = trt.Logger(trt.Logger.ERROR)
+T = TypeVar("T")
+
+
+def build(onnx: str, plan: str) -> dict[str, Any]:
+    """Parse, compile with refit support and write the plan."""
+    builder = trt.Builder(LOGGER)
+    builder.max_threads = os.cpu_count() or 1
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH))
+    parser = trt.OnnxParser(network, LOGGER)
+    parsing, parsed = timed(lambda: parser.parse_from_file(onnx))
+    if not parsed:
+        raise SystemExit(f"{onnx} is refused: {parser.get_error(0).desc()}")
+    config = builder.create_builder_config()
+    config.set_flag(trt.BuilderFlag.REFIT)
+    config.set_flag(trt.BuilderFlag.FP16)
+    config.clear_flag(trt.BuilderFlag.TF32)
+    sources = [source for name, source in trt.TacticSource.__members__.items() if name not in WITHOUT]
+    config.set_tactic_sources(sum(1 << int(source) for source in sources))
+    profile = builder.create_optimization_profile()
+    for index in range(network.num_inputs):
+        profile.set_shape(network.get_input(index).name, *(trt.Dims(list(shape)) for shape in SHAPES))
+    config.add_optimization_profile(profile)
+    building, engine = timed(lambda: builder.build_serialized_network(network, config))
+    writing, _ = timed(lambda: write(plan, engine))
+    return {"parse_s": parsing, "build_s": building, "write_s": writing, "peak_bytes": memory_bytes("self", "VmHWM")}
+
+
+def refit(plan: str, *checkpoints: str) -> dict[str, Any]:
+    """Deserialize, then set every weight, refit, serialize and write, over and over; then one weight alone."""
+    runtime = trt.Runtime(LOGGER)
+    with Path(plan).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        loading, engine = timed(lambda: runtime.deserialize_cuda_engine(mapped))
+    names = trt.Refitter(engine, LOGGER).get_all_weights()
+    weights = [turned(tensors(Path(path)), names) for path in checkpoints]
+    rounds = [one_round(engine, weights[number % 2], f"{plan}.refitted") for number in range(ROUNDS)]
+    largest = max(weights[0], key=lambda name: weights[0][name].nbytes if weights[0][name].nbytes < 10e6 else 0)
+    single = [timed(partial(put, engine, {largest: weights[n % 2][largest]}))[0] for n in range(ROUNDS * 4)]
+    Path(f"{plan}.refitted").unlink()
+    return {
+        "deserialize_s": loading,
+        "refit_s": statistics.median(taken["refit_s"] for taken in rounds),
+        "serialize_s": statistics.median(taken["serialize_s"] for taken in rounds),
+        "write_s": statistics.median(taken["write_s"] for taken in rounds),
+        "all_s": statistics.median(sum(taken.values()) for taken in rounds),
+        "weights": len(weights[0]),
+        "one_tensor_s": statistics.median(single),
+        "one_tensor_bytes": weights[0][largest].nbytes,
+        "peak_bytes": memory_bytes("self", "VmHWM"),
+    }
+
+
+def one_round(engine: Any, weights: dict[str, Any], path: str) -> dict[str, float]:  # noqa: ANN401 - trt.ICudaEngine
+    """Refit with all weights, serialize and write."""
+    refitting, _ = timed(lambda: put(engine, weights))
+    serializing, plan = timed(engine.serialize)
+    writing, _ = timed(lambda: write(path, plan))
+    return {"refit_s": refitting, "serialize_s": serializing, "write_s": writing}
+
+
+def put(engine: Any, weights: dict[str, Any]) -> None:  # noqa: ANN401 - trt.ICudaEngine
+    """Set the weights and refit."""
+    refitter = trt.Refitter(engine, LOGGER)
+    refitter.max_threads = os.cpu_count() or 1
+    for name, array in weights.items():
+        assert refitter.set_named_weights(name, trt.Weights(array)), name
+    assert not refitter.get_missing_weights()
+    assert refitter.refit_cuda_engine()
+
+
+def tensors(path: Path) -> dict[str, Any]:
+    """Return the tensors of a safetensors file as views of the mapped file."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    header.pop("__metadata__", None)
+    views = {}
+    for name, entry in header.items():
+        begin, end = entry["data_offsets"]
+        dtype = np.dtype(DTYPES[entry["dtype"]])
+        count = (end - begin) // dtype.itemsize
+        views[name] = np.frombuffer(mapped, dtype, count, 8 + length + begin).reshape(entry["shape"])
+    return views
+
+
+def turned(weights: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """Return the weights as the engine names them; those it has transposed are transposed ahead of all measuring."""
+    missing = [name for name in weights if name not in names]
+    return {name: weights[name] for name in weights if name in names} | {
+        f"{name}.transposed": np.ascontiguousarray(weights[name].T) for name in missing
+    }
+
+
+def write(path: str, data: Any) -> None:  # noqa: ANN401 - trt.IHostMemory
+    """Write a plan so that it survives the machine, as an artifact does."""
+    with Path(path).open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def timed(action: Callable[[], T]) -> tuple[float, T]:
+    """Return the seconds an action takes, and what it returns."""
+    started = time.perf_counter()
+    result = action()
+    return time.perf_counter() - started, result
+
+
+if __name__ == "__main__":
+    tasks: dict[str, Callable[..., dict[str, Any]]] = {"build": build, "refit": refit}
+    print(json.dumps(tasks[sys.argv[1]](*sys.argv[2:])))

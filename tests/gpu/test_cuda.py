@@ -1,0 +1,86 @@
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from workers.cuda import CudaError, DeviceBuffer, Event, HostBuffer, Stream, copy_to_device, copy_to_host, memory_info
+from workers.device import describe_device
+from workers.engine_host import EngineHost
+
+GIB = 1 << 30
+
+
+def test_the_gpu_is_described() -> None:
+    device = describe_device("cuda:0")
+    assert device["kind"] == "cuda"
+    assert device["name"].strip() == device["name"] != ""
+    assert 0 < device["memory_free"] <= device["memory_total"]
+    assert [int(part) for part in device["compute_capability"].split(".")] >= [5, 0]
+    assert int(device["driver"].split(".")[0]) >= 12
+
+
+def test_arrays_come_back_from_the_device_as_they_were_pinned_or_not() -> None:
+    sent = np.random.default_rng(0).standard_normal((257, 1031)).astype(np.float32)
+    received = np.zeros_like(sent)
+    with Stream() as stream, DeviceBuffer(sent.nbytes) as buffer, HostBuffer() as pinned:
+        staged = pinned.view(sent.shape, sent.dtype)
+        copy_to_device(buffer.pointer, sent, stream)
+        copy_to_host(staged, buffer.pointer, stream)
+        stream.synchronize()
+        assert np.array_equal(sent, staged)
+        staged *= 2
+        copy_to_device(buffer.pointer, staged, stream)
+        copy_to_host(received, buffer.pointer, stream)
+        stream.synchronize()
+    assert np.array_equal(sent * 2, received)
+
+
+def test_memory_is_given_back_when_a_buffer_is_closed() -> None:
+    with DeviceBuffer(1):  # so that the context is there
+        free = memory_info().free
+    with DeviceBuffer(GIB):
+        assert memory_info().free < free - GIB * 3 // 4  # the driver keeps some room of its own
+    assert memory_info().free >= free - GIB // 16
+
+
+def test_more_than_the_device_has_is_an_error_after_which_it_works_as_before() -> None:
+    with pytest.raises(CudaError) as caught:
+        DeviceBuffer(memory_info().total * 2)
+    assert caught.value.code == "device_out_of_memory"
+    with DeviceBuffer(GIB) as buffer:
+        assert buffer.pointer
+
+
+def test_the_time_between_two_events_is_that_of_the_work_between_them() -> None:
+    with Stream() as stream, DeviceBuffer(GIB) as buffer, HostBuffer(GIB) as pinned:
+        start, small, large = Event(), Event(), Event()
+        start.record(stream)
+        copy_to_device(buffer.pointer, (pinned.pointer, 1), stream)
+        small.record(stream)
+        copy_to_device(buffer.pointer, (pinned.pointer, GIB), stream)
+        large.record(stream)
+        assert 0 < small.seconds_since(start) < large.seconds_since(small)
+
+
+def test_an_engine_host_sees_one_gpu_and_says_what_it_can_do(tmp_path: Path) -> None:
+    host = EngineHost("cuda:0", None, tmp_path)
+    described = host.describe()
+    assert described["device"]["kind"] == "cuda"
+    assert described["resident"]["limit"] == described["device"]["memory_total"] // 2
+    assert host.pid is not None
+    environment = Path(f"/proc/{host.pid}/environ").read_bytes().split(b"\0")
+    (visible,) = [entry for entry in environment if entry.startswith(b"CUDA_VISIBLE_DEVICES=")]
+    assert b"," not in visible
+    host.close()
+
+
+def test_the_memory_of_a_killed_engine_host_is_free_again(tmp_path: Path) -> None:
+    free = memory_info().free
+    host = EngineHost("cuda:0", None, tmp_path)
+    host.describe()
+    assert host.pid is not None
+    os.kill(host.pid, signal.SIGKILL)
+    host.close()
+    assert memory_info().free >= free - GIB // 16

@@ -1,0 +1,497 @@
+"""TensorRT on a real GPU: what it computes, what a refit changes, and what is left when one goes wrong."""
+
+import gc
+import json
+import os
+import resource
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import helper
+
+from app.bindings.transforms import Cast
+from app.definitions.parameter import InputSpec
+from app.definitions.profiles import Profile, Range
+from app.weights.dtypes import numpy_dtype
+from benchmarks.checkpoints import gpt2_config
+from tests.gpu.card import GIB, Array, Card
+from tests.workers.hosting import Hosting, direct
+from tests.workers.networks import (
+    Network,
+    attention,
+    bound,
+    checkpoint,
+    constructed,
+    convolution,
+    image_profile,
+    network_of,
+    perceptron,
+    tensor_files,
+)
+from workers.backends.base import (
+    BackendError,
+    Benchmark,
+    Benchmarked,
+    Built,
+    Message,
+    Progress,
+    Refit,
+    TensorFile,
+)
+from workers.backends.tensorrt.engine import TensorrtEngine
+from workers.backends.tensorrt.refitting import Expected, check_weight, refit
+from workers.cuda import DeviceBuffer, memory_info
+from workers.engine_host import EngineHost, EngineHostDied
+from workers.run_inputs import fixed_inputs
+from workers.tensors import MappedFiles
+
+IMAGE = ((1, 3, 8, 8), (2, 3, 16, 16), (4, 3, 32, 32))
+BIAS = "h.0.mlp.c_fc.bias"
+OCR = ["ch_ppocr_mobile_v2.0_cls_infer", "ch_PP-OCRv4_det_infer", "ch_PP-OCRv4_rec_infer"]
+
+
+@pytest.fixture
+def card(tmp_path: Path) -> Card:
+    return Card(tmp_path)
+
+
+def between(network: Network, low: dict[str, int], best: dict[str, int], high: dict[str, int]) -> Profile:
+    """A profile with sizes by symbol."""
+
+    def shape(spec: InputSpec, sizes: dict[str, int]) -> tuple[int, ...]:
+        return tuple(dim if isinstance(dim, int) else sizes[dim] for dim in spec.shape)
+
+    return {one.name: Range(shape(one, low), shape(one, best), shape(one, high)) for one in network.inputs}
+
+
+def text(network: Network) -> Profile:
+    return between(network, {"batch": 1, "sequence": 1}, {"batch": 2, "sequence": 16}, {"batch": 4, "sequence": 64})
+
+
+def rows(network: Network) -> Profile:
+    return between(network, {"batch": 1}, {"batch": 4}, {"batch": 16})
+
+
+def weights_of(network: Network, folder: Path, seed: int) -> dict[str, TensorFile]:
+    """Random weights: gains of normalisations are near 1, as in any trained network."""
+    values = {name: value * np.asarray(0.3, value.dtype) for name, value in network.weights(seed).items()}
+    values |= {
+        name: values[name] + np.asarray(1, values[name].dtype) for name in values if "ln_" in name or "var" in name
+    }
+    return checkpoint(folder / f"weights-{seed}.safetensors", values)
+
+
+def elementwise(path: Path, dtype: str) -> Network:
+    """y = x, beside a parameter that something else reads, so that there is one."""
+    nodes = [helper.make_node("Identity", ["x"], ["y"]), helper.make_node("Relu", ["gain"], ["z"])]
+    return network_of(path, nodes, {"gain": ("F32", (4,))}, (InputSpec("x", dtype, (1, 4)),), {"y": dtype, "z": "F32"})
+
+
+def gpt2(folder: Path, precision: str, **config: Any) -> Network:  # noqa: ANN401 - JSON
+    small = gpt2_config(2, 128, vocab=512, positions=128) | config
+    return constructed({"family": "gpt2", "config": small, "precision": precision}, folder / "gpt2.onnx")
+
+
+def same(a: dict[str, Array], b: dict[str, Array]) -> bool:
+    """Whether the outputs are the same bit for bit."""
+    return all(np.array_equal(a[name].view(np.uint8), b[name].view(np.uint8)) for name in a)
+
+
+def rescaled(stored: dict[str, TensorFile], names: list[str], path: Path) -> dict[str, TensorFile]:
+    """The tensors with those named a little larger."""
+    mapped = MappedFiles()
+    values = {name: (mapped.view(stored[name]) * np.float32(1.05)).astype(np.float32) for name in names}
+    return stored | checkpoint(path, values)
+
+
+# What it computes
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_minilm_agrees_with_its_definition_built_and_refitted(
+    card: Card, tmp_path: Path, minilm: Path, precision: str
+) -> None:
+    config = json.loads((minilm / "config.json").read_text())
+    network = constructed({"family": "bert", "config": config, "precision": precision}, tmp_path / "minilm.onnx")
+    stored = tensor_files(minilm / "model.safetensors")
+    cast = {name: (Cast("F16"),) for name, (dtype, _) in network.parameters.items() if dtype == "F16"}
+    other = rescaled(stored, ["encoder.layer.5.output.dense.weight"], tmp_path / "other.safetensors")
+
+    _, engine = card.build(network, bound(network, stored, cast), (text(network),))
+    refitted, child = card.refit(engine, bound(network, other, cast))
+
+    for one in (child, engine):
+        found = card.verify(one)
+        assert found.ok, found.detail
+    assert (refitted.changed, refitted.facts["weights_set"]) == (1, 1)
+
+
+@pytest.mark.parametrize("name", OCR)
+def test_published_convolutional_networks_agree_built_and_refitted(card: Card, tmp_path: Path, name: str) -> None:
+    spec = find_spec("rapidocr_onnxruntime")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    file = Path(spec.submodule_search_locations[0]) / "models" / f"{name}.onnx"
+    network = constructed({"file": str(file)}, tmp_path / "ocr.onnx")
+    stored = tensor_files(tmp_path / "ocr.safetensors")
+    profile = image_profile(network)
+    floats = [name for name, (dtype, _) in network.parameters.items() if dtype == "F32"]
+    other = rescaled(stored, floats[::3], tmp_path / "other.safetensors")
+
+    _, engine = card.build(network, bound(network, stored), (profile,))
+    refitted, child = card.refit(engine, bound(network, other))
+
+    assert refitted.changed == len(floats[::3])
+    for one in (child, engine):
+        found = card.verify(one)
+        assert found.ok, found.detail
+
+
+@pytest.mark.parametrize(
+    ("precision", "layout", "tied"),
+    [("fp32", "plain", True), ("fp16", "plain", False), ("fp16", "packed", True), ("fp32", "packed", False)],
+)
+def test_a_gpt2_agrees_after_refits_of_everything_of_one_vector_and_of_the_embeddings(
+    card: Card,
+    tmp_path: Path,
+    precision: str,
+    layout: str,
+    tied: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    network = gpt2(tmp_path, precision, tie_word_embeddings=tied)
+    first, second = (weights_of(network, tmp_path, seed) for seed in (1, 2))
+    bias, table = first | {BIAS: second[BIAS]}, first | {"wte.weight": second["wte.weight"]}
+    _, engine = card.build(network, bound(network, first), (text(network),), refit_layout=layout)
+    children = [card.refit(engine, bound(network, tensors)) for tensors in (second, bias, table)]
+
+    for one in (engine, *(child for _, child in children)):
+        found = card.verify(one)
+        assert found.ok, found.detail
+    assert [refitted.changed for refitted, _ in children] == [len(network.parameters), 1, 1]
+
+
+def test_a_batch_of_left_padded_texts_gives_numbers_in_half_precision(card: Card, tmp_path: Path) -> None:
+    network = gpt2(tmp_path, "fp16")
+    _, engine = card.build(network, bound(network, weights_of(network, tmp_path, 1)), (text(network),))
+    inputs = {name: array.copy() for name, array in fixed_inputs(network.inputs, engine.profiles).items()}
+    inputs["attention_mask"][0, :9] = 0
+
+    (logits,) = card.run(engine, inputs).values()
+
+    assert np.isfinite(logits).all()
+
+
+def test_any_shape_within_any_profile_runs(card: Card, tmp_path: Path) -> None:
+    network = perceptron(tmp_path / "net.onnx")
+    weights = network.weights(1)
+    small = between(network, {"batch": 1}, {"batch": 2}, {"batch": 4})
+    large = between(network, {"batch": 32}, {"batch": 64}, {"batch": 64})
+    _, engine = card.build(network, bound(network, checkpoint(tmp_path / "w.safetensors", weights)), (small, large))
+    for batch in (1, 4, 33, 64, 2):
+        inputs = {"x": np.random.default_rng(batch).standard_normal((batch, 8)).astype(np.float32)}
+        np.testing.assert_allclose(
+            card.run(engine, inputs)["y"], direct(network, weights, inputs)["y"], rtol=1e-4, atol=1e-5
+        )
+    with pytest.raises(BackendError, match="fit none of the engine's profiles"):
+        card.run(engine, {"x": np.zeros((16, 8), np.float32)})
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16", "I64", "I32", "BOOL", "F64", "I8", "U8"])
+def test_inputs_and_outputs_keep_the_definitions_dtypes(card: Card, tmp_path: Path, dtype: str) -> None:
+    network = elementwise(tmp_path / "net.onnx", dtype)
+    _, engine = card.build(network, bound(network, checkpoint(tmp_path / "w.safetensors", network.weights(1))))
+    values = np.array([[0, 1, 0, 5]], numpy_dtype(dtype))
+
+    out = card.run(engine, {"x": values})
+
+    assert out["y"].dtype == values.dtype
+    np.testing.assert_array_equal(out["y"], values)
+
+
+def test_integers_that_the_engine_cannot_hold_are_refused(card: Card, tmp_path: Path) -> None:
+    network = elementwise(tmp_path / "net.onnx", "I64")
+    _, engine = card.build(network, bound(network, checkpoint(tmp_path / "w.safetensors", network.weights(1))))
+    with pytest.raises(BackendError, match="beyond int32"):
+        card.run(engine, {"x": np.array([[0, 1, 2**40, 5]])})
+
+
+def test_outputs_whose_size_depends_on_values_come_whole(card: Card, tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Mul", ["x", "gain"], ["scaled"]),
+        helper.make_node("NonZero", ["scaled"], ["where"]),
+    ]
+    network = network_of(
+        tmp_path / "net.onnx",
+        nodes,
+        {"gain": ("F32", (1,))},
+        (InputSpec("x", "F32", ("batch",)),),
+        {"where": "I64"},
+    )
+    gain = checkpoint(tmp_path / "w.safetensors", {"gain": np.ones(1, np.float32)})
+    profile = between(network, {"batch": 1}, {"batch": 4}, {"batch": 8})
+    _, engine = card.build(network, bound(network, gain), (profile,))
+    for values in ([0, 1, 0, 2], [0, 0], [3, 3, 3, 3, 3]):
+        out = card.run(engine, {"x": np.array(values, np.float32)})
+        np.testing.assert_array_equal(out["where"], [np.flatnonzero(values)])
+
+
+# What a refit changes
+
+
+def test_weights_there_and_back_give_the_same_bits(card: Card, tmp_path: Path) -> None:
+    network = gpt2(tmp_path, "fp16")
+    first, second = (bound(network, weights_of(network, tmp_path, seed)) for seed in (1, 2))
+    _, engine = card.build(network, first, (text(network),))
+    inputs = fixed_inputs(network.inputs, engine.profiles)
+    before = card.run(engine, inputs)
+
+    _, there = card.refit(engine, second)
+    between_ = card.run(there, inputs)
+    _, back = card.refit(there, first)
+
+    assert not same(before, between_)
+    assert same(before, card.run(back, inputs))
+
+
+def test_a_plan_made_at_once_one_made_later_and_none_are_the_same_engine(card: Card, tmp_path: Path) -> None:
+    network = gpt2(tmp_path, "fp16")
+    first, second, third = (bound(network, weights_of(network, tmp_path, seed)) for seed in (1, 2, 3))
+    _, engine = card.build(network, first, (text(network),))
+    inputs = fixed_inputs(network.inputs, engine.profiles)
+    _, eager = card.refit(engine, second)
+    refitted, lazy = card.refit(engine, second, lazily=True)
+    assert (refitted.plan, refitted.plan_digest) == (None, None)
+    resident = card.run(lazy, inputs)
+
+    card.restart()
+    loaded = card.run(lazy, inputs)
+    card.restart()
+    later = card.materialise(lazy)
+    card.restart()
+
+    assert same(resident, loaded)
+    assert same(resident, card.run(eager, inputs))
+    assert same(resident, card.run(later, inputs))
+    for plan in (eager, later):  # both go on as any other
+        card.restart()
+        _, child = card.refit(plan, third)
+        assert card.verify(child).ok
+
+
+def test_a_normalisation_is_refitted_through_each_of_its_tensors(card: Card, tmp_path: Path) -> None:
+    network = convolution(tmp_path / "net.onnx")
+    first, second = (weights_of(network, tmp_path, seed) for seed in (1, 2))
+    profile = {"image": Range(*IMAGE)}
+    built, engine = card.build(network, bound(network, first), (profile,))
+    for name in ("bn.scale", "bn.bias", "bn.mean", "bn.var", "conv.weight", "out.gain"):
+        refitted, child = card.refit(engine, bound(network, first | {name: second[name]}))
+        found = card.verify(child)
+        assert found.ok, f"{name}: {found.detail}"
+        assert refitted.changed == 1
+    assert built.facts["fixed_parameters"] == []
+
+
+def test_an_engine_built_without_refit_support_says_so(card: Card, tmp_path: Path) -> None:
+    network = perceptron(tmp_path / "net.onnx")
+    first, second = (bound(network, weights_of(network, tmp_path, seed)) for seed in (1, 2))
+    built, engine = card.build(network, first, (rows(network),), refit="none")
+    assert not built.facts["refittable"]
+    assert card.verify(engine).ok
+    with pytest.raises(BackendError) as error:
+        card.refit(engine, second)
+    assert error.value.code == "not_refittable"
+
+
+# What TensorRT does not check
+
+
+@pytest.fixture
+def loose(card: Card, tmp_path: Path) -> TensorrtEngine:
+    """An engine whose weight "0.weight" is F16 [8, 8]."""
+    network = perceptron(tmp_path / "net.onnx", "F16")
+    _, engine = card.build(network, bound(network, weights_of(network, tmp_path, 1)), (rows(network),))
+    loaded = card.engines._loaded(engine)
+    assert isinstance(loaded, TensorrtEngine)
+    return loaded
+
+
+@pytest.mark.parametrize(
+    ("fault", "array"),
+    [
+        ("not \\[8, 8\\]", np.zeros((8, 4), np.float16)),
+        ("not \\[8, 8\\]", np.zeros((63,), np.float16)),
+        ("is float32, not float16", np.zeros((8, 8), np.float32)),
+        ("not contiguous", np.asfortranarray(np.arange(64, dtype=np.float16).reshape(8, 8))),
+    ],
+    ids=["another shape", "an element too few", "another dtype", "transposed"],
+)
+def test_a_weight_that_does_not_fit_never_reaches_tensorrt(loose: TensorrtEngine, fault: str, array: Array) -> None:
+    expected = Expected(np.dtype(np.float16), (8, 8))
+    with pytest.raises(BackendError, match=fault) as error:
+        refit(loose._engine, [("0.weight", array, expected)], loose._can, loose._log)
+    assert error.value.code == "wrong_weights"
+
+
+def test_a_name_that_the_engine_does_not_have_is_refused(loose: TensorrtEngine) -> None:
+    array = np.zeros((8, 8), np.float16)
+    with pytest.raises(BackendError, match="no weight nobody that could be replaced"):
+        refit(loose._engine, [("nobody", array, Expected(array.dtype, (8, 8)))], loose._can, loose._log)
+
+
+# What is left when something goes wrong
+
+
+def test_a_refit_that_fails_half_way_leaves_its_parent_as_it_was(
+    card: Card, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = gpt2(tmp_path, "fp16")
+    first, second = (bound(network, weights_of(network, tmp_path, seed)) for seed in (1, 2))
+    _, engine = card.build(network, first, (text(network),))
+    inputs = fixed_inputs(network.inputs, engine.profiles)
+    before = card.run(engine, inputs)
+    checked: list[str] = []
+
+    def failing(name: str, array: Array, expected: Expected) -> None:
+        checked.append(name)
+        if len(checked) == len(network.parameters) // 2:
+            raise BackendError("wrong_weights", "as if this one did not fit")
+        check_weight(name, array, expected)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("workers.backends.tensorrt.refitting.check_weight", failing)
+        with pytest.raises(BackendError, match="as if"):
+            card.refit(engine, second)
+    assert card.engines.residency.engines == 0  # whoever comes next loads it anew
+
+    assert same(before, card.run(engine, inputs))
+
+
+def test_engines_are_given_up_and_loaded_again_where_there_is_room_for_one(tmp_path: Path) -> None:
+    card = Card(tmp_path, resident_bytes=1)
+    network = gpt2(tmp_path, "fp16")
+    _, engine = card.build(network, bound(network, weights_of(network, tmp_path, 1)), (text(network),))
+    other = perceptron(tmp_path / "net.onnx")
+    _, second = card.build(other, bound(other, weights_of(other, tmp_path, 1)), (rows(other),))
+    inputs = fixed_inputs(network.inputs, engine.profiles)
+    outputs = [card.run(engine, inputs)]
+    assert card.engines.residency.engines == 1
+    assert card.verify(second).ok
+    outputs.append(card.run(engine, inputs))
+    assert same(*outputs)
+
+
+def test_resident_engines_make_way_where_the_device_is_full(card: Card, tmp_path: Path) -> None:
+    network = gpt2(tmp_path, "fp16", n_embd=1024, n_head=16, vocab_size=32768)
+    first = bound(network, weights_of(network, tmp_path, 1))
+    _, engine = card.build(network, first, (text(network),), optimization_level=0)
+    inputs = fixed_inputs(network.inputs, engine.profiles)
+    before = card.run(engine, inputs)
+    other = perceptron(tmp_path / "net.onnx")
+    _, small = card.build(other, bound(other, weights_of(other, tmp_path, 1)), (rows(other),))
+    twin = replace(engine, root_plan="sha256:another", plan=engine.plan)  # the same plan, resident a second time
+    with DeviceBuffer(memory_info().free - 64 * 2**20):
+        assert same(before, card.run(twin, inputs))
+        assert card.engines.residency.engines == 1
+    assert card.verify(small).ok
+
+
+def test_a_device_without_memory_is_told_and_works_again_later(card: Card, tmp_path: Path) -> None:
+    network = gpt2(tmp_path, "fp16", n_embd=1024, n_head=16, vocab_size=32768)
+    first = bound(network, weights_of(network, tmp_path, 1))
+    _, engine = card.build(network, first, (text(network),), optimization_level=0)
+    card.restart()
+    gc.collect()
+    inputs = fixed_inputs(network.inputs, engine.profiles)
+    with DeviceBuffer(memory_info().free - 8 * 2**20), pytest.raises(BackendError) as error:
+        card.run(engine, inputs)
+    assert error.value.code == "device_out_of_memory"
+    assert "ENGINESMITH_RESIDENT_BYTES" in error.value.detail
+
+    assert np.isfinite(card.run(engine, inputs)["logits"]).all()
+
+
+@pytest.fixture
+def hosting(tmp_path: Path) -> Iterator[Hosting]:
+    host = EngineHost("cuda:0", 8 * GIB, tmp_path / "scratch")
+    yield Hosting(host, tmp_path)
+    host.close()
+
+
+def test_a_build_is_canceled_in_its_middle(hosting: Hosting, card: Card, tmp_path: Path) -> None:
+    network = gpt2(tmp_path, "fp16", n_layer=12, n_embd=768, n_head=12)
+    request = card.request(network, bound(network, weights_of(network, tmp_path, 1)), (text(network),))
+    started = time.monotonic()
+
+    def tick() -> None:
+        if time.monotonic() - started > 5:
+            raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        hosting.host.call(request, on_message=hosting.messages.append, tick=tick)
+    assert hosting.host.pid is None
+
+    small = perceptron(tmp_path / "net.onnx")
+    again = card.request(small, bound(small, weights_of(small, tmp_path, 1)), (rows(small),))
+    assert hosting.call(again, Built).nbytes > 0
+
+
+def test_an_engine_host_killed_in_a_refit_takes_nothing_with_it(hosting: Hosting, card: Card, tmp_path: Path) -> None:
+    network = gpt2(tmp_path, "fp16", n_layer=12)
+    first, second = (bound(network, weights_of(network, tmp_path, seed)) for seed in (1, 2))
+    _, engine = card.build(network, first, (text(network),), optimization_level=0)
+    inputs = fixed_inputs(network.inputs, engine.profiles)
+    before = hosting.run(engine, inputs)
+
+    def kill(_message: Message) -> None:
+        if isinstance(_message, Progress) and _message.phase == "refit" and hosting.host.pid:
+            os.kill(hosting.host.pid, signal.SIGKILL)
+
+    with pytest.raises(EngineHostDied):
+        hosting.host.call(Refit(engine, second, str(tmp_path / "x.plan")), on_message=kill, tick=lambda: None)
+
+    assert same(before, hosting.run(engine, inputs))
+
+
+def test_two_hundred_refits_leave_memory_where_it_was(card: Card, tmp_path: Path) -> None:
+    network = gpt2(tmp_path, "fp16", n_embd=512, n_head=8)
+    versions = [bound(network, weights_of(network, tmp_path, seed)) for seed in (1, 2)]
+    _, engine = card.build(network, versions[0], (text(network),), optimization_level=0)
+
+    def refits(count: int) -> tuple[int, int]:
+        current = engine
+        for number in range(count):
+            _, current = card.refit(current, versions[(number + 1) % 2], lazily=True)
+            current = replace(current, plan_parameters=versions[0])
+        gc.collect()
+        return memory_info().free, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    device, host = refits(20)
+    device_after, host_after = refits(200)
+
+    assert device - device_after < 16 * 2**20
+    assert host_after - host < 64 * 1024  # ru_maxrss is in KiB
+
+
+# What it costs
+
+
+def test_a_benchmark_times_the_engine_its_layers_and_the_one_without_refit_support(card: Card, tmp_path: Path) -> None:
+    network = attention(tmp_path / "net.onnx")
+    _, engine = card.build(network, bound(network, weights_of(network, tmp_path, 1)), (text(network),))
+    report = tmp_path / "report.json"
+    found = card.engines.do(
+        Benchmark(engine, iterations=20, warmup=2, report=str(report), against_not_refittable=True, layers=True)
+    )
+
+    assert isinstance(found, Benchmarked)
+    assert 0 < found.engine.median <= found.engine.p99
+    assert found.not_refittable is not None
+    assert found.layers
+    assert json.loads(report.read_text())["inspector"]

@@ -1,0 +1,119 @@
+"""A CUDA runtime that is none: it hands out addresses, remembers what was given back, and fails when told to."""
+
+import ctypes
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+SUCCESS = (0, "cudaSuccess", "no error")
+OUT_OF_MEMORY = (2, "cudaErrorMemoryAllocation", "out of memory")
+NO_DRIVER = (35, "cudaErrorInsufficientDriver", "CUDA driver version is insufficient for CUDA runtime version")
+NO_DEVICE = (100, "cudaErrorNoDevice", "no CUDA-capable device is detected")
+ILLEGAL_ADDRESS = (700, "cudaErrorIllegalAddress", "an illegal memory access was encountered")
+STATUSES = {status[0]: status for status in (SUCCESS, OUT_OF_MEMORY, NO_DRIVER, NO_DEVICE, ILLEGAL_ADDRESS)}
+
+
+@dataclass
+class FakeCudart:
+    """Device memory lies on the host here. `fails` maps a function to the status it returns."""
+
+    fails: dict[str, int] = field(default_factory=dict)
+    memory: dict[int, Any] = field(default_factory=dict)
+    streams: set[int] = field(default_factory=set)
+    events: dict[int, float] = field(default_factory=dict)
+    calls: list[str] = field(default_factory=list)
+    count: int = 1
+    driver: int = 12080
+
+    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)  # noqa: N815 - CUDA's name
+    cudaStreamNonBlocking = 1  # noqa: N815
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - any function of CUDA
+        if not name.startswith("cuda"):
+            raise AttributeError(name)
+
+        def call(*arguments: Any) -> tuple[Any, ...]:  # noqa: ANN401
+            self.calls.append(name)
+            if (status := self.fails.get(name, 0)) != 0:
+                return (status, None)
+            answer = getattr(self, f"_{name}")(*arguments)
+            return (0, *(answer if isinstance(answer, tuple) else () if answer is None else (answer,)))
+
+        return call
+
+    def cudaGetErrorName(self, status: int) -> tuple[int, bytes]:  # noqa: N802
+        return 0, STATUSES[status][1].encode()
+
+    def cudaGetErrorString(self, status: int) -> tuple[int, bytes]:  # noqa: N802
+        return 0, STATUSES[status][2].encode()
+
+    def _cudaMalloc(self, nbytes: int) -> int:  # noqa: N802
+        block = (ctypes.c_uint8 * nbytes)()
+        pointer = ctypes.addressof(block)
+        self.memory[pointer] = block
+        return pointer
+
+    _cudaMallocHost = _cudaMalloc  # noqa: N815
+
+    def _cudaFree(self, pointer: int) -> None:  # noqa: N802
+        del self.memory[pointer]
+
+    _cudaFreeHost = _cudaFree  # noqa: N815
+
+    def _cudaMemcpyAsync(self, target: int, source: int, nbytes: int, _kind: int, stream: int) -> None:  # noqa: N802
+        assert stream in self.streams
+        ctypes.memmove(target, source, nbytes)
+
+    def _cudaMemGetInfo(self) -> tuple[int, int]:  # noqa: N802
+        return 60 << 30, 80 << 30
+
+    def _cudaGetDeviceCount(self) -> int:  # noqa: N802
+        return self.count
+
+    def _cudaGetDeviceProperties(self, _index: int) -> Any:  # noqa: N802, ANN401
+        return SimpleNamespace(name=b"NVIDIA H100 80GB HBM3\0\0", major=9, minor=0)
+
+    def _cudaDriverGetVersion(self) -> int:  # noqa: N802
+        return self.driver
+
+    def _cudaRuntimeGetVersion(self) -> int:  # noqa: N802
+        return 13000
+
+    def _cudaStreamCreateWithFlags(self, _flags: int) -> int:  # noqa: N802
+        self.streams.add(1 + len(self.streams))
+        return len(self.streams)
+
+    def _cudaStreamDestroy(self, stream: int) -> None:  # noqa: N802
+        self.streams.remove(stream)
+
+    def _cudaStreamSynchronize(self, stream: int) -> None:  # noqa: N802
+        assert stream in self.streams
+
+    def _cudaEventCreate(self) -> int:  # noqa: N802
+        self.events[1 + len(self.events)] = 0.0
+        return len(self.events)
+
+    def _cudaEventRecord(self, event: int, _stream: int) -> None:  # noqa: N802
+        self.events[event] = 2.5 * sum(call == "cudaEventRecord" for call in self.calls)  # milliseconds
+
+    def _cudaEventSynchronize(self, event: int) -> None:  # noqa: N802
+        assert self.events[event]
+
+    def _cudaEventElapsedTime(self, start: int, end: int) -> float:  # noqa: N802
+        return self.events[end] - self.events[start]
+
+    def _cudaEventDestroy(self, event: int) -> None:  # noqa: N802
+        del self.events[event]
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCudart]:
+    """The fake in place of cuda-bindings."""
+    fake = FakeCudart()
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", fake)
+    yield fake
+    fake.fails.clear()

@@ -1,0 +1,120 @@
+import gc
+import pickle
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from workers.cuda import CudaError, DeviceBuffer, HostBuffer, Stream, copy_to_device, copy_to_host, memory_info
+
+if TYPE_CHECKING:
+    from tests.workers.cuda.conftest import FakeCudart
+
+
+def test_a_buffer_is_given_back_when_it_is_closed_and_only_once(cuda: "FakeCudart") -> None:
+    buffer = DeviceBuffer(100)
+    assert (list(cuda.memory), buffer.nbytes) == ([buffer.pointer], 100)
+    buffer.close()
+    assert not cuda.memory
+    assert (buffer.pointer, buffer.nbytes) == (0, 0)
+    buffer.close()
+    del buffer
+    assert cuda.calls.count("cudaFree") == 1
+
+
+@pytest.mark.parametrize("kind", [DeviceBuffer, HostBuffer])
+def test_a_buffer_nothing_refers_to_is_given_back(
+    cuda: "FakeCudart", kind: type[DeviceBuffer] | type[HostBuffer]
+) -> None:
+    buffer = kind(100)
+    assert cuda.memory
+    del buffer
+    assert not cuda.memory
+
+
+def test_a_buffer_grows_on_demand_and_never_shrinks(cuda: "FakeCudart") -> None:
+    with DeviceBuffer(100) as buffer:
+        first = buffer.pointer
+        buffer.reserve(50)
+        assert (buffer.pointer, buffer.nbytes) == (first, 100)
+        buffer.reserve(1000)
+        assert list(cuda.memory) == [buffer.pointer]
+        assert buffer.nbytes == 1000
+    assert not cuda.memory
+
+
+def test_the_old_memory_is_given_back_before_more_is_asked_for(cuda: "FakeCudart") -> None:
+    with DeviceBuffer(100) as buffer:
+        buffer.reserve(1000)
+        assert cuda.calls == ["cudaMalloc", "cudaFree", "cudaMalloc"]
+
+
+def test_an_empty_tensor_has_an_address_too(cuda: "FakeCudart") -> None:
+    with DeviceBuffer(0) as buffer:
+        assert list(cuda.memory) == [buffer.pointer]
+
+
+def test_too_little_memory_is_an_error_of_its_own_that_names_the_remedy(cuda: "FakeCudart") -> None:
+    buffer = DeviceBuffer(100)
+    cuda.fails["cudaMalloc"] = 2
+    with pytest.raises(CudaError) as caught:
+        buffer.reserve(1000)
+    assert (caught.value.code, caught.value.name) == ("device_out_of_memory", "cudaErrorMemoryAllocation")
+    assert "out of memory" in caught.value.detail
+    assert "ENGINESMITH_RESIDENT_BYTES" in caught.value.detail
+    assert "max shapes" in caught.value.detail
+    assert (buffer.pointer, buffer.nbytes) == (0, 0)
+    del cuda.fails["cudaMalloc"]
+    buffer.reserve(1000)
+    assert buffer.nbytes == 1000
+    buffer.close()
+
+
+def test_any_other_failure_has_cudas_own_name_and_words_and_survives_a_socket(cuda: "FakeCudart") -> None:
+    cuda.fails["cudaMemGetInfo"] = 700
+    with pytest.raises(CudaError) as caught:
+        memory_info()
+    error = pickle.loads(pickle.dumps(caught.value))  # noqa: S301 - our own
+    assert (error.code, error.name) == ("device_failed", "cudaErrorIllegalAddress")
+    assert "an illegal memory access was encountered" in error.detail
+
+
+@pytest.mark.usefixtures("cuda")
+def test_arrays_travel_to_the_device_and_back() -> None:
+    sent = np.arange(12, dtype=np.float16).reshape(3, 4)
+    received = np.zeros_like(sent)
+    with Stream() as stream, DeviceBuffer(sent.nbytes) as buffer:
+        copy_to_device(buffer.pointer, sent, stream)
+        copy_to_host(received, buffer.pointer, stream)
+        stream.synchronize()
+    assert np.array_equal(sent, received)
+
+
+@pytest.mark.usefixtures("cuda")
+def test_bytes_at_an_address_travel_as_well() -> None:
+    sent, received = np.arange(8, dtype=np.uint8), np.zeros(8, np.uint8)
+    with Stream() as stream, DeviceBuffer(8) as buffer:
+        copy_to_device(buffer.pointer, (sent.ctypes.data, 4), stream)
+        copy_to_host((received.ctypes.data, 4), buffer.pointer, stream)
+    assert received.tolist() == [0, 1, 2, 3, 0, 0, 0, 0]
+
+
+@pytest.mark.usefixtures("cuda")
+def test_an_array_with_gaps_is_refused() -> None:
+    with Stream() as stream, DeviceBuffer(64) as buffer, pytest.raises(ValueError, match="not contiguous"):
+        copy_to_device(buffer.pointer, np.zeros((4, 4))[:, ::2], stream)
+
+
+def test_a_view_shows_the_buffers_own_bytes_and_keeps_them(cuda: "FakeCudart") -> None:
+    buffer = HostBuffer()
+    view = buffer.view((2, 3), np.dtype(np.float32))
+    view[:] = 7
+    assert buffer.nbytes == 24
+    assert np.array_equal(np.asarray(buffer).view(np.float32), np.full(6, 7, np.float32))
+    del buffer
+    gc.collect()
+    assert cuda.memory
+    assert view.sum() == 42
+    del view
+    gc.collect()
+    assert not cuda.memory

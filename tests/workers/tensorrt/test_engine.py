@@ -1,0 +1,170 @@
+"""What an engine on the device is given when parameters change; the device is a stand-in."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.workers.networks import Network, bound, checkpoint, convolution, perceptron
+from tests.workers.tensorrt.compiled_graphs import definition_of
+from tests.workers.tensorrt.releases import release_8, release_10
+from workers.backends.base import BackendError, ParameterSource, TensorFile
+from workers.backends.tensorrt import engine as module
+from workers.backends.tensorrt.capabilities import capabilities
+from workers.backends.tensorrt.engine import TensorrtEngine
+from workers.backends.tensorrt.log import Log
+from workers.backends.tensorrt.refitting import Named
+from workers.backends.tensorrt.slots import lay_out
+from workers.tensors import Array, ParameterFiles
+
+Sources = tuple[ParameterSource, ...]
+
+
+class Device:
+    """Stands for a deserialized engine with these replaceable weights; `set` are those it was given last."""
+
+    def __init__(self, weights: Iterable[str]) -> None:
+        self.weights = frozenset(weights)
+        self.set: dict[str, Array] = {}
+        self.combined: list[str] = []
+
+    def refit(
+        self,
+        _engine: object,
+        weights: Iterable[Named],
+        _can: object,
+        _log: object,
+        others: Callable[[Sequence[str]], Iterable[Named]],
+    ) -> int:
+        self.set = {name: np.array(array) for name, array, _ in (*weights, *others(self.combined))}
+        return len(self.set)
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Device:
+    device = Device(["0.weight", "0.bias", "1.weight", "1.bias"])
+    monkeypatch.setattr(module, "refit", device.refit)
+    monkeypatch.setattr(module, "refittable_weights", lambda _engine, _log: device.weights)
+    return device
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Network:
+    return perceptron(tmp_path / "net.onnx")
+
+
+def versions(network: Network, folder: Path) -> tuple[dict[str, TensorFile], dict[str, TensorFile]]:
+    first, second = (checkpoint(folder / f"{seed}.safetensors", network.weights(seed)) for seed in (1, 2))
+    return first, second
+
+
+def loaded(network: Network, held: Sources, library: Any = None, **kept: Any) -> TensorrtEngine:  # noqa: ANN401
+    layout = lay_out(definition_of(network))
+    can = capabilities(library or release_10())
+    contents = {one.name: one.content for one in held}
+    device: Any = SimpleNamespace(refittable=True)  # in place of a `trt.ICudaEngine`
+    return TensorrtEngine(device, layout, contents, can, Log(), plan_bytes=1, **kept)
+
+
+def give(engine: TensorrtEngine, sources: Sources, folder: Path) -> int:
+    return engine.give(sources, ParameterFiles(folder / "made"), lambda _done, _total: None)
+
+
+def test_only_what_changed_is_set(network: Network, device: Device, tmp_path: Path) -> None:
+    first, second = versions(network, tmp_path)
+    engine = loaded(network, bound(network, first))
+
+    assert give(engine, bound(network, first | {"1.bias": second["1.bias"]}), tmp_path) == 1
+
+    assert set(device.set) == {"1.bias"}
+    np.testing.assert_array_equal(device.set["1.bias"], network.weights(2)["1.bias"])
+
+
+def test_nothing_is_set_where_nothing_changed(network: Network, device: Device, tmp_path: Path) -> None:
+    first, _ = versions(network, tmp_path)
+    assert give(loaded(network, bound(network, first)), bound(network, first), tmp_path) == 0
+    assert device.set == {}
+
+
+def test_an_engine_remembers_what_it_was_given(network: Network, device: Device, tmp_path: Path) -> None:
+    first, second = (bound(network, one) for one in versions(network, tmp_path))
+    engine = loaded(network, first)
+    assert [give(engine, one, tmp_path) for one in (second, second, first)] == [4, 0, 4]
+    np.testing.assert_array_equal(device.set["0.weight"], network.weights(1)["0.weight"])
+
+
+def test_weights_that_tensorrt_combined_are_set_from_the_same_version(
+    network: Network, device: Device, tmp_path: Path
+) -> None:
+    first, second = versions(network, tmp_path)
+    device.combined = ["0.bias", "a constant of the graph"]
+    changed = bound(network, first | {"0.weight": second["0.weight"]})
+
+    assert give(loaded(network, bound(network, first)), changed, tmp_path) == 2
+
+    np.testing.assert_array_equal(device.set["0.bias"], network.weights(1)["0.bias"])
+
+
+def test_a_parameter_the_compiled_form_has_not_kept_is_refused_only_if_it_changes(
+    network: Network, device: Device, tmp_path: Path
+) -> None:
+    first, second = versions(network, tmp_path)
+    device.weights -= {"0.bias"}
+    engine = loaded(network, bound(network, first))
+
+    assert give(engine, bound(network, second | {"0.bias": first["0.bias"]}), tmp_path) == 3
+    with pytest.raises(BackendError, match=r"has not kept 0\.bias as weights") as error:
+        give(engine, bound(network, second), tmp_path)
+
+    assert error.value.code == "not_refittable"
+    assert "Build an engine for these weights" in error.value.detail
+
+
+def test_a_stripped_engine_is_given_everything_it_can_take_once(
+    network: Network, device: Device, tmp_path: Path
+) -> None:
+    first, second = versions(network, tmp_path)
+    device.weights -= {"0.bias"}  # compiled in, so not stripped
+    engine = loaded(network, bound(network, first), stripped=True)
+
+    assert give(engine, bound(network, first), tmp_path) == 3
+    assert set(device.set) == {"0.weight", "1.weight", "1.bias"}
+    assert give(engine, bound(network, first | {"1.bias": second["1.bias"]}), tmp_path) == 1
+
+
+def test_a_normalisation_sets_the_weights_it_is_folded_into(device: Device, tmp_path: Path) -> None:
+    network = convolution(tmp_path / "net.onnx")
+    first, second = versions(network, tmp_path)
+    layout = lay_out(definition_of(network))
+    device.weights = frozenset(slot.name for slot in layout.slots)
+
+    give(loaded(network, bound(network, first)), bound(network, first | {"bn.var": second["bn.var"]}), tmp_path)
+
+    assert set(device.set) == {slot.name for slot in layout.readers["bn.var"]}
+    assert "conv.weight" not in device.set
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "kept"),
+    [
+        ("I64", [1, -(2**40), 2**40, 7], [1, -(2**31), 2**31 - 1, 7]),
+        ("F64", [1.5, -1e300, 1e300, 7], [1.5, -3.4028235e38, 3.4028235e38, 7]),
+    ],
+)
+def test_values_beyond_what_tensorrt_8_computes_with_become_its_limits(
+    device: Device, tmp_path: Path, dtype: str, values: list[float], kept: list[float]
+) -> None:
+    network = perceptron(tmp_path / "net.onnx", dtype, width=2, depth=1)
+    weights = network.weights(1)
+    first = checkpoint(tmp_path / "1.safetensors", weights)
+    changed = weights["0.weight"].dtype.type(values).reshape(2, 2)
+    second = checkpoint(tmp_path / "2.safetensors", {"0.weight": changed})
+
+    give(loaded(network, bound(network, first), release_8()), bound(network, first | second), tmp_path)
+
+    narrow = np.dtype(np.int32 if dtype == "I64" else np.float32)
+    np.testing.assert_array_equal(device.set["0.weight"], np.array(kept, narrow).reshape(2, 2))
+    assert device.set["0.weight"].dtype == narrow

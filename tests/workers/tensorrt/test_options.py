@@ -1,0 +1,53 @@
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from tests.workers.tensorrt.releases import release_8, release_10
+from workers.backends.base import BackendError
+from workers.backends.tensorrt.capabilities import capabilities, lacking, options_schema
+from workers.backends.tensorrt.options import settled
+
+EIGHT, TEN = capabilities(release_8()), capabilities(release_10())
+
+
+def settle(options: Mapping[str, Any], *, eight: bool = False) -> dict[str, Any]:
+    can = EIGHT if eight else TEN
+    return settled(options, options_schema(can, refit=True), lacking(can, refit=True))
+
+
+def test_options_that_are_left_out_have_their_defaults() -> None:
+    options = settle({"tf32": True})
+    assert options["tf32"] is True
+    assert (options["refit"], options["precision"], options["optimization_level"]) == ("all", "definition", 3)
+    assert options["strip_weights"] is False
+    assert "workspace_bytes" not in options  # TensorRT's own choice
+    assert "weight_streaming_budget" not in options
+
+
+def test_every_refused_option_is_named_at_once() -> None:
+    with pytest.raises(BackendError) as error:
+        settle({"optimization_level": 9, "tf32": "yes", "nonsense": 1, "precision": "fp16"})
+    assert error.value.code == "bad_option"
+    assert "optimization_level=9: bad value" in error.value.detail
+    assert "tf32='yes': bad value" in error.value.detail
+    assert "nonsense=1: unknown option" in error.value.detail
+    assert "precision" not in error.value.detail
+    assert "GET /v1/workers" in error.value.detail
+
+
+def test_an_option_of_other_releases_is_refused_with_the_reason() -> None:
+    with pytest.raises(BackendError, match=r"strip_weights=True: \w+ 8\.6\.1 has no weight stripping"):
+        settle({"strip_weights": True}, eight=True)
+
+
+@pytest.mark.parametrize("options", [{"strip_weights": True}, {"strip_weights": True, "refit": ["a.weight"]}])
+def test_weights_may_be_stripped_where_a_refit_can_put_them_back(options: dict[str, Any]) -> None:
+    assert settle(options)["strip_weights"]
+
+
+def test_weights_that_no_refit_could_change_are_not_stripped() -> None:
+    with pytest.raises(BackendError, match="strip_weights") as error:
+        settle({"strip_weights": True, "refit": "none"})
+    assert error.value.code == "bad_option"
+    assert 'Use refit "all"' in error.value.detail

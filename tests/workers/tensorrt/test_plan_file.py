@@ -1,0 +1,35 @@
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from workers.backends.tensorrt.plan_file import mapped_plan, write_plan
+
+
+@pytest.mark.parametrize("size", [0, 1, 5_000_000])
+def test_a_plan_is_written_whole_and_its_digest_is_the_files(tmp_path: Path, size: int) -> None:
+    plan = bytes(range(256)) * (size // 256) + bytes(size % 256)
+    path = tmp_path / "engine.plan"
+    path.write_bytes(b"longer than what is written, or older" * 3)
+
+    digest, nbytes = write_plan(plan, path)
+
+    assert path.read_bytes() == plan
+    assert (digest, nbytes) == (f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}", size)
+
+
+def test_a_plan_of_wider_elements_is_written_by_its_bytes(tmp_path: Path) -> None:
+    plan = memoryview(bytes(range(64))).cast("i")
+    digest, nbytes = write_plan(plan, tmp_path / "engine.plan")
+    assert nbytes == 64
+    assert digest == f"sha256:{hashlib.sha256(bytes(range(64))).hexdigest()}"
+
+
+def test_a_mapped_plan_is_the_files_content_and_read_only(tmp_path: Path) -> None:
+    (tmp_path / "engine.plan").write_bytes(b"plan")
+    with mapped_plan(tmp_path / "engine.plan") as mapped:
+        assert bytes(mapped) == b"plan"
+        assert memoryview(mapped).nbytes == 4
+        with pytest.raises(TypeError):
+            mapped[0] = 0
+    assert mapped.closed

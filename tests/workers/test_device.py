@@ -1,0 +1,41 @@
+import pytest
+
+from workers.backends.base import BackendError
+from workers.device import describe_device, device_environment, resident_limit
+
+ALL_MINE = {"CUDA_VISIBLE_DEVICES": "4,GPU-8f6b, 6"}
+
+
+def test_without_cuda_visible_devices_the_number_counts_all_gpus_in_the_order_of_their_addresses() -> None:
+    assert device_environment("cuda:2", {}) == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "2"}
+
+
+@pytest.mark.parametrize(("device", "shown"), [("cuda:0", "4"), ("cuda:1", "GPU-8f6b"), ("cuda:2", "6")])
+def test_the_number_counts_within_cuda_visible_devices(device: str, shown: str) -> None:
+    assert device_environment(device, ALL_MINE)["CUDA_VISIBLE_DEVICES"] == shown
+
+
+def test_an_order_that_is_set_is_kept() -> None:
+    environment = device_environment("cuda:0", {"CUDA_DEVICE_ORDER": "FASTEST_FIRST"})
+    assert environment["CUDA_DEVICE_ORDER"] == "FASTEST_FIRST"
+
+
+@pytest.mark.parametrize(
+    ("visible", "shows"),
+    [("4,5,6", r"3 GPUs \(4, 5, 6\)"), ("", r"0 GPUs \(none\)"), ("-1", "0 GPUs"), ("0,-1,1,2", r"1 GPUs \(0\)")],
+)
+def test_a_number_beyond_them_is_refused_with_those_there_are(visible: str, shows: str) -> None:
+    with pytest.raises(BackendError, match=f"cuda:3 does not exist: CUDA_VISIBLE_DEVICES shows {shows}"):
+        device_environment("cuda:3", {"CUDA_VISIBLE_DEVICES": visible})
+
+
+def test_a_cpu_comes_without_any_gpu() -> None:
+    assert device_environment("cpu", ALL_MINE) == {"CUDA_VISIBLE_DEVICES": ""}
+
+
+def test_a_cpu_is_described_by_its_cores_and_memory() -> None:
+    device = describe_device("cpu")
+    assert device["kind"] == "cpu"
+    assert "cores" in device["name"]
+    assert 0 < device["memory_free"] <= device["memory_total"]
+    assert resident_limit(device) == 4 << 30

@@ -1,0 +1,306 @@
+"""Lazy refits and the plans written after them, with a backend whose plans hold the weights."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from safetensors.numpy import load
+from sqlalchemy import select
+
+from app.artifacts.service import collect_orphans
+from app.artifacts.store import ArtifactStore
+from app.artifacts.tables import Blob, BlobUse
+from app.jobs.service import create, get_job
+from tests.workers.networks import Network, Weights, perceptron
+from tests.workers.service import Service, computed, service_with
+from tests.workers.weight_holding import OFFERED, PLATFORM, HeldWeights, HostInProcess
+from workers.backends.base import Arrays, BackendError, Materialise, Refit, Request, Verify
+from workers.runner import run_job
+from workers.worker import Worker
+
+Array = np.ndarray[Any, np.dtype[Any]]
+PATIENCE_S = 30
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Network:
+    return perceptron(tmp_path / "network.onnx")
+
+
+@pytest.fixture
+def weights(network: Network) -> Weights:
+    return network.weights(seed=1)
+
+
+@pytest.fixture
+def second(weights: Weights) -> Weights:
+    return {"0.bias": np.asarray(weights["0.bias"]) + 1}
+
+
+@pytest.fixture
+def x() -> Array:
+    return np.random.default_rng(7).standard_normal((3, 8)).astype(np.float32)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> HostInProcess:
+    (tmp_path / "host").mkdir()
+    return HostInProcess(tmp_path / "host")
+
+
+@pytest.fixture
+def net(client: TestClient, worker: Worker, host: HostInProcess, network: Network, weights: Weights) -> Service:
+    """A service with engine 1, whose plan holds weights 1."""
+    worker.host.close()
+    net = service_with(client, replace(worker, host=host, offered=OFFERED), network, weights)  # type: ignore[arg-type]
+    assert net.result("/builds", {"definition": 1, "weights": 1, "backend": "tensorrt"})["engine"] == 1
+    return net
+
+
+def engine(net: Service, number: int) -> dict[str, Any]:
+    found: dict[str, Any] = net.client.get(f"/v1/models/net/engines/{number}").json()
+    return found
+
+
+def refit_lazily(net: Service, changed: Weights, parent: int = 1) -> dict[str, Any]:
+    weights = net.add_weights(changed, base=parent)
+    return net.result("/refits", {"engine": parent, "weights": weights, "materialise": "lazy"})
+
+
+def asked(host: HostInProcess, kind: type[Request], do: Callable[[], None]) -> None:
+    """Have `do` called before the next request of this kind is carried out."""
+
+    def before(request: Request) -> None:
+        if isinstance(request, kind):
+            host.before = lambda _request: None
+            do()
+
+    host.before = before
+
+
+def test_a_lazy_refit_publishes_an_engine_that_runs_without_a_plan(
+    net: Service, weights: Weights, second: Weights, x: Array
+) -> None:
+    result = refit_lazily(net, second)
+    assert (result["engine"], result["method"], result["materialised"]) == (2, "refit", False)
+    found = engine(net, 2)
+    assert (found["platform"], found["materialised"], found["plan_digest"]) == (PLATFORM, False, None)
+    assert found["verification"]["ok"] is True
+    np.testing.assert_allclose(net.run(2, x), computed({**weights, **second}, x), rtol=1e-5)
+    np.testing.assert_allclose(net.run(1, x), computed(weights, x), rtol=1e-5)
+
+
+def test_an_eager_refit_publishes_its_own_plan(net: Service, weights: Weights, second: Weights) -> None:
+    result = net.result("/refits", {"engine": 1, "weights": net.add_weights(second)})
+    assert result["materialised"] is True
+    plan = load(net.client.get("/v1/models/net/engines/2/plan").content)
+    for name, value in {**weights, **second}.items():
+        np.testing.assert_array_equal(plan[name], value)
+
+
+def test_an_engine_without_a_plan_is_loaded_from_its_base_once_the_host_has_forgotten_it(
+    net: Service, host: HostInProcess, weights: Weights, second: Weights, x: Array
+) -> None:
+    third = {"1.bias": np.asarray(weights["1.bias"]) - 1}
+    refit_lazily(net, second)
+    host.close()
+    refit_lazily(net, third, parent=2)
+    host.close()
+    np.testing.assert_allclose(net.run(3, x), computed({**weights, **second, **third}, x), rtol=1e-5)
+    base = net.worker.store.local_path(engine(net, 1)["plan_digest"])
+    assert host.backend.loaded == [str(base)] * 2
+    manifest = net.client.get("/v1/models/net/engines/3/manifest").json()
+    assert (manifest["plan"]["base"], manifest["parents"][0]["number"]) == (1, 2)
+
+
+def test_a_refit_writes_the_plan_of_an_engine_whose_parent_has_none(
+    net: Service, host: HostInProcess, weights: Weights, second: Weights, x: Array
+) -> None:
+    third = {"1.bias": np.asarray(weights["1.bias"]) - 1}
+    refit_lazily(net, second)
+    result = net.result("/refits", {"engine": 2, "weights": net.add_weights(third, base=2)})
+    assert result["materialised"] is True
+    host.close()
+    np.testing.assert_allclose(net.run(3, x), computed({**weights, **second, **third}, x), rtol=1e-5)
+    assert host.backend.loaded == [str(net.worker.store.local_path(engine(net, 3)["plan_digest"]))]
+
+
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_a_plan_written_later_is_the_engines_own(
+    net: Service, host: HostInProcess, weights: Weights, second: Weights, x: Array, *, forgotten: bool
+) -> None:
+    refit_lazily(net, second)
+    if forgotten:
+        host.close()
+    job = net.do("/engines/2/materialise", {})
+    assert (job["state"], job["kind"], job["result"]["engine"]) == ("succeeded", "materialise", 2)
+    found = engine(net, 2)
+    assert (found["materialised"], found["plan_digest"]) == (True, job["result"]["plan_digest"])
+    assert job["result"]["seconds"]["total"] > 0
+    host.close()
+    host.backend.loaded.clear()
+    np.testing.assert_allclose(net.run(2, x), computed({**weights, **second}, x), rtol=1e-5)
+    assert host.backend.loaded == [str(net.worker.store.local_path(found["plan_digest"]))]
+
+
+def test_engines_of_one_compiled_plan_share_it_in_name(net: Service, second: Weights) -> None:
+    refit_lazily(net, second)
+    net.result("/engines/2/materialise", {})
+    roots = [net.client.get(f"/v1/models/net/engines/{number}/manifest").json()["plan"]["root"] for number in (1, 2)]
+    assert roots == [engine(net, 1)["plan_digest"]] * 2
+    assert engine(net, 2)["plan_digest"] != roots[0]
+
+
+def test_of_two_jobs_that_write_a_plan_the_slower_takes_what_is_there(
+    net: Service, host: HostInProcess, second: Weights
+) -> None:
+    refit_lazily(net, second)
+    slower = net.post("/engines/2/materialise", {})["id"]
+    faster: list[str] = []
+
+    def overtake() -> None:
+        """Do another job for the same plan, from its load to its end, while the first one writes."""
+        with net.worker.database.transaction() as session:
+            request = {"engine_id": get_job(session, slower).request["engine_id"]}
+            job = create(session, kind="materialise", model_id=1, queue="any", request=request)
+        faster.append(job.id)
+        run_job(net.worker, job.id)
+
+    asked(host, Materialise, overtake)
+    run_job(net.worker, slower)
+    digests = [net.job(job_id)["result"]["plan_digest"] for job_id in (*faster, slower)]
+    assert digests == [engine(net, 2)["plan_digest"]] * 2
+    with net.worker.database.reading() as session:
+        plans = [use.digest for use in session.scalars(select(BlobUse).where(BlobUse.owner == "engine:2"))]
+    assert plans == digests[:1]
+
+
+def test_a_job_that_finds_the_plan_written_succeeds_with_it(net: Service, second: Weights) -> None:
+    refit_lazily(net, second)
+    first = net.post("/engines/2/materialise", {})["id"]
+    with net.worker.database.transaction() as session:
+        request = get_job(session, first).request
+        late = create(session, kind="materialise", model_id=1, queue="any", request=request).id
+    for job_id in (first, late):
+        run_job(net.worker, job_id)
+    assert net.job(late)["result"] == net.job(first)["result"] | {"seconds": {"total": 0.0}}
+
+
+def test_the_plan_of_a_base_outlives_collection(
+    net: Service, host: HostInProcess, weights: Weights, second: Weights, x: Array
+) -> None:
+    refit_lazily(net, second)
+    collect_orphans(net.worker.database, net.worker.store, older_than_s=-1)
+    host.close()
+    np.testing.assert_allclose(net.run(2, x), computed({**weights, **second}, x), rtol=1e-5)
+
+
+def test_a_plan_is_put_into_the_store_while_the_engine_is_verified(
+    net: Service, host: HostInProcess, second: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = threading.Barrier(2)
+
+    def meet() -> None:
+        both.wait(PATIENCE_S)  # broken, and so an error, where the other side does not come
+
+    put_file = net.worker.store.put_file
+
+    def put(path: Path, *, digest: str | None = None) -> tuple[str, int]:
+        meet()
+        return put_file(path, digest=digest)
+
+    monkeypatch.setattr(net.worker.store, "put_file", put)
+    asked(host, Verify, meet)
+    result = net.result("/refits", {"engine": 1, "weights": net.add_weights(second)})
+    assert result["materialised"] is True
+
+
+def test_the_plan_can_still_be_loaded_where_it_was_written_while_it_is_put(
+    net: Service, host: HostInProcess, second: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = threading.Event()
+    put_file = net.worker.store.put_file
+
+    def put(path: Path, *, digest: str | None = None) -> tuple[str, int]:
+        made = put_file(path, digest=digest)
+        done.set()
+        return made
+
+    def forget() -> None:
+        assert done.wait(PATIENCE_S)
+        host.close()
+
+    monkeypatch.setattr(net.worker.store, "put_file", put)
+    asked(host, Verify, forget)
+    assert net.result("/refits", {"engine": 1, "weights": net.add_weights(second)})["engine"] == 2
+
+
+@pytest.mark.parametrize("fault", ["verification_failed", "load_failed"])
+def test_the_plan_of_an_engine_that_is_not_published_is_left_to_collection(
+    net: Service,
+    second: Weights,
+    store: ArtifactStore,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: str,
+) -> None:
+    put: list[str] = []
+    put_file = net.worker.store.put_file
+
+    def noted_put(path: Path, *, digest: str | None = None) -> tuple[str, int]:
+        put.append(str(digest))
+        return put_file(path, digest=digest)
+
+    def broken(_engine: HeldWeights, inputs: Arrays) -> dict[str, Array]:
+        if fault == "load_failed":
+            raise BackendError(fault, "It broke.")
+        return {"y": inputs["x"] - 1}
+
+    monkeypatch.setattr(net.worker.store, "put_file", noted_put)
+    monkeypatch.setattr(HeldWeights, "run", broken)
+    job = net.do("/refits", {"engine": 1, "weights": net.add_weights(second)})
+    assert (job["state"], job["error"]["code"]) == ("failed", fault)
+    assert [row["number"] for row in net.engines()] == [1]
+    with net.worker.database.reading() as session:
+        assert session.get(Blob, put[0]) is not None
+        assert session.scalar(select(BlobUse).where(BlobUse.digest == put[0])) is None
+    collect_orphans(net.worker.database, store, older_than_s=-1)
+    assert store.size(put[0]) is None
+
+
+def test_a_put_that_fails_fails_the_job_and_leaves_nothing(
+    net: Service, second: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_path: Path, *, digest: str | None = None) -> tuple[str, int]:
+        raise OSError(f"no room for {digest}")
+
+    monkeypatch.setattr(net.worker.store, "put_file", full)
+    job = net.do("/refits", {"engine": 1, "weights": net.add_weights(second)})
+    assert job["state"] == "queued"  # the disk may have room again
+    assert [row["number"] for row in net.engines()] == [1]
+
+
+def test_a_download_waits_for_its_worker(net: Service, second: Weights, weights: Weights) -> None:
+    refit_lazily(net, second)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(net.client.get, "/v1/models/net/engines/2/plan")
+        while not (jobs := net.client.get("/v1/jobs", params={"kind": "materialise"}).json()["data"]):
+            pass
+        run_job(net.worker, jobs[0]["id"])
+        plan = load(answer.result(PATIENCE_S).content)
+    np.testing.assert_array_equal(plan["0.bias"], second["0.bias"])
+    np.testing.assert_array_equal(plan["1.bias"], weights["1.bias"])
+
+
+def test_a_refit_asks_its_host_for_what_the_client_asked(net: Service, host: HostInProcess, second: Weights) -> None:
+    requests: list[Request] = []
+    host.before = requests.append
+    weights = net.add_weights(second)
+    net.result("/refits", {"engine": 1, "weights": weights, "materialise": "lazy", "reuse": False})
+    net.result("/refits", {"engine": 1, "weights": weights, "reuse": False})
+    assert [one.materialise for one in requests if isinstance(one, Refit)] == [False, True]

@@ -1,0 +1,302 @@
+"""The TensorRT backend: plans hold weights, and a refit replaces them in the engine on the device.
+
+Between a definition's parameters and an engine's weights lies a layout of slots (`slots`): most slots are one
+parameter's bytes where they lie in a checkpoint file, a few are computed from several. It follows from the definition
+and the option `refit_layout` alone, so it need not be kept with a plan.
+"""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workers.backends import onnx_graph
+from workers.backends.base import (
+    BackendError,
+    Build,
+    Built,
+    EngineFile,
+    LoadedEngine,
+    Materialise,
+    Materialised,
+    Offered,
+    ParameterSource,
+    Progress,
+    Refit,
+    Refitted,
+    Report,
+)
+from workers.backends.stopwatch import Stopwatch
+from workers.backends.tensorrt import graph
+from workers.backends.tensorrt.capabilities import (
+    Capabilities,
+    capabilities,
+    default_target,
+    lacking,
+    options_schema,
+)
+from workers.backends.tensorrt.compiler import Compiler
+from workers.backends.tensorrt.engine import TensorrtEngine
+from workers.backends.tensorrt.library import NAME, trt
+from workers.backends.tensorrt.log import process_log
+from workers.backends.tensorrt.options import settled
+from workers.backends.tensorrt.plan_file import mapped_plan, write_plan
+from workers.backends.tensorrt.slots import Layout, lay_out
+from workers.tensors import ParameterFiles
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """The GPU engines are compiled for and run on: its name, and its compute capability ("9.0")."""
+
+    name: str
+    compute_capability: str
+
+    @property
+    def is_ampere_plus(self) -> bool:
+        """Whether it runs what TensorRT compiles for Ampere and everything newer."""
+        return int(self.compute_capability.partition(".")[0]) >= 8
+
+    def shared(self, level: str) -> str:
+        """Name this and all other GPUs that run what is compiled here with a level of hardware compatibility."""
+        return f"compute_capability_{self.compute_capability}" if level == "same_compute_capability" else level
+
+
+class TensorrtBackend:
+    """Compiles, refits and runs on one GPU; on a machine without one, TensorRT-RTX compiles for others."""
+
+    refits_in_place = True
+
+    def __init__(self, gpu: Gpu | None, scratch: Path, files: ParameterFiles) -> None:
+        """Open the backend on a GPU, or without one."""
+        self._gpu = gpu
+        self._scratch = scratch
+        self._files = files
+        self._can = capabilities()
+        self._log = process_log()
+        self._compiler = Compiler(self._can, self._log)
+        self._runtime = trt.Runtime(self._log) if gpu is not None else None
+        self.offered = offered(self._can, gpu)
+
+    def build(self, request: Build, report: Report) -> tuple[Built, LoadedEngine | None]:
+        """Compile, write the plan, and load it where this device can.
+
+        Facts say which parameters the compiled form has not kept as weights of their own (`fixed_parameters`): other
+        values of these take another build.
+        """
+        self._log.attach(report)
+        watch = Stopwatch(report)
+        options = self._settled(request.options)
+        layout = _layout(request.definition, options)
+        with watch.phase("map"):
+            values = self._files.locate(request.parameters, _stepping(report))
+        with tempfile.TemporaryDirectory(prefix="graph-", dir=self._scratch) as folder:
+            path = graph.write(layout, values, Path(folder))
+            with watch.phase("compile"):
+                plan = self._compiler.compile(
+                    path,
+                    request.profiles,
+                    options,
+                    half=layout.holds("F16"),
+                    refittable=layout.slots_of(options["refit"]) if isinstance(options["refit"], list) else (),
+                    timing_cache=Path(request.timing_cache) if request.timing_cache else None,
+                )
+        del values
+        with ThreadPoolExecutor(1) as pool:
+            writing = pool.submit(write_plan, plan, Path(request.plan))
+            engine = None
+            if self._runtime is not None:
+                with watch.phase("load"):
+                    engine = self._loaded(plan, layout, options, request.parameters)
+                    engine.give(request.parameters, self._files, _stepping(report))  # what was stripped
+            with watch.phase("write"):
+                digest, nbytes = writing.result()
+        built = Built(
+            plan=request.plan,
+            plan_digest=digest,
+            nbytes=nbytes,
+            platform=self._platform(options),
+            facts=self._facts(layout, options, engine),
+            timings=watch.seconds,
+            backend_version=self._can.version,
+            timing_cache=self._written_timings(request),
+        )
+        return built, engine
+
+    def load(self, engine: EngineFile, report: Report) -> TensorrtEngine:
+        """Deserialize a plan and give it the engine's weights where the plan holds others."""
+        self._log.attach(report)
+        watch = Stopwatch(report)
+        options = self._settled(engine.options)
+        with watch.phase("load"):
+            loaded = self._unfitted(engine, options)
+        with watch.phase("refit"):
+            loaded.give(engine.parameters, self._files, _stepping(report))
+        return loaded
+
+    def refit(self, request: Refit, resident: LoadedEngine | None, report: Report) -> tuple[Refitted, LoadedEngine]:
+        """Replace the weights that differ, in place; where no engine of the compiled plan is resident, load it first.
+
+        Facts count the engine's weights that were set (`weights_set`): they are fewer than the parameters
+        changed where the layout packs several into one.
+        """
+        self._log.attach(report)
+        watch = Stopwatch(report)
+        options = self._settled(request.parent.options)
+        if isinstance(resident, TensorrtEngine):
+            engine, warm = resident, True
+        else:
+            with watch.phase("load"):
+                engine, warm = self._unfitted(request.parent, options), False
+        with watch.phase("refit"):
+            count = engine.give(request.parameters, self._files, _stepping(report))
+        refitted = Refitted(
+            **self._plan_of(request, engine, options, watch),
+            changed=_changed(request.parent.parameters, request.parameters),
+            warm=warm,
+            facts={"plan_holds_weights": not _stripped(options), "weights_set": count},
+            timings=watch.seconds,
+            backend_version=self._can.version,
+        )
+        return refitted, engine
+
+    def materialise(self, request: Materialise, engine: LoadedEngine, report: Report) -> Materialised:
+        """Serialize an engine with the weights it has now, so that it can be refitted again."""
+        if not isinstance(engine, TensorrtEngine):
+            raise TypeError(f"not an engine of this backend: {type(engine).__name__}")
+        self._log.attach(report)
+        watch = Stopwatch(report)
+        digest, nbytes = _serialized(engine, request.plan, watch)
+        return Materialised(request.plan, digest, nbytes, watch.seconds)
+
+    def _plan_of(
+        self, request: Refit, engine: TensorrtEngine, options: Mapping[str, Any], watch: Stopwatch
+    ) -> dict[str, Any]:
+        """Return path, digest and size of the refitted engine's plan, written if that is asked for."""
+        if _stripped(options):
+            size = Path(request.parent.plan).stat().st_size
+            return {"plan": request.parent.plan, "plan_digest": request.parent.root_plan, "nbytes": size}
+        if not request.materialise:
+            return {"plan": None, "plan_digest": None, "nbytes": 0}
+        digest, nbytes = _serialized(engine, request.plan, watch)
+        return {"plan": request.plan, "plan_digest": digest, "nbytes": nbytes}
+
+    def _unfitted(self, engine: EngineFile, options: Mapping[str, Any]) -> TensorrtEngine:
+        """Deserialize an engine's plan with whatever weights it holds."""
+        held = engine.parameters if engine.plan_parameters is None else engine.plan_parameters
+        with mapped_plan(Path(engine.plan)) as plan:
+            return self._loaded(plan, _layout(engine.definition, options), options, held)
+
+    def _loaded(
+        self,
+        plan: Any,  # noqa: ANN401 - trt.IHostMemory or a mapped file, a buffer
+        layout: Layout,
+        options: Mapping[str, Any],
+        held: Sequence[ParameterSource],
+    ) -> TensorrtEngine:
+        if self._runtime is None:
+            raise BackendError("no_gpu", f"{NAME} compiles here but runs nothing: this worker has no GPU.")
+        engine = self._runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            what = f"{NAME} {self._can.version} cannot load the plan"
+            raise self._log.failed("load_failed", what, "Build the engine again here.")
+        if "weight_streaming_budget" in options:
+            engine.weight_streaming_budget_v2 = min(options["weight_streaming_budget"], engine.streamable_weights_size)
+        return TensorrtEngine(
+            engine,
+            layout,
+            {one.name: one.content for one in held},
+            self._can,
+            self._log,
+            plan_bytes=memoryview(plan).nbytes,
+            stripped=_stripped(options),
+        )
+
+    def _settled(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        declared = self.offered.capabilities
+        return settled(options, declared["options"], declared["lacks"])
+
+    def _platform(self, options: Mapping[str, Any]) -> str:
+        """Name the machines that can load a plan built with these options."""
+        level = options["hardware_compatibility"]
+        if self._gpu is None:
+            return f"{self._can.version}/{options['compute_capability']}"
+        return f"{self._can.version}/{self._gpu.name if level == 'none' else self._gpu.shared(level)}"
+
+    def _facts(self, layout: Layout, options: Mapping[str, Any], engine: TensorrtEngine | None) -> dict[str, Any]:
+        facts = {
+            "library": NAME,
+            "plan_holds_weights": not _stripped(options),
+            "refit_layout": options["refit_layout"],
+            "slots": len(layout.slots),
+        }
+        return facts | (engine.facts if engine is not None else {"refittable": options["refit"] != "none"})
+
+    def _written_timings(self, request: Build) -> str | None:
+        """Return the path of what was timed so far; None where no later build could use it."""
+        path = Path(f"{request.plan}.timings")
+        return str(path) if self._compiler.write_timings(path) else None
+
+
+def offered(can: Capabilities, gpu: Gpu | None) -> Offered:
+    """Return what the fleet shows of this TensorRT on this GPU, or without one."""
+    refits = gpu is not None
+    names = [gpu.name, *_shared_platforms(can, gpu)] if gpu is not None else _targets(can)
+    platforms = tuple(f"{can.version}/{name}" for name in names)
+    capabilities = {
+        "build": True,
+        "refit": refits,
+        "run": refits,
+        "plan_holds_weights": True,
+        "profiles": "required for dynamic inputs",
+        "options": options_schema(can, refit=refits),
+        "lacks": lacking(can, refit=refits),
+        "notes": dict(can.faults),
+        "progress": can.progress_monitor,
+        "timing_cache": _timing_cache(can),
+    }
+    return Offered(can.version, platforms, platforms if refits else (), capabilities)
+
+
+def _shared_platforms(can: Capabilities, gpu: Gpu) -> list[str]:
+    return [gpu.shared(level.lower()) for level in can.hardware_levels if level != "AMPERE_PLUS" or gpu.is_ampere_plus]
+
+
+def _timing_cache(can: Capabilities) -> str:
+    if not can.times_kernels:
+        return "none"
+    return "stored" if can.readable_timing_cache else "kept in memory"
+
+
+def _targets(can: Capabilities) -> list[str]:
+    """Return the GPUs compiled for where none is here, the default first."""
+    first = default_target(can)
+    return [first, *(target for target in can.targets if target != first)]
+
+
+def _layout(definition: str, options: Mapping[str, Any]) -> Layout:
+    return lay_out(onnx_graph.parse(Path(definition).read_bytes()), options["refit_layout"])
+
+
+def _serialized(engine: TensorrtEngine, path: str, watch: Stopwatch) -> tuple[str, int]:
+    with watch.phase("serialize"):
+        plan = engine.serialize()
+    with watch.phase("write"):
+        return write_plan(plan, Path(path))
+
+
+def _changed(before: Sequence[ParameterSource], after: Sequence[ParameterSource]) -> int:
+    """Count the parameters whose values differ."""
+    contents = {one.name: one.content for one in before}
+    return sum(contents.get(one.name) != one.content for one in after)
+
+
+def _stripped(options: Mapping[str, Any]) -> bool:
+    return bool(options.get("strip_weights"))
+
+
+def _stepping(report: Report) -> Callable[[int, int], None]:
+    """Report each parameter that has to be computed."""
+    return lambda done, total: report(Progress("transform", done, total))

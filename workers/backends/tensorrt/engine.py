@@ -1,0 +1,180 @@
+"""A deserialized engine: the weights it holds at the moment, and running it."""
+
+import json
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto, numpy_helper
+
+from app.weights.dtypes import numpy_dtype
+from workers.backends import onnx_graph
+from workers.backends.base import Arrays, BackendError, ParameterSource
+from workers.backends.tensorrt.capabilities import Capabilities
+from workers.backends.tensorrt.execution import Execution
+from workers.backends.tensorrt.library import trt
+from workers.backends.tensorrt.log import Log
+from workers.backends.tensorrt.refitting import Expected, Named, refit, refittable_weights
+from workers.backends.tensorrt.slots import Layout, Slot, changed_slots, slot_value
+from workers.tensors import Array, MappedFiles, ParameterFiles
+
+MAX_NAMED = 10
+
+
+class TensorrtEngine:
+    """An engine on the device. `contents` says which values it holds, by parameter; a refit moves it on to others."""
+
+    def __init__(
+        self,
+        engine: trt.ICudaEngine,
+        layout: Layout,
+        contents: Mapping[str, Hashable],
+        can: Capabilities,
+        log: Log,
+        *,
+        plan_bytes: int,
+        stripped: bool = False,
+    ) -> None:
+        """`stripped` says that its replaceable weights have yet to be given to it."""
+        self._engine = engine
+        self._layout = layout
+        self._contents = contents
+        self._can = can
+        self._log = log
+        self._plan_bytes = plan_bytes
+        self._stripped = stripped
+
+    @property
+    def nbytes(self) -> int:
+        """Device memory for its weights and for one run, about."""
+        size = "device_memory_size_v2" if hasattr(self._engine, "device_memory_size_v2") else "device_memory_size"
+        return self._plan_bytes + int(getattr(self._engine, size))
+
+    @cached_property
+    def weights(self) -> frozenset[str]:
+        """The names of the weights that can be replaced."""
+        return refittable_weights(self._engine, self._log)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What there is to know of the compiled form."""
+        fixed = {source for slot in self._layout.slots if slot.name not in self.weights for source in slot.sources}
+        return {
+            "refittable": bool(self._engine.refittable),
+            "fixed_parameters": sorted(fixed) if self._engine.refittable else [],
+            "weights": len(self.weights),
+            "layers": self._engine.num_layers,
+            "run_bytes": self.nbytes - self._plan_bytes,
+        }
+
+    def give(
+        self, parameters: Sequence[ParameterSource], files: ParameterFiles, step: Callable[[int, int], None]
+    ) -> int:
+        """Replace the weights that other parameter values change, and return how many; BackendError.
+
+        Only what changed is located, computed and set. After an error the engine is in no defined state.
+        """
+        after = {one.name: one.content for one in parameters}
+        changed = changed_slots(self._layout, self._contents, after)
+        self._check_replaceable(changed)
+        if self._stripped:
+            changed = tuple(slot for slot in self._layout.slots if slot.name in self.weights)
+        count = 0
+        if changed:
+            values = _Values(self._layout, parameters, files, step, self._can)
+            count = refit(self._engine, values.of(changed), self._can, self._log, values.named)
+        self._contents, self._stripped = after, False
+        return count
+
+    def run(self, inputs: Arrays) -> dict[str, Array]:
+        """Run once; inputs and outputs by name, in the dtypes of the definition."""
+        return self._execution.run(inputs)
+
+    def measure(self, inputs: Arrays, *, iterations: int, warmup: int) -> Sequence[float]:
+        """Return the seconds each of `iterations` runs took on the device, after `warmup` others."""
+        return self._execution.measure(inputs, iterations=iterations, warmup=warmup)
+
+    def layers(self, inputs: Arrays) -> tuple[tuple[str, float], ...]:
+        """Return (name, seconds) of each layer of one run."""
+        return self._execution.layers(inputs)
+
+    def inspect(self) -> Any:  # noqa: ANN401 - JSON
+        """Return what TensorRT's engine inspector says; more where the engine was built with detailed profiling."""
+        inspector = self._engine.create_engine_inspector()
+        return json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+
+    def serialize(self) -> trt.IHostMemory:
+        """Return the plan with the weights held now, from which the engine can be loaded and refitted again."""
+        if not self._can.serialization_config:
+            return self._engine.serialize()
+        config = self._engine.create_serialization_config()
+        config.clear_flag(trt.SerializationFlag.EXCLUDE_WEIGHTS)
+        if self._can.include_refit:
+            config.set_flag(trt.SerializationFlag.INCLUDE_REFIT)  # type: ignore[attr-defined]  # came with 10.14
+        return self._engine.serialize_with_config(config)
+
+    @cached_property
+    def _execution(self) -> Execution:
+        outputs = onnx_graph.interface(self._layout.model.graph.output)
+        dtypes = {name: numpy_dtype(onnx_graph.DTYPE_NAMES[dtype]) for name, dtype in outputs}
+        return Execution(self._engine, dtypes, self._log)
+
+    def _check_replaceable(self, changed: Iterable[Slot]) -> None:
+        fixed = sorted({source for slot in changed if slot.name not in self.weights for source in slot.sources})
+        if fixed:
+            more = f" and {len(fixed) - MAX_NAMED} more" if len(fixed) > MAX_NAMED else ""
+            raise BackendError(
+                "not_refittable",
+                f"The compiled engine has not kept {', '.join(fixed[:MAX_NAMED])}{more} as weights that can be "
+                "replaced, and the new values differ. Build an engine for these weights instead.",
+            )
+
+
+class _Values:
+    """What an engine's weights are to be: slots located or computed one by one, and the graph's own constants."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        parameters: Sequence[ParameterSource],
+        files: ParameterFiles,
+        step: Callable[[int, int], None],
+        can: Capabilities,
+    ) -> None:
+        self._layout = layout
+        self._parameters = parameters
+        self._files = files
+        self._step = step
+        self._can = can
+        self._mapped = MappedFiles()
+
+    def of(self, slots: Sequence[Slot]) -> Iterator[Named]:
+        """Yield name, value and what the engine takes."""
+        needed = {source for slot in slots for source in slot.sources}
+        values = self._files.locate([one for one in self._parameters if one.name in needed], self._step)
+        for slot in slots:
+            yield self._named(slot.name, slot_value(slot, values, self._mapped), slot.dtype, slot.shape)
+
+    def named(self, names: Sequence[str]) -> Iterator[Named]:
+        """Yield the same for weights by their names, as far as the definition has them."""
+        yield from self.of([slot for slot in self._layout.slots if slot.name in names])
+        for tensor in self._layout.model.graph.initializer:
+            if tensor.name in names and tensor.data_location != TensorProto.EXTERNAL:
+                dtype = onnx_graph.DTYPE_NAMES[tensor.data_type]
+                yield self._named(tensor.name, numpy_helper.to_array(tensor), dtype, tuple(tensor.dims))
+
+    def _named(self, name: str, array: Array, dtype: str, shape: tuple[int, ...]) -> Named:
+        engine_dtype = self._can.engine_dtype(dtype)
+        return name, _narrowed(array, engine_dtype), Expected(engine_dtype, shape)
+
+
+def _narrowed(array: Array, dtype: "np.dtype[Any]") -> Array:
+    """Return integers and doubles as the narrower type in which TensorRT computes them; anything else as it is.
+
+    Values beyond it become its largest or smallest, as its ONNX parser has it.
+    """
+    if array.dtype.kind not in "if" or not array.dtype.itemsize > dtype.itemsize == 4:
+        return array
+    bounds = np.iinfo(dtype) if dtype.kind == "i" else np.finfo(dtype)
+    return np.clip(array, bounds.min, bounds.max).astype(dtype)

@@ -1,0 +1,27 @@
+"""Plans as files."""
+
+import hashlib
+import mmap
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def write_plan(plan: Any, path: Path) -> tuple[str, int]:  # noqa: ANN401 - trt.IHostMemory, a buffer
+    """Write a plan and return its digest ("sha256:<64 hex>") and size in bytes; it is digested while it is written."""
+    view = memoryview(plan).cast("B")
+    with ThreadPoolExecutor(1) as pool, path.open("wb", buffering=0) as file:
+        digest = pool.submit(hashlib.sha256, view)  # neither holds the interpreter's lock
+        written = 0
+        while written < view.nbytes:
+            written += file.write(view[written:])
+        return f"sha256:{digest.result().hexdigest()}", view.nbytes
+
+
+@contextmanager
+def mapped_plan(path: Path) -> Iterator[mmap.mmap]:
+    """Give the plan at `path` as a buffer of its pages, so that reading it takes no memory of ours."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        yield mapped

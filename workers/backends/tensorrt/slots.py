@@ -1,0 +1,131 @@
+"""Between a definition's parameters and an engine's weights: which initializers are compiled, and their values.
+
+TensorRT refits weights by the names of initializers. Most initializers are one parameter's bytes where they lie.
+Others are computed from parameters: the parser makes nameless weights of a BatchNormalization's four tensors, so that
+is done here, where they get names (`batch_normalization`); and every weight costs a refit some milliseconds
+whatever its size, so small ones may be packed (`packing`). Bindings, differences and users see parameters only.
+
+A layout follows from the definition and the option's value alone: it is made again whenever an engine is loaded.
+"""
+
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+import re2
+from onnx import ModelProto
+
+from workers.backends.base import BackendError
+from workers.backends.tensorrt.batch_normalization import fold_batch_normalizations
+from workers.backends.tensorrt.draft import Draft
+from workers.backends.tensorrt.packing import STRATEGIES, pack
+from workers.backends.tensorrt.slot_kinds import Slot
+from workers.backends.tensorrt.turned_weights import turn_weights
+from workers.tensors import Array, MappedFiles, StoredValue
+
+PACKED: Final = "split"  # the strategy that the layout "packed" stands for
+
+__all__ = ["Layout", "Slot", "changed_slots", "lay_out", "slot_value"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The graph that is compiled and its slots, one for each initializer without a value, in that order."""
+
+    model: ModelProto
+    slots: tuple[Slot, ...]
+
+    @cached_property
+    def readers(self) -> Mapping[str, tuple[Slot, ...]]:
+        """The slots made of a parameter, by the parameter's name; one that has no influence on the outputs has none."""
+        readers: dict[str, tuple[Slot, ...]] = {}
+        for slot in self.slots:
+            for source in dict.fromkeys(slot.sources):
+                readers[source] = (*readers.get(source, ()), slot)
+        return readers
+
+    def holds(self, dtype: str) -> bool:
+        """Whether any slot has this dtype, a safetensors name."""
+        return any(slot.dtype == dtype for slot in self.slots)
+
+    def slots_of(self, wanted: Iterable[str]) -> tuple[str, ...]:
+        """Return the names of the slots made of the parameters that are `wanted`: names, or patterns of whole names.
+
+        Raises BackendError "bad_option" where a pattern is none, and where it fits no parameter.
+        """
+        found: set[str] = set()
+        for pattern in wanted:
+            parameters = self._matching(pattern)
+            found.update(slot.name for name in parameters for slot in self.readers[name])
+        return tuple(slot.name for slot in self.slots if slot.name in found)
+
+    def _matching(self, pattern: str) -> list[str]:
+        if pattern in self.readers:
+            return [pattern]
+        try:
+            names = [name for name in self.readers if re2.fullmatch(pattern, name)]
+        except re2.error as error:
+            raise BackendError("bad_option", f"{pattern!r} is no regular expression (RE2): {error}.") from error
+        if not names:
+            raise BackendError(
+                "bad_option", f"{pattern!r} fits no parameter. See the definition's parameters for their names."
+            )
+        return names
+
+
+def lay_out(definition: ModelProto, layout: str = "plain") -> Layout:
+    """Return the layout of a definition, which is left unchanged.
+
+    "plain" gives each parameter a slot of its own except where a BatchNormalization needs others; "packed" or a
+    strategy of `packing` packs small parameters as well. BackendError "bad_option" for any other word.
+    """
+    strategy = PACKED if layout == "packed" else layout
+    if strategy != "plain" and strategy not in STRATEGIES:
+        raise BackendError(
+            "bad_option", f"refit_layout {layout!r}: it is one of plain, packed, {', '.join(STRATEGIES)}."
+        )
+    draft = Draft(definition)
+    fold_batch_normalizations(draft)
+    if strategy != "plain":
+        pack(draft, strategy)
+    turn_weights(draft)
+    return Layout(*draft.finish())
+
+
+def changed_slots(layout: Layout, before: Mapping[str, Hashable], after: Mapping[str, Hashable]) -> tuple[Slot, ...]:
+    """Return the slots whose value differs, in the layout's order, given every parameter's content by name.
+
+    A parameter without content before has changed.
+    """
+    touched = {
+        slot.name
+        for name, slots in layout.readers.items()
+        if name not in before or before[name] != after.get(name)
+        for slot in slots
+    }
+    return tuple(slot for slot in layout.slots if slot.name in touched)
+
+
+def slot_value(slot: Slot, values: Mapping[str, StoredValue], mapped: MappedFiles) -> Array:
+    """Return a slot's value, of its dtype and shape and contiguous, made of the parameters' values by name.
+
+    Where the slot is a parameter, the array shares the file's pages. Raises BackendError "missing_weights" where a
+    source has no value, and "wrong_weights" where one has another dtype or shape than the parameter.
+    """
+    _check(slot, values)
+    return slot.value([mapped.view(values[name]) for name in slot.sources])
+
+
+def _check(slot: Slot, values: Mapping[str, StoredValue]) -> None:
+    missing = [name for name in slot.sources if name not in values]
+    if missing:
+        raise BackendError("missing_weights", f"No weights for {', '.join(missing)}. Bind a tensor to each.")
+    for name, (dtype, shape) in zip(slot.sources, slot.source_types, strict=True):
+        value = values[name]
+        if (value.dtype, value.shape) != (dtype, shape):
+            raise BackendError(
+                "wrong_weights",
+                f"{name} is {dtype}{list(shape)}, its weights are {value.dtype}{list(value.shape)}. "
+                "Check the binding against these weights again.",
+            )

@@ -1,0 +1,22 @@
+"""CUDA as far as engines need it: a thin, checked layer over cuda-bindings.
+
+The engine host of a GPU is the only process that uses it, on the one GPU that it sees.
+"""
+
+from workers.cuda.device import MemoryInfo, device_facts, memory_info
+from workers.cuda.memory import DeviceBuffer, HostBuffer, copy_to_device, copy_to_host
+from workers.cuda.runtime import CudaError
+from workers.cuda.stream import Event, Stream
+
+__all__ = [
+    "CudaError",
+    "DeviceBuffer",
+    "Event",
+    "HostBuffer",
+    "MemoryInfo",
+    "Stream",
+    "copy_to_device",
+    "copy_to_host",
+    "device_facts",
+    "memory_info",
+]

@@ -1,0 +1,50 @@
+"""Opens what is installed, and says of each backend what it offers or why it cannot be used."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from workers.backends import catalog
+from workers.backends.base import Backend, BackendError
+
+log = logging.getLogger(__name__)
+
+
+def offers(device: str, opened: Callable[[str], Backend]) -> dict[str, dict[str, Any]]:
+    """Return the backends installed for `device` as a `Hello` has them; `opened` opens one by its name.
+
+    A backend that does not open takes no other one with it.
+    """
+    return {name: _offer(name, version, opened) for name, version in catalog.installed(device).items()}
+
+
+def _offer(name: str, version: str, opened: Callable[[str], Backend]) -> dict[str, Any]:
+    try:
+        offered = opened(name).offered
+    except Exception as error:
+        log.warning("%s %s cannot be used", name, version, exc_info=not isinstance(error, BackendError))
+        return {"version": version, "unavailable": _reason(name, version, error)}
+    return {
+        "version": offered.version,
+        "makes": list(offered.makes),
+        "loads": list(offered.loads),
+        "capabilities": dict(offered.capabilities),
+    }
+
+
+def _reason(name: str, version: str, error: Exception) -> str:
+    if isinstance(error, BackendError):
+        return error.detail
+    if isinstance(error, ImportError):
+        return (
+            f"{name} {version} is installed but cannot be imported: {error}. "
+            f"Reinstall it with all its libraries (pip install --force-reinstall 'enginesmith[{_extra(name)}]')."
+        )
+    return (
+        f"{name} {version} does not start ({type(error).__name__}: {error}). "
+        "The worker's log has the traceback; install a version that runs on this machine."
+    )
+
+
+def _extra(name: str) -> str:
+    return name.replace("_", "-")
