@@ -385,7 +385,8 @@ def _gpu() -> dict[str, str]:
     import tensorrt  # noqa: PLC0415 - where it is missing, nothing here could have been measured
 
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
-    name, driver, memory = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip().split(", ")
+    gpus = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
+    name, driver, memory = gpus[0].split(", ")
     return {"name": name, "driver": driver, "memory": memory, "tensorrt": tensorrt.__version__}
 
 

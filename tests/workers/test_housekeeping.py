@@ -58,7 +58,8 @@ def test_a_worker_is_in_the_fleet_for_as_long_as_it_lives(
         assert reported.wait(10)
         with database.reading() as session:
             alive = fleet.alive(session, worker.settings)
-        assert [(one.id, one.queues) for one in alive] == [(worker.id, ["enginesmith.onnxruntime", "enginesmith.onnxruntime.cpu"])]
+        queues = ["enginesmith.onnxruntime", "enginesmith.onnxruntime.cpu"]
+        assert [(one.id, one.queues) for one in alive] == [(worker.id, queues)]
     with database.reading() as session:
         assert fleet.alive(session, worker.settings) == []
 

@@ -54,6 +54,16 @@ def parameters_of(model: ModelProto) -> dict[str, TensorProto]:
     return {one.name: one for one in model.graph.initializer if one.data_location == TensorProto.EXTERNAL}
 
 
+def constants_of(model: ModelProto) -> Iterator[tuple[str, TensorProto]]:
+    """Yield name and value of the graph's own constants: initializers, and Constants that are given as tensors."""
+    for one in model.graph.initializer:
+        if one.data_location != TensorProto.EXTERNAL:
+            yield one.name, one
+    for node in model.graph.node:
+        if node.op_type == "Constant":
+            yield from ((node.output[0], attribute.t) for attribute in node.attribute if attribute.name == "value")
+
+
 def with_parameters_as_inputs(definition: ModelProto) -> ModelProto:
     """Return a copy of a definition that takes its parameters as inputs, so that it holds no value of any."""
     model = ModelProto()

@@ -174,7 +174,7 @@ class OnnxruntimeBackend:
         )
         return refitted, engine
 
-    def materialise(self, request: Materialise, engine: LoadedEngine, report: Report) -> Materialised:
+    def materialise(self, _request: Materialise, _engine: LoadedEngine, _report: Report) -> Materialised:
         """Raise BackendError: a plan without weights is there from the start."""
         raise BackendError("nothing_to_materialise", "An onnxruntime engine has its plan from the start; download it.")
 

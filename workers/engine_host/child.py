@@ -6,10 +6,11 @@ import os
 import signal
 import sys
 from argparse import ArgumentParser, Namespace
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from workers.backends.base import BackendError, Outcome, Request
+from workers.backends.base import BackendError, Benchmark, Build, Outcome, Request, Verify
 from workers.device import describe_device, memory_free, resident_limit
 from workers.engine_host.engines import Engines
 from workers.engine_host.offers import offers
@@ -53,6 +54,14 @@ def _answer(connection: Connection, engines: Engines, device: str) -> None:
     result = _result(engines, request)
     _flush()
     connection.send(Reply(result, engines.residency, memory_free(device)))
+    if isinstance(request, Build | Verify | Benchmark):
+        _return_memory()
+
+
+def _return_memory() -> None:
+    """Give the system what the allocator keeps for later: a compiler frees gigabytes, and it would keep them all."""
+    with suppress(AttributeError):  # glibc has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _flush() -> None:

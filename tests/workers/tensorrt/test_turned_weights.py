@@ -35,7 +35,8 @@ def run(layout: Layout, weights: dict[str, Any], x: Any) -> Any:  # noqa: ANN401
         if one.name in slots:
             value = slots[one.name].value([weights[name] for name in slots[one.name].sources])
             one.CopyFrom(numpy_helper.from_array(value, one.name))
-    return ReferenceEvaluator(model).run(None, {"x": x})[0]
+    (y,) = list(ReferenceEvaluator(model).run(None, {"x": x}))
+    return y
 
 
 @pytest.fixture

@@ -44,6 +44,8 @@ class Compiler:
         builder.max_threads = os.cpu_count() or 1
         network = builder.create_network(self._network_flags(options))
         self._parse(network, graph)
+        if not self._is_strongly_typed(options):
+            self._refuse_int8(network)
         config = builder.create_builder_config()
         self._configure(config, options, half=half)
         self._mark_refittable(network, options, refittable)
@@ -84,6 +86,18 @@ class Compiler:
                 "graph_refused",
                 f"{NAME} {self._can.version} does not take the definition: {faults}. Export it with other operators "
                 "or a lower opset, or use another backend.",
+            )
+
+    def _refuse_int8(self, network: trt.INetworkDefinition) -> None:
+        """Raise BackendError where an input or output is I8, which is a scaled number where types are hints."""
+        ends = [network.get_input(index) for index in range(network.num_inputs)]
+        ends += [network.get_output(index) for index in range(network.num_outputs)]
+        found = [one.name for one in ends if one.dtype == trt.DataType.INT8]
+        if found:
+            raise BackendError(
+                "graph_refused",
+                f"{NAME} {self._can.version} takes I8 for scaled numbers, so {', '.join(found)} would need ranges. "
+                "Give the definition I32 inputs and outputs and cast inside it.",
             )
 
     def _configure(self, config: trt.IBuilderConfig, options: Mapping[str, Any], *, half: bool) -> None:

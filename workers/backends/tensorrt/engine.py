@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from onnx import TensorProto, numpy_helper
+from onnx import numpy_helper
 
 from app.weights.dtypes import numpy_dtype
 from workers.backends import onnx_graph
@@ -159,10 +159,10 @@ class _Values:
     def named(self, names: Sequence[str]) -> Iterator[Named]:
         """Yield the same for weights by their names, as far as the definition has them."""
         yield from self.of([slot for slot in self._layout.slots if slot.name in names])
-        for tensor in self._layout.model.graph.initializer:
-            if tensor.name in names and tensor.data_location != TensorProto.EXTERNAL:
+        for name, tensor in onnx_graph.constants_of(self._layout.model):
+            if name in names:
                 dtype = onnx_graph.DTYPE_NAMES[tensor.data_type]
-                yield self._named(tensor.name, numpy_helper.to_array(tensor), dtype, tuple(tensor.dims))
+                yield self._named(name, numpy_helper.to_array(tensor), dtype, tuple(tensor.dims))
 
     def _named(self, name: str, array: Array, dtype: str, shape: tuple[int, ...]) -> Named:
         engine_dtype = self._can.engine_dtype(dtype)

@@ -43,7 +43,7 @@ class Log(trt.ILogger):
                 self._report(message)
 
     def failed(self, code: str, what: str, remedy: str = "") -> BackendError:
-        """Return the error of a call that failed with what was said last: `code`, or that of a full or a broken device."""
+        """Return the error of a call that failed, with what was said: `code`, or that of a full or broken device."""
         if any(word in self.reason.lower() for word in OUT_OF_MEMORY):
             return BackendError(
                 DEVICE_OUT_OF_MEMORY,

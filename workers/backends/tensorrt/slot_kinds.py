@@ -12,7 +12,7 @@ import numpy as np
 from app.weights.dtypes import numpy_dtype
 from workers.tensors import Array
 
-BLOCK_ROWS = 32  # of a transposed weight, copied at once: short enough for the cache
+TILE = 256  # rows and columns of a transposed weight, copied at once
 THREADED_BYTES = 1 << 20
 
 Type = tuple[str, tuple[int, ...]]  # safetensors dtype and shape
@@ -75,20 +75,26 @@ class TransposedSlot(Slot):
         return cls(name, base.dtype, shape, base.sources, base.source_types, base, axes)
 
     def value(self, sources: Sequence[Array]) -> Array:
-        """Return the transposed value; blocks of rows are copied by several threads."""
-        view = self.base.value(sources).transpose(self.axes)
-        array = np.empty(self.shape, view.dtype)
+        """Return the transposed value; a large matrix is copied tile by tile, by several threads."""
+        base = self.base.value(sources)
+        if self.nbytes < THREADED_BYTES or self.axes != (1, 0):
+            return np.ascontiguousarray(base.transpose(self.axes))
+        return _transposed(base)
 
-        def copy(start: int) -> None:
-            array[start : start + BLOCK_ROWS] = view[start : start + BLOCK_ROWS]
 
-        starts = range(0, self.shape[0], BLOCK_ROWS)
-        if self.nbytes < THREADED_BYTES:
-            list(map(copy, starts))
-        else:
-            with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy copies without the interpreter's lock
-                list(pool.map(copy, starts))
-        return array
+def _transposed(matrix: Array) -> Array:
+    """Copy a matrix in tiles that stay in the cache: at full length each element would come from a page of its own."""
+    rows, columns = matrix.shape
+    turned = np.empty((columns, rows), matrix.dtype)
+
+    def copy_band(row: int) -> None:
+        for column in range(0, columns, TILE):
+            tile = matrix[row : row + TILE, column : column + TILE]
+            turned[column : column + TILE, row : row + TILE] = tile.T
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy copies without the interpreter's lock
+        list(pool.map(copy_band, range(0, rows, TILE)))
+    return turned
 
 
 @dataclass(frozen=True, slots=True)
