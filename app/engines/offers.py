@@ -16,9 +16,11 @@ from app.engines.option_schemas import Fault, Schema, fault_of, is_default
 from app.engines.refit_option import RefitPatternError, RefitPatterns
 from app.errors import FieldError, Invalid
 from app.fleet.service import alive
+from app.jobs.queue import BUILD_ONLY
 from app.settings import Settings
 
 BACKENDS = ("onnxruntime", "tensorrt", "tensorrt_rtx")
+PROFILES_REQUIRED = "required for dynamic inputs"  # what a worker says of "profiles" that cannot do without
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,26 @@ class Member:
         """Whether the worker can use it."""
         return "unavailable" not in self.said
 
+    @property
+    def runs(self) -> bool:
+        """Whether the worker can run what it compiles; one without a GPU may compile for others only."""
+        return any(platform in self.said.get("loads", ()) for platform in self.said.get("makes", ())[:1])
+
+    @property
+    def platform(self) -> str:
+        """The platform whose queue the worker listens to, and that it compiles for where nothing else is asked."""
+        return str(self.said["makes"][0]) if self.runs else BUILD_ONLY
+
+    @property
+    def needs_profiles(self) -> bool:
+        """Whether it compiles for given ranges of shapes only, where inputs are dynamic."""
+        return bool(self.said.get("capabilities", {}).get("profiles") == PROFILES_REQUIRED)
+
+    @property
+    def offer(self) -> "Offer":
+        """What this worker offers by itself."""
+        return Fleet((self,)).offer(self.backend)
+
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
@@ -71,7 +93,7 @@ class Fleet:
     def offer(self, backend: str) -> Offer:
         """Put together what the workers say of one backend."""
         members = [member for member in self.members if member.backend == backend]
-        said = [member.said for member in members if member.available]
+        said = [member.said for member in self.offering(backend)]
         capabilities = [one.get("capabilities", {}) for one in said]
         return Offer(
             versions=frozenset(one["version"] for one in said),
@@ -82,25 +104,41 @@ class Fleet:
             unavailable=_each(member.said["unavailable"] for member in members if not member.available),
         )
 
+    def offering(self, backend: str) -> tuple[Member, ...]:
+        """Return those that can use a backend."""
+        return tuple(member for member in self.members if member.backend == backend and member.available)
+
     def on(self, device: str) -> "Fleet":
         """Return the part of the fleet with this device."""
         return Fleet(tuple(member for member in self.members if member.device == device))
 
     def devices(self, backend: str) -> tuple[str, ...]:
         """Return the names of the devices that offer a backend."""
-        return _each(member.device for member in self.members if member.backend == backend and member.available)
+        return _each(member.device for member in self.offering(backend))
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
     """Where an engine may be made: a backend and what is offered of it, by one device where one was asked for.
 
-    `platform` is that whose workers shall make it; None where any worker of the backend may.
+    `members` are the workers alive that may make it. `platform` is that whose workers shall, or `BUILD_ONLY`; None
+    where any worker of the backend may.
     """
 
     backend: str
     offer: Offer
+    members: tuple[Member, ...] = ()
     platform: str | None = None
+
+    @property
+    def runs(self) -> bool:
+        """Whether the engine can be run where it is made, as far as somebody is alive to tell."""
+        return not self.members or any(member.runs for member in self.members)
+
+    @property
+    def needs_profiles(self) -> bool:
+        """Whether it cannot be made without profiles where its inputs are dynamic."""
+        return any(member.needs_profiles for member in self.members)
 
 
 def fleet_offers(session: Session, settings: Settings) -> Fleet:
@@ -122,13 +160,31 @@ def choose_target(fleet: Fleet, backend: str | None, device: str | None) -> Targ
     """
     if device is None:
         chosen = choose_backend(fleet, backend)
-        return Target(chosen, fleet.offer(chosen))
+        return Target(chosen, fleet.offer(chosen), fleet.offering(chosen))
     chosen = choose_backend(fleet if backend else fleet.on(device), backend)
-    offer = fleet.on(device).offer(chosen)
-    if not offer.versions:
-        raise _device_unknown(device, chosen, fleet.devices(chosen), offer)
-    # What a device compiles for others only has a queue that it does not listen to.
-    return Target(chosen, offer, next((one for one in offer.makes[:1] if one in offer.loads), None))
+    members = fleet.on(device).offering(chosen)
+    if not members:
+        raise _device_unknown(device, chosen, fleet.devices(chosen), fleet.on(device).offer(chosen))
+    return Target(chosen, Fleet(members).offer(chosen), members, members[0].platform)
+
+
+def settle_target(target: Target, options: Mapping[str, Any]) -> tuple[Target, dict[str, Any]]:
+    """Narrow a target to the workers that take these options, and settle these by what they declare; Invalid.
+
+    Of several, those that run what they compile are preferred. Where that leaves out anybody who listens to the
+    queue of the whole backend, the engine is made on the platform of the first that is left.
+    """
+    settled = settle_options(target.backend, target.offer, options)
+    faults = {member: _first_fault(member, options) for member in target.members}
+    takers = [member for member, fault in faults.items() if fault is None]
+    if faults and not takers:
+        raise _taken_by_nobody(target.backend, [(member, fault) for member, fault in faults.items() if fault])
+    preferred = tuple(member for member in takers if member.runs) or tuple(takers)
+    if len(preferred) == len(target.members):
+        return target, settled
+    offer = Fleet(preferred).offer(target.backend)
+    narrowed = Target(target.backend, offer, preferred, preferred[0].platform)
+    return narrowed, settle_options(target.backend, offer, options)
 
 
 def choose_backend(fleet: Fleet, asked: str | None) -> str:
@@ -167,6 +223,26 @@ def settle_options(backend: str, offer: Offer, options: Mapping[str, Any]) -> di
         for name, value in options.items()
         if value is not None and not is_default(value, offer.options.get(name, ()))
     }
+
+
+def _first_fault(member: Member, options: Mapping[str, Any]) -> FieldError | None:
+    """Return why a worker does not take an option; one without a value is left out and disturbs nobody."""
+    offer = member.offer
+    for name, value in options.items():
+        if value is not None and (fault := _fault(name, value, offer)):
+            return FieldError(_pointer(name, fault.path), fault.detail)
+    return None
+
+
+def _taken_by_nobody(backend: str, faults: Sequence[tuple[Member, FieldError]]) -> Invalid:
+    refused = [FieldError(fault.pointer, f"{member.device}: {fault.detail}") for member, fault in faults[:5]]
+    return Invalid(
+        f"No single worker of the backend '{backend}' takes all of these options: "
+        + "; ".join(f"{fault.pointer}: {fault.detail}" for fault in refused)
+        + ". Leave out what one of them refuses. GET /v1/workers shows the options of each.",
+        code="invalid_options",
+        errors=refused,
+    )
 
 
 def _fault(name: str, value: object, offer: Offer) -> Fault | None:

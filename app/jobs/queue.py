@@ -13,6 +13,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 TASK = "enginesmith.run_job"
+BUILD_ONLY = "build-only"  # stands for the platform of workers that compile for others and load nothing
 SOCKET_TIMEOUT_S = 3.0
 _SLUG = re.compile(r"[^a-z0-9.]+")
 log = structlog.get_logger()

@@ -12,6 +12,7 @@ from tests.workers.networks import Network, bound, checkpoint, convolution, perc
 from tests.workers.tensorrt.compiled_graphs import definition_of
 from tests.workers.tensorrt.releases import release_8, release_10
 from workers.backends.base import BackendError, ParameterSource, TensorFile
+from workers.backends.stopwatch import Stopwatch
 from workers.backends.tensorrt import engine as module
 from workers.backends.tensorrt.capabilities import capabilities
 from workers.backends.tensorrt.engine import TensorrtEngine
@@ -70,7 +71,8 @@ def loaded(network: Network, held: Sources, library: Any = None, **kept: Any) ->
 
 
 def give(engine: TensorrtEngine, sources: Sources, folder: Path) -> int:
-    return engine.give(sources, ParameterFiles(folder / "made"), lambda _done, _total: None)
+    watch = Stopwatch(lambda _message: None)
+    return engine.give(sources, ParameterFiles(folder / "made"), watch, lambda _done, _total: None)
 
 
 def test_only_what_changed_is_set(network: Network, device: Device, tmp_path: Path) -> None:

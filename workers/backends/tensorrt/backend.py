@@ -110,7 +110,7 @@ class TensorrtBackend:
             if self._runtime is not None:
                 with watch.phase("load"):
                     engine = self._loaded(plan, layout, options, request.parameters)
-                    engine.give(request.parameters, self._files, _stepping(report))  # what was stripped
+                engine.give(request.parameters, self._files, watch, _stepping(report))  # what was stripped
             with watch.phase("write"):
                 digest, nbytes = writing.result()
         built = Built(
@@ -132,8 +132,7 @@ class TensorrtBackend:
         options = self._settled(engine.options)
         with watch.phase("load"):
             loaded = self._unfitted(engine, options)
-        with watch.phase("refit"):
-            loaded.give(engine.parameters, self._files, _stepping(report))
+        loaded.give(engine.parameters, self._files, watch, _stepping(report))
         return loaded
 
     def refit(self, request: Refit, resident: LoadedEngine | None, report: Report) -> tuple[Refitted, LoadedEngine]:
@@ -150,8 +149,7 @@ class TensorrtBackend:
         else:
             with watch.phase("load"):
                 engine, warm = self._unfitted(request.parent, options), False
-        with watch.phase("refit"):
-            count = engine.give(request.parameters, self._files, _stepping(report))
+        count = engine.give(request.parameters, self._files, watch, _stepping(report))
         refitted = Refitted(
             **self._plan_of(request, engine, options, watch),
             changed=_changed(request.parent.parameters, request.parameters),

@@ -11,6 +11,7 @@ from onnx import numpy_helper
 from app.weights.dtypes import numpy_dtype
 from workers.backends import onnx_graph
 from workers.backends.base import Arrays, BackendError, ParameterSource
+from workers.backends.stopwatch import Stopwatch
 from workers.backends.tensorrt.capabilities import Capabilities
 from workers.backends.tensorrt.execution import Execution
 from workers.backends.tensorrt.library import trt
@@ -69,11 +70,16 @@ class TensorrtEngine:
         }
 
     def give(
-        self, parameters: Sequence[ParameterSource], files: ParameterFiles, step: Callable[[int, int], None]
+        self,
+        parameters: Sequence[ParameterSource],
+        files: ParameterFiles,
+        watch: Stopwatch,
+        step: Callable[[int, int], None],
     ) -> int:
         """Replace the weights that other parameter values change, and return how many; BackendError.
 
-        Only what changed is located, computed and set. After an error the engine is in no defined state.
+        Only what changed is located, computed (the phase "values") and set ("refit"). After an error the engine is in
+        no defined state.
         """
         after = {one.name: one.content for one in parameters}
         changed = changed_slots(self._layout, self._contents, after)
@@ -83,7 +89,10 @@ class TensorrtEngine:
         count = 0
         if changed:
             values = _Values(self._layout, parameters, files, step, self._can)
-            count = refit(self._engine, values.of(changed), self._can, self._log, values.named)
+            with watch.phase("values"):
+                named = list(values.of(changed))
+            with watch.phase("refit"):
+                count = refit(self._engine, named, self._can, self._log, values.named)
         self._contents, self._stripped = after, False
         return count
 

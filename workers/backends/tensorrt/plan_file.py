@@ -2,6 +2,7 @@
 
 import hashlib
 import mmap
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -10,13 +11,17 @@ from typing import Any
 
 
 def write_plan(plan: Any, path: Path) -> tuple[str, int]:  # noqa: ANN401 - trt.IHostMemory, a buffer
-    """Write a plan and return its digest ("sha256:<64 hex>") and size in bytes; it is digested while it is written."""
+    """Write a plan to the disk and return its digest ("sha256:<64 hex>") and size in bytes.
+
+    It is digested meanwhile. By the time whoever stores the file wants it on the disk, it is there.
+    """
     view = memoryview(plan).cast("B")
     with ThreadPoolExecutor(1) as pool, path.open("wb", buffering=0) as file:
         digest = pool.submit(hashlib.sha256, view)  # neither holds the interpreter's lock
         written = 0
         while written < view.nbytes:
             written += file.write(view[written:])
+        os.fsync(file.fileno())
         return f"sha256:{digest.result().hexdigest()}", view.nbytes
 
 
