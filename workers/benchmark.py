@@ -13,7 +13,7 @@ from app.jobs.lease import Claim
 from workers.backends.base import Benchmark, Benchmarked
 from workers.kind import Kind
 from workers.plans import PlanVerifier
-from workers.stored import StoredEngine, engine_file, load_engine
+from workers.stored import Sources, StoredEngine, engine_file, load_engine
 from workers.watch import Watch
 from workers.worker import Worker
 
@@ -85,7 +85,7 @@ def slowest(layers: Sequence[tuple[str, float]], count: int) -> list[tuple[str, 
 def _request(job: BenchmarkInput, store: ArtifactStore, plans: PlanVerifier, report: str) -> Benchmark:
     asked = job.request
     return Benchmark(
-        engine=engine_file(job.engine, store, plans),
+        engine=engine_file(job.engine, Sources(store), plans),
         iterations=asked["iterations"],
         warmup=asked["warmup"],
         report=report,

@@ -1,24 +1,96 @@
 """Build jobs: compile a definition with one weight version."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy.orm import Session
 
+from app.artifacts import service as artifacts
 from app.artifacts.store import ArtifactStore
 from app.definitions.profiles import parse_profiles
+from app.errors import ServiceError
 from app.jobs.lease import Claim
+from workers import timing_cache
 from workers.backends.base import Build, Built, EngineFile
 from workers.kind import Kind, Ready
 from workers.publication import NewEngine, Origin, Recipe, equal_engine, publish_as, verified
-from workers.stored import load_definition, load_weights, parameter_sources
+from workers.stored import Sources, load_definition, load_weights
+from workers.timing_cache import NewTimings, TimingCache
 from workers.watch import Watch
 from workers.worker import Worker
 
 
-def load(session: Session, held: Claim, worker: Worker) -> Recipe | Ready:
-    """Read what is to be compiled, unless an equal engine has come into being meanwhile."""
-    request = held.request
-    return equal_engine(session, held, worker.served(request["backend"])) or Recipe(
+@dataclass(frozen=True, slots=True)
+class BuildInput:
+    """What is compiled, and the timing cache of the device that does, where it has one."""
+
+    recipe: Recipe
+    timings: TimingCache | None
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltEngine:
+    """A verified engine, and the timing cache its compilation left where that is a new one."""
+
+    engine: NewEngine
+    timings: NewTimings | None
+
+    @property
+    def blobs(self) -> Mapping[str, int]:
+        """The plan and the timing cache."""
+        return {**self.engine.blobs, **(self.timings.blobs if self.timings is not None else {})}
+
+
+def load(session: Session, held: Claim, worker: Worker) -> BuildInput | Ready:
+    """Read what is to be compiled, unless an equal engine has come into being meanwhile.
+
+    Raises ServiceError "cannot_verify" where the engine is to be verified and this device could not run it.
+    """
+    backend = held.request["backend"]
+    ready = equal_engine(session, held, worker.served(backend))
+    if ready is not None:
+        return ready
+    _check_verifiable(held.request, worker)
+    return BuildInput(_recipe(session, held.request), timing_cache.find(session, worker, backend))
+
+
+def compute(job: BuildInput, worker: Worker, watch: Watch) -> BuiltEngine:
+    """Compile and verify."""
+    recipe = job.recipe
+    cache = timing_cache.fetch(job.timings, worker, watch)
+    request = watch.during(_request, recipe, worker.store, str(watch.folder / "plan"), cache)
+    built = watch.ask(request, Built)
+    timings = timing_cache.put(job.timings, built.timing_cache, worker, watch)
+    origin = Origin(built.platform, built.plan_digest)
+    try:
+        made = verified(worker, watch, _engine(request, built), built, recipe.against, origin)
+    except Exception:
+        if timings is not None:
+            artifacts.leave_to_collection(worker.database, timings.blobs)
+        raise
+    return BuiltEngine(made, timings)
+
+
+def publish(session: Session, held: Claim, job: BuildInput, made: BuiltEngine) -> dict[str, Any]:
+    """Insert the engine, and keep what was timed for the next build."""
+    if made.timings is not None:
+        timing_cache.publish(session, made.timings)
+    return publish_as(session, held, job.recipe, made.engine, method="build")
+
+
+def _check_verifiable(request: Mapping[str, Any], worker: Worker) -> None:
+    backend, against = request["backend"], request["verify"]["against"]
+    if against != "none" and not worker.offered[backend]["loads"]:
+        raise ServiceError(
+            f"{worker.device} compiles '{backend}' for other devices and cannot run the engine, which a verification "
+            f'against "{against}" needs. Ask with "verify": {{"against": "none"}}, and verify it where it runs.',
+            code="cannot_verify",
+        )
+
+
+def _recipe(session: Session, request: Mapping[str, Any]) -> Recipe:
+    return Recipe(
         definition=load_definition(session, request["definition_id"]),
         weights=load_weights(session, request["weights_id"], request["binding"]),
         backend=request["backend"],
@@ -30,11 +102,8 @@ def load(session: Session, held: Claim, worker: Worker) -> Recipe | Ready:
     )
 
 
-def compute(recipe: Recipe, worker: Worker, watch: Watch) -> NewEngine:
-    """Compile and verify."""
-    request = watch.during(_request, recipe, worker.store, str(watch.folder / "plan"))
-    built = watch.ask(request, Built)
-    engine = EngineFile(
+def _engine(request: Build, built: Built) -> EngineFile:
+    return EngineFile(
         backend=request.backend,
         plan=built.plan,
         root_plan=built.plan_digest,
@@ -44,24 +113,18 @@ def compute(recipe: Recipe, worker: Worker, watch: Watch) -> NewEngine:
         profiles=request.profiles,
         options=request.options,
     )
-    origin = Origin(built.platform, built.plan_digest)
-    return verified(worker, watch, engine, built, recipe.against, origin)
 
 
-def publish(session: Session, held: Claim, recipe: Recipe, made: NewEngine) -> dict[str, Any]:
-    """Insert the engine."""
-    return publish_as(session, held, recipe, made, method="build")
-
-
-def _request(recipe: Recipe, store: ArtifactStore, plan: str) -> Build:
+def _request(recipe: Recipe, store: ArtifactStore, plan: str, cache: str | None) -> Build:
     return Build(
         backend=recipe.backend,
         definition=str(store.local_path(recipe.definition.digest)),
-        parameters=parameter_sources(recipe.weights, store),
+        parameters=Sources(store).of(recipe.weights),
         inputs=recipe.definition.inputs,
         plan=plan,
         profiles=parse_profiles(recipe.profiles, recipe.definition.inputs),
         options=recipe.options,
+        timing_cache=cache,
     )
 
 

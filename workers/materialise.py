@@ -13,7 +13,7 @@ from workers.backends.base import Materialise, Materialised
 from workers.kind import Kind, Ready
 from workers.plans import PlanVerifier
 from workers.publication import plan_put
-from workers.stored import BasePlan, StoredEngine, StoredPlan, engine_file, load_engine
+from workers.stored import BasePlan, Sources, StoredEngine, StoredPlan, engine_file, load_engine
 from workers.watch import Watch
 from workers.worker import Worker
 
@@ -58,7 +58,7 @@ def publish(session: Session, _held: Claim, engine: StoredEngine, made: WrittenP
 
 
 def _request(engine: StoredEngine, store: ArtifactStore, plans: PlanVerifier, plan: str) -> Materialise:
-    return Materialise(engine_file(engine, store, plans), plan)
+    return Materialise(engine_file(engine, Sources(store), plans), plan)
 
 
 def _result(number: int, digest: str | None, timings: Mapping[str, float]) -> dict[str, Any]:

@@ -62,11 +62,17 @@ class NewEngine:
 
 
 def equal_engine(session: Session, held: Claim, served: engines.Served) -> Ready | None:
-    """Return the result where an equal engine that is served here has been made meanwhile."""
+    """Return the result where an equal engine that is served here has been made meanwhile.
+
+    One without a plan of its own is not equal to what a job shall make that is to write a plan.
+    """
     if not held.request["reuse"]:
         return None
     engine = engines.find_equal(session, held.model_id, held.request["fingerprint"], served)
-    return None if engine is None else Ready({"engine": engine.number, "reused": True, "method": "reuse"})
+    lazy = held.request.get("materialise") == "lazy"
+    if engine is None or not (lazy or engine.materialised):
+        return None
+    return Ready({"engine": engine.number, "reused": True, "method": "reuse"})
 
 
 def verified(

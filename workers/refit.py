@@ -11,7 +11,7 @@ from workers.backends.base import EngineFile, Refit, Refitted
 from workers.kind import Kind, Ready
 from workers.plans import PlanVerifier
 from workers.publication import NewEngine, Origin, Recipe, equal_engine, publish_as, verified
-from workers.stored import StoredEngine, engine_file, load_engine, load_weights, parameter_sources
+from workers.stored import Sources, StoredEngine, engine_file, load_engine, load_weights
 from workers.watch import Watch
 from workers.worker import Worker
 
@@ -73,8 +73,9 @@ def _recipe(session: Session, held: Claim, parent: StoredEngine) -> Recipe:
 
 
 def _request(job: RefitInput, store: ArtifactStore, plans: PlanVerifier, plan: str) -> Refit:
-    parent = engine_file(job.parent, store, plans)
-    return Refit(parent, parameter_sources(job.recipe.weights, store), plan, job.materialise)
+    sources = Sources(store)
+    parent = engine_file(job.parent, sources, plans)
+    return Refit(parent, sources.of(job.recipe.weights), plan, job.materialise)
 
 
 REFIT = Kind(load, compute, publish)

@@ -31,6 +31,7 @@ class ResidentEngines:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._engines: OrderedDict[str, _Resident] = OrderedDict()
+        self._is_one_out = False  # taken, and nothing put back since
 
     def get(self, key: str) -> LoadedEngine | None:
         """Return an engine and count it as used, or None where it is not resident."""
@@ -47,10 +48,16 @@ class ResidentEngines:
             if not kin:
                 return None
             key = kin[-1]
+        self._is_one_out = True
         return self._engines.pop(key).engine
+
+    def drop(self, key: str) -> None:
+        """Give up an engine, where there is one of this key."""
+        self._engines.pop(key, None)
 
     def put(self, key: str, engine: LoadedEngine, root_plan: str) -> None:
         """Keep an engine in place of whatever had its key, and give up others until all fit."""
+        self._is_one_out = False
         self._engines[key] = _Resident(engine, root_plan)
         self._engines.move_to_end(key)
         while len(self._engines) > 1 and (len(self._engines) > MAX_ENGINES or self.residency.nbytes > self._limit):
@@ -65,10 +72,11 @@ class ResidentEngines:
             self._engines.popitem(last=False)
 
     def clear(self) -> bool:
-        """Give up all engines and say whether there were any."""
-        count = len(self._engines)
+        """Give up all engines and say whether there were any, one that was taken and is lost included."""
+        were_any = self._is_one_out or bool(self._engines)
+        self._is_one_out = False
         self._engines.clear()
-        return count > 0
+        return were_any
 
     @property
     def residency(self) -> Residency:

@@ -13,7 +13,7 @@ from app.jobs.lease import Claim
 from workers.backends.base import Ran, Run
 from workers.kind import Kind
 from workers.plans import PlanVerifier
-from workers.stored import StoredEngine, engine_file, load_engine
+from workers.stored import Sources, StoredEngine, engine_file, load_engine
 from workers.watch import Watch
 from workers.worker import Worker
 
@@ -60,7 +60,7 @@ def publish(session: Session, held: Claim, _job: RunInput, made: Outputs) -> dic
 
 
 def _request(job: RunInput, store: ArtifactStore, plans: PlanVerifier, outputs: str) -> Run:
-    engine = engine_file(job.engine, store, plans)
+    engine = engine_file(job.engine, Sources(store), plans)
     return Run(engine, str(store.local_path(job.inputs)), outputs)
 
 

@@ -2,43 +2,34 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy.orm import Session, undefer
 
 from app.artifacts.store import ArtifactStore
-from app.bindings.report import BindingReport, ParameterBinding
+from app.bindings.report import ParameterBinding
 from app.definitions.parameter import InputSpec
 from app.definitions.profiles import Profile, parse_profiles
 from app.definitions.service import inputs_of
 from app.definitions.tables import Definition
 from app.engines.tables import Engine
 from app.errors import ServiceError
-from app.weights.manifest import Manifest, TensorEntry
+from app.weights.manifest import TensorEntry, entries_from_json
 from app.weights.service import load_rows
 from workers.backends.base import EngineFile, ParameterSource, TensorFile
 from workers.plans import PlanVerifier
 
 
-@dataclass(frozen=True)  # no slots: what is cached lies in the instance's dictionary
+@dataclass(frozen=True, slots=True)
 class BoundWeights:
-    """A weight version and how its tensors feed the parameters, kept as JSON until the session is closed."""
+    """A weight version and how its tensors feed the parameters: the rows of its manifest and a binding report, as JSON.
+
+    Reading them is for after the session (see `Sources`).
+    """
 
     weights_id: int
     rows: list[Any]
     binding: Mapping[str, Any]
-
-    @cached_property
-    def manifest(self) -> Manifest:
-        """The version's tensors."""
-        return Manifest.from_json(self.rows)
-
-    @cached_property
-    def report(self) -> BindingReport:
-        """The binding report."""
-        return BindingReport.from_json(self.binding)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +136,53 @@ def _plan_of(engine: Engine) -> StoredPlan:
     return StoredPlan(engine.plan_digest, engine.plan_bytes, engine.plan_signature)
 
 
-def engine_file(engine: StoredEngine, store: ArtifactStore, plans: PlanVerifier) -> EngineFile:
+class Sources:
+    """Says where the tensors lie that feed the parameters, and gets their files onto this machine.
+
+    Weight versions that one job reads have most of their values in common. Where binding and tensors of a parameter
+    are the same its source is one object, which is made once and which a request pickles once.
+    """
+
+    def __init__(self, store: ArtifactStore) -> None:
+        self.store = store
+        self._paths: dict[str, str] = {}
+        self._made: dict[str, _Made] = {}
+
+    def of(self, weights: BoundWeights) -> tuple[ParameterSource, ...]:
+        """Return the source of every parameter, in the order of the binding report."""
+        rows = {row[0]: row for row in weights.rows}
+        return tuple(
+            [self._source(one, [rows[name] for name in one["tensors"]]) for one in weights.binding["bindings"]]
+        )
+
+    def _source(self, binding: Mapping[str, Any], rows: list[Any]) -> ParameterSource:
+        made = self._made.get(binding["parameter"])
+        if made is None or (made.binding, made.rows) != (binding, rows):
+            files = tuple([self._file(entry) for entry in entries_from_json(rows)])
+            made = _Made(binding, rows, ParameterSource(ParameterBinding.from_json(binding), files))
+            self._made[binding["parameter"]] = made
+        return made.source
+
+    def _file(self, entry: TensorEntry) -> TensorFile:
+        return TensorFile(self._path(entry.blob), entry.offset, entry.nbytes, entry.dtype, entry.shape, entry.blake3)
+
+    def _path(self, digest: str) -> str:
+        if digest not in self._paths:
+            self._paths[digest] = str(self.store.local_path(digest))
+        return self._paths[digest]
+
+
+class _Made(NamedTuple):
+    """A source and the JSON it was made from."""
+
+    binding: Mapping[str, Any]
+    rows: list[Any]
+    source: ParameterSource
+
+
+def engine_file(engine: StoredEngine, sources: Sources, plans: PlanVerifier) -> EngineFile:
     """Get an engine's files onto this machine; raises ServiceError where the plan it is loaded from is not ours."""
+    store = sources.store
     plan = store.local_path(engine.plan.digest)
     plans.verify(plan, engine.plan.digest, engine.plan.signature)
     base = engine.source if isinstance(engine.source, BasePlan) else None
@@ -155,28 +191,9 @@ def engine_file(engine: StoredEngine, store: ArtifactStore, plans: PlanVerifier)
         plan=str(plan),
         root_plan=engine.root_plan,
         definition=str(store.local_path(engine.definition.digest)),
-        parameters=parameter_sources(engine.weights, store),
+        parameters=sources.of(engine.weights),
         inputs=engine.definition.inputs,
-        plan_parameters=None if base is None else parameter_sources(base.weights, store),
+        plan_parameters=None if base is None else sources.of(base.weights),
         profiles=engine.profiles,
         options=engine.options,
     )
-
-
-def parameter_sources(weights: BoundWeights, store: ArtifactStore) -> tuple[ParameterSource, ...]:
-    """Get the checkpoint files that feed the parameters onto this machine, and say where each tensor lies."""
-    tensors = weights.manifest.tensors
-    needed = {tensors[name].blob for binding in weights.report.bindings for name in binding.tensors}
-    files = {digest: store.local_path(digest) for digest in sorted(needed)}
-    return tuple(_source(binding, tensors, files) for binding in weights.report.bindings)
-
-
-def _source(
-    binding: ParameterBinding, tensors: Mapping[str, TensorEntry], files: Mapping[str, Path]
-) -> ParameterSource:
-    entries = [tensors[name] for name in binding.tensors]
-    return ParameterSource(binding, tuple(_file(entry, files[entry.blob]) for entry in entries))
-
-
-def _file(entry: TensorEntry, path: Path) -> TensorFile:
-    return TensorFile(str(path), entry.offset, entry.nbytes, entry.dtype, entry.shape, entry.blake3)

@@ -41,7 +41,7 @@ KEPT_REFERENCES = 8  # sessions without weights, a few hundred kilobytes each
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """How far outputs may lie from the reference, by the lowest precision among the parameters.
+    """How far outputs may lie from the reference, by the lowest precision that is computed in.
 
     `max_abs` decides alone where outputs are all but zero, so that a relative error means nothing. Each bound is
     some tens of units in the last place of that dtype, as fused operators round less often and in other order.
@@ -106,7 +106,7 @@ def verify(request: Verify, engine: LoadedEngine, backend: Backend, references: 
     "reference": the definition as it stands, with the same weights. "rebuild": an engine built afresh.
     "finite": no comparison, outputs must hold no NaN and no infinity. "none": nothing is run.
     """
-    tolerance = tolerance_of(request.engine.parameters)
+    tolerance = tolerance_of(request.engine.parameters, request.engine.options)
     bounds = {name: getattr(tolerance, name) for name in Tolerance.__slots__}
     if request.against == "none":
         return Verified(ok=True, against="none", outputs={}, tolerance=bounds, inputs="", detail="", timings={})
@@ -133,9 +133,15 @@ def verify(request: Verify, engine: LoadedEngine, backend: Backend, references: 
     )
 
 
-def tolerance_of(parameters: Sequence[ParameterSource]) -> Tolerance:
-    """Return the tolerance for the lowest precision among the parameters; that of F32 where none is a float."""
+def tolerance_of(parameters: Sequence[ParameterSource], options: Mapping[str, Any]) -> Tolerance:
+    """Return the tolerance for the lowest precision that is computed in; that of F32 where no parameter is a float.
+
+    It is that of the parameters, unless the build options let the compiler choose F16, or TF32, whose mantissa has
+    no more bits than that of F16.
+    """
     dtypes = {one.binding.dtype for one in parameters if DTYPES[one.binding.dtype].kind == "float"} or {"F32"}
+    if options.get("precision") == "fp16" or options.get("tf32"):
+        dtypes.add("F16")
     return next(one for one in TOLERANCES if one.dtype in dtypes)
 
 

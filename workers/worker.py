@@ -17,7 +17,7 @@ from app.engines.service import Served
 from app.errors import ServiceError
 from app.fleet.service import WorkerReport
 from app.jobs.notices import Announcer
-from app.jobs.queue import JobQueue, queue_of, redis_url
+from app.jobs.queue import BUILD_ONLY, JobQueue, queue_of, redis_url
 from app.jobs.sweep import Backlog, Sender
 from app.jobs.transition import Notify
 from app.scratch import remove_abandoned, scratch_folder
@@ -57,11 +57,14 @@ class Worker:
 
     @property
     def queues(self) -> tuple[str, ...]:
-        """The queue of each backend this device offers, and of it one for each platform whose engines it loads."""
+        """The queue of each backend this device offers, and of it one for each platform whose engines it loads.
+
+        Where it loads none, as it compiles for other devices only, one for such workers.
+        """
         return tuple(
             queue_of(backend, platform)
             for backend, offer in sorted(self.offered.items())
-            for platform in (None, *offer["loads"])
+            for platform in (None, *(offer["loads"] or [BUILD_ONLY]))
         )
 
     def served(self, backend: str) -> Served:

@@ -27,6 +27,10 @@ class ParameterBinding:
     tensors: tuple[str, ...]
     transforms: tuple[Transform, ...] = ()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as a call, several times faster than a dataclass with slots does by itself."""
+        return ParameterBinding, (self.parameter, self.dtype, self.shape, self.tensors, self.transforms)
+
     def apply(self, arrays: "Sequence[Array]") -> "Array":
         """Return the parameter's value, C-contiguous and aligned, from the values of `tensors`.
 
@@ -129,7 +133,7 @@ class BindingReport:
     @cached_property
     def digest(self) -> str:
         """SHA-256 over what feeds each parameter; other rules that come to the same give the same digest."""
-        content = sorted((one.to_json() for one in self.bindings), key=lambda one: str(one["parameter"]))
+        content = sorted(self._bindings_json, key=lambda one: str(one["parameter"]))
         canonical = json.dumps(content, separators=(",", ":"), sort_keys=True)
         return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -141,8 +145,12 @@ class BindingReport:
             "problems": [problem.to_json() for problem in self.problems],
             "warnings": [{"rule": unused.rule, "detail": unused.detail} for unused in self.warnings],
             "ignored": list(self.ignored),
-            "bindings": [binding.to_json() for binding in self.bindings],
+            "bindings": list(self._bindings_json),
         }
+
+    @cached_property
+    def _bindings_json(self) -> tuple[dict[str, Any], ...]:
+        return tuple([binding.to_json() for binding in self.bindings])
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "BindingReport":

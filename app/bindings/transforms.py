@@ -8,7 +8,7 @@ them with numpy's meaning; the two agree. Only `Concat`, a reshape of a strided 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from app.weights.dtypes import DTYPES, numpy_dtype
 
@@ -25,8 +25,7 @@ class TransformError(ValueError):
     """A transform that cannot be read, or does not fit the tensors it is given; says what would fit."""
 
 
-@dataclass(frozen=True, slots=True)
-class TensorType:
+class TensorType(NamedTuple):
     """The dtype and shape of a tensor, as in "F32[384, 1536]"."""
 
     dtype: str
@@ -57,6 +56,10 @@ class _Fields:
     __slots__ = ()
     __match_args__: ClassVar[tuple[str, ...]]  # the names of the fields, by `dataclass`
     op: ClassVar[str]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as a call, several times faster than a dataclass with slots does by itself."""
+        return type(self), tuple([getattr(self, name) for name in self.__match_args__])
 
     def to_json(self) -> dict[str, Any]:
         """Return {"op": ..., and the fields}."""

@@ -37,6 +37,11 @@ class InputSpec:
     shape: tuple[int | str, ...]
     high: int | None = None
 
+    @property
+    def dynamic(self) -> bool:
+        """Whether any dimension has no fixed size."""
+        return any(isinstance(dim, str) for dim in self.shape)
+
     def to_json(self) -> dict[str, Any]:
         """Return the object stored with a definition and sent to clients."""
         return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape), "high": self.high}

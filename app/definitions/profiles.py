@@ -79,6 +79,20 @@ def opt_shapes(inputs: Sequence[InputSpec], profiles: Sequence[Profile]) -> dict
     }
 
 
+def example_profile(inputs: Sequence[InputSpec]) -> dict[str, Any]:
+    """Return a profile to start from, as JSON: each dynamic input from half to four times its `opt_shapes`."""
+    best = opt_shapes(inputs, ())
+    return {
+        spec.name: {
+            "min": [_bound(dim, size // 2) for dim, size in zip(spec.shape, best[spec.name], strict=True)],
+            "opt": list(best[spec.name]),
+            "max": [_bound(dim, size * 4) for dim, size in zip(spec.shape, best[spec.name], strict=True)],
+        }
+        for spec in inputs
+        if spec.dynamic
+    }
+
+
 def settle_shapes(
     given: Mapping[str, object], inputs: Sequence[InputSpec], profiles: Sequence[Profile], pointer: str = "/shapes"
 ) -> dict[str, tuple[int, ...]]:
@@ -110,6 +124,10 @@ def settle_shapes(
     if outside:
         raise _invalid_shapes(outside)
     return _filled(sizes, inputs, opt_shapes(inputs, ()))
+
+
+def _bound(dim: int | str, size: int) -> int:
+    return dim if isinstance(dim, int) else size
 
 
 def _default(spec: InputSpec, axis: int) -> int:

@@ -3,7 +3,8 @@
 A worker says of each backend {"version", "makes": [...], "loads": [...], "capabilities": {...}}, with the platforms
 it compiles for and those whose engines it can load, or {"version", "unavailable": reason} where it is installed
 but cannot be used. `capabilities["options"]` maps the name of each build option to a JSON Schema with a
-default, and `capabilities["lacks"]` maps options ("name") and values ("name=value") it has not to the reason.
+default, and `capabilities["lacks"]` maps options ("name") and values ("name=value") it has not to the reason;
+`capabilities["profiles"]` says whether shapes have to be given.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,6 @@ from app.fleet.service import alive
 from app.jobs.queue import BUILD_ONLY
 from app.settings import Settings
 
-BACKENDS = ("onnxruntime", "tensorrt", "tensorrt_rtx")
 PROFILES_REQUIRED = "required for dynamic inputs"  # what a worker says of "profiles" that cannot do without
 
 
@@ -117,30 +117,6 @@ class Fleet:
         return _each(member.device for member in self.offering(backend))
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Where an engine may be made: a backend and what is offered of it, by one device where one was asked for.
-
-    `members` are the workers alive that may make it. `platform` is that whose workers shall, or `BUILD_ONLY`; None
-    where any worker of the backend may.
-    """
-
-    backend: str
-    offer: Offer
-    members: tuple[Member, ...] = ()
-    platform: str | None = None
-
-    @property
-    def runs(self) -> bool:
-        """Whether the engine can be run where it is made, as far as somebody is alive to tell."""
-        return not self.members or any(member.runs for member in self.members)
-
-    @property
-    def needs_profiles(self) -> bool:
-        """Whether it cannot be made without profiles where its inputs are dynamic."""
-        return any(member.needs_profiles for member in self.members)
-
-
 def fleet_offers(session: Session, settings: Settings) -> Fleet:
     """Return what is offered at this moment."""
     return Fleet(
@@ -152,64 +128,12 @@ def fleet_offers(session: Session, settings: Settings) -> Fleet:
     )
 
 
-def choose_target(fleet: Fleet, backend: str | None, device: str | None) -> Target:
-    """Settle where an engine is made; Invalid "backend_unknown" or "device_unknown".
-
-    A backend left out is tensorrt where it is offered, by that device if one is named, and otherwise onnxruntime.
-    One that is known but that no worker offers at the moment is accepted without a device: its jobs wait.
-    """
-    if device is None:
-        chosen = choose_backend(fleet, backend)
-        return Target(chosen, fleet.offer(chosen), fleet.offering(chosen))
-    chosen = choose_backend(fleet if backend else fleet.on(device), backend)
-    members = fleet.on(device).offering(chosen)
-    if not members:
-        raise _device_unknown(device, chosen, fleet.devices(chosen), fleet.on(device).offer(chosen))
-    return Target(chosen, Fleet(members).offer(chosen), members, members[0].platform)
-
-
-def settle_target(target: Target, options: Mapping[str, Any]) -> tuple[Target, dict[str, Any]]:
-    """Narrow a target to the workers that take these options, and settle these by what they declare; Invalid.
-
-    Of several, those that run what they compile are preferred. Where that leaves out anybody who listens to the
-    queue of the whole backend, the engine is made on the platform of the first that is left.
-    """
-    settled = settle_options(target.backend, target.offer, options)
-    faults = {member: _first_fault(member, options) for member in target.members}
-    takers = [member for member, fault in faults.items() if fault is None]
-    if faults and not takers:
-        raise _taken_by_nobody(target.backend, [(member, fault) for member, fault in faults.items() if fault])
-    preferred = tuple(member for member in takers if member.runs) or tuple(takers)
-    if len(preferred) == len(target.members):
-        return target, settled
-    offer = Fleet(preferred).offer(target.backend)
-    narrowed = Target(target.backend, offer, preferred, preferred[0].platform)
-    return narrowed, settle_options(target.backend, offer, options)
-
-
-def choose_backend(fleet: Fleet, asked: str | None) -> str:
-    """Return the backend asked for, or else tensorrt where a worker offers it and onnxruntime where none does."""
-    offered = fleet.backends
-    if asked is None:
-        return "tensorrt" if "tensorrt" in offered else "onnxruntime"
-    known = sorted({*BACKENDS, *offered})
-    if asked not in known:
-        raise Invalid(
-            f"There is no backend '{asked}'. Known are {', '.join(known)}; GET /v1/workers shows which are "
-            "offered now. Leave it out for the best one offered.",
-            code="backend_unknown",
-            errors=[FieldError("/backend", f"not one of {', '.join(known)}")],
-        )
-    return asked
-
-
 def settle_options(backend: str, offer: Offer, options: Mapping[str, Any]) -> dict[str, Any]:
     """Check options against what is declared, and leave out those that have their default; Invalid.
 
     Where no worker offers the backend only patterns can be checked here: the worker that takes the job does the rest.
     """
-    found = {name: _fault(name, value, offer) for name, value in options.items()}
-    faults = [FieldError(_pointer(name, fault.path), fault.detail) for name, fault in found.items() if fault]
+    faults = option_faults(offer, options)
     if faults:
         raise Invalid(
             f"The backend '{backend}' does not take these options: "
@@ -225,24 +149,10 @@ def settle_options(backend: str, offer: Offer, options: Mapping[str, Any]) -> di
     }
 
 
-def _first_fault(member: Member, options: Mapping[str, Any]) -> FieldError | None:
-    """Return why a worker does not take an option; one without a value is left out and disturbs nobody."""
-    offer = member.offer
-    for name, value in options.items():
-        if value is not None and (fault := _fault(name, value, offer)):
-            return FieldError(_pointer(name, fault.path), fault.detail)
-    return None
-
-
-def _taken_by_nobody(backend: str, faults: Sequence[tuple[Member, FieldError]]) -> Invalid:
-    refused = [FieldError(fault.pointer, f"{member.device}: {fault.detail}") for member, fault in faults[:5]]
-    return Invalid(
-        f"No single worker of the backend '{backend}' takes all of these options: "
-        + "; ".join(f"{fault.pointer}: {fault.detail}" for fault in refused)
-        + ". Leave out what one of them refuses. GET /v1/workers shows the options of each.",
-        code="invalid_options",
-        errors=refused,
-    )
+def option_faults(offer: Offer, options: Mapping[str, Any]) -> list[FieldError]:
+    """Return what is wrong with the options, the first fault of each."""
+    found = {name: _fault(name, value, offer) for name, value in options.items()}
+    return [FieldError(_pointer(name, fault.path), fault.detail) for name, fault in found.items() if fault]
 
 
 def _fault(name: str, value: object, offer: Offer) -> Fault | None:
@@ -261,19 +171,6 @@ def _pattern_fault(patterns: Sequence[object]) -> Fault | None:
 
 def _pointer(name: str, path: Sequence[str | int]) -> str:
     return "".join(f"/{_escape(str(part))}" for part in ("options", name, *path))
-
-
-def _device_unknown(device: str, backend: str, devices: Sequence[str], offer: Offer) -> Invalid:
-    known = ", ".join(devices)
-    offering = f"'{backend}' is offered by {known}" if devices else f"no worker alive offers '{backend}'"
-    reasons = "".join(f" {reason}" for reason in offer.unavailable)
-    remedy = "Name one of these, or leave device out" if devices else "Start a worker that does, or leave device out"
-    return Invalid(
-        f"No worker alive offers '{backend}' on a device '{device}'; {offering}.{reasons} {remedy}: then any worker "
-        "of the backend may take the job. GET /v1/workers shows the devices.",
-        code="device_unknown",
-        errors=[FieldError("/device", f"not one of {known}" if devices else "no device offers the backend")],
-    )
 
 
 def _declared(declarations: Iterator[Mapping[str, Schema]]) -> dict[str, tuple[Schema, ...]]:

@@ -5,17 +5,20 @@ Nothing here needs a session: binding alone may take seconds, and the database i
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from json import dumps
 from typing import Any
 
 from app.bindings.report import BindingReport
 from app.bindings.service import Pair
-from app.definitions.profiles import parse_profiles, to_json
+from app.definitions.parameter import InputSpec
+from app.definitions.profiles import example_profile, parse_profiles, to_json
 from app.definitions.service import inputs_of
 from app.engines import fingerprint as digests
 from app.engines.catalogue import Values
-from app.engines.offers import Target, settle_options
 from app.engines.refit_option import RefitPatterns, parameter_contents
+from app.engines.schemas import VerifyChoice
 from app.engines.tables import Engine
+from app.engines.targets import Target, settle_target
 from app.errors import FieldError, Invalid
 from app.registry.tables import Model
 from app.weights.manifest import Manifest
@@ -28,7 +31,7 @@ MAX_NAMED = 5
 class Order:
     """An engine that can be made as far as can be told: every part exists and the weights bind.
 
-    `target` says where it may be made, and `binding` is the binding report. The fingerprint is equal for
+    `target` says where it is made, and `binding` is the binding report. The fingerprint is equal for
     engines that compute the same, the recipe for engines that differ in their weights at most.
     """
 
@@ -53,10 +56,28 @@ def settle(
     options: Mapping[str, Any],
     rules: Sequence[Any],
 ) -> Order:
-    """Check everything a build needs; Invalid with a pointer to each fault."""
-    settled = settle_options(target.backend, target.offer, options)
-    shapes = to_json(parse_profiles(profiles, inputs_of(pair.definition)))
-    return _bound(model, pair, target, profiles=shapes, options=settled, rules=rules)
+    """Check everything a build needs; Invalid with a pointer to each fault.
+
+    The order's target is `target` narrowed to the workers that take the options.
+    """
+    narrowed, settled = settle_target(target, options)
+    inputs = inputs_of(pair.definition)
+    shapes = to_json(parse_profiles(profiles, inputs))
+    if narrowed.needs_profiles and not shapes:
+        _check_static(narrowed.backend, inputs)
+    return _bound(model, pair, narrowed, profiles=shapes, options=settled, rules=rules)
+
+
+def settle_verify(asked: VerifyChoice | None, target: Target) -> VerifyChoice:
+    """Return how a new engine is verified: against the reference unless asked otherwise; Invalid "cannot_verify".
+
+    Where it cannot be run on the device that makes it there is nothing to compare, and nothing is unless asked.
+    """
+    if target.runs:
+        return asked or VerifyChoice()
+    if asked is not None and asked.against != "none":
+        raise _cannot_verify(target, asked)
+    return VerifyChoice(against="none")
 
 
 def settle_refit(model: Model, pair: Pair, target: Target, parent: Engine, held: Values | None) -> Order:
@@ -123,6 +144,32 @@ def _bound(
         recipe=digests.recipe(
             definition_digest=digest, backend=target.backend, profiles=profiles, options=options, rules=rules
         ),
+    )
+
+
+def _check_static(backend: str, inputs: Sequence[InputSpec]) -> None:
+    """Raise Invalid "profiles_required" where an input is dynamic."""
+    example = example_profile(inputs)
+    if not example:
+        return
+    raise Invalid(
+        f"The inputs {', '.join(example)} have dynamic dimensions, and {backend} compiles for ranges of shapes. "
+        f'Give at least one profile with the sizes you need, such as "profiles": {dumps([example])}.',
+        code="profiles_required",
+        errors=[
+            FieldError("/profiles", f"{spec.name} {list(spec.shape)} is dynamic") for spec in inputs if spec.dynamic
+        ],
+    )
+
+
+def _cannot_verify(target: Target, asked: VerifyChoice) -> Invalid:
+    devices = ", ".join(dict.fromkeys(member.device for member in target.members))
+    return Invalid(
+        f"The workers that would make this engine ({devices}) compile '{target.backend}' for other devices and "
+        f'cannot run it, which a verification against "{asked.against}" needs. Ask with "verify": {{"against": '
+        '"none"}, or leave verify out, and verify the engine where it runs.',
+        code="cannot_verify",
+        errors=[FieldError("/verify/against", f"{asked.against} needs a worker that runs the engine; give none")],
     )
 
 

@@ -28,9 +28,10 @@ Kind = Literal["build", "refit", "materialise", "run", "verify", "benchmark"]
 
 @dataclass(frozen=True, slots=True)
 class QueuedJob:
-    """A job that a worker of a backend is to do, of those that load engines of `platform` where there is one.
+    """A job that a worker of a backend is to do, one of those that listen to `queue`.
 
-    `offer` is what is alive of the backend, and `needs` the version that the engine to work on is of.
+    `offer` is what is alive of the backend. `platform` and `needs` are those of the engine to work on where there
+    is one: the platform it has to be loaded on, and the version it is of.
     """
 
     kind: Kind
@@ -38,22 +39,18 @@ class QueuedJob:
     backend: str
     offer: Offer
     request: dict[str, Any]
+    queue: str
     platform: str | None = None
     needs: str | None = None
-
-    @property
-    def queue(self) -> str:
-        """The queue of the workers that can do it."""
-        return queue_of(self.backend, self.platform)
 
     def __call__(self, session: Session) -> Job:
         """Queue it; where the fleet of the moment does not have what it needs, an event says so."""
         job = jobs.create(session, kind=self.kind, model_id=self.model_id, queue=self.queue, request=self.request)
         about = {"backend": self.backend, "platform": self.platform}
-        if not self.offer.versions:
-            events.append(session, job.id, "no_worker", about | {"detail": self._nobody()})
-        elif self.platform is not None and self.platform not in self.offer.loads:
+        if self.platform is not None and self.platform not in self.offer.loads:
             events.append(session, job.id, "no_worker", about | {"detail": self._nobody_of_platform()})
+        elif not self.offer.versions:
+            events.append(session, job.id, "no_worker", about | {"detail": self._nobody()})
         elif self.needs is not None and self.needs not in self.offer.versions:
             alive = ", ".join(sorted(self.offer.versions))
             detail = f"The engine is of {self.backend} {self.needs}; alive are {alive}."
@@ -61,9 +58,8 @@ class QueuedJob:
         return job
 
     def _nobody(self) -> str:
-        reasons = "".join(f" A worker has it installed but cannot use it: {one}" for one in self.offer.unavailable)
         return (
-            f"No worker alive offers '{self.backend}'; the job waits for one.{reasons} "
+            f"No worker alive offers '{self.backend}'; the job waits for one.{self._unavailable()} "
             "GET /v1/workers lists those alive."
         )
 
@@ -71,14 +67,20 @@ class QueuedJob:
         alive = ", ".join(f"'{one}'" for one in self.offer.loads) or "none"
         return (
             f"The engine works on the platform '{self.platform}' of '{self.backend}'; the job waits for a worker of "
-            f"it. Platforms alive: {alive}. Start a worker of that version on such a device, or build an engine for "
-            "one that is alive. GET /v1/workers lists them."
+            f"it. Platforms alive: {alive}.{self._unavailable()} Start a worker of that version on such a device, or "
+            "build an engine for one that is alive. GET /v1/workers lists them."
         )
+
+    def _unavailable(self) -> str:
+        return "".join(f" A worker has it installed but cannot use it: {one}" for one in self.offer.unavailable)
 
 
 def engine_job(kind: Kind, engine: Engine, offer: Offer, request: dict[str, Any]) -> QueuedJob:
     """Return a job on an engine that there is, for those who can load it."""
-    return QueuedJob(kind, engine.model_id, engine.backend, offer, request, engine.platform, engine.backend_version)
+    queue = queue_of(engine.backend, engine.platform)
+    return QueuedJob(
+        kind, engine.model_id, engine.backend, offer, request, queue, engine.platform, engine.backend_version
+    )
 
 
 def build_job(order: Order, verify: VerifyChoice, *, reuse: bool) -> QueuedJob:
@@ -91,7 +93,8 @@ def build_job(order: Order, verify: VerifyChoice, *, reuse: bool) -> QueuedJob:
         **_common(order, verify, reuse=reuse),
     }
     target = order.target
-    return QueuedJob("build", order.model_id, target.backend, target.offer, request, target.platform)
+    queue = queue_of(target.backend, target.platform)
+    return QueuedJob("build", order.model_id, target.backend, target.offer, request, queue)
 
 
 def refit_job(
@@ -115,15 +118,16 @@ def _common(order: Order, verify: VerifyChoice, *, reuse: bool) -> dict[str, Any
 
 @dataclass(frozen=True, slots=True)
 class ReuseFirst:
-    """An engine equal to the order, or else the job that makes one."""
+    """An engine equal to the order, or else the job that makes one; `materialise` says when its plan is wanted."""
 
     order: Order
     job: QueuedJob
+    materialise: Materialise = "eager"
 
     def __call__(self, session: Session) -> Job:
         """Record a finished job that names an equal engine where there is one, else queue `job`."""
         equal = _equal(session, self.order)
-        return self.job(session) if equal is None else _reused(session, self.job, equal)
+        return self.job(session) if equal is None else _reused(session, self.job, equal, self.materialise)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +151,7 @@ class CheapestWay:
         build = build_job(order, self.verify, reuse=True)
         equal = _equal(session, order)
         if equal is not None:
-            return _reused(session, build, equal)
+            return _reused(session, build, equal, self.materialise)
         parent = find_parent(session, order.model_id, order.recipe, refits(order), self.root_plans)
         chosen = build if parent is None else refit_job(order, parent, self.verify, self.materialise, reuse=True)
         job = chosen(session)
@@ -218,12 +222,14 @@ def _equal(session: Session, order: Order) -> Engine | None:
     return find_equal(session, order.model_id, order.fingerprint, Served(offer.versions, offer.platforms))
 
 
-def _reused(session: Session, job: QueuedJob, equal: Engine) -> Job:
+def _reused(session: Session, job: QueuedJob, equal: Engine, materialise: Materialise) -> Job:
+    """Record a job that is finished by an equal engine; where its plan is wanted and missing, that is queued as well.
+
+    The result's `materialising` names the job that writes it.
+    """
+    result: dict[str, Any] = {"engine": equal.number, "reused": True, "method": "reuse"}
+    if materialise == "eager" and not equal.materialised:
+        result["materialising"] = MaterialiseJob(equal.model_id, equal.id, job.offer)(session).id
     return jobs.create_finished(
-        session,
-        kind=job.kind,
-        model_id=job.model_id,
-        queue=job.queue,
-        request=job.request,
-        result={"engine": equal.number, "reused": True, "method": "reuse"},
+        session, kind=job.kind, model_id=job.model_id, queue=job.queue, request=job.request, result=result
     )

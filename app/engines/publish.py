@@ -1,5 +1,6 @@
 """Making an engine known."""
 
+from functools import cache
 from importlib.metadata import version
 from typing import Any, Literal, NotRequired, TypedDict, Unpack
 
@@ -57,7 +58,7 @@ def publish_engine(session: Session, **made: Unpack[NewEngine]) -> Engine:
     """
     statement = select(Definition.version, Definition.digest).where(Definition.id == made["definition_id"])
     definition, digest = session.execute(statement).one()
-    made["facts"] = {**made["facts"], "service_version": version("enginesmith")}
+    made["facts"] = {**made["facts"], "service_version": _service_version()}
     engine = Engine(
         **made,
         number=next_number(session, made["model_id"], "engine"),
@@ -94,6 +95,11 @@ def publish_plan(session: Session, engine_id: int, *, digest: str, nbytes: int, 
     if session.scalar(statement) is not None:
         keep(session, digest, _owner(engine_id))
     return session.get_one(Engine, engine_id, populate_existing=True)
+
+
+@cache
+def _service_version() -> str:
+    return version("enginesmith")
 
 
 def _owner(engine_id: int) -> str:

@@ -4,7 +4,7 @@ The build option "refit" is "all", "none", or a list of the parameters that refi
 and regular expressions (RE2) over whole names. A shorter list leaves the compiler more to optimise.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +49,11 @@ class RefitPatterns:
 
     def match(self, parameter: str) -> bool:
         """Whether refits may change this parameter."""
-        return any(pattern.text == parameter or pattern.match(parameter) for pattern in self.patterns)
+        return any(_matches(pattern, parameter) for pattern in self.patterns)
+
+    def idle(self, parameters: Collection[str]) -> list[str]:
+        """Return the patterns that match none of these parameters."""
+        return [one.text for one in self.patterns if not any(_matches(one, name) for name in parameters)]
 
     def beyond(self, before: Mapping[str, Hashable], after: Mapping[str, Hashable]) -> list[str]:
         """Return the parameters, sorted, that differ and that no refit may change; contents by parameter."""
@@ -68,6 +72,10 @@ def parameter_contents(report: BindingReport, tensors: Mapping[str, TensorEntry]
         )
         for binding in report.bindings
     }
+
+
+def _matches(pattern: Pattern, parameter: str) -> bool:
+    return pattern.text == parameter or pattern.match(parameter) is not None
 
 
 def _parse(index: int, value: object) -> Pattern:

@@ -14,8 +14,8 @@ from app.database import Database
 from app.definitions.service import get_definition, inputs_of
 from app.engines.benchmarks import settle_benchmark
 from app.engines.catalogue import INPUTS, find_example, find_families, get_engine, load_values
-from app.engines.offers import Offer, Target, choose_target, fleet_offers
-from app.engines.orders import Order, out_of_reach, settle, settle_refit
+from app.engines.offers import Offer, fleet_offers
+from app.engines.orders import Order, out_of_reach, settle, settle_refit, settle_verify
 from app.engines.placements import (
     CheapestWay,
     MaterialiseJob,
@@ -29,6 +29,7 @@ from app.engines.placements import (
 from app.engines.refit_option import RefitPatterns
 from app.engines.schemas import BenchmarkRequest, BuildRequest, EngineRequest, RefitRequest, RunRequest, VerifyRequest
 from app.engines.tables import Engine
+from app.engines.targets import Target, choose_target
 from app.errors import NotFound
 from app.jobs.service import Place
 from app.registry.service import get_model
@@ -46,7 +47,7 @@ def request_build(database: Database, settings: Settings, model: str, body: Buil
         pair = bindings.load(session, owner.id, body.definition, body.weights)
     target = choose_target(fleet, body.backend, body.device)
     order = settle(owner, pair, target, profiles=body.profiles, options=body.options, rules=body.rules)
-    job = build_job(order, body.verify, reuse=body.reuse)
+    job = build_job(order, settle_verify(body.verify, order.target), reuse=body.reuse)
     return ReuseFirst(order, job) if body.reuse else job
 
 
@@ -60,7 +61,7 @@ def request_refit(database: Database, settings: Settings, model: str, body: Refi
         held = load_values(session, parent.id) if RefitPatterns.given(parent.options) else None
     order = settle_refit(owner, pair, target, parent, held)
     job = refit_job(order, parent, body.verify, body.materialise, reuse=body.reuse)
-    return ReuseFirst(order, job) if body.reuse else job
+    return ReuseFirst(order, job, body.materialise) if body.reuse else job
 
 
 def request_engine(database: Database, settings: Settings, model: str, body: EngineRequest) -> Place:
@@ -83,7 +84,8 @@ def request_engine(database: Database, settings: Settings, model: str, body: Eng
         options=_given(body.options, example.options if example else {}),
         rules=_given(body.rules, example.rules if example else []),
     )
-    return CheapestWay(order, body.verify, body.materialise, _root_plans(database, order, pair))
+    verify = settle_verify(body.verify, order.target)
+    return CheapestWay(order, verify, body.materialise, _root_plans(database, order, pair))
 
 
 def request_run(database: Database, settings: Settings, model: str, body: RunRequest) -> Place:

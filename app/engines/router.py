@@ -61,7 +61,8 @@ async def build(
 
     The binding, the profiles and the options are checked before this answers. Where an equal engine exists the
     job is finished and names it; `reuse: false` compiles all the same. A reused engine keeps the
-    verification of the time it was made.
+    verification of the time it was made; where its plan is not written yet, `result.materialising` is the job
+    that writes it.
     """
     return await submit(lambda: service.request_build(database, settings, model, body))
 

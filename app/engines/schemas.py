@@ -12,6 +12,10 @@ Backend = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,64}$")]
 Options = Annotated[dict[str, Any], Field(max_length=64)]
 DeviceName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Materialise = Literal["eager", "lazy"]
+VERIFY = (
+    "Left out: reference. Where the workers that make the engine compile for other devices and cannot run it, none "
+    "is the default, and anything else is refused (`cannot_verify`): verify such an engine where it runs."
+)
 
 PROFILE: dict[str, Any] = {"input_ids": {"min": [1, 1], "opt": [4, 64], "max": [32, 256]}}
 RULE: dict[str, Any] = {"parameter": r"encoder\.(.*)", "tensors": [r"bert.encoder.\1"]}
@@ -85,11 +89,15 @@ class BuildRequest(RequestBody):
         None, description="The device to make it on, as GET /v1/workers names it. Left out: any with the backend."
     )
     rules: list[Any] = Field([], description="Binding rules; the definition's own apply after them.")
-    profiles: list[Any] = Field([], description="Shapes to compile for, by input: min, opt and max.")
+    profiles: list[Any] = Field(
+        [],
+        description="Shapes to compile for, by input: min, opt and max. Backends whose `profiles` GET /v1/workers "
+        "shows as required for dynamic inputs need at least one where an input is dynamic (`profiles_required`).",
+    )
     options: Options = Field(
         {}, description="Options of the backend; GET /v1/workers shows the JSON Schema of each and what is lacking."
     )
-    verify: VerifyChoice = VerifyChoice()
+    verify: VerifyChoice | None = Field(None, description=VERIFY)
     reuse: bool = Field(default=True, description="false: compile although an equal engine exists.")
 
 
@@ -127,7 +135,7 @@ class EngineRequest(RequestBody):
     )
     profiles: list[Any] | None = None
     options: Options | None = None
-    verify: VerifyChoice = VerifyChoice()
+    verify: VerifyChoice | None = Field(None, description=VERIFY)
     materialise: Materialise = Field("eager", description="lazy: as in a refit, if that is the cheapest way.")
 
 

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from app.definitions.parameter import InputSpec
-from app.definitions.profiles import Range, opt_shapes, parse_profiles, settle_shapes, to_json
+from app.definitions.profiles import Range, example_profile, opt_shapes, parse_profiles, settle_shapes, to_json
 from app.errors import Invalid
 
 IDS = InputSpec("ids", "I64", ("batch", "sequence"), high=100)
@@ -30,6 +30,16 @@ def test_completes_inputs_whose_symbols_are_settled_and_fixed_ones() -> None:
 def test_json_of_profiles_reads_back_as_the_same_profiles() -> None:
     profiles = parse_profiles([{"ids": SIZES}, {"mask": SIZES}], [IDS, MASK])
     assert parse_profiles(to_json(profiles), [IDS, MASK]) == profiles
+
+
+def test_an_example_has_every_dynamic_input_and_fits_the_definition() -> None:
+    inputs = [IDS, MASK, IMAGE, FIXED]
+    example = example_profile(inputs)
+    assert example["ids"] == {"min": [1, 8], "opt": [2, 16], "max": [8, 64]}
+    assert example["x"] == {"min": [1, 3, 32, 32], "opt": [2, 3, 64, 64], "max": [8, 3, 256, 256]}
+    assert list(example) == ["ids", "mask", "x"]
+    assert parse_profiles([example], inputs)[0]["scale"] == Range((4,), (4,), (4,))
+    assert example_profile([FIXED]) == {}
 
 
 def test_reports_every_fault_at_once() -> None:

@@ -14,8 +14,8 @@ from app.artifacts.service import collect_orphans, record
 from app.artifacts.store import ArtifactStore
 from app.artifacts.tables import Blob, BlobUse
 from app.engines import service as engines
-from app.engines.requests import request_build, request_refit
-from app.engines.schemas import BuildRequest, RefitRequest
+from app.engines.requests import request_build, request_engine, request_refit
+from app.engines.schemas import BuildRequest, EngineRequest, RefitRequest
 from app.engines.tables import Engine
 from app.jobs import lease
 from app.jobs.lease import JobError
@@ -176,6 +176,37 @@ def test_an_alias_that_is_refused_or_on_a_written_engine_has_nothing_written(cli
     assert client.put(f"{MODEL}/aliases/production", json={"engine": 1}).status_code == 201
     refused = client.put(f"{MODEL}/aliases/production", json={"engine": lazy}, headers={"If-Match": '"7"'})
     assert refused.status_code == 412
+    assert jobs_of(client) == []
+
+
+EAGER: list[tuple[str, dict[str, Any]]] = [
+    ("refits", {"engine": 1, "weights": 2}),
+    ("engines", {"weights": 2}),
+    ("builds", {"definition": 1, "weights": 2}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), EAGER)
+def test_an_engine_without_a_plan_that_is_reused_has_it_written(
+    client: TestClient, lazy: int, write: Callable[[str], None], path: str, body: dict[str, Any]
+) -> None:
+    answer = client.post(f"{MODEL}/{path}", json=body)
+    (job,) = jobs_of(client)
+    result = {"engine": lazy, "reused": True, "method": "reuse"}
+    assert (answer.status_code, answer.json()["state"], job["state"]) == (200, "succeeded", "queued")
+    assert answer.json()["result"] == result | {"materialising": job["id"]}
+    assert client.post(f"{MODEL}/{path}", json=body).json()["result"]["materialising"] == job["id"]
+    write(job["id"])
+    assert client.post(f"{MODEL}/{path}", json=body).json()["result"] == result
+    assert len(jobs_of(client)) == 1
+
+
+def test_an_engine_without_a_plan_that_is_reused_lazily_stays_without(
+    bench: Workbench, client: TestClient, lazy: int
+) -> None:
+    refit = bench.submit(request_refit, RefitRequest(engine=1, weights=2, materialise="lazy"))
+    engine = bench.submit(request_engine, EngineRequest(weights=2, materialise="lazy"))
+    assert refit.result == engine.result == {"engine": lazy, "reused": True, "method": "reuse"}
     assert jobs_of(client) == []
 
 

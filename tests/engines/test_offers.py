@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from app.engines.offers import Fleet, Member, choose_target, fleet_offers, settle_options
+from app.engines.offers import Fleet, Member, fleet_offers, settle_options
 from app.errors import Invalid
 from tests.engines.workbench import OPTIONS, Workbench
 
@@ -30,68 +30,6 @@ def refused(fleet: Fleet, options: dict[str, Any]) -> dict[str, str]:
         settle(fleet, options)
     assert caught.value.code == "invalid_options"
     return {fault.pointer: fault.detail for fault in caught.value.errors}
-
-
-class TestBackend:
-    """Which backend makes the engine."""
-
-    def test_is_onnxruntime_where_no_worker_offers_tensorrt(self) -> None:
-        assert choose_target(Fleet((ONNXRUNTIME,)), None, None).backend == "onnxruntime"
-        assert choose_target(Fleet(), None, None).backend == "onnxruntime"
-
-    def test_is_tensorrt_where_a_worker_offers_it(self) -> None:
-        assert choose_target(Fleet((ONNXRUNTIME, tensorrt())), None, None).backend == "tensorrt"
-
-    def test_is_not_one_that_is_installed_but_cannot_be_used(self) -> None:
-        broken = Member("CPU", "tensorrt", {"version": "8.6.1", "unavailable": "no GPU"})
-        assert choose_target(Fleet((ONNXRUNTIME, broken)), None, None).backend == "onnxruntime"
-
-    def test_is_accepted_though_nobody_offers_it_now(self) -> None:
-        target = choose_target(Fleet(), "tensorrt", None)
-        assert (target.backend, target.offer.versions, target.platform) == ("tensorrt", frozenset(), None)
-
-    def test_is_accepted_if_only_the_fleet_knows_it(self) -> None:
-        fleet = Fleet((Member("CPU", "openvino", {"version": "1"}),))
-        assert choose_target(fleet, "openvino", None).backend == "openvino"
-
-    def test_is_refused_with_those_known_if_nobody_knows_it(self) -> None:
-        with pytest.raises(Invalid, match="onnxruntime, tensorrt, tensorrt_rtx") as caught:
-            choose_target(Fleet((ONNXRUNTIME,)), "tensort", None)
-        assert caught.value.code == "backend_unknown"
-        assert [fault.pointer for fault in caught.value.errors] == ["/backend"]
-
-
-class TestDevice:
-    """Where the engine is made."""
-
-    FLEET = Fleet((ONNXRUNTIME, tensorrt(H100), tensorrt(A100)))
-
-    def test_narrows_the_offer_to_what_it_has(self) -> None:
-        target = choose_target(self.FLEET, "tensorrt", A100)
-        assert target.offer.loads == (f"8.6.1/{A100}",)
-        assert target.platform == f"8.6.1/{A100}"
-
-    def test_decides_which_backend_is_the_default(self) -> None:
-        assert choose_target(self.FLEET, None, H100).backend == "tensorrt"
-        assert choose_target(self.FLEET, None, "CPU").backend == "onnxruntime"
-
-    @pytest.mark.parametrize("device", ["NVIDIA H200", "CPU"])
-    def test_is_refused_with_those_that_offer_the_backend(self, device: str) -> None:
-        with pytest.raises(Invalid, match=f"offered by {H100}, {A100}") as caught:
-            choose_target(self.FLEET, "tensorrt", device)
-        assert caught.value.code == "device_unknown"
-        assert [fault.pointer for fault in caught.value.errors] == ["/device"]
-
-    def test_is_refused_with_the_reason_where_nobody_offers_the_backend(self) -> None:
-        broken = Member("CPU", "tensorrt", {"version": "8.6.1", "unavailable": "The driver is too old."})
-        with pytest.raises(Invalid, match=r"no worker alive offers 'tensorrt'\. The driver is too old\.") as caught:
-            choose_target(Fleet((broken,)), "tensorrt", "CPU")
-        assert caught.value.code == "device_unknown"
-
-    def test_that_compiles_for_others_only_has_no_queue_of_its_own(self) -> None:
-        said = {"version": "1.7.1", "makes": ["1.7.1/SM80"], "loads": []}
-        target = choose_target(Fleet((Member("CPU", "tensorrt_rtx", said),)), "tensorrt_rtx", "CPU")
-        assert target.platform is None
 
 
 class TestOptions:

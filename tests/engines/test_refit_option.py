@@ -39,6 +39,11 @@ def test_a_pattern_is_a_name_or_matches_all_of_one(pattern: str, parameter: str,
     assert RefitPatterns.parse(["other", pattern]).match(parameter) is matches
 
 
+def test_a_pattern_that_matches_no_parameter_is_idle() -> None:
+    patterns = RefitPatterns.parse(["w", "[a-c]", "weight", "(w|b).+"])
+    assert patterns.idle(["w", "b"]) == ["weight", "(w|b).+"]
+
+
 def test_only_a_list_has_patterns() -> None:
     assert RefitPatterns.of({}) is None
     assert RefitPatterns.of({"refit": "none"}) is None

@@ -2,15 +2,32 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, update
 
 from app.artifacts.service import collect_orphans, record
 from app.artifacts.store import ArtifactStore
 from app.artifacts.tables import Blob, BlobUse
 from app.bindings.report import BindingReport
 from app.database import Database
-from app.engines.requests import request_build, request_engine, request_refit, request_run, request_verify
-from app.engines.schemas import BuildRequest, EngineRequest, RefitRequest, RunRequest, VerifyChoice, VerifyRequest
+from app.definitions.parameter import InputSpec
+from app.definitions.tables import Definition
+from app.engines.requests import (
+    request_benchmark,
+    request_build,
+    request_engine,
+    request_refit,
+    request_run,
+    request_verify,
+)
+from app.engines.schemas import (
+    BenchmarkRequest,
+    BuildRequest,
+    EngineRequest,
+    RefitRequest,
+    RunRequest,
+    VerifyChoice,
+    VerifyRequest,
+)
 from app.engines.tables import Engine
 from app.errors import Invalid, NotFound
 from app.fleet.tables import Worker
@@ -443,6 +460,25 @@ class TestPlatforms:
         assert f"'{ON_H100}'" in told["no_worker"]["detail"]
         assert f"'{version}/{device}'" in told["no_worker"]["detail"]
 
+    def test_every_job_on_an_engine_of_a_fleet_that_is_gone_says_what_it_waits_for(self, bench: Workbench) -> None:
+        add_gpu(bench)
+        bench.add_epoch(2)
+        number = built_on(bench, H100)
+        with bench.database.transaction() as session:
+            session.execute(delete(Worker))
+            record(session, digest_of("inputs"), 10)
+        bench.add_idle_worker("tensorrt", "The driver is too old.")
+        jobs = [
+            bench.submit(request_refit, RefitRequest(engine=number, weights=2)),
+            bench.submit(verification_of(number), VerifyRequest()),
+            bench.submit(request_run, RunRequest(engine=number, inputs=digest_of("inputs"))),
+            bench.submit(request_benchmark, BenchmarkRequest(engine=number)),
+        ]
+        for job in jobs:
+            detail = events_of(bench, job)["no_worker"]["detail"]
+            assert f"'{ON_H100}'" in detail
+            assert "The driver is too old. Start a worker" in detail
+
     def test_an_engine_of_a_platform_that_nobody_has_is_not_reused(self, bench: Workbench) -> None:
         add_gpu(bench, A100)
         number = built_on(bench, A100)
@@ -478,6 +514,100 @@ class TestPlatforms:
         job = bench.submit(request_engine, EngineRequest(weights=2, device=H100))
         assert job.queue == "enginesmith.tensorrt.8.6.1-nvidia-h100-80gb-hbm3"
         assert bench.request_of(job)["parent_id"] == bench.engine(on_h100).id
+
+
+RTX = {"definition": 1, "weights": 1, "backend": "tensorrt_rtx"}
+
+
+class TestMixedFleet:
+    """A GPU and a CPU that compiles for one, both of the same backend."""
+
+    @pytest.fixture
+    def mixed(self, bench: Workbench) -> Workbench:
+        self.add_compiler(bench)
+        options = {"refit": {"enum": ["all", "none"], "default": "all"}}
+        platforms = [f"1.7/{H100}"]
+        bench.add_worker("tensorrt_rtx", "1.7", device=H100, platforms=platforms, capabilities={"options": options})
+        return bench
+
+    def add_compiler(self, bench: Workbench) -> None:
+        options = {"refit": {"enum": ["none"], "default": "none"}, "compute_capability": {"enum": ["SM80", "SM86"]}}
+        bench.add_worker(
+            "tensorrt_rtx", "1.7", device="CPU", makes=["1.7/SM80"], loads=[], capabilities={"options": options}
+        )
+
+    def build(self, bench: Workbench, **fields: object) -> Job:
+        return bench.submit(request_build, BuildRequest.model_validate(RTX | fields))
+
+    def test_a_build_goes_to_the_gpu_and_is_verified(self, mixed: Workbench) -> None:
+        job = self.build(mixed)
+        assert job.queue == "enginesmith.tensorrt_rtx.1.7-nvidia-h100-80gb-hbm3"
+        assert mixed.request_of(job)["verify"] == {"against": "reference"}
+        assert list(events_of(mixed, job)) == ["queued"]
+
+    @pytest.mark.parametrize("wish", [{"options": {"compute_capability": "SM86"}}, {"device": "CPU"}])
+    def test_a_build_for_others_goes_to_those_that_compile_for_others(
+        self, mixed: Workbench, wish: dict[str, Any]
+    ) -> None:
+        job = self.build(mixed, **wish)
+        assert job.queue == "enginesmith.tensorrt_rtx.build-only"
+        assert mixed.request_of(job)["verify"] == {"against": "none"}
+        assert list(events_of(mixed, job)) == ["queued"]
+
+    def test_an_engine_compiled_for_others_is_not_taken_for_one_of_the_gpu(self, bench: Workbench) -> None:
+        self.add_compiler(bench)
+        for_others = bench.publish(self.build(bench), "1.7", "1.7/SM80", refittable=False)
+        bench.add_worker(
+            "tensorrt_rtx", "1.7", device=H100, platforms=[f"1.7/{H100}"], capabilities={"options": {"refit": {}}}
+        )
+        assert self.build(bench).state == "queued"
+        assert self.build(bench, device="CPU").result == {"engine": for_others, "reused": True, "method": "reuse"}
+
+    def test_what_nothing_can_run_is_not_verified_unless_it_is_asked_for(self, bench: Workbench) -> None:
+        self.add_compiler(bench)
+        assert bench.request_of(self.build(bench))["verify"] == {"against": "none"}
+        job = bench.submit(request_engine, EngineRequest(weights=1, backend="tensorrt_rtx"))
+        assert bench.request_of(job)["verify"] == {"against": "none"}
+        assert bench.request_of(self.build(bench, verify={"against": "none"}))["verify"] == {"against": "none"}
+
+    @pytest.mark.parametrize("against", ["reference", "rebuild", "finite"])
+    def test_a_verification_that_nothing_can_do_is_refused_with_the_way_out(
+        self, bench: Workbench, against: str
+    ) -> None:
+        self.add_compiler(bench)
+        verify = {"against": against}
+        cheapest = EngineRequest.model_validate({"weights": 1, "backend": "tensorrt_rtx", "verify": verify})
+        with pytest.raises(Invalid, match=r'\(CPU\) .*"verify": \{"against": "none"\}') as build:
+            self.build(bench, verify=verify)
+        with pytest.raises(Invalid) as engine:
+            bench.submit(request_engine, cheapest)
+        assert (build.value.code, engine.value.code) == ("cannot_verify", "cannot_verify")
+        assert [fault.pointer for fault in build.value.errors] == ["/verify/against"]
+
+
+class TestProfiles:
+    """Backends that compile for ranges of shapes only."""
+
+    def test_are_required_where_an_input_is_dynamic(self, bench: Workbench) -> None:
+        add_gpu(bench, capabilities={"profiles": "required for dynamic inputs"})
+        with pytest.raises(Invalid) as caught:
+            bench.submit(request_build, BuildRequest.model_validate(TENSORRT))
+        assert caught.value.code == "profiles_required"
+        assert [fault.pointer for fault in caught.value.errors] == ["/profiles"]
+        example = '"profiles": [{"x": {"min": [1, 8], "opt": [2, 8], "max": [8, 8]}}]'
+        assert example in caught.value.detail
+        assert bench.submit(request_build, BuildRequest.model_validate(TENSORRT | {"profiles": PROFILES})).id
+
+    def test_may_be_left_out_where_workers_do_without_or_nobody_is_alive_to_tell(self, bench: Workbench) -> None:
+        assert bench.submit(request_build, BuildRequest.model_validate(TENSORRT)).state == "queued"
+        add_gpu(bench, capabilities={"profiles": "optional"})
+        assert bench.submit(request_build, BuildRequest.model_validate(TENSORRT)).state == "queued"
+
+    def test_of_static_inputs_follow_from_the_definition(self, bench: Workbench) -> None:
+        add_gpu(bench, capabilities={"profiles": "required for dynamic inputs"})
+        with bench.database.transaction() as session:
+            session.execute(update(Definition).values(inputs=[InputSpec("x", "F32", (4, 8)).to_json()]))
+        assert bench.submit(request_build, BuildRequest.model_validate(TENSORRT)).state == "queued"
 
 
 class TestRefitOfSomeParameters:

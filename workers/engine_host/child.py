@@ -53,9 +53,17 @@ def _answer(connection: Connection, engines: Engines, device: str) -> None:
     request = connection.recv()
     result = _result(engines, request)
     _flush()
-    connection.send(Reply(result, engines.residency, memory_free(device)))
+    connection.send(Reply(result, engines.residency, _memory_free(device)))
     if isinstance(request, Build | Verify | Benchmark):
         _return_memory()
+
+
+def _memory_free(device: str) -> int:
+    """Return the device's free memory; 0 where it has failed and says no more: the result tells that."""
+    try:
+        return memory_free(device)
+    except BackendError:
+        return 0
 
 
 def _return_memory() -> None:

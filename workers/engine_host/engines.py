@@ -78,8 +78,7 @@ class Engines:
             case Run():
                 return self._run(request)
             case Verify():
-                engine = self._loaded(request.engine)
-                return verify(request, engine, self.backend(request.engine.backend), self._references, self._report)
+                return self._verify(request)
             case Benchmark():
                 return self._benchmark(request)
 
@@ -91,19 +90,27 @@ class Engines:
         return built
 
     def _refit(self, request: Refit) -> Outcome:
-        parent = request.parent
+        parent, key = request.parent, request.parent.key
         backend = self.backend(parent.backend)
         if backend.refits_in_place:
-            resident = self._resident.take(parent.key, parent.root_plan)  # if the refit fails it is lost with it
+            resident = self._resident.take(key, parent.root_plan)  # if the refit fails it is lost with it
             if resident is None:
                 self._resident.make_room(_nbytes(request.parameters))
         else:
-            self._resident.get(parent.key)  # used last, so it goes last where there is not room for both
+            self._resident.get(key)  # used last, so it goes last where there is not room for both
             self._resident.make_room(_nbytes(request.parameters))
-            resident = self._resident.get(parent.key)
+            resident = self._resident.get(key)
         refitted, engine = backend.refit(request, resident, self._report)
         self._keep(engine, parent.root_plan, request.parameters)
         return refitted
+
+    def _verify(self, request: Verify) -> Outcome:
+        """Verify; an engine that fails may not hold the weights it is known by, and is given up."""
+        backend = self.backend(request.engine.backend)
+        found = verify(request, self._loaded(request.engine), backend, self._references, self._report)
+        if not found.ok:
+            self._resident.drop(request.engine.key)
+        return found
 
     def _run(self, request: Run) -> Outcome:
         watch = Stopwatch(self._report)

@@ -149,6 +149,30 @@ def test_a_normalisation_sets_the_weights_it_is_folded_into(device: Device, tmp_
     assert "conv.weight" not in device.set
 
 
+def test_a_plan_that_cannot_be_written_is_told_with_the_remedy(network: Network, tmp_path: Path) -> None:
+    engine = loaded(network, bound(network, versions(network, tmp_path)[0]), release_8())
+    engine._engine.serialize = lambda: None  # type: ignore[assignment]
+    with pytest.raises(BackendError, match="memory") as error:
+        engine.serialize()
+    assert error.value.code == "serialize_failed"
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        ('{"Layers": [{"Metadata": "a\x1eb"}]}', {"Layers": [{"Metadata": "a\x1eb"}]}),
+        ("no JSON, as some releases", "no JSON, as some releases"),
+    ],
+)
+def test_what_the_inspector_says_is_kept_whatever_it_is(
+    network: Network, tmp_path: Path, said: str, found: object
+) -> None:
+    engine = loaded(network, bound(network, versions(network, tmp_path)[0]))
+    inspector = SimpleNamespace(get_engine_information=lambda _format: said)
+    engine._engine.create_engine_inspector = lambda: inspector  # type: ignore[assignment,return-value]
+    assert engine.inspect() == found
+
+
 @pytest.mark.parametrize(
     ("dtype", "values", "kept"),
     [

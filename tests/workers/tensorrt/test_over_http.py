@@ -1,6 +1,7 @@
 """A worker on a machine without a GPU that offers TensorRT-RTX for building, as clients see it."""
 
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tests.workers.networks import Network, network_of, perceptron
 from tests.workers.service import Service, service_with
 from tests.workers.tensorrt.cpu_compilation import needs_rtx
 from workers.backends.tensorrt.library import NAME, trt
+from workers.runner import run_job
 from workers.worker import Worker, open_worker
 
 pytestmark = [needs_rtx, pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)]
@@ -66,7 +68,9 @@ def test_the_fleet_shows_a_backend_that_builds_only(net: Service, worker: Worker
     assert "SM86" in can["options"]["compute_capability"]["enum"]
     assert "without a GPU" in can["lacks"]["refit=all"]
     assert worker.queues.count(f"enginesmith.{NAME}") == 1
-    assert [queue for queue in worker.queues if queue.startswith(f"enginesmith.{NAME}.")] == []
+    assert [queue for queue in worker.queues if queue.startswith(f"enginesmith.{NAME}.")] == [
+        f"enginesmith.{NAME}.build-only"
+    ]
 
 
 def test_a_plan_is_built_for_another_machine_and_downloaded(net: Service) -> None:
@@ -109,6 +113,44 @@ def test_an_option_it_lacks_is_refused_at_once_with_the_reason(net: Service) -> 
         (error,) = problem["errors"]
         assert error["pointer"] == f"/options/{next(iter(options))}"
         assert reason in error["detail"]
+
+
+def test_a_build_that_nothing_could_verify_is_not_verified_unless_it_is_asked_for(net: Service) -> None:
+    body = {name: value for name, value in request_of().items() if name != "verify"}
+    problem = refusal(net, "/builds", body | {"verify": {"against": "finite"}})
+    assert (problem["code"], problem["errors"][0]["pointer"]) == ("cannot_verify", "/verify/against")
+    assert '"verify": {"against": "none"}' in problem["detail"]
+    engine = net.result("/builds", body)["engine"]
+    found = net.client.get(f"/v1/models/net/engines/{engine}").json()
+    assert found["verification"] == {"ok": None, "against": "none"}
+
+
+def test_a_build_to_be_verified_that_was_posted_before_the_worker_came_is_refused_before_it_compiles(
+    net: Service, worker: Worker, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet.forget(database, worker.id)
+    job_id = net.post("/builds", request_of(verify={"against": "reference"}))["id"]
+    monkeypatch.setattr(worker.host, "call", lambda *_args, **_options: pytest.fail("the engine host was asked"))
+    run_job(worker, job_id)
+    job = net.job(job_id)
+    assert (job["state"], job["error"]["code"]) == ("failed", "cannot_verify")
+    assert '{"against": "none"}' in job["error"]["detail"]
+
+
+def test_dynamic_inputs_without_a_profile_are_refused_with_one_that_works(net: Service) -> None:
+    problem = refusal(net, "/builds", request_of(profiles=[]))
+    assert problem["code"] == "profiles_required"
+    assert [error["pointer"] for error in problem["errors"]] == ["/profiles"]
+    example = problem["detail"].partition('"profiles": ')[2].removesuffix(".")
+    assert net.result("/builds", request_of(profiles=json.loads(example)))["engine"] == 1
+
+
+def test_dynamic_inputs_without_a_profile_fail_the_job_of_a_build_posted_before_the_worker_came(
+    net: Service, worker: Worker, database: Database
+) -> None:
+    fleet.forget(database, worker.id)
+    job = net.do("/builds", request_of(profiles=[]))
+    assert (job["state"], job["error"]["code"]) == ("failed", "profiles_required")
 
 
 def test_an_engine_made_without_refit_support_is_not_refitted(net: Service) -> None:

@@ -86,7 +86,7 @@ def capabilities(library: Any = trt) -> Capabilities:  # noqa: ANN401 - a module
         device_weights=hasattr(library.Refitter, "refit_cuda_engine_async"),
         int64=hasattr(library, "int64"),
         load_initializer=hasattr(library.OnnxParser, "load_initializer"),
-        weight_streaming="WEIGHT_STREAMING" in flags,
+        weight_streaming="WEIGHT_STREAMING" in flags and hasattr(library.ICudaEngine, "weight_streaming_budget_v2"),
         version_compatible="VERSION_COMPATIBLE" in flags,
         hardware_levels=() if targets else tuple(one for one in HARDWARE_LEVELS if one in levels),
         tactics=_members(library, "TacticSource"),
@@ -160,7 +160,7 @@ def _absent(can: Capabilities) -> dict[str, str]:
     if not can.strip_plan:
         lacks["strip_weights"] = f"{this} has no weight stripping; it came with 10.0"
     if not can.weight_streaming:
-        lacks["weight_streaming_budget"] = f"{this} has no weight streaming; it came with 10.0"
+        lacks["weight_streaming_budget"] = f"{this} has no weight streaming budget; it came with 10.1"
     if not can.version_compatible:
         lacks["version_compatible"] = f"{this} loads only what it compiled itself"
     if not can.times_kernels:

@@ -55,7 +55,8 @@ class Compiler:
             config.progress_monitor = _monitor(self._log)
         plan = builder.build_serialized_network(network, config)
         if plan is None:
-            raise self._log.failed("build_failed", f"{NAME} could not compile the definition")
+            remedy = "Try another optimization_level, a larger workspace_bytes or narrower profiles."
+            raise self._log.failed("build_failed", f"{NAME} could not compile the definition", remedy)
         return plan
 
     def write_timings(self, path: Path) -> bool:
@@ -127,7 +128,8 @@ class Compiler:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options["workspace_bytes"]))
         if "tactic_sources" in options:
             sources = [getattr(trt.TacticSource, name.upper()) for name in options["tactic_sources"]]
-            config.set_tactic_sources(sum(1 << int(source) for source in sources))
+            if not config.set_tactic_sources(sum(1 << int(source) for source in sources)):
+                raise self._log.failed("bad_option", f"{NAME} refuses the tactic sources", "Leave out tactic_sources.")
         if "compute_capability" in options:
             _compile_for(options["compute_capability"], config)
 

@@ -14,7 +14,7 @@ from workers.backends.base import Arrays, BackendError, ParameterSource
 from workers.backends.stopwatch import Stopwatch
 from workers.backends.tensorrt.capabilities import Capabilities
 from workers.backends.tensorrt.execution import Execution
-from workers.backends.tensorrt.library import trt
+from workers.backends.tensorrt.library import NAME, trt
 from workers.backends.tensorrt.log import Log
 from workers.backends.tensorrt.refitting import Expected, Named, refit, refittable_weights
 from workers.backends.tensorrt.slots import Layout, Slot, changed_slots, slot_value
@@ -110,11 +110,26 @@ class TensorrtEngine:
 
     def inspect(self) -> Any:  # noqa: ANN401 - JSON
         """Return what TensorRT's engine inspector says; more where the engine was built with detailed profiling."""
-        inspector = self._engine.create_engine_inspector()
-        return json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+        text = self._engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+        try:
+            return json.loads(text, strict=False)  # layers' names may have control characters in them
+        except ValueError:
+            return text
 
     def serialize(self) -> trt.IHostMemory:
-        """Return the plan with the weights held now, from which the engine can be loaded and refitted again."""
+        """Return the plan with the weights held now, from which the engine can be loaded and refitted again.
+
+        Raises BackendError "serialize_failed".
+        """
+        plan = self._serialized()
+        if plan is None:
+            what = f"{NAME} {self._can.version} cannot write the plan"
+            raise self._log.failed(
+                "serialize_failed", what, "Look whether this machine has memory for it, and try again."
+            )
+        return plan
+
+    def _serialized(self) -> trt.IHostMemory | None:
         if not self._can.serialization_config:
             return self._engine.serialize()
         config = self._engine.create_serialization_config()

@@ -27,6 +27,8 @@ DTYPES: Mapping[str, str] = {
     "UINT8": "U8",
     "BOOL": "BOOL",
 }
+FITTING = "Send inputs of a shape within one of the engine's profiles."
+REBUILD = "Build the engine again; if that fails too, report it with the job's events."
 
 
 class Execution:
@@ -48,7 +50,9 @@ class Execution:
         self._input_names = [name for name in names if modes[name] == trt.TensorIOMode.INPUT]
         self._output_names = [name for name in names if modes[name] == trt.TensorIOMode.OUTPUT]
         self._dtypes = {name: numpy_dtype(DTYPES[engine.get_tensor_dtype(name).name]) for name in names}
-        self._buffers = {name: DeviceBuffer() for name in names}
+        self._on_host = {name for name in names if engine.get_tensor_location(name) == trt.TensorLocation.HOST}
+        self._buffers = {name: DeviceBuffer() for name in names if name not in self._on_host}
+        self._host_outputs: dict[str, Array] = {}
         self._allocators: dict[str, _Allocator] = {}
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
@@ -81,14 +85,16 @@ class Execution:
         """
         profiler = _Profiler()
         self._made = None
-        held = self._bind(inputs)
-        self._enqueue()
-        self._stream.synchronize()
-        self._context.profiler = profiler
-        self._enqueue()
-        self._stream.synchronize()
-        del held
-        self._made = None
+        try:
+            held = self._bind(inputs)
+            self._enqueue()
+            self._stream.synchronize()
+            self._context.profiler = profiler
+            self._enqueue()
+            self._stream.synchronize()
+            del held
+        finally:
+            self._made = None
         return tuple(profiler.layers)
 
     @property
@@ -97,25 +103,26 @@ class Execution:
             self._made = self._engine.create_execution_context()
             self._profile = 0
         if self._made is None:
-            raise self._log.failed("run_failed", f"{NAME} cannot make room to run the engine")
+            raise self._log.failed("run_failed", f"{NAME} cannot make room to run the engine", REBUILD)
         return self._made
 
     def _bind(self, inputs: Arrays) -> list[Array]:
         """Copy the inputs to the device and give every tensor its address; the arrays must outlive the copies."""
+        self._log.forget()  # an engine that stays loaded outlives the requests that came before
         self._choose_profile(inputs)
         context = self._context
         arrays = {name: _as_engine_takes(name, inputs[name], self._dtypes[name]) for name in self._input_names}
         for name, array in arrays.items():
             if not context.set_input_shape(name, array.shape):
                 shape = list(array.shape)
-                raise self._log.failed("run_failed", f"{NAME} refuses the shape {shape} of {name}")
-            if self._engine.is_shape_inference_io(name):
-                context.set_tensor_address(name, array.ctypes.data)
+                raise self._log.failed("run_failed", f"{NAME} refuses the shape {shape} of {name}", FITTING)
+            if name in self._on_host:
+                self._place(name, array.ctypes.data)
                 continue
             buffer = self._buffers[name]
             buffer.reserve(array.nbytes)
             copy_to_device(buffer.pointer, array, self._stream)
-            context.set_tensor_address(name, buffer.pointer)
+            self._place(name, buffer.pointer)
         for name in self._output_names:
             self._place_output(name)
         return list(arrays.values())
@@ -126,7 +133,7 @@ class Execution:
         if index == self._profile:
             return
         if not context.set_optimization_profile_async(index, self._stream.handle):
-            raise self._log.failed("run_failed", f"{NAME} cannot use profile {index}")
+            raise self._log.failed("run_failed", f"{NAME} cannot use profile {index}", REBUILD)
         self._stream.synchronize()
         self._profile = index
 
@@ -140,18 +147,32 @@ class Execution:
 
     def _place_output(self, name: str) -> None:
         context, shape = self._context, extents(self._context.get_tensor_shape(name))
+        if name in self._on_host:
+            self._host_outputs[name] = np.empty(shape, self._dtypes[name])
+            self._place(name, self._host_outputs[name].ctypes.data)
+            return
         if -1 in shape:  # known only once the values are
             allocator = self._allocators.setdefault(name, _Allocator(self._buffers[name]))
-            context.set_output_allocator(name, allocator)
+            if not context.set_output_allocator(name, allocator):
+                raise self._log.failed("run_failed", f"{NAME} takes no allocator for {name}", REBUILD)
             return
         self._buffers[name].reserve(prod(shape) * self._dtypes[name].itemsize)
-        context.set_tensor_address(name, self._buffers[name].pointer)
+        self._place(name, self._buffers[name].pointer)
+
+    def _place(self, name: str, address: int) -> None:
+        if not self._context.set_tensor_address(name, address):
+            raise self._log.failed("run_failed", f"{NAME} refuses the address of {name}", REBUILD)
 
     def _enqueue(self) -> None:
-        if not self._context.execute_async_v3(self._stream.handle):
-            raise self._log.failed("run_failed", f"{NAME} could not run the engine")
+        if self._context.execute_async_v3(self._stream.handle):
+            return
+        for allocator in self._allocators.values():
+            allocator.check()
+        raise self._log.failed("run_failed", f"{NAME} could not run the engine", REBUILD)
 
     def _fetch(self, name: str) -> Array:
+        if name in self._on_host:
+            return self._host_outputs[name]
         allocator = self._allocators.get(name)
         if allocator is not None:
             self._stream.synchronize()
@@ -167,10 +188,23 @@ class _Allocator(trt.IOutputAllocator):
     def __init__(self, buffer: DeviceBuffer) -> None:
         super().__init__()
         self._buffer = buffer
+        self._error: BackendError | None = None
         self.shape: tuple[int, ...] = ()
 
+    def check(self) -> None:
+        """Raise the BackendError for which there was no room, once; TensorRT lets no exception through."""
+        if self._error is None:
+            return
+        try:
+            raise self._error
+        finally:
+            self._error = None
+
     def reallocate_output(self, _name: str, _memory: int, size: int, _alignment: int) -> int:
-        self._buffer.reserve(size)
+        try:
+            self._buffer.reserve(size)
+        except BackendError as error:
+            self._error = error
         return self._buffer.pointer
 
     def reallocate_output_async(self, name: str, memory: int, size: int, alignment: int, _stream: int) -> int:

@@ -27,6 +27,11 @@ class Log(trt.ILogger):
         with self._lock:
             self._report, self.errors = report, []
 
+    def forget(self) -> None:
+        """Forget the errors so far: what fails from now on is not their doing."""
+        with self._lock:
+            self.errors = []
+
     def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
         """Take one line; verbose ones are dropped."""
         level = LEVELS.get(severity.name)

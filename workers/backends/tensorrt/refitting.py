@@ -80,7 +80,8 @@ def refit(
             )
         held |= combined
     if not refitter.refit_cuda_engine():
-        raise log.failed("refit_failed", f"{NAME} {can.version} could not refit the engine")
+        remedy = "Build an engine for these weights instead."
+        raise log.failed("refit_failed", f"{NAME} {can.version} could not refit the engine", remedy)
     return len(held)
 
 

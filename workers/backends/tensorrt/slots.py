@@ -8,14 +8,14 @@ whatever its size, so small ones may be packed (`packing`). Bindings, difference
 A layout follows from the definition and the option's value alone: it is made again whenever an engine is loaded.
 """
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
-import re2
 from onnx import ModelProto
 
+from app.engines.refit_option import RefitPatternError, RefitPatterns
 from workers.backends.base import BackendError
 from workers.backends.tensorrt.batch_normalization import fold_batch_normalizations
 from workers.backends.tensorrt.draft import Draft
@@ -49,29 +49,21 @@ class Layout:
         """Whether any slot has this dtype, a safetensors name."""
         return any(slot.dtype == dtype for slot in self.slots)
 
-    def slots_of(self, wanted: Iterable[str]) -> tuple[str, ...]:
-        """Return the names of the slots made of the parameters that are `wanted`: names, or patterns of whole names.
+    def slots_of(self, wanted: Sequence[str]) -> tuple[str, ...]:
+        """Return the names of the slots made of the parameters that are `wanted`, as the option `refit` lists them.
 
         Raises BackendError "bad_option" where a pattern is none, and where it fits no parameter.
         """
-        found: set[str] = set()
-        for pattern in wanted:
-            parameters = self._matching(pattern)
-            found.update(slot.name for name in parameters for slot in self.readers[name])
-        return tuple(slot.name for slot in self.slots if slot.name in found)
-
-    def _matching(self, pattern: str) -> list[str]:
-        if pattern in self.readers:
-            return [pattern]
         try:
-            names = [name for name in self.readers if re2.fullmatch(pattern, name)]
-        except re2.error as error:
-            raise BackendError("bad_option", f"{pattern!r} is no regular expression (RE2): {error}.") from error
-        if not names:
+            patterns = RefitPatterns.parse(wanted)
+        except RefitPatternError as error:
+            raise BackendError("bad_option", f"options.refit, {error}.") from error
+        if idle := patterns.idle(self.readers):
             raise BackendError(
-                "bad_option", f"{pattern!r} fits no parameter. See the definition's parameters for their names."
+                "bad_option", f"{idle[0]!r} fits no parameter. See the definition's parameters for their names."
             )
-        return names
+        found = {slot.name for name, slots in self.readers.items() if patterns.match(name) for slot in slots}
+        return tuple(slot.name for slot in self.slots if slot.name in found)
 
 
 def lay_out(definition: ModelProto, layout: str = "plain") -> Layout:
