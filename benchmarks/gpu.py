@@ -166,6 +166,9 @@ def measure_refit(bench: Bench) -> dict[str, Any]:
         "delta": warm(one, DELTAS, verify={"against": "finite"}, materialise="lazy"),
         "delta_unverified": warm(one, DELTAS, verify=UNVERIFIED, materialise="lazy"),
     }
+    for name, taken in runs.items():
+        if any(run["warm"] != (name != "cold") for run in taken):
+            raise SystemExit(f"{name}: an engine was resident that should not have been, or the other way round")
     median = {name: statistics.median(run["s"] for run in taken) for name, taken in runs.items()}
     return {
         "raw": by_hand,

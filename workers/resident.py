@@ -1,6 +1,7 @@
 """The engines kept loaded between jobs."""
 
 from collections import OrderedDict
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 from workers.backends.base import LoadedEngine
@@ -30,10 +31,10 @@ class ResidentEngines:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._engines: OrderedDict[str, _Resident] = OrderedDict()
+        self._engines: OrderedDict[Hashable, _Resident] = OrderedDict()
         self._is_one_out = False  # taken, and nothing put back since
 
-    def get(self, key: str) -> LoadedEngine | None:
+    def get(self, key: Hashable) -> LoadedEngine | None:
         """Return an engine and count it as used, or None where it is not resident."""
         resident = self._engines.get(key)
         if resident is None:
@@ -41,7 +42,7 @@ class ResidentEngines:
         self._engines.move_to_end(key)
         return resident.engine
 
-    def take(self, key: str, root_plan: str) -> LoadedEngine | None:
+    def take(self, key: Hashable, root_plan: str) -> LoadedEngine | None:
         """Give up the engine of this key, or else the one used last of the same compiled plan, and return it."""
         if key not in self._engines:
             kin = [other for other, resident in self._engines.items() if resident.root_plan == root_plan]
@@ -51,11 +52,11 @@ class ResidentEngines:
         self._is_one_out = True
         return self._engines.pop(key).engine
 
-    def drop(self, key: str) -> None:
+    def drop(self, key: Hashable) -> None:
         """Give up an engine, where there is one of this key."""
         self._engines.pop(key, None)
 
-    def put(self, key: str, engine: LoadedEngine, root_plan: str) -> None:
+    def put(self, key: Hashable, engine: LoadedEngine, root_plan: str) -> None:
         """Keep an engine in place of whatever had its key, and give up others until all fit."""
         self._is_one_out = False
         self._engines[key] = _Resident(engine, root_plan)
@@ -68,6 +69,7 @@ class ResidentEngines:
 
         No engine is in use at that moment, so any may go.
         """
+        self._is_one_out = False
         while self._engines and self.residency.nbytes + nbytes > self._limit:
             self._engines.popitem(last=False)
 

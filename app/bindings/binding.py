@@ -122,7 +122,7 @@ class _Binder:
             detail = missing_remedy(parameter.name, missing, similar)
             self.problems.append(Problem("missing", parameter.name, names, detail, expected))
             return
-        types = [TensorType(self.tensors[name].dtype, self.tensors[name].shape) for name in names]
+        types = [TensorType(tensor.dtype, tensor.shape) for tensor in map(self.tensors.__getitem__, names)]
         try:
             actual = infer_all(choice.transforms, types)
         except TransformError as error:

@@ -45,12 +45,6 @@ class Pair:
 
 def load(session: Session, model_id: int, definition: int, version: int) -> Pair:
     """Load what binding needs; NotFound for the definition or the weight version."""
-    found = definitions.get_definition(session, model_id, definition)
-    weight_version = weights.get_weights(session, model_id, version)
-    return Pair(
-        found,
-        weight_version,
-        definitions.load_parameters(session, found.id),
-        weights.load_rows(session, weight_version.id),
-        tuple(definitions.load_rules(session, found.id)),
-    )
+    found = definitions.get_definition(session, model_id, definition, load=definitions.BINDING)
+    weight_version = weights.get_weights(session, model_id, version, load=weights.MANIFEST)
+    return Pair(found, weight_version, definitions.parameters_of(found), weight_version.manifest, tuple(found.rules))

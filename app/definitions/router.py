@@ -65,6 +65,7 @@ def read_definition(model: str, version: Version, session: SessionDep) -> Any:
 )
 def list_parameters(model: str, version: Version, session: SessionDep, page: PageDep) -> Any:
     """Name, dtype and shape of every parameter, in the order of their names."""
-    definition = service.get_definition(session, registry.get_model(session, model).id, version)
-    parameters = service.load_parameters(session, definition.id)
+    model_id = registry.get_model(session, model).id
+    definition = service.get_definition(session, model_id, version, load=service.PARAMETERS)
+    parameters = service.parameters_of(definition)
     return list_items(parameters, lambda parameter: parameter.name, page)

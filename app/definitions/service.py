@@ -1,12 +1,13 @@
 """Definitions: weightless graphs, made from ONNX files or from families, never changed."""
 
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session, undefer
 
 from app.artifacts import service as artifacts
 from app.artifacts.store import ArtifactStore
@@ -24,6 +25,9 @@ from app.settings import Settings
 from app.weights import service as weights
 from app.weights.manifest import Manifest
 from app.weights.safetensors_file import CheckpointError
+
+PARAMETERS = (Definition.parameters,)
+BINDING = (Definition.parameters, Definition.rules)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +70,12 @@ def list_definitions(session: Session, model_id: int, page: PageQuery) -> Rows[D
     return list_rows(session, select(Definition).where(Definition.model_id == model_id), Definition.version, page)
 
 
-def get_definition(session: Session, model_id: int, version: int) -> Definition:
-    """Return a definition by its number; NotFound."""
+def get_definition(
+    session: Session, model_id: int, version: int, *, load: Collection[InstrumentedAttribute[list[Any]]] = ()
+) -> Definition:
+    """Return a definition by its number, with those deferred columns that `load` names; NotFound."""
     same = (Definition.model_id == model_id, Definition.version == version)
-    found = session.scalar(select(Definition).where(*same))
+    found = session.scalar(select(Definition).where(*same).options(*map(undefer, load)))
     if found is None:
         raise NotFound(
             f"The model has no definition {version}. Make one with POST /v1/models/<model>/definitions, "
@@ -79,16 +85,9 @@ def get_definition(session: Session, model_id: int, version: int) -> Definition:
     return found
 
 
-def load_parameters(session: Session, definition_id: int) -> tuple[Parameter, ...]:
-    """Return a definition's parameters by its row's id, sorted by name."""
-    rows = session.execute(select(Definition.parameters).where(Definition.id == definition_id)).scalar_one()
-    return tuple(Parameter.from_json(row) for row in rows)
-
-
-def load_rules(session: Session, definition_id: int) -> list[Any]:
-    """Return a definition's own binding rules by its row's id; they apply after the client's."""
-    rules: list[Any] = session.execute(select(Definition.rules).where(Definition.id == definition_id)).scalar_one()
-    return rules
+def parameters_of(definition: Definition) -> tuple[Parameter, ...]:
+    """Return a definition's parameters, sorted by name; it must have been loaded with them."""
+    return tuple([Parameter.from_json(row) for row in definition.parameters])
 
 
 def inputs_of(definition: Definition) -> tuple[InputSpec, ...]:

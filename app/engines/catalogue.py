@@ -1,6 +1,6 @@
 """Finding engines."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,26 +84,44 @@ def find_parent(
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """What an engine's parameters hold: its binding report and the rows of its weights' manifest, as JSON."""
+    """What an engine's parameters hold: its binding report and the rows of its weights' manifest, as JSON.
+
+    The engine's `facts` name those that its compiled form has not kept as weights.
+    """
 
     engine_id: int
     root_plan: str
     binding: dict[str, Any]
     rows: list[Any]
+    facts: dict[str, Any]
+
+    @property
+    def fixed(self) -> list[str]:
+        """The parameters no refit can change, whatever the options say."""
+        return fixed_parameters(self.facts)
 
 
-def find_families(session: Session, model_id: int, recipe: str, served: Served, *, limit: int) -> list[int]:
-    """Return the id of the newest refittable engine of each of the newest root plans of a recipe."""
+def fixed_parameters(facts: Mapping[str, Any]) -> list[str]:
+    """Return the parameters that a compiled form, of which the backend tells these facts, has not kept as weights."""
+    return list(facts.get("fixed_parameters", []))
+
+
+def find_families(
+    session: Session, model_id: int, recipe: str, served: Served, *, limit: int
+) -> list[tuple[int, dict[str, Any]]]:
+    """Return id and facts of the newest refittable engine of each of the newest root plans of a recipe."""
     newest = func.max(Engine.id)
     refittable = select(newest).where(Engine.model_id == model_id, Engine.recipe == recipe, Engine.refittable)
     families = served.narrow(refittable).group_by(Engine.root_plan)
-    return list(session.scalars(families.order_by(newest.desc()).limit(limit)))
+    found = session.scalars(families.order_by(newest.desc()).limit(limit)).all()
+    rows = session.execute(select(Engine.id, Engine.facts).where(Engine.id.in_(found)).order_by(Engine.id.desc()))
+    return [(engine_id, facts) for engine_id, facts in rows]
 
 
 def load_values(session: Session, engine_id: int) -> Values:
     """Load what an engine's parameters hold; reading it is for after the session."""
     statement = (
-        select(Engine.id, Engine.root_plan, Engine.binding, WeightVersion.manifest)
+        select(Engine.id, Engine.root_plan, Engine.binding, WeightVersion.manifest, Engine.facts)
         .join(WeightVersion, WeightVersion.id == Engine.weights_id)
         .where(Engine.id == engine_id)
     )

@@ -15,7 +15,7 @@ from app.definitions.profiles import example_profile, parse_profiles, to_json
 from app.definitions.service import inputs_of
 from app.engines import fingerprint as digests
 from app.engines.catalogue import Values
-from app.engines.refit_option import RefitPatterns, parameter_contents
+from app.engines.refit_option import RefitPatterns, beyond, parameter_contents
 from app.engines.schemas import VerifyChoice
 from app.engines.tables import Engine
 from app.engines.targets import Target, settle_target
@@ -84,7 +84,7 @@ def settle_refit(model: Model, pair: Pair, target: Target, parent: Engine, held:
     """Check everything a refit needs; Invalid where it cannot be done.
 
     The parent was loaded with its profiles, options and rules, and what was accepted for it is not checked again.
-    `held` is what it holds, where its options name the parameters that a refit may change.
+    `held` is what it holds, where there are parameters of it that no refit can change.
     """
     if not parent.refittable:
         raise Invalid(
@@ -94,17 +94,15 @@ def settle_refit(model: Model, pair: Pair, target: Target, parent: Engine, held:
             errors=[FieldError("/engine", "not refittable")],
         )
     order = _bound(model, pair, target, profiles=parent.profiles, options=parent.options, rules=parent.rules)
-    if held is not None and (beyond := out_of_reach(order, pair, held)):
-        raise _out_of_reach(model, pair, parent, beyond)
+    if held is not None and (names := out_of_reach(order, pair, held)):
+        raise _out_of_reach(model, pair, parent, names)
     return order
 
 
 def out_of_reach(order: Order, pair: Pair, held: Values) -> list[str]:
     """Return the parameters that an engine holding `held` would have to change for the order and cannot, sorted."""
-    patterns = RefitPatterns.of(order.options)
-    if patterns is None:
-        return []
-    return patterns.beyond(_contents(held.binding, held.rows), _contents(order.binding, pair.tensors))
+    before, after = _contents(held.binding, held.rows), _contents(order.binding, pair.tensors)
+    return beyond(before, after, RefitPatterns.of(order.options), held.fixed)
 
 
 def _contents(binding: Mapping[str, Any], rows: Sequence[Any]) -> dict[str, Hashable]:
@@ -185,13 +183,14 @@ def _binding_failed(model: Model, pair: Pair, report: BindingReport) -> Invalid:
     )
 
 
-def _out_of_reach(model: Model, pair: Pair, parent: Engine, beyond: Sequence[str]) -> Invalid:
-    count = len(beyond)
-    named = ", ".join(beyond[:MAX_NAMED]) + (f" and {count - MAX_NAMED} more" if count > MAX_NAMED else "")
+def _out_of_reach(model: Model, pair: Pair, parent: Engine, names: Sequence[str]) -> Invalid:
+    count = len(names)
+    named = ", ".join(names[:MAX_NAMED]) + (f" and {count - MAX_NAMED} more" if count > MAX_NAMED else "")
     return Invalid(
         f"Weights {pair.weights.version} change {named}, which a refit of engine {parent.number} cannot: its option "
-        f"'refit' does not name {'it' if count == 1 else 'them'}. Let the service choose the way with POST "
-        f"/v1/models/{model.name}/engines, or build an engine whose option 'refit' does.",
+        f"'refit' does not name {'it' if count == 1 else 'them'}, or it was not kept when the engine was compiled "
+        "(see its facts). Let the service choose the way with POST "
+        f"/v1/models/{model.name}/engines, or build an engine.",
         code="parameters_not_refittable",
-        errors=[FieldError("/weights", f"changes {name}") for name in beyond[:MAX_FAULTS]],
+        errors=[FieldError("/weights", f"changes {name}") for name in names[:MAX_FAULTS]],
     )

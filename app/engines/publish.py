@@ -56,14 +56,18 @@ def publish_engine(session: Session, **made: Unpack[NewEngine]) -> Engine:
 
     For the transaction that also finishes the job; the plan's blob must be recorded already.
     """
-    statement = select(Definition.version, Definition.digest).where(Definition.id == made["definition_id"])
-    definition, digest = session.execute(statement).one()
+    statement = (
+        select(Definition.version, Definition.digest, WeightVersion.version)
+        .join(WeightVersion, WeightVersion.id == made["weights_id"])
+        .where(Definition.id == made["definition_id"])
+    )
+    definition, digest, weights = session.execute(statement).one()
     made["facts"] = {**made["facts"], "service_version": _service_version()}
     engine = Engine(
         **made,
         number=next_number(session, made["model_id"], "engine"),
         definition=definition,
-        weights=session.get_one(WeightVersion, made["weights_id"]).version,
+        weights=weights,
         recipe=recipe(
             definition_digest=digest,
             backend=made["backend"],

@@ -55,10 +55,19 @@ class RefitPatterns:
         """Return the patterns that match none of these parameters."""
         return [one.text for one in self.patterns if not any(_matches(one, name) for name in parameters)]
 
-    def beyond(self, before: Mapping[str, Hashable], after: Mapping[str, Hashable]) -> list[str]:
-        """Return the parameters, sorted, that differ and that no refit may change; contents by parameter."""
-        differing = (name for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name))
-        return [name for name in differing if not self.match(name)]
+
+def beyond(
+    before: Mapping[str, Hashable],
+    after: Mapping[str, Hashable],
+    patterns: RefitPatterns | None,
+    fixed: Collection[str] = (),
+) -> list[str]:
+    """Return the parameters, sorted, that differ and that no refit can change; contents by parameter.
+
+    These are what no pattern names, where there are patterns, and what the compiled form has not kept (`fixed`).
+    """
+    differing = (name for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name))
+    return [name for name in differing if name in fixed or (patterns is not None and not patterns.match(name))]
 
 
 def parameter_contents(report: BindingReport, tensors: Mapping[str, TensorEntry]) -> dict[str, Hashable]:

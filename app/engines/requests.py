@@ -13,7 +13,7 @@ from app.bindings.service import Pair
 from app.database import Database
 from app.definitions.service import get_definition, inputs_of
 from app.engines.benchmarks import settle_benchmark
-from app.engines.catalogue import INPUTS, find_example, find_families, get_engine, load_values
+from app.engines.catalogue import INPUTS, find_example, find_families, fixed_parameters, get_engine, load_values
 from app.engines.offers import Offer, fleet_offers
 from app.engines.orders import Order, out_of_reach, settle, settle_refit, settle_verify
 from app.engines.placements import (
@@ -55,10 +55,11 @@ def request_refit(database: Database, settings: Settings, model: str, body: Refi
     """Queue a refit, or answer with a finished job where an equal engine exists and may be reused."""
     with database.reading() as session:
         owner = get_model(session, model)
-        parent = get_engine(session, owner.id, body.engine, load=INPUTS)
+        parent = get_engine(session, owner.id, body.engine, load=(*INPUTS, Engine.facts))
         target = Target(parent.backend, _offer(session, settings, parent))
         pair = bindings.load(session, owner.id, parent.definition, body.weights)
-        held = load_values(session, parent.id) if RefitPatterns.given(parent.options) else None
+        is_partly = RefitPatterns.given(parent.options) or fixed_parameters(parent.facts)
+        held = load_values(session, parent.id) if is_partly else None
     order = settle_refit(owner, pair, target, parent, held)
     job = refit_job(order, parent, body.verify, body.materialise, reuse=body.reuse)
     return ReuseFirst(order, job, body.materialise) if body.reuse else job
@@ -146,11 +147,11 @@ def _root_plans(database: Database, order: Order, pair: Pair) -> frozenset[str] 
     None where all parameters can be refitted. Engines of one compiled plan agree in all that refits cannot change,
     so one of each is looked at.
     """
-    if not RefitPatterns.given(order.options):
-        return None
     with database.reading() as session:
         families = find_families(session, order.model_id, order.recipe, refits(order), limit=MAX_FAMILIES)
-    for engine_id in families:
+    if not RefitPatterns.given(order.options) and not any(fixed_parameters(facts) for _, facts in families):
+        return None
+    for engine_id, _ in families:
         with database.reading() as session:
             held = load_values(session, engine_id)
         if not out_of_reach(order, pair, held):

@@ -15,6 +15,7 @@ from app.database import after_commit, now
 from app.errors import NotFound
 from app.jobs import events, lease
 from app.jobs.dispatch import Dispatch
+from app.jobs.events import Event
 from app.jobs.state import State
 from app.jobs.tables import Job
 from app.pagination import PageQuery, Rows, list_rows
@@ -40,10 +41,11 @@ def create(session: Session, *, kind: str, model_id: int, queue: str, request: M
         request=dict(request),
         expected_s=_expected_seconds(session, kind, model_id),
         sent_at=now(),
+        last_event=1,
     )
     session.add(job)
     session.flush()
-    events.append(session, job.id, "queued", {"queue": queue})
+    events.write(session, job.id, 1, [Event("queued", {"queue": queue})])
     dispatch: Dispatch | None = session.info.get("dispatch")
     if dispatch is not None:
         after_commit(session, lambda: dispatch.send(job.id, queue))
@@ -73,10 +75,11 @@ def create_finished(
         created_at=moment,
         started_at=moment,
         finished_at=moment,
+        last_event=1,
     )
     session.add(job)
     session.flush()
-    events.append(session, job.id, "succeeded", {"result": dict(result)})
+    events.write(session, job.id, 1, [Event("succeeded", {"result": dict(result)})])
     return job
 
 

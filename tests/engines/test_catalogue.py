@@ -222,7 +222,8 @@ def test_of_each_compiled_engine_the_newest_refit_is_found(tree: Workbench) -> N
 
     def families(served: Served, limit: int) -> list[int]:
         with tree.database.reading() as session:
-            return catalogue.find_families(session, engine.model_id, engine.recipe, served, limit=limit)
+            found = catalogue.find_families(session, engine.model_id, engine.recipe, served, limit=limit)
+        return [engine_id for engine_id, _ in found]
 
     assert families(Served(), 9) == [tree.engine(5).id, tree.engine(4).id]
     assert families(Served(), 1) == [tree.engine(5).id]

@@ -659,6 +659,16 @@ class TestRefitOfSomeParameters:
         gpu.publish(job, "8.6.1", ON_H100, refittable=False)
         assert gpu.submit(request_engine, EngineRequest(weights=2)).kind == "build"
 
+    def test_what_the_compiled_form_has_not_kept_takes_a_build(self, gpu: Workbench) -> None:
+        job = gpu.submit(request_build, BuildRequest.model_validate(TENSORRT))
+        number = gpu.publish(job, "8.6.1", ON_H100, fixed_parameters=["w"])
+        assert gpu.submit(request_refit, RefitRequest(engine=number, weights=2)).kind == "refit"
+        with pytest.raises(Invalid, match=r"Weights 3 change w, .*not kept when the engine was compiled") as caught:
+            gpu.submit(request_refit, RefitRequest(engine=number, weights=3))
+        assert caught.value.code == "parameters_not_refittable"
+        assert gpu.submit(request_engine, EngineRequest(weights=2)).kind == "refit"
+        assert gpu.submit(request_engine, EngineRequest(weights=3)).kind == "build"
+
     def test_all_is_the_same_as_nothing_said(self, gpu: Workbench) -> None:
         job = gpu.submit(request_build, BuildRequest.model_validate(TENSORRT | {"options": {"refit": "all"}}))
         assert gpu.request_of(job)["options"] == {}

@@ -225,6 +225,27 @@ def test_any_shape_within_any_profile_runs(card: Card, tmp_path: Path) -> None:
     with pytest.raises(BackendError, match="fit none of the engine's profiles"):
         card.run(engine, {"x": np.zeros((16, 8), np.float32)})
 
+    report, shapes = str(tmp_path / "report.json"), {"x": (33, 8)}  # of the second profile
+    found = card.engines.do(Benchmark(engine, iterations=3, warmup=1, report=report, shapes=shapes))
+    assert isinstance(found, Benchmarked)
+    assert found.layers
+    assert card.verify(engine).ok  # in the first one
+
+
+@pytest.mark.skipif(not capabilities().fp16_flag, reason="types are the definition's own")
+@pytest.mark.parametrize("options", [{"precision": "fp16"}, {"tf32": True}])
+def test_an_engine_that_may_compute_with_fewer_bits_agrees_within_their_tolerance(
+    card: Card, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    network = perceptron(tmp_path / "net.onnx", width=256)
+    first, second = (bound(network, weights_of(network, tmp_path, seed)) for seed in (1, 2))
+    _, engine = card.build(network, first, (rows(network),), **options)
+    _, child = card.refit(engine, second)
+    for one in (child, engine):
+        found = card.verify(one)
+        assert found.ok, found.detail
+        assert found.tolerance["dtype"] == "F16"
+
 
 @pytest.mark.parametrize("dtype", ["F32", "F16", "I64", "I32", "BOOL", "F64", "I8", "U8"])
 def test_inputs_and_outputs_keep_the_definitions_dtypes(card: Card, tmp_path: Path, dtype: str) -> None:
@@ -268,6 +289,24 @@ def test_outputs_whose_size_depends_on_values_come_whole(card: Card, tmp_path: P
     for values in ([0, 1, 0, 2], [0, 0], [3, 3, 3, 3, 3]):
         out = card.run(engine, {"x": np.array(values, np.float32)})
         np.testing.assert_array_equal(out["where"], [np.flatnonzero(values)])
+
+
+def test_the_shape_of_an_input_comes_as_an_output(card: Card, tmp_path: Path) -> None:
+    nodes = [helper.make_node("Mul", ["x", "gain"], ["y"]), helper.make_node("Shape", ["x"], ["size"])]
+    network = network_of(
+        tmp_path / "net.onnx",
+        nodes,
+        {"gain": ("F32", (1,))},
+        (InputSpec("x", "F32", ("batch", 3)),),
+        {"y": "F32", "size": "I64"},
+    )
+    gain = checkpoint(tmp_path / "w.safetensors", {"gain": np.full(1, 2, np.float32)})
+    profile = between(network, {"batch": 1}, {"batch": 4}, {"batch": 8})
+    _, engine = card.build(network, bound(network, gain), (profile,))
+    for batch in (1, 8, 2):
+        out = card.run(engine, {"x": np.ones((batch, 3), np.float32)})
+        np.testing.assert_array_equal(out["size"], [batch, 3])
+        np.testing.assert_array_equal(out["y"], np.full((batch, 3), 2))
 
 
 # What a refit changes
@@ -333,11 +372,12 @@ def test_an_engine_built_without_refit_support_says_so(card: Card, tmp_path: Pat
 # What TensorRT does not check
 
 
-@pytest.fixture
-def loose(card: Card, tmp_path: Path) -> TensorrtEngine:
-    """An engine whose weight "0.weight" is F16 [8, 8]."""
-    network = perceptron(tmp_path / "net.onnx", "F16")
-    _, engine = card.build(network, bound(network, weights_of(network, tmp_path, 1)), (rows(network),))
+@pytest.fixture(scope="session")
+def loose(tmp_path_factory: pytest.TempPathFactory) -> TensorrtEngine:
+    """An engine whose weight "0.weight" is F16 [8, 8]; built once, as nothing that is tried on it reaches it."""
+    folder = tmp_path_factory.mktemp("loose")
+    card, network = Card(folder), perceptron(folder / "net.onnx", "F16")
+    _, engine = card.build(network, bound(network, weights_of(network, folder, 1)), (rows(network),))
     loaded = card.engines._loaded(engine)
     assert isinstance(loaded, TensorrtEngine)
     return loaded
@@ -468,7 +508,7 @@ def test_an_engine_host_killed_in_a_refit_takes_nothing_with_it(hosting: Hosting
 def test_two_hundred_refits_leave_memory_where_it_was(card: Card, line: Line) -> None:
     def refits(count: int) -> tuple[int, int]:
         for number in range(count):
-            card.refit(line.engine, line.versions[(number + 1) % 2], lazily=True)
+            card.refit(line.engine, line.versions[(number + 1) % 2], lazily=number % 10 > 0)
         gc.collect()
         return memory_info().free, memory_bytes("self", "RssAnon")
 

@@ -6,6 +6,9 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import onnx
@@ -15,7 +18,7 @@ from app.definitions.parameter import InputSpec
 from tests.workers.hosting import Hosting
 from tests.workers.networks import Network, bound, checkpoint, network_of, perceptron
 from workers.backends.base import BackendError, Build, EngineFile, Progress, Run
-from workers.engine_host import EngineHost, EngineHostDied
+from workers.engine_host import EngineHost, EngineHostDied, child
 from workers.engine_host.wire import Reply
 from workers.resident import Residency
 from workers.run_inputs import fixed_inputs
@@ -245,6 +248,20 @@ def test_after_a_failure_of_the_device_the_child_is_replaced(
     assert hosting.host.pid is None
     assert runs(hosting, engine)
     assert hosting.host.pid != first
+
+
+def test_a_failure_of_the_device_is_told_though_the_device_answers_nothing_any_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    failed = BackendError("device_failed", "CUDA failed (cudaErrorIllegalAddress).")
+    sent: list[Any] = []
+    engines: Any = SimpleNamespace(do=Mock(side_effect=failed), residency=Residency())
+    connection: Any = SimpleNamespace(recv=lambda: None, send=sent.append)
+    monkeypatch.setattr(child, "memory_free", Mock(side_effect=failed))
+
+    child._answer(connection, engines, "cuda:0")
+
+    assert sent == [Reply(failed, Residency(), memory_free=0)]
 
 
 def test_a_child_that_ends_before_it_has_said_anything_is_an_error(hosting: Hosting) -> None:

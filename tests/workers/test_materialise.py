@@ -297,6 +297,20 @@ def test_a_download_waits_for_its_worker(net: Service, second: Weights, weights:
     np.testing.assert_array_equal(plan["1.bias"], weights["1.bias"])
 
 
+@pytest.mark.parametrize("materialise", ["eager", "lazy"])
+def test_an_equal_engine_made_meanwhile_without_a_plan_is_reused_by_lazy_jobs_only(
+    net: Service, second: Weights, materialise: str
+) -> None:
+    weights = net.add_weights(second)
+    waiting = net.post("/refits", {"engine": 1, "weights": weights, "materialise": materialise})["id"]
+    net.result("/refits", {"engine": 1, "weights": weights, "materialise": "lazy"})
+    run_job(net.worker, waiting)
+    result = net.job(waiting)["result"]
+    number = result["engine"]
+    assert (result["reused"], number) == ((True, 2) if materialise == "lazy" else (False, 3))
+    assert engine(net, number)["materialised"] is (materialise == "eager")
+
+
 def test_a_refit_asks_its_host_for_what_the_client_asked(net: Service, host: HostInProcess, second: Weights) -> None:
     requests: list[Request] = []
     host.before = requests.append

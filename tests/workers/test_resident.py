@@ -94,6 +94,28 @@ def test_clearing_says_whether_there_was_anything() -> None:
     assert not resident.clear()
 
 
+def test_an_engine_that_was_taken_and_is_lost_counts_as_given_up_once() -> None:
+    resident = ResidentEngines(limit=30)
+    put(resident, "a", 10)
+    resident.take("a", "plan")
+    assert resident.clear()
+    assert not resident.clear()
+
+    put(resident, "a", 10)
+    resident.put("b", cast("LoadedEngine", resident.take("a", "plan")), "plan")
+    resident.take("b", "plan")
+    resident.make_room(1)  # for the next request, which is not helped by what an earlier one lost
+    assert not resident.clear()
+
+
+def test_an_engine_is_dropped_where_it_is_there() -> None:
+    resident = ResidentEngines(limit=30)
+    put(resident, "a", 10)
+    resident.drop("unknown")
+    resident.drop("a")
+    assert resident.residency == Residency(0, 0)
+
+
 def test_a_host_gives_up_engines_beyond_its_limit_and_loads_them_again(tmp_path: Path) -> None:
     network = perceptron(tmp_path / "definition.onnx")
     host = EngineHost("cpu", 2 * SESSION_BYTES + MIB, tmp_path / "scratch")

@@ -14,7 +14,7 @@ from workers.backends.base import Against, BackendError, EngineFile, OutputDiffe
 from workers.run_inputs import digest_of, fixed_inputs
 from workers.verification import difference, fault_of, tolerance_of
 
-F32 = tolerance_of(())
+F32 = tolerance_of((), {})
 
 
 @pytest.fixture
@@ -165,6 +165,23 @@ def test_a_similar_length_in_another_direction_is_out_of_tolerance() -> None:
 def test_outputs_of_another_shape_are_an_error() -> None:
     with pytest.raises(BackendError, match="outputs_differ"):
         difference(np.zeros((2, 1)), np.zeros((1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("options", "dtype"),
+    [
+        ({}, "F32"),
+        ({"precision": "definition", "tf32": False}, "F32"),
+        ({"precision": "fp16"}, "F16"),
+        ({"tf32": True}, "F16"),
+    ],
+)
+def test_options_that_allow_a_lower_precision_set_the_tolerance(options: dict[str, object], dtype: str) -> None:
+    assert tolerance_of((), options).dtype == dtype
+
+
+def test_the_tolerance_of_an_engine_goes_by_its_options(hosting: Hosting, engine: EngineFile) -> None:
+    assert hosting.verify(replace(engine, options={"precision": "fp16"})).tolerance["dtype"] == "F16"
 
 
 def test_the_lowest_precision_sets_the_tolerance(hosting: Hosting, tmp_path: Path) -> None:

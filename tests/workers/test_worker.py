@@ -14,11 +14,14 @@ def gpu_worker(worker: Worker) -> Worker:
     return worker
 
 
-def test_a_worker_has_a_queue_for_each_backend_and_for_each_platform_it_loads(gpu_worker: Worker) -> None:
+def test_a_worker_has_a_queue_for_each_backend_and_for_each_platform_it_loads_or_for_loading_none(
+    gpu_worker: Worker,
+) -> None:
     assert gpu_worker.queues == (
         "enginesmith.tensorrt",
         "enginesmith.tensorrt.8.6.1-nvidia-h100-80gb-hbm3",
         "enginesmith.tensorrt_rtx",
+        "enginesmith.tensorrt_rtx.build-only",
     )
 
 

@@ -7,8 +7,6 @@ messages and one outcome (or one `BackendError`) back. Files travel as paths, ne
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from app.bindings.report import ParameterBinding
@@ -68,7 +66,7 @@ class ParameterSource:
     @property
     def content(self) -> Hashable:
         """Stored values, transforms, dtype and shape: equal contents mean equal parameter values."""
-        stored = tuple((tensor.dtype, tensor.shape, tensor.blake3) for tensor in self.tensors)
+        stored = tuple([(tensor.dtype, tensor.shape, tensor.blake3) for tensor in self.tensors])
         return self.binding.dtype, self.binding.shape, self.binding.transforms, stored
 
 
@@ -97,15 +95,14 @@ class EngineFile:
         _make_picklable(self)
 
     @property
-    def key(self) -> str:
+    def key(self) -> Hashable:
         """What a resident engine is found by: the plan it goes back to and the content of its parameters."""
         return engine_key(self.root_plan, self.parameters)
 
 
-def engine_key(root_plan: str, parameters: tuple[ParameterSource, ...]) -> str:
-    """Return the key of the engine that this compiled plan makes with these parameters."""
-    contents = sorted(((parameter.name, parameter.content) for parameter in parameters), key=itemgetter(0))
-    return sha256(repr((root_plan, contents)).encode()).hexdigest()
+def engine_key(root_plan: str, parameters: tuple[ParameterSource, ...]) -> Hashable:
+    """Return the key of the engine that this compiled plan makes with these parameters, in whatever order."""
+    return root_plan, frozenset([(parameter.name, parameter.content) for parameter in parameters])
 
 
 def _make_picklable(value: "EngineFile | Build") -> None:

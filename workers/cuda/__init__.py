@@ -4,7 +4,7 @@ The engine host of a GPU is the only process that uses it, on the one GPU that i
 """
 
 from workers.cuda.device import MemoryInfo, device_facts, memory_info
-from workers.cuda.memory import DeviceBuffer, HostBuffer, copy_to_device, copy_to_host
+from workers.cuda.memory import DeviceBuffer, copy_to_device, copy_to_host
 from workers.cuda.runtime import CudaError
 from workers.cuda.stream import Event, Stream
 
@@ -12,7 +12,6 @@ __all__ = [
     "CudaError",
     "DeviceBuffer",
     "Event",
-    "HostBuffer",
     "MemoryInfo",
     "Stream",
     "copy_to_device",

@@ -1,6 +1,7 @@
 """A CUDA runtime that is none: it hands out addresses, remembers what was given back, and fails when told to."""
 
 import ctypes
+import itertools
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ class FakeCudart:
     streams: set[int] = field(default_factory=set)
     events: dict[int, float] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
+    handles: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     count: int = 1
     driver: int = 12080
 
@@ -57,12 +59,8 @@ class FakeCudart:
         self.memory[pointer] = block
         return pointer
 
-    _cudaMallocHost = _cudaMalloc  # noqa: N815
-
     def _cudaFree(self, pointer: int) -> None:  # noqa: N802
         del self.memory[pointer]
-
-    _cudaFreeHost = _cudaFree  # noqa: N815
 
     def _cudaMemcpyAsync(self, target: int, source: int, nbytes: int, _kind: int, stream: int) -> None:  # noqa: N802
         assert stream in self.streams
@@ -84,8 +82,8 @@ class FakeCudart:
         return 13000
 
     def _cudaStreamCreateWithFlags(self, _flags: int) -> int:  # noqa: N802
-        self.streams.add(1 + len(self.streams))
-        return len(self.streams)
+        self.streams.add(handle := next(self.handles))
+        return handle
 
     def _cudaStreamDestroy(self, stream: int) -> None:  # noqa: N802
         self.streams.remove(stream)
@@ -94,8 +92,8 @@ class FakeCudart:
         assert stream in self.streams
 
     def _cudaEventCreate(self) -> int:  # noqa: N802
-        self.events[1 + len(self.events)] = 0.0
-        return len(self.events)
+        self.events[handle := next(self.handles)] = 0.0
+        return handle
 
     def _cudaEventRecord(self, event: int, _stream: int) -> None:  # noqa: N802
         self.events[event] = 2.5 * sum(call == "cudaEventRecord" for call in self.calls)  # milliseconds

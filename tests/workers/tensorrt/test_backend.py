@@ -215,6 +215,7 @@ def test_a_lazy_refit_writes_no_plan(workshop: Workshop, network: Network, reque
 
     assert (refitted.plan, refitted.plan_digest, refitted.changed, refitted.warm) == (None, None, 0, False)
     assert again.warm
+    assert refitted.facts["fixed_parameters"] == sorted(network.parameters)  # as of the engine it was made from
     assert not plan.exists()
     other = bound(network, checkpoint(workshop.folder / "other.safetensors", network.weights(2)))
     with pytest.raises(BackendError, match="has not kept"):

@@ -40,7 +40,7 @@ def test_release_8_has_what_came_before_strong_types() -> None:
     assert can.version_compatible
     absent = (
         *(can.strongly_typed, can.strip_plan, can.refit_individual, can.serialization_config, can.include_refit),
-        *(can.progress_monitor, can.device_weights, can.int64, can.load_initializer, can.weight_streaming),
+        *(can.progress_monitor, can.int64, can.weight_streaming),
     )
     assert not any(absent)
     assert (can.hardware_levels, can.targets) == (("AMPERE_PLUS",), ())
@@ -50,7 +50,7 @@ def test_release_10_has_both_the_fp16_flag_and_strong_types() -> None:
     can = capabilities(release_10())
     present = (
         *(can.explicit_batch, can.strongly_typed, can.fp16_flag, can.strip_plan, can.refit_individual, can.int64),
-        *(can.serialization_config, can.progress_monitor, can.device_weights, can.load_initializer),
+        *(can.serialization_config, can.progress_monitor),
         *(can.weight_streaming, can.version_compatible),
     )
     assert all(present)

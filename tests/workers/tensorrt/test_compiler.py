@@ -309,9 +309,11 @@ def test_stored_timings_of_no_use_are_warned_of_and_left_out(
     stored = tmp_path / "stored"
     if content is not None:
         stored.write_bytes(content)
+    log.errors.append("Myelin error from unknown graph")
     assert timings_of(Compiler(capabilities(release_10()), log), stored).entries() == set()
     (warning,) = workshop.log("warning")
     assert "begun anew" in warning
+    assert log.errors == []  # if the build fails, that is not why
 
 
 def test_timings_that_the_builder_refuses_are_begun_anew(workshop: Workshop, log: Log) -> None:

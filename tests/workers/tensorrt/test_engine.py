@@ -110,6 +110,19 @@ def test_weights_that_tensorrt_combined_are_set_from_the_same_version(
     np.testing.assert_array_equal(device.set["0.bias"], network.weights(1)["0.bias"])
 
 
+def test_an_engine_comes_to_rest_before_it_is_refitted(network: Network, device: Device, tmp_path: Path) -> None:
+    first, second = versions(network, tmp_path)
+    engine = loaded(network, bound(network, first))
+    seen: list[int] = []
+    running = SimpleNamespace(wait=lambda: seen.append(len(device.set)))
+    engine.__dict__["_execution"] = running  # as if it had been run
+
+    give(engine, bound(network, second), tmp_path)
+
+    assert seen == [0]
+    assert len(device.set) == 4
+
+
 def test_a_parameter_the_compiled_form_has_not_kept_is_refused_only_if_it_changes(
     network: Network, device: Device, tmp_path: Path
 ) -> None:
@@ -151,7 +164,7 @@ def test_a_normalisation_sets_the_weights_it_is_folded_into(device: Device, tmp_
 
 def test_a_plan_that_cannot_be_written_is_told_with_the_remedy(network: Network, tmp_path: Path) -> None:
     engine = loaded(network, bound(network, versions(network, tmp_path)[0]), release_8())
-    engine._engine.serialize = lambda: None  # type: ignore[assignment]
+    engine._engine.serialize = lambda: None  # type: ignore[assignment,return-value]
     with pytest.raises(BackendError, match="memory") as error:
         engine.serialize()
     assert error.value.code == "serialize_failed"

@@ -167,6 +167,19 @@ def test_the_profile_that_the_shapes_fit_is_chosen(execution: Execution, engine:
     assert [profile for profile, _ in engine.contexts[0].runs] == [0, 1, 0, 1]
 
 
+def test_a_profile_that_tensorrt_refuses_is_told(
+    execution: Execution, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_context: Context, _index: int, _stream: int) -> bool:
+        raise RuntimeError("Error in set optimization profile async.")
+
+    monkeypatch.setattr(Context, "set_optimization_profile_async", refuse)
+    with pytest.raises(BackendError, match="cannot use profile 1") as error:
+        execution.run(numbers(*range(9)))
+    assert error.value.code == "run_failed"
+    assert engine.contexts[0].runs == []
+
+
 def test_layers_are_timed_in_the_profile_that_runs_and_later_runs_are_free_of_the_profiler(
     execution: Execution, engine: Engine
 ) -> None:

@@ -154,7 +154,7 @@ class TensorrtBackend:
             **self._plan_of(request, engine, options, watch),
             changed=_changed(request.parent.parameters, request.parameters),
             warm=warm,
-            facts={"plan_holds_weights": not _stripped(options), "weights_set": count},
+            facts=engine.facts | {"plan_holds_weights": not _stripped(options), "weights_set": count},
             timings=watch.seconds,
             backend_version=self._can.version,
         )

@@ -42,9 +42,7 @@ class Capabilities:
     serialization_config: bool
     include_refit: bool
     progress_monitor: bool
-    device_weights: bool
     int64: bool
-    load_initializer: bool
     weight_streaming: bool
     version_compatible: bool
     hardware_levels: tuple[str, ...]
@@ -83,9 +81,7 @@ def capabilities(library: Any = trt) -> Capabilities:  # noqa: ANN401 - a module
         serialization_config=hasattr(library.ICudaEngine, "create_serialization_config"),
         include_refit="INCLUDE_REFIT" in _members(library, "SerializationFlag"),
         progress_monitor=hasattr(library, "IProgressMonitor"),
-        device_weights=hasattr(library.Refitter, "refit_cuda_engine_async"),
         int64=hasattr(library, "int64"),
-        load_initializer=hasattr(library.OnnxParser, "load_initializer"),
         weight_streaming="WEIGHT_STREAMING" in flags and hasattr(library.ICudaEngine, "weight_streaming_budget_v2"),
         version_compatible="VERSION_COMPATIBLE" in flags,
         hardware_levels=() if targets else tuple(one for one in HARDWARE_LEVELS if one in levels),

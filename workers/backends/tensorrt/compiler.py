@@ -190,6 +190,7 @@ class Compiler:
             fault = str(error)
         if fault:
             self._log.tell(LogLine("warning", f"the stored timing cache is of no use and is begun anew: {fault}"))
+            self._log.forget()
 
 
 def _compile_for(target: str, config: Any) -> None:  # noqa: ANN401 - trt.IBuilderConfig as TensorRT-RTX alone has it

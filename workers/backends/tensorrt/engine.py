@@ -92,9 +92,15 @@ class TensorrtEngine:
             with watch.phase("values"):
                 named = list(values.of(changed))
             with watch.phase("refit"):
+                self._come_to_rest()
                 count = refit(self._engine, named, self._can, self._log, values.named)
         self._contents, self._stripped = after, False
         return count
+
+    def _come_to_rest(self) -> None:
+        """Wait for what a run that failed may have left on the device: to refit an engine at work is undefined."""
+        if "_execution" in vars(self):
+            self._execution.wait()
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
         """Run once; inputs and outputs by name, in the dtypes of the definition."""

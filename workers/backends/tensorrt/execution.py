@@ -64,6 +64,10 @@ class Execution:
         del held  # the copies to the device have read them by now
         return {name: array.astype(self._outputs[name], copy=False) for name, array in outputs.items()}
 
+    def wait(self) -> None:
+        """Wait until nothing runs any more; raises CudaError."""
+        self._stream.synchronize()
+
     def measure(self, inputs: Arrays, *, iterations: int, warmup: int) -> Sequence[float]:
         """Return the seconds each run takes on the device, its inputs and outputs there."""
         held = self._bind(inputs)
@@ -132,7 +136,11 @@ class Execution:
         context = self._context
         if index == self._profile:
             return
-        if not context.set_optimization_profile_async(index, self._stream.handle):
+        try:
+            is_chosen = context.set_optimization_profile_async(index, self._stream.handle)
+        except RuntimeError:  # what the Python API makes of False
+            is_chosen = False
+        if not is_chosen:
             raise self._log.failed("run_failed", f"{NAME} cannot use profile {index}", REBUILD)
         self._stream.synchronize()
         self._profile = index

@@ -1,0 +1,77 @@
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from app.artifacts.store import ArtifactStore
+from app.bindings.report import BindingReport, ParameterBinding
+from app.bindings.transforms import Cast, Transpose
+from app.weights.manifest import Manifest, TensorEntry
+from workers.backends.base import ParameterSource, engine_key
+from workers.stored import BoundWeights, Sources
+
+NAMES = ("a", "b", "c")
+
+
+@pytest.fixture
+def weights(store: ArtifactStore) -> Callable[..., BoundWeights]:
+    """Makes weights of three tensors, which lie in a file of their own each and hold what is said, else their name."""
+
+    def make(*, cast: bool = False, **values: str) -> BoundWeights:
+        entries = []
+        for name in NAMES:
+            value = values.get(name, name).encode() * 8
+            digest, _ = store.put_chunks([value])  # type: ignore[attr-defined]  # the local store has it
+            entries.append(TensorEntry(name, "F32", (2, 1), value.hex(), digest, 0, 8))
+        steps = (Transpose((1, 0)), Cast("F16")) if cast else (Transpose((1, 0)),)
+        bindings = tuple(ParameterBinding(f"p.{name}", "F32", (1, 2), (name,), steps) for name in reversed(NAMES))
+        return BoundWeights(1, Manifest.of(entries).to_json(), BindingReport(bindings).to_json())
+
+    return make
+
+
+def test_sources_follow_the_order_of_the_binding_report(
+    weights: Callable[..., BoundWeights], store: ArtifactStore
+) -> None:
+    sources = Sources(store).of(weights())
+    assert [source.name for source in sources] == ["p.c", "p.b", "p.a"]
+    assert [Path(source.tensors[0].path).read_bytes() for source in sources] == [b"c" * 8, b"b" * 8, b"a" * 8]
+    assert sources[0].binding == ParameterBinding("p.c", "F32", (1, 2), ("c",), (Transpose((1, 0)),))
+
+
+def test_what_two_versions_have_in_common_is_one_object(
+    weights: Callable[..., BoundWeights], store: ArtifactStore
+) -> None:
+    sources = Sources(store)
+    before, after = sources.of(weights()), sources.of(weights(b="x"))
+    assert [one is other for one, other in zip(before, after, strict=True)] == [True, False, True]
+    assert Path(after[1].tensors[0].path).read_bytes() == b"x" * 8
+    assert after == Sources(store).of(weights(b="x"))
+
+
+def test_the_same_tensors_through_other_transforms_are_other_sources(
+    weights: Callable[..., BoundWeights], store: ArtifactStore
+) -> None:
+    sources = Sources(store)
+    before, after = sources.of(weights()), sources.of(weights(cast=True))
+    assert all(one != other for one, other in zip(before, after, strict=True))
+    assert {source.binding.transforms for source in after} == {(Transpose((1, 0)), Cast("F16"))}
+
+
+def test_sources_survive_pickling(weights: Callable[..., BoundWeights], store: ArtifactStore) -> None:
+    sources = Sources(store).of(weights(cast=True))
+    restored: tuple[ParameterSource, ...] = pickle.loads(pickle.dumps(sources))  # noqa: S301 - our own
+    assert restored == sources
+    assert [type(one) for one in restored[0].binding.transforms] == [Transpose, Cast]
+    assert engine_key("plan", restored) == engine_key("plan", sources)
+
+
+def test_an_engine_is_found_by_its_plan_and_its_values_in_whatever_order(
+    weights: Callable[..., BoundWeights], store: ArtifactStore
+) -> None:
+    sources = Sources(store).of(weights())
+    assert engine_key("plan", sources) == engine_key("plan", sources[::-1])
+    assert engine_key("plan", sources) != engine_key("other plan", sources)
+    assert engine_key("plan", sources) != engine_key("plan", Sources(store).of(weights(a="x")))
+    assert engine_key("plan", sources) != engine_key("plan", Sources(store).of(weights(cast=True)))
