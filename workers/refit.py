@@ -54,8 +54,7 @@ def _engine(request: Refit, refitted: Refitted) -> EngineFile:
     parent = request.parent
     if refitted.plan is not None:
         return replace(parent, plan=refitted.plan, parameters=request.parameters, plan_parameters=None)
-    held = parent.plan_parameters or parent.parameters
-    return replace(parent, parameters=request.parameters, plan_parameters=held)
+    return replace(parent, parameters=request.parameters, plan_parameters=parent.held)
 
 
 def _recipe(session: Session, held: Claim, parent: StoredEngine) -> Recipe:

@@ -81,8 +81,7 @@ class Card:
         refitted = self.engines.do(Refit(parent, sources, plan, materialise=not lazily))
         assert isinstance(refitted, Refitted)
         if refitted.plan is None:
-            held = parent.parameters if parent.plan_parameters is None else parent.plan_parameters
-            return refitted, replace(parent, parameters=sources, plan_parameters=held)
+            return refitted, replace(parent, parameters=sources, plan_parameters=parent.held)
         return refitted, replace(parent, parameters=sources, plan=refitted.plan, plan_parameters=None)
 
     def materialise(self, engine: EngineFile) -> EngineFile:

@@ -84,7 +84,7 @@ class WeightHolding:
         self.loaded.append(engine.plan)
         values = read_tensors(engine.plan)
         del values["number"]
-        held = engine.parameters if engine.plan_parameters is None else engine.plan_parameters
+        held = engine.held
         for name, value in self._values(held).items():
             if not np.array_equal(values[name], value):
                 raise BackendError("other_weights", f"The plan does not hold the {name} it is said to hold.")

@@ -95,6 +95,11 @@ class EngineFile:
         _make_picklable(self)
 
     @property
+    def held(self) -> tuple[ParameterSource, ...]:
+        """The values that the plan at `plan` was made with."""
+        return self.parameters if self.plan_parameters is None else self.plan_parameters
+
+    @property
     def key(self) -> Hashable:
         """What a resident engine is found by: the plan it goes back to and the content of its parameters."""
         return engine_key(self.root_plan, self.parameters)

@@ -21,7 +21,7 @@ from onnx import ModelProto, TensorProto
 
 from app.definitions.families.activations import ACTIVATIONS
 from app.definitions.families.config import ConfigReader
-from app.definitions.families.graph import GraphBuilder
+from app.definitions.families.layers import Layers
 from app.definitions.families.registry import FamilyGraph, Precision
 
 HIDDEN_SCORE: Final = -65504.0  # the lowest F16: exp() of it is 0, and no precision turns it into infinity
@@ -89,13 +89,12 @@ class BertConfig:
         return bert
 
 
-class BertGraph:
+class BertGraph(Layers):
     """Writes the graph of one config."""
 
     def __init__(self, config: BertConfig, dtype: str) -> None:
+        super().__init__(dtype)
         self.config = config
-        self.dtype = dtype
-        self.graph = GraphBuilder()
 
     def build(self) -> ModelProto:
         """Return the model."""
@@ -156,21 +155,19 @@ class BertGraph:
         query = graph.op("Transpose", graph.op("Mul", query, scale), perm=[0, 2, 1, 3])
         key = graph.op("Transpose", key, perm=[0, 2, 3, 1])
         value = graph.op("Transpose", value, perm=[0, 2, 1, 3])
-        scores = self._to_f32(graph.op("MatMul", query, key))
-        weights = graph.op("Softmax", graph.op("Add", scores, hidden_scores), axis=-1)
-        context = graph.op("Transpose", graph.op("MatMul", self._from_f32(weights), value), perm=[0, 2, 1, 3])
+        context = self.attend(query, key, value, hidden_scores)
         return graph.op("Reshape", context, graph.ints(-1, config.hidden_size))
 
     def _outputs(self, state: str, shape: str) -> None:
         graph, hidden = self.graph, self.config.hidden_size
         state = graph.op("Reshape", state, graph.op("Concat", shape, graph.ints(hidden), axis=0))
-        graph.output("last_hidden_state", self._to_f32(state), "F32", ["batch", "sequence", hidden])
+        graph.output("last_hidden_state", self.to_f32(state), "F32", ["batch", "sequence", hidden])
         if not self.config.has_pooler:
             return
         with graph.scope("pooler"):
             first = graph.op("Gather", state, graph.index(0), axis=1)
             pooled = graph.op("Tanh", self._dense(first, hidden))
-        graph.output("pooler_output", self._to_f32(pooled), "F32", ["batch", hidden])
+        graph.output("pooler_output", self.to_f32(pooled), "F32", ["batch", hidden])
 
     def _table(self, name: str, rows: int) -> str:
         return self.graph.parameter(f"{name}.weight", self.dtype, [rows, self.config.hidden_size])
@@ -182,13 +179,4 @@ class BertGraph:
         return self.graph.op("Gemm", value, weight, bias, transB=1)
 
     def _normalise(self, value: str, name: str) -> str:
-        weight, bias = (
-            self.graph.parameter(f"{name}.{part}", self.dtype, [self.config.hidden_size]) for part in ("weight", "bias")
-        )
-        return self.graph.op("LayerNormalization", value, weight, bias, axis=-1, epsilon=self.config.epsilon)
-
-    def _to_f32(self, value: str) -> str:
-        return value if self.dtype == "F32" else self.graph.cast(value, "F32")
-
-    def _from_f32(self, value: str) -> str:
-        return value if self.dtype == "F32" else self.graph.cast(value, self.dtype)
+        return self.normalise(value, name, self.config.hidden_size, self.config.epsilon)

@@ -24,7 +24,7 @@ from onnx import ModelProto, TensorProto
 
 from app.definitions.families.activations import ACTIVATIONS
 from app.definitions.families.config import ConfigReader
-from app.definitions.families.graph import GraphBuilder
+from app.definitions.families.layers import Layers
 from app.definitions.families.registry import FamilyGraph, Precision
 
 HIDDEN_SCORE: Final = -30000.0  # far below any score; its sum with one is finite in F16, also where all are hidden
@@ -115,13 +115,12 @@ class Gpt2Config:
         return gpt2
 
 
-class Gpt2Graph:
+class Gpt2Graph(Layers):
     """Writes the graph of one config."""
 
     def __init__(self, config: Gpt2Config, dtype: str) -> None:
+        super().__init__(dtype)
         self.config = config
-        self.dtype = dtype
-        self.graph = GraphBuilder()
 
     def build(self) -> ModelProto:
         """Return the model."""
@@ -184,9 +183,7 @@ class Gpt2Graph:
         query = graph.op("Transpose", query, perm=[0, 2, 1, 3])
         key = graph.op("Transpose", key, perm=[0, 2, 3, 1])
         value = graph.op("Transpose", value, perm=[0, 2, 1, 3])
-        scores = self._to_f32(graph.op("MatMul", query, key))
-        weights = graph.op("Softmax", graph.op("Add", scores, hidden_scores), axis=-1)
-        context = graph.op("Transpose", graph.op("MatMul", self._from_f32(weights), value), perm=[0, 2, 1, 3])
+        context = self.attend(query, key, value, hidden_scores)
         return graph.op("Reshape", context, graph.ints(-1, hidden))
 
     def _output(self, state: str, tokens: str, shape: str) -> None:
@@ -197,7 +194,7 @@ class Gpt2Graph:
             head = tokens if config.is_tied else graph.parameter(HEAD, self.dtype, [size, config.hidden_size])
             state = graph.op("Gemm", state, head, transB=1)
         state = graph.op("Reshape", state, graph.op("Concat", shape, graph.ints(size), axis=0))
-        graph.output(name, self._to_f32(state), "F32", ["batch", "sequence", size])
+        graph.output(name, self.to_f32(state), "F32", ["batch", "sequence", size])
 
     def _dense(self, value: str, name: str, inner: int, size: int) -> str:
         """Return value @ weight + bias for a value [rows, inner]."""
@@ -206,13 +203,4 @@ class Gpt2Graph:
         return self.graph.op("Gemm", value, weight, bias)
 
     def _normalise(self, value: str, name: str) -> str:
-        weight, bias = (
-            self.graph.parameter(f"{name}.{part}", self.dtype, [self.config.hidden_size]) for part in ("weight", "bias")
-        )
-        return self.graph.op("LayerNormalization", value, weight, bias, axis=-1, epsilon=self.config.epsilon)
-
-    def _to_f32(self, value: str) -> str:
-        return value if self.dtype == "F32" else self.graph.cast(value, "F32")
-
-    def _from_f32(self, value: str) -> str:
-        return value if self.dtype == "F32" else self.graph.cast(value, self.dtype)
+        return self.normalise(value, name, self.config.hidden_size, self.config.epsilon)

@@ -183,9 +183,8 @@ class TensorrtBackend:
 
     def _unfitted(self, engine: EngineFile, options: Mapping[str, Any]) -> TensorrtEngine:
         """Deserialize an engine's plan with whatever weights it holds."""
-        held = engine.parameters if engine.plan_parameters is None else engine.plan_parameters
         with mapped_plan(Path(engine.plan)) as plan:
-            return self._loaded(plan, _layout(engine.definition, options), options, held)
+            return self._loaded(plan, _layout(engine.definition, options), options, engine.held)
 
     def _loaded(
         self,
