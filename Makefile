@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 DATA   ?= data
+JOBS   ?= 3# tests at once: half of their time is waiting for processes
 
 .PHONY: install demo serve test lint bench clean
 
@@ -27,7 +28,7 @@ serve: install
 	$(BIN)/enginesmith serve --host 127.0.0.1 --port 8000 --data-dir $(DATA)
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS)
 
 lint: install
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 
 import pytest
 from fastapi.testclient import TestClient
@@ -13,7 +14,7 @@ from tests.artifacts.conftest import LiveServer, digest_of, files_in
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
-BYTES = os.urandom(3 * MIB + 17)
+BYTES = Random(1).randbytes(3 * MIB + 17)  # the same in each process that collects the tests
 DIGEST = digest_of(BYTES)
 URL = f"/v1/blobs/{DIGEST}"
 ETAG = f'"{DIGEST}"'

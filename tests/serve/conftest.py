@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,15 @@ class Service:
         """Return the process id of the child whose command line holds some words."""
         (pid,) = [pid for pid, command in self.children().items() if words in command]
         return pid
+
+    def open_files(self) -> set[str]:
+        """Return what its processes hold open, as /proc names it; what they close meanwhile is left out."""
+        found = set()
+        for pid in self.children():
+            for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+                with suppress(FileNotFoundError):
+                    found.add(str(descriptor.readlink()))
+        return found
 
     def get(self, path: str, **headers: str) -> Any:  # noqa: ANN401 - JSON
         """GET a path, wait for the whole answer, and return it: JSON, or the text of another kind."""

@@ -40,7 +40,7 @@ def test_one_line_says_where_the_service_is_and_all_of_it_answers(service: "Serv
 
 
 def test_nothing_but_the_api_listens_on_the_network(service: "Service") -> None:
-    sockets = {str(path.readlink()) for pid in service.children() for path in Path(f"/proc/{pid}/fd").iterdir()}
+    sockets = service.open_files()
     listening = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines() if line.split()[3] == "0A"]
     ports = {int(row[1].partition(":")[2], 16) for row in listening if f"socket:[{row[9]}]" in sockets}
     assert ports == {service.port}

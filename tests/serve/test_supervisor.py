@@ -19,10 +19,12 @@ SIGNAL_THE_SUPERVISOR = "kill -TERM $PPID"
 @pytest.fixture
 def supervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Supervisor]:
     monkeypatch.setattr(restarts, "FIRST_DELAY_S", 0.01)
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where nohup runs these tests
     with Signals() as signals:
         supervisor = Supervisor(tmp_path, signals)
         yield supervisor
         supervisor.kill()
+    signal.signal(signal.SIGHUP, hangup)
 
 
 def shell(folder: Path, script: str, *, name: str = "child", grace_s: float = 20.0) -> Child:
