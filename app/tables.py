@@ -1,6 +1,7 @@
 """Every table of every slice, imported so that `Base.metadata` is complete."""
 
 from app.artifacts.tables import Blob, BlobUse
+from app.bindings.tables import Binding
 from app.database import Base
 from app.definitions.tables import Definition
 from app.engines.tables import Engine, TimingCache
@@ -13,6 +14,7 @@ __all__ = [
     "Alias",
     "AliasMove",
     "Base",
+    "Binding",
     "Blob",
     "BlobUse",
     "CheckpointFile",

@@ -21,7 +21,7 @@ from app.jobs import service as jobs
 from app.pagination import PageQuery
 from app.registry.service import create_model
 from app.settings import Settings
-from app.tables import Blob, Definition, Engine, Job, WeightVersion
+from app.tables import Binding, Blob, Definition, Engine, Job, WeightVersion
 from migrations import alembic_config
 
 FEW, MANY = 100, 100_000
@@ -96,7 +96,7 @@ def _fill(database: Database, model_id: int, rows: int) -> list[str]:
     with database.transaction() as session:
         session.add(Blob(digest=DIGEST, size=1))
         session.flush()
-        session.add_all([_definition(model_id), _weights(model_id)])
+        session.add_all([_definition(model_id), _weights(model_id), Binding(digest=DIGEST, report={"bindings": []})])
         session.flush()
         for first in range(1, rows + 1, BATCH):
             numbers = range(first, min(first + BATCH, rows + 1))
@@ -137,7 +137,7 @@ def _engine(model_id: int, number: int, job_id: str) -> dict[str, Any]:
         "definition": 1, "weights_id": 1, "weights": 1, "backend": "onnxruntime", "backend_version": "1",
         "device": "cpu", "platform": "cpu", "fingerprint": uuid4().hex, "recipe": DIGEST, "root_plan": DIGEST,
         "refittable": True, "plan_digest": DIGEST, "plan_bytes": 1, "plan_signature": "",
-        "job_id": job_id, "profiles": [], "options": {}, "rules": [], "binding": {}, "verification": {},
+        "job_id": job_id, "profiles": [], "options": {}, "rules": [], "binding_id": 1, "verification": {},
         "facts": {}, "timings": {},
     }  # fmt: skip
 

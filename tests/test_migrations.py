@@ -1,3 +1,5 @@
+import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,11 +11,15 @@ import sqlalchemy as sa
 from alembic import command
 from sqlalchemy.sql.schema import Table
 
-from app.database import Database
+from app.bindings.service import Draft, record
+from app.database import Database, JsonText
+from app.engines.tables import Engine
 from migrations import alembic_config, upgrade
 
 PLAN = "sha256:" + "9a" * 32
 MOMENT = "2026-11-22 10:00:00+00:00"
+REPORT = '{"ok": true, "bindings": [{"parameter": "w", "tensors": ["w"]}]}'
+OTHER_REPORT = '{"ok": true, "bindings": []}'
 LAZY = {"plan_digest": None, "plan_bytes": None, "plan_signature": None}
 
 
@@ -42,7 +48,8 @@ def old_url(empty_url: str) -> str:
     engine = row | {"backend": "onnxruntime", "backend_version": "1.32.0", "device": "cpu", "fingerprint": "f"}
     engine |= {"recipe": "r", "refittable": True, "plan_digest": PLAN, "plan_bytes": 10, "plan_signature": "00"}
     engine |= {"job_id": "job", "created_at": MOMENT}
-    engine |= dict.fromkeys(("profiles", "options", "rules", "binding", "verification", "facts", "timings"), "[]")
+    engine |= dict.fromkeys(("profiles", "options", "rules", "verification", "facts", "timings"), "[]")
+    engine |= {"binding": REPORT}
     insert(empty_url, "blobs", {"digest": PLAN, "size": 10, "created_at": MOMENT, "seen_at": MOMENT})
     model = {"name": "net", "description": "", "labels": "{}", "created_at": MOMENT}
     insert(empty_url, "models", model | {"last_definition": 1, "last_weights": 1, "last_engine": 2})
@@ -51,7 +58,11 @@ def old_url(empty_url: str) -> str:
     insert(empty_url, "definitions", made | graph | {"parameter_count": 1})
     insert(empty_url, "weight_versions", made | {"tensor_count": 1, "bytes": 10, "manifest": "[]"})
     job = {"id": "job", "kind": "build", "state": "succeeded", "queue": "q", "model_id": 1, "model": "net"}
-    insert(empty_url, "jobs", job | {"request": "{}", "attempt": 1, "fence": 1, "last_event": 0, "created_at": MOMENT})
+    job |= {"attempt": 1, "fence": 1, "last_event": 0, "created_at": MOMENT}
+    insert(empty_url, "jobs", job | {"request": f'{{"weights_id": 1, "binding": {REPORT}}}'})
+    queued = job | {"id": "queued", "kind": "refit", "state": "queued"}
+    insert(empty_url, "jobs", queued | {"request": f'{{"parent_id": 1, "binding": {OTHER_REPORT}}}'})
+    insert(empty_url, "jobs", job | {"id": "run", "kind": "run", "request": '{"engine_id": 1}'})
     insert(empty_url, "engines", engine | {"number": 1, "method": "build"})
     insert(empty_url, "engines", engine | {"number": 2, "method": "refit", "parent": 1})
     return empty_url
@@ -73,10 +84,13 @@ def connected(url: str) -> Iterator[sa.Connection]:
 
 
 def engines_of(url: str) -> list[dict[str, Any]]:
+    return rows_of(url, "engines", "number")
+
+
+def rows_of(url: str, name: str, order: str = "id") -> list[dict[str, Any]]:
     with connected(url) as connection:
-        table = Table("engines", sa.MetaData(), autoload_with=connection)
-        rows = connection.execute(sa.select(table).order_by(table.c.number))
-        return [dict(row._mapping) for row in rows]
+        table = Table(name, sa.MetaData(), autoload_with=connection)
+        return [dict(row._mapping) for row in connection.execute(sa.select(table).order_by(order))]
 
 
 def test_the_migrations_give_the_tables_the_code_expects(database_url: str) -> None:
@@ -96,9 +110,30 @@ def test_engines_of_the_first_release_are_kept_and_get_their_platform(old_url: s
     after = engines_of(old_url)
     assert [row["number"] for row in after] == [1, 2]
     for old, new in zip(before, after, strict=True):
-        assert old.items() <= new.items()
+        assert old.keys() - new.keys() == {"binding"}
+        assert all(new[name] == value for name, value in old.items() if name != "binding")
         assert (new["platform"], new["root_plan"], new["base_id"]) == ("cpu", PLAN, None)
     command.check(alembic_config(old_url))
+
+
+def test_bindings_of_the_first_releases_are_kept_once_and_named_by_engines_and_jobs(old_url: str) -> None:
+    upgrade(old_url)
+    reports = {row["id"]: row["report"] for row in rows_of(old_url, "bindings")}
+    assert sorted(reports.values(), key=str) == sorted(map(json.loads, (REPORT, OTHER_REPORT)), key=str)
+    assert [reports[row["binding_id"]] for row in engines_of(old_url)] == [json.loads(REPORT)] * 2
+    requests = {row["id"]: row["request"] for row in rows_of(old_url, "jobs")}
+    assert reports[requests["job"].pop("binding_id")] == json.loads(REPORT)
+    assert reports[requests["queued"].pop("binding_id")] == json.loads(OTHER_REPORT)
+    assert requests == {"job": {"weights_id": 1}, "queued": {"parent_id": 1}, "run": {"engine_id": 1}}
+
+
+def test_a_binding_of_an_earlier_release_is_found_again_by_its_text(old_url: str) -> None:
+    upgrade(old_url)
+    database = Database(old_url)
+    with database.transaction() as session:
+        draft = Draft("sha256:" + hashlib.sha256(REPORT.encode()).hexdigest(), JsonText(REPORT))
+        assert {record(session, draft)} == set(session.scalars(sa.select(Engine.binding_id)))
+    database.dispose()
 
 
 def test_an_upgraded_database_takes_engines_without_a_plan_and_holds_their_base(old_url: str) -> None:
@@ -113,10 +148,10 @@ def test_an_upgraded_database_takes_engines_without_a_plan_and_holds_their_base(
 
 
 def test_a_downgrade_gives_the_first_release_its_rows_back(old_url: str) -> None:
-    before = engines_of(old_url)
+    before = engines_of(old_url), rows_of(old_url, "jobs")
     upgrade(old_url)
     command.downgrade(alembic_config(old_url), "0001")
-    assert engines_of(old_url) == before
+    assert (engines_of(old_url), rows_of(old_url, "jobs")) == before
     upgrade(old_url)
     assert len(engines_of(old_url)) == 2
 
@@ -131,6 +166,6 @@ def test_a_downgrade_is_refused_while_an_engine_has_no_plan(old_url: str) -> Non
 
 def lazy_engine(url: str) -> dict[str, Any]:
     """The columns of an engine without a plan, but for its number and base."""
-    lists = ("profiles", "options", "rules", "binding", "verification", "facts", "timings")
+    lists = ("profiles", "options", "rules", "verification", "facts", "timings")
     row = {name: value for name, value in engines_of(url)[0].items() if name not in {"id", "number", "base_id"}}
     return row | LAZY | dict.fromkeys(lists, "[]") | {"created_at": MOMENT}

@@ -159,7 +159,7 @@ def publish_as(
         profiles=recipe.profiles,
         options=recipe.options,
         rules=recipe.rules,
-        binding=dict(recipe.weights.binding),
+        binding_id=recipe.weights.binding_id,
         fingerprint=recipe.fingerprint,
         root_plan=made.origin.root_plan,
         plan_digest=None if plan is None else plan.digest,

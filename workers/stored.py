@@ -15,21 +15,22 @@ from app.definitions.tables import Definition
 from app.engines.tables import Engine
 from app.errors import ServiceError
 from app.weights.manifest import TensorEntry, entries_from_json
-from app.weights.service import load_rows
 from workers.backends.base import EngineFile, ParameterSource, TensorFile
 from workers.plans import PlanVerifier
+from workers.versions import StoredBinding, Versions
 
 
 @dataclass(frozen=True, slots=True)
 class BoundWeights:
-    """A weight version and how its tensors feed the parameters: the rows of its manifest and a binding report, as JSON.
+    """A weight version, the rows of its manifest as JSON, and how its tensors feed the parameters.
 
     Reading them is for after the session (see `Sources`).
     """
 
     weights_id: int
+    binding_id: int
     rows: list[Any]
-    binding: Mapping[str, Any]
+    binding: StoredBinding
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +96,15 @@ def load_definition(session: Session, definition_id: int) -> StoredDefinition:
     return StoredDefinition(definition.id, definition.digest, inputs_of(definition))
 
 
-def load_weights(session: Session, weights_id: int, binding: Mapping[str, Any]) -> BoundWeights:
-    """Read a weight version's manifest; `binding` is its binding report as JSON."""
-    return BoundWeights(weights_id, load_rows(session, weights_id), binding)
+def load_weights(session: Session, versions: Versions, weights_id: int, binding_id: int) -> BoundWeights:
+    """Read a weight version and a binding by their keys."""
+    rows, binding = versions.manifest(session, weights_id), versions.binding(session, binding_id)
+    return BoundWeights(weights_id, binding_id, rows, binding)
 
 
-def load_engine(session: Session, engine_id: int) -> StoredEngine:
+def load_engine(session: Session, versions: Versions, engine_id: int) -> StoredEngine:
     """Read an engine by its key."""
-    columns = (Engine.profiles, Engine.options, Engine.binding)
+    columns = (Engine.profiles, Engine.options)
     engine = session.get_one(Engine, engine_id, options=[undefer(column) for column in columns])
     definition = load_definition(session, engine.definition_id)
     return StoredEngine(
@@ -111,20 +113,20 @@ def load_engine(session: Session, engine_id: int) -> StoredEngine:
         backend=engine.backend,
         platform=engine.platform,
         root_plan=engine.root_plan,
-        source=_source_of(session, engine),
+        source=_source_of(session, versions, engine),
         definition=definition,
-        weights=load_weights(session, engine.weights_id, engine.binding),
+        weights=load_weights(session, versions, engine.weights_id, engine.binding_id),
         profiles=parse_profiles(engine.profiles, definition.inputs),
         profiles_json=engine.profiles,
         options=engine.options,
     )
 
 
-def _source_of(session: Session, engine: Engine) -> StoredPlan | BasePlan:
+def _source_of(session: Session, versions: Versions, engine: Engine) -> StoredPlan | BasePlan:
     if engine.base_id is None:
         return _plan_of(engine)
-    base = session.get_one(Engine, engine.base_id, options=[undefer(Engine.binding)])
-    return BasePlan(base.id, _plan_of(base), load_weights(session, base.weights_id, base.binding))
+    base = session.get_one(Engine, engine.base_id)
+    return BasePlan(base.id, _plan_of(base), load_weights(session, versions, base.weights_id, base.binding_id))
 
 
 def _plan_of(engine: Engine) -> StoredPlan:
@@ -151,16 +153,13 @@ class Sources:
     def of(self, weights: BoundWeights) -> tuple[ParameterSource, ...]:
         """Return the source of every parameter, in the order of the binding report."""
         rows = {row[0]: row for row in weights.rows}
-        return tuple(
-            [self._source(one, [rows[name] for name in one["tensors"]]) for one in weights.binding["bindings"]]
-        )
+        return tuple([self._source(one, [rows[name] for name in one.tensors]) for one in weights.binding.parameters])
 
-    def _source(self, binding: Mapping[str, Any], rows: list[Any]) -> ParameterSource:
-        made = self._made.get(binding["parameter"])
-        if made is None or (made.binding, made.rows) != (binding, rows):
+    def _source(self, binding: ParameterBinding, rows: list[Any]) -> ParameterSource:
+        made = self._made.get(binding.parameter)
+        if made is None or (made.source.binding, made.rows) != (binding, rows):
             files = tuple([self._file(entry) for entry in entries_from_json(rows)])
-            made = _Made(binding, rows, ParameterSource(ParameterBinding.from_json(binding), files))
-            self._made[binding["parameter"]] = made
+            made = self._made[binding.parameter] = _Made(rows, ParameterSource(binding, files))
         return made.source
 
     def _file(self, entry: TensorEntry) -> TensorFile:
@@ -173,9 +172,8 @@ class Sources:
 
 
 class _Made(NamedTuple):
-    """A source and the JSON it was made from."""
+    """A source and the rows of its tensors."""
 
-    binding: Mapping[str, Any]
     rows: list[Any]
     source: ParameterSource
 

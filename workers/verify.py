@@ -50,9 +50,10 @@ def verification_of(watch: Watch, engine: EngineFile, against: Against) -> dict[
     return figures
 
 
-def load(session: Session, held: Claim, _worker: Worker) -> VerifyInput:
+def load(session: Session, held: Claim, worker: Worker) -> VerifyInput:
     """Read the engine."""
-    return VerifyInput(load_engine(session, held.request["engine_id"]), held.request["verify"]["against"])
+    engine = load_engine(session, worker.versions, held.request["engine_id"])
+    return VerifyInput(engine, held.request["verify"]["against"])
 
 
 def compute(job: VerifyInput, worker: Worker, watch: Watch) -> Figures:

@@ -26,6 +26,7 @@ from workers.backends import catalog
 from workers.engine_host import EngineHost
 from workers.identity import new_identity
 from workers.plans import PlanVerifier
+from workers.versions import Versions
 
 IO_THREADS = 4  # an upload that a cancel left behind must not hold up the next job
 
@@ -52,6 +53,7 @@ class Worker:
     scratch: Path
     device: str
     offered: Mapping[str, Mapping[str, Any]]
+    versions: Versions = field(default_factory=Versions)
     stopping: Event = field(default_factory=Event)
     job_id: str | None = None
 

@@ -152,6 +152,11 @@ class BindingReport:
     def _bindings_json(self) -> tuple[dict[str, Any], ...]:
         return tuple([binding.to_json() for binding in self.bindings])
 
+    @cached_property
+    def text(self) -> str:
+        """What `to_json` returns, as JSON; the same for equal reports."""
+        return json.dumps(self.to_json())
+
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "BindingReport":
         """Read what `to_json` wrote."""

@@ -1,21 +1,37 @@
-"""Checking bindings against stored definitions and weight versions."""
+"""Checking bindings against stored definitions and weight versions, and keeping those that engines are made by."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.bindings.binding import bind
 from app.bindings.report import BindingReport
 from app.bindings.rules import BindingRuleError, parse_rules
+from app.bindings.tables import Binding
+from app.database import JsonText, insert_into
 from app.definitions import service as definitions
 from app.definitions.parameter import Parameter
 from app.definitions.tables import Definition
 from app.errors import FieldError, Invalid
 from app.weights import service as weights
-from app.weights.manifest import Manifest
 from app.weights.tables import WeightVersion
+
+KEPT_REPORTS = 16
+MAX_KEPT_TENSORS = 10_000  # of a weight version whose report is kept: some megabytes
+
+
+class TensorOutline(NamedTuple):
+    """A checkpoint tensor as far as binding looks at it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +48,14 @@ class Pair:
     defaults: tuple[Any, ...]
 
     def bind(self, rules: Sequence[Any]) -> BindingReport:
-        """Bind by these rules, then by the definition's own; Invalid "bad_rule" for one that cannot be used."""
+        """Bind by these rules, then by the definition's own; Invalid "bad_rule" for one that cannot be used.
+
+        Versions of one model mostly differ in nothing that binding looks at: the report of the one before is theirs.
+        """
+        tensors = tuple([TensorOutline(row[0], row[1], tuple(row[2])) for row in self.tensors])
+        binding = _bound_before if len(tensors) <= MAX_KEPT_TENSORS else _bound
         try:
-            tensors = Manifest.from_json(self.tensors).tensors
-            return bind(self.parameters, tensors, parse_rules(rules), parse_rules(self.defaults))
+            return binding(self.parameters, tensors, json.dumps(rules), json.dumps(self.defaults))
         except BindingRuleError as error:
             fault = FieldError(f"/rules/{error.index}", error.detail)
             raise Invalid(
@@ -48,3 +68,43 @@ def load(session: Session, model_id: int, definition: int, version: int) -> Pair
     found = definitions.get_definition(session, model_id, definition, load=definitions.BINDING)
     weight_version = weights.get_weights(session, model_id, version, load=weights.MANIFEST)
     return Pair(found, weight_version, definitions.parameters_of(found), weight_version.manifest, tuple(found.rules))
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A binding report as far as it can be computed before the transaction that records it."""
+
+    digest: str
+    text: JsonText
+
+    @classmethod
+    def of(cls, report: BindingReport) -> "Draft":
+        """Serialize a report, which takes a while where there are 100,000 parameters."""
+        return cls("sha256:" + hashlib.sha256(report.text.encode()).hexdigest(), JsonText(report.text))
+
+
+def record(session: Session, draft: Draft) -> int:
+    """Return the id of a report's row, which is inserted where there is none of the same text yet."""
+    known = select(Binding.id).where(Binding.digest == draft.digest)
+    found = session.scalar(known)
+    if found is not None:
+        return found
+    row = {"digest": draft.digest, "report": draft.text}
+    session.execute(insert_into(session, Binding).values(row).on_conflict_do_nothing())  # a twin may be faster
+    return session.execute(known).scalar_one()
+
+
+def load_report(session: Session, binding_id: int) -> dict[str, Any]:
+    """Return what `BindingReport.from_json` reads; reading it is for after the session."""
+    report: dict[str, Any] = session.execute(select(Binding.report).where(Binding.id == binding_id)).scalar_one()
+    return report
+
+
+def _bound(
+    parameters: tuple[Parameter, ...], tensors: tuple[TensorOutline, ...], rules: str, defaults: str
+) -> BindingReport:
+    by_name = {tensor.name: tensor for tensor in tensors}
+    return bind(parameters, by_name, parse_rules(json.loads(rules)), parse_rules(json.loads(defaults)))
+
+
+_bound_before = lru_cache(KEPT_REPORTS)(_bound)

@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased, undefer
 
+from app.bindings.tables import Binding
 from app.engines.lineage import Family, Relative, arrange
 from app.engines.tables import Engine
 from app.errors import NotFound
@@ -121,7 +122,8 @@ def find_families(
 def load_values(session: Session, engine_id: int) -> Values:
     """Load what an engine's parameters hold; reading it is for after the session."""
     statement = (
-        select(Engine.id, Engine.root_plan, Engine.binding, WeightVersion.manifest, Engine.facts)
+        select(Engine.id, Engine.root_plan, Binding.report, WeightVersion.manifest, Engine.facts)
+        .join(Binding, Binding.id == Engine.binding_id)
         .join(WeightVersion, WeightVersion.id == Engine.weights_id)
         .where(Engine.id == engine_id)
     )

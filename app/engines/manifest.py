@@ -4,6 +4,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from app.bindings.service import load_report
 from app.definitions.tables import Definition
 from app.engines.catalogue import get_engine, load_family
 from app.engines.tables import Engine
@@ -17,7 +18,6 @@ EVERYTHING = (
     Engine.profiles,
     Engine.options,
     Engine.rules,
-    Engine.binding,
     Engine.verification,
     Engine.facts,
     Engine.timings,
@@ -37,7 +37,7 @@ def engine_manifest(session: Session, model: Model, number: int) -> dict[str, An
         "fingerprint": engine.fingerprint,
         "definition": _definition(session.get_one(Definition, engine.definition_id)),
         "weights": _weights(session.get_one(WeightVersion, engine.weights_id)),
-        "binding": engine.binding,
+        "binding": load_report(session, engine.binding_id),
         "rules": engine.rules,
         "backend": {
             "name": engine.backend,

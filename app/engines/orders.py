@@ -9,7 +9,7 @@ from json import dumps
 from typing import Any
 
 from app.bindings.report import BindingReport
-from app.bindings.service import Pair
+from app.bindings.service import Draft, Pair
 from app.definitions.parameter import InputSpec
 from app.definitions.profiles import example_profile, parse_profiles, to_json
 from app.definitions.service import inputs_of
@@ -31,7 +31,7 @@ MAX_NAMED = 5
 class Order:
     """An engine that can be made as far as can be told: every part exists and the weights bind.
 
-    `target` says where it is made, and `binding` is the binding report. The fingerprint is equal for
+    `target` says where it is made, `binding` is what is stored of the binding `report`. The fingerprint is equal for
     engines that compute the same, the recipe for engines that differ in their weights at most.
     """
 
@@ -42,7 +42,8 @@ class Order:
     profiles: Sequence[Any]
     options: Mapping[str, Any]
     rules: Sequence[Any]
-    binding: Mapping[str, Any]
+    report: BindingReport
+    binding: Draft
     fingerprint: str
     recipe: str
 
@@ -101,12 +102,13 @@ def settle_refit(model: Model, pair: Pair, target: Target, parent: Engine, held:
 
 def out_of_reach(order: Order, pair: Pair, held: Values) -> list[str]:
     """Return the parameters that an engine holding `held` would have to change for the order and cannot, sorted."""
-    before, after = _contents(held.binding, held.rows), _contents(order.binding, pair.tensors)
+    before = _contents(BindingReport.from_json(held.binding), held.rows)
+    after = _contents(order.report, pair.tensors)
     return beyond(before, after, RefitPatterns.of(order.options), held.fixed)
 
 
-def _contents(binding: Mapping[str, Any], rows: Sequence[Any]) -> dict[str, Hashable]:
-    return parameter_contents(BindingReport.from_json(binding), Manifest.from_json(rows).tensors)
+def _contents(report: BindingReport, rows: Sequence[Any]) -> dict[str, Hashable]:
+    return parameter_contents(report, Manifest.from_json(rows).tensors)
 
 
 def _bound(
@@ -130,7 +132,8 @@ def _bound(
         profiles=profiles,
         options=options,
         rules=rules,
-        binding=report.to_json(),
+        report=report,
+        binding=Draft.of(report),
         fingerprint=digests.fingerprint(
             definition_digest=digest,
             weights_digest=pair.weights.digest,

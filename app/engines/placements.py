@@ -11,6 +11,7 @@ from typing import Any, Literal
 from sqlalchemy.orm import Session
 
 from app.artifacts.service import keep, require
+from app.bindings import service as bindings
 from app.engines.catalogue import Served, find_equal, find_parent
 from app.engines.offers import Offer
 from app.engines.orders import Order
@@ -31,7 +32,7 @@ class QueuedJob:
     """A job that a worker of a backend is to do, one of those that listen to `queue`.
 
     `offer` is what is alive of the backend. `platform` and `needs` are those of the engine to work on where there
-    is one: the platform it has to be loaded on, and the version it is of.
+    is one: the platform it has to be loaded on, and the version it is of. `binding` is that of the engine to be made.
     """
 
     kind: Kind
@@ -42,10 +43,12 @@ class QueuedJob:
     queue: str
     platform: str | None = None
     needs: str | None = None
+    binding: bindings.Draft | None = None
 
     def __call__(self, session: Session) -> Job:
         """Queue it; where the fleet of the moment does not have what it needs, an event says so."""
-        job = jobs.create(session, kind=self.kind, model_id=self.model_id, queue=self.queue, request=self.request)
+        request = self.asked(session)
+        job = jobs.create(session, kind=self.kind, model_id=self.model_id, queue=self.queue, request=request)
         about = {"backend": self.backend, "platform": self.platform}
         if self.platform is not None and self.platform not in self.offer.loads:
             events.append(session, job.id, "no_worker", about | {"detail": self._nobody_of_platform()})
@@ -56,6 +59,12 @@ class QueuedJob:
             detail = f"The engine is of {self.backend} {self.needs}; alive are {alive}."
             events.append(session, job.id, "other_backend_version", about | {"detail": detail})
         return job
+
+    def asked(self, session: Session) -> dict[str, Any]:
+        """Return the request as the job has it, with its binding stored and named by its id."""
+        if self.binding is None:
+            return self.request
+        return self.request | {"binding_id": bindings.record(session, self.binding)}
 
     def _nobody(self) -> str:
         return (
@@ -75,11 +84,13 @@ class QueuedJob:
         return "".join(f" A worker has it installed but cannot use it: {one}" for one in self.offer.unavailable)
 
 
-def engine_job(kind: Kind, engine: Engine, offer: Offer, request: dict[str, Any]) -> QueuedJob:
+def engine_job(
+    kind: Kind, engine: Engine, offer: Offer, request: dict[str, Any], binding: bindings.Draft | None = None
+) -> QueuedJob:
     """Return a job on an engine that there is, for those who can load it."""
     queue = queue_of(engine.backend, engine.platform)
     return QueuedJob(
-        kind, engine.model_id, engine.backend, offer, request, queue, engine.platform, engine.backend_version
+        kind, engine.model_id, engine.backend, offer, request, queue, engine.platform, engine.backend_version, binding
     )
 
 
@@ -94,7 +105,7 @@ def build_job(order: Order, verify: VerifyChoice, *, reuse: bool) -> QueuedJob:
     }
     target = order.target
     queue = queue_of(target.backend, target.platform)
-    return QueuedJob("build", order.model_id, target.backend, target.offer, request, queue)
+    return QueuedJob("build", order.model_id, target.backend, target.offer, request, queue, binding=order.binding)
 
 
 def refit_job(
@@ -102,14 +113,13 @@ def refit_job(
 ) -> QueuedJob:
     """Return the refit that fulfils an order."""
     request = {"parent_id": parent.id, "materialise": materialise, **_common(order, verify, reuse=reuse)}
-    return engine_job("refit", parent, order.target.offer, request)
+    return engine_job("refit", parent, order.target.offer, request, order.binding)
 
 
 def _common(order: Order, verify: VerifyChoice, *, reuse: bool) -> dict[str, Any]:
     return {
         "weights_id": order.weights_id,
         "rules": order.rules,
-        "binding": order.binding,
         "fingerprint": order.fingerprint,
         "verify": verify.model_dump(),
         "reuse": reuse,
@@ -231,5 +241,5 @@ def _reused(session: Session, job: QueuedJob, equal: Engine, materialise: Materi
     if materialise == "eager" and not equal.materialised:
         result["materialising"] = MaterialiseJob(equal.model_id, equal.id, job.offer)(session).id
     return jobs.create_finished(
-        session, kind=job.kind, model_id=job.model_id, queue=job.queue, request=job.request, result=result
+        session, kind=job.kind, model_id=job.model_id, queue=job.queue, request=job.asked(session), result=result
     )

@@ -21,8 +21,8 @@ class NewEngine(TypedDict):
     `parent` is the number of the engine it was refitted from. `platform` names the machines its plan works on, and
     `root_plan` is the digest of the plan that was compiled, by the engine itself or by its first ancestor. Either
     the plan is given or `base_id`, the materialised engine whose plan this one is loaded from until it has its
-    own. `profiles`, `options`, `rules` and `binding` are those of the job's request, where it has them not those of
-    the parent. `facts["refittable"]` says whether it can be refitted in its turn, and counts as true where it is
+    own. `profiles`, `options`, `rules` and `binding_id` are those of the job's request, where it has them not those
+    of the parent. `facts["refittable"]` says whether it can be refitted in its turn, and counts as true where it is
     missing; `timings` are seconds by phase.
     """
 
@@ -38,7 +38,7 @@ class NewEngine(TypedDict):
     profiles: list[Any]
     options: dict[str, Any]
     rules: list[Any]
-    binding: dict[str, Any]
+    binding_id: int
     fingerprint: str
     root_plan: str
     plan_digest: NotRequired[str | None]

@@ -45,12 +45,12 @@ class Engine(Base):
     plan_signature: Mapped[str | None]  # its bytes and its signature are
     base_id: Mapped[int | None] = mapped_column(ForeignKey("engines.id"))  # whose plan it is loaded from until then
     materialise_job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))  # the last one that was queued
+    binding_id: Mapped[int] = mapped_column(ForeignKey("bindings.id"))
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
     created_at: Mapped[datetime] = mapped_column(default=now)
     profiles: Mapped[list[Any]] = mapped_column(deferred=True)
     options: Mapped[dict[str, Any]] = mapped_column(deferred=True)
     rules: Mapped[list[Any]] = mapped_column(deferred=True)
-    binding: Mapped[dict[str, Any]] = mapped_column(deferred=True)
     verification: Mapped[dict[str, Any]] = mapped_column(deferred=True)
     facts: Mapped[dict[str, Any]] = mapped_column(deferred=True)  # what the backend tells of this engine
     timings: Mapped[dict[str, Any]] = mapped_column(deferred=True)  # seconds by phase

@@ -2,8 +2,8 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from random import Random
 
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
@@ -14,7 +14,7 @@ from tests.artifacts.conftest import LiveServer, digest_of, files_in
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
-BYTES = Random(1).randbytes(3 * MIB + 17)  # the same in each process that collects the tests
+BYTES = np.random.default_rng(1).bytes(3 * MIB + 17)  # the same in each process that collects the tests
 DIGEST = digest_of(BYTES)
 URL = f"/v1/blobs/{DIGEST}"
 ETAG = f'"{DIGEST}"'

@@ -97,7 +97,7 @@ def test_a_list_is_newest_first_and_takes_one_statement(tree: Workbench) -> None
 def test_a_list_leaves_the_large_columns_alone(tree: Workbench) -> None:
     with tree.database.reading() as session:
         rows = catalogue.list_engines(session, get_model(session, "minilm").id, PAGE)
-    large = {"profiles", "options", "rules", "binding", "verification", "facts", "timings"}
+    large = {"profiles", "options", "rules", "verification", "facts", "timings"}
     assert large <= inspect(rows.data[0]).unloaded
 
 
@@ -107,7 +107,7 @@ def test_reading_an_engine_takes_one_statement_and_loads_only_what_is_shown(tree
         with counted(tree.database) as statements:
             engine = catalogue.get_engine(session, model_id, 2, load=catalogue.DETAIL)
     assert len(statements) == 1
-    assert inspect(engine).unloaded == {"rules", "binding"}
+    assert inspect(engine).unloaded == {"rules"}
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ from sqlalchemy import delete, select, update
 from app.artifacts.service import collect_orphans, record
 from app.artifacts.store import ArtifactStore
 from app.artifacts.tables import Blob, BlobUse
-from app.bindings.report import BindingReport
 from app.database import Database
 from app.definitions.parameter import InputSpec
 from app.definitions.tables import Definition
@@ -60,7 +59,7 @@ def test_a_build_tells_its_worker_everything(bench: Workbench) -> None:
     job = bench.submit(request_build, body)
     assert (job.kind, job.state, job.queue) == ("build", "queued", "enginesmith.onnxruntime")
     request = bench.request_of(job)
-    report = BindingReport.from_json(request.pop("binding"))
+    report = bench.binding_of(request.pop("binding_id"))
     assert {binding.parameter for binding in report.bindings} == {"w", "b"}
     assert request.pop("fingerprint").startswith("sha256:")
     assert request == {
@@ -81,7 +80,7 @@ def test_a_refit_tells_its_worker_everything(bench: Workbench) -> None:
     job = bench.submit(request_refit, RefitRequest(engine=parent, weights=2, verify=VerifyChoice(against="finite")))
     assert (job.kind, job.state) == ("refit", "queued")
     request = bench.request_of(job)
-    assert BindingReport.from_json(request.pop("binding")).ok
+    assert bench.binding_of(request.pop("binding_id")).ok
     assert request.pop("fingerprint") != bench.engine(parent).fingerprint
     assert request == {
         "parent_id": bench.engine(parent).id,

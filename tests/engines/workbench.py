@@ -8,6 +8,8 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from app.artifacts.service import record
+from app.bindings.report import BindingReport
+from app.bindings.service import load_report
 from app.database import Database
 from app.definitions.parameter import InputSpec, OutputSpec, Parameter
 from app.definitions.tables import Definition
@@ -120,6 +122,11 @@ class Workbench:
         with self.database.reading() as session:
             return jobs.get_job(session, job.id).request
 
+    def binding_of(self, binding_id: int) -> BindingReport:
+        """The binding report a job names."""
+        with self.database.reading() as session:
+            return BindingReport.from_json(load_report(session, binding_id))
+
     def publish(self, job: Job, version: str = "1.32.0", platform: str = "cpu", **facts: Any) -> int:  # noqa: ANN401 - JSON
         """Publish what a build or refit job asked for, without a plan if it asked so; returns the engine's number."""
         with self.database.transaction() as session:
@@ -159,7 +166,7 @@ def _publish(
         profiles=parent.profiles if parent else request["profiles"],
         options=parent.options if parent else request["options"],
         rules=request["rules"],
-        binding=request["binding"],
+        binding_id=request["binding_id"],
         fingerprint=request["fingerprint"],
         root_plan=parent.root_plan if parent else plan,
         plan_digest=None if lazy else plan,

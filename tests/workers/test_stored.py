@@ -10,6 +10,7 @@ from app.bindings.transforms import Cast, Transpose
 from app.weights.manifest import Manifest, TensorEntry
 from workers.backends.base import ParameterSource, engine_key
 from workers.stored import BoundWeights, Sources
+from workers.versions import StoredBinding
 
 NAMES = ("a", "b", "c")
 
@@ -26,7 +27,8 @@ def weights(store: ArtifactStore) -> Callable[..., BoundWeights]:
             entries.append(TensorEntry(name, "F32", (2, 1), value.hex(), digest, 0, 8))
         steps = (Transpose((1, 0)), Cast("F16")) if cast else (Transpose((1, 0)),)
         bindings = tuple(ParameterBinding(f"p.{name}", "F32", (1, 2), (name,), steps) for name in reversed(NAMES))
-        return BoundWeights(1, Manifest.of(entries).to_json(), BindingReport(bindings).to_json())
+        binding = StoredBinding(BindingReport(bindings).to_json())
+        return BoundWeights(1, 1, Manifest.of(entries).to_json(), binding)
 
     return make
 
