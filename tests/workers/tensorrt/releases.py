@@ -47,7 +47,10 @@ def release_10(version: str = "10.13.0.35") -> SimpleNamespace:
         ICudaEngine=_class(
             "serialize", "create_serialization_config", "device_memory_size_v2", "weight_streaming_budget_v2"
         ),
-        Refitter=_class("refit_cuda_engine", "refit_cuda_engine_async", "set_named_weights"),
+        Refitter=_class(
+            *("refit_cuda_engine", "refit_cuda_engine_async", "set_named_weights"),
+            *("get_weights_location", "get_weights_prototype", "unset_named_weights"),
+        ),
         OnnxParser=_class("parse", "parse_from_file", "load_initializer"),
         int64="DataType.INT64",
     )

@@ -1,5 +1,6 @@
 """What the adapter finds in a release, and what it therefore offers."""
 
+import os
 from types import SimpleNamespace
 from typing import Any
 
@@ -40,7 +41,7 @@ def test_release_8_has_what_came_before_strong_types() -> None:
     assert can.version_compatible
     absent = (
         *(can.strongly_typed, can.strip_plan, can.refit_individual, can.serialization_config, can.include_refit),
-        *(can.progress_monitor, can.int64, can.weight_streaming),
+        *(can.progress_monitor, can.int64, can.weight_streaming, can.async_refit),
     )
     assert not any(absent)
     assert (can.hardware_levels, can.targets) == (("AMPERE_PLUS",), ())
@@ -51,11 +52,23 @@ def test_release_10_has_both_the_fp16_flag_and_strong_types() -> None:
     present = (
         *(can.explicit_batch, can.strongly_typed, can.fp16_flag, can.strip_plan, can.refit_individual, can.int64),
         *(can.serialization_config, can.progress_monitor),
-        *(can.weight_streaming, can.version_compatible),
+        *(can.weight_streaming, can.version_compatible, can.async_refit),
     )
     assert all(present)
     assert not can.include_refit
     assert (can.hardware_levels, can.targets) == (("AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY"), ())
+
+
+def test_a_refit_has_one_thread_where_it_would_keep_the_interpreters_lock_from_the_others() -> None:
+    assert capabilities(release_8()).refit_threads == 1
+    assert capabilities(release_10()).refit_threads == os.cpu_count()
+
+
+@pytest.mark.parametrize("missing", ["refit_cuda_engine_async", "get_weights_location", "unset_named_weights"])
+def test_a_refit_is_asynchronous_where_all_that_it_takes_is_there(missing: str) -> None:
+    library = release_10()
+    delattr(library.Refitter, missing)
+    assert not capabilities(library).async_refit
 
 
 @pytest.mark.skipif(NAME != "tensorrt_rtx", reason="tensorrt is installed")

@@ -2,7 +2,6 @@
 
 import ctypes
 import gc
-import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 
 from app.weights.dtypes import numpy_dtype
-from tests.workers.tensorrt.releases import release_10
+from tests.workers.tensorrt.releases import release_8, release_10
 from workers.backends.base import BackendError, LogLine
 from workers.backends.tensorrt import refitting
 from workers.backends.tensorrt.capabilities import capabilities
@@ -123,7 +122,15 @@ def test_every_weight_is_given_by_its_name_and_counted(refitter: Refitter) -> No
     np.testing.assert_array_equal(refitter.given["b"].numpy(), b)
     assert refitter.given["a"].dtype == trt.float16
     assert refitter.refits == 1
-    assert refitter.max_threads == os.cpu_count()
+
+
+@pytest.mark.parametrize("release", [release_8, release_10])
+def test_a_refit_has_the_threads_that_the_release_can_have(
+    refitter: Refitter, release: Callable[[], SimpleNamespace]
+) -> None:
+    can = capabilities(release())
+    refit(ENGINE, [("a", numbers(4, 6), F16)], can, Log())
+    assert refitter.max_threads == can.refit_threads
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ The rest of the adapter asks for a capability and never for a version. `FAULTS` 
 release cannot be seen by looking.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from app.weights.dtypes import numpy_dtype
 from workers.backends.tensorrt.library import NAME, trt
 
 EXTERNAL_TACTICS = ("CUBLAS", "CUBLAS_LT", "CUDNN")  # need libraries of a gigabyte that TensorRT 10 does without
+ASYNC_REFIT = ("refit_cuda_engine_async", "get_weights_location", "unset_named_weights")  # came together
 HARDWARE_LEVELS = ("AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY")  # of all releases, beside NONE
 FAULTS: Mapping[str, Mapping[str, str]] = {
     "8.": {"timing_cache": "TensorRT 8 cannot read a serialized timing cache back; one is shared in memory instead"},
@@ -45,6 +47,7 @@ class Capabilities:
     int64: bool
     weight_streaming: bool
     version_compatible: bool
+    async_refit: bool
     hardware_levels: tuple[str, ...]
     tactics: tuple[str, ...]
     targets: tuple[str, ...]
@@ -54,6 +57,16 @@ class Capabilities:
         """Return the dtype in which an engine keeps a weight that the graph has as `dtype`, a safetensors name."""
         narrowed = {"F64": "F32"} if self.int64 else {"F64": "F32", "I64": "I32"}
         return numpy_dtype(narrowed.get(dtype, dtype))
+
+    @property
+    def refit_threads(self) -> int:
+        """How many threads a refit may have: one where its binding keeps the interpreter's lock meanwhile.
+
+        Our logger is Python's, so a line that one of the refitter's own threads said would wait for that lock for ever.
+        `refit_cuda_engine` lets go of it where `refit_cuda_engine_async` came with it, and not in TensorRT 8 (its
+        source, python/src/infer/pyCore.cpp). One thread costs 8 little: its time is a fixed one for each weight.
+        """
+        return (os.cpu_count() or 1) if self.async_refit else 1
 
     @property
     def times_kernels(self) -> bool:
@@ -84,6 +97,7 @@ def capabilities(library: Any = trt) -> Capabilities:  # noqa: ANN401 - a module
         int64=hasattr(library, "int64"),
         weight_streaming="WEIGHT_STREAMING" in flags and hasattr(library.ICudaEngine, "weight_streaming_budget_v2"),
         version_compatible="VERSION_COMPATIBLE" in flags,
+        async_refit=all(hasattr(library.Refitter, name) for name in ASYNC_REFIT),
         hardware_levels=() if targets else tuple(one for one in HARDWARE_LEVELS if one in levels),
         tactics=_members(library, "TacticSource"),
         targets=targets,

@@ -41,7 +41,7 @@ class Compiler:
         `refit` is a list. Raises BackendError "graph_refused" and "build_failed", with TensorRT's own words.
         """
         builder = trt.Builder(self._log)
-        builder.max_threads = os.cpu_count() or 1
+        builder.max_threads = os.cpu_count() or 1  # a build lets go of the interpreter's lock, so they may log
         network = builder.create_network(self._network_flags(options))
         self._parse(network, graph)
         if not self._is_strongly_typed(options):

@@ -1,7 +1,7 @@
 """What TensorRT says while it works, passed on as messages."""
 
 from functools import cache
-from threading import Lock
+from threading import RLock
 
 from workers.backends.base import BackendError, LogLine, Progress, Report
 from workers.backends.tensorrt.library import trt
@@ -18,7 +18,7 @@ class Log(trt.ILogger):
 
     def __init__(self) -> None:
         super().__init__()
-        self._lock = Lock()
+        self._lock = RLock()  # passing a line on may collect garbage, and TensorRT's objects say lines as they go
         self._report: Report | None = None
         self.errors: list[str] = []
 

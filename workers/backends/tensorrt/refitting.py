@@ -6,7 +6,6 @@ count and type but never the shape. A refit that fails may have changed some of 
 throws the engine away when it raises.
 """
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -68,7 +67,7 @@ def refit(
     "refit_failed". After any of them the engine is in no defined state.
     """
     refitter = trt.Refitter(engine, log)
-    refitter.max_threads = os.cpu_count() or 1
+    refitter.max_threads = can.refit_threads
     held = _set(refitter, weights, log)  # TensorRT reads the buffers while it refits, not when they are set
     while missing := refitter.get_missing_weights():
         combined = _set(refitter, (one for one in others(missing) if one[0] not in held), log)

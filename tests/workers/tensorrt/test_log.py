@@ -1,0 +1,23 @@
+from typing import Any
+
+import pytest
+
+from workers.backends.base import LogLine
+from workers.backends.tensorrt.library import trt
+from workers.backends.tensorrt.log import Log
+
+
+@pytest.mark.timeout(10)
+def test_a_line_said_while_another_is_passed_on_is_passed_on_too() -> None:
+    log = Log()
+    passed: list[Any] = []
+
+    def report(message: object) -> None:
+        passed.append(message)
+        if len(passed) == 1:
+            log.log(trt.ILogger.Severity.INFO, "destroyed")  # as an object does that is collected meanwhile
+
+    log.attach(report)
+    log.log(trt.ILogger.Severity.WARNING, "first")
+
+    assert passed == [LogLine("warning", "first"), LogLine("info", "destroyed")]
