@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from workers.cuda import CudaError, DeviceBuffer, Event, Stream, copy_to_device, copy_to_host, memory_info
+from workers.cuda import CudaError, DeviceBuffer, Event, Staging, Stream, copy_to_device, copy_to_host, memory_info
 from workers.device import describe_device
 from workers.engine_host import EngineHost
 
@@ -29,6 +29,19 @@ def test_arrays_come_back_from_the_device_as_they_were() -> None:
         copy_to_host(received, buffer.pointer, stream)
         stream.synchronize()
     assert np.array_equal(sent, received)
+
+
+def test_arrays_come_through_page_locked_memory_as_they_were() -> None:
+    staging = Staging()
+    sent = [np.random.default_rng(seed).integers(0, 256, (GIB >> 3) + seed, np.uint8) for seed in range(3)]
+    received = [np.zeros_like(one) for one in sent]
+    with Stream() as stream, DeviceBuffer(GIB) as buffer:
+        for number, one in enumerate(sent):
+            staging.copy_to_device(buffer.pointer + number * GIB // 4, one, stream)
+        for number, one in enumerate(received):
+            copy_to_host(one, buffer.pointer + number * GIB // 4, stream)
+        stream.synchronize()
+    assert all(np.array_equal(*pair) for pair in zip(sent, received, strict=True))
 
 
 def test_memory_is_given_back_when_a_buffer_is_closed() -> None:

@@ -53,12 +53,13 @@ class DeviceBuffer:
 
 
 def copy_to_device(target: int, source: Array, stream: Stream) -> None:
-    """Queue a copy to the device address `target`; the array has been read when this returns.
+    """Queue a copy to the device address `target`.
 
-    Raises CudaError, and ValueError where the array is not contiguous.
+    The array has been read when this returns; one in page-locked memory only once the stream has come so far. Raises
+    CudaError, and ValueError where the array is not contiguous.
     """
     kind = cudart().cudaMemcpyKind.cudaMemcpyHostToDevice
-    check(cudart().cudaMemcpyAsync(target, _address(source), source.nbytes, kind, stream.handle))
+    check(cudart().cudaMemcpyAsync(target, bytes_of(source).ctypes.data, source.nbytes, kind, stream.handle))
 
 
 def copy_to_host(target: Array, source: int, stream: Stream) -> None:
@@ -67,13 +68,14 @@ def copy_to_host(target: Array, source: int, stream: Stream) -> None:
     Raises CudaError, and ValueError where the array is not contiguous.
     """
     kind = cudart().cudaMemcpyKind.cudaMemcpyDeviceToHost
-    check(cudart().cudaMemcpyAsync(_address(target), source, target.nbytes, kind, stream.handle))
+    check(cudart().cudaMemcpyAsync(bytes_of(target).ctypes.data, source, target.nbytes, kind, stream.handle))
 
 
-def _address(array: Array) -> int:
+def bytes_of(array: Array) -> Array:
+    """Return an array's own bytes, flat U8; ValueError where it is not contiguous."""
     if not array.flags.c_contiguous:
         raise ValueError(f"an array of strides {array.strides} is not contiguous: copy it first")
-    return int(array.ctypes.data)
+    return array.reshape(-1).view(np.uint8)
 
 
 def _free(pointer: int) -> None:

@@ -35,6 +35,7 @@ def check(result: tuple[Any, ...]) -> Any:  # noqa: ANN401 - as the call has it
     """Return what a call answered, without its status: nothing, one value or a tuple; raises CudaError."""
     status, *values = result
     if int(status) != 0:
+        cudart().cudaGetLastError()  # what CUDA goes on remembering, TensorRT would take for a failure of its own
         raise failure(status)
     return values[0] if len(values) == 1 else tuple(values) or None
 

@@ -48,9 +48,13 @@ class Event:
         """Put the mark behind what is queued so far; raises CudaError."""
         check(cudart().cudaEventRecord(self._event, stream.handle))
 
+    def wait(self) -> None:
+        """Wait until the device has come to the mark, if it was ever put anywhere; raises CudaError."""
+        check(cudart().cudaEventSynchronize(self._event))
+
     def seconds_since(self, earlier: "Event") -> float:
         """Wait for this mark and return the seconds the device took from an earlier one, to half a microsecond."""
-        check(cudart().cudaEventSynchronize(self._event))
+        self.wait()
         return float(check(cudart().cudaEventElapsedTime(earlier._event, self._event))) / 1000  # noqa: SLF001 - of its kind
 
     def close(self) -> None:

@@ -1,10 +1,14 @@
-"""A CUDA runtime that is none: it hands out addresses, remembers what was given back, and fails when told to."""
+"""A CUDA runtime that is none: it hands out addresses, remembers what was given back, and fails when told to.
+
+Copies out of page-locked memory are done as late as CUDA may do them: when something waits for them.
+"""
 
 import ctypes
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,6 +28,11 @@ class FakeCudart:
 
     fails: dict[str, int] = field(default_factory=dict)
     memory: dict[int, Any] = field(default_factory=dict)
+    page_locked: dict[int, Any] = field(default_factory=dict)
+    queue: list[Callable[[], object]] = field(default_factory=list)
+    done: int = 0  # copies of the queue
+    marks: dict[int, int] = field(default_factory=dict)  # by event: the copies queued before it
+    last_error: int = 0
     streams: set[int] = field(default_factory=set)
     events: dict[int, float] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
@@ -33,6 +42,7 @@ class FakeCudart:
 
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)  # noqa: N815 - CUDA's name
     cudaStreamNonBlocking = 1  # noqa: N815
+    cudaHostAllocDefault = 0  # noqa: N815
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - any function of CUDA
         if not name.startswith("cuda"):
@@ -41,6 +51,7 @@ class FakeCudart:
         def call(*arguments: Any) -> tuple[Any, ...]:  # noqa: ANN401
             self.calls.append(name)
             if (status := self.fails.get(name, 0)) != 0:
+                self.last_error = status
                 return (status, None)
             answer = getattr(self, f"_{name}")(*arguments)
             return (0, *(answer if isinstance(answer, tuple) else () if answer is None else (answer,)))
@@ -53,6 +64,27 @@ class FakeCudart:
     def cudaGetErrorString(self, status: int) -> tuple[int, bytes]:  # noqa: N802
         return 0, STATUSES[status][2].encode()
 
+    def catch_up(self, count: int | None = None) -> None:
+        """Do the first `count` copies of the queue, or all."""
+        end = len(self.queue) if count is None else count
+        for copy in self.queue[self.done : end]:
+            copy()
+        self.done = max(self.done, end)
+
+    def cudaGetLastError(self) -> tuple[int]:  # noqa: N802
+        status, self.last_error = self.last_error, 0
+        return (status,)
+
+    def _cudaHostAlloc(self, nbytes: int, _flags: int) -> int:  # noqa: N802
+        block = (ctypes.c_uint8 * nbytes)()
+        pointer = ctypes.addressof(block)
+        self.page_locked[pointer] = block
+        return pointer
+
+    def _cudaFreeHost(self, pointer: int) -> None:  # noqa: N802
+        self.catch_up()
+        del self.page_locked[pointer]
+
     def _cudaMalloc(self, nbytes: int) -> int:  # noqa: N802
         block = (ctypes.c_uint8 * nbytes)()
         pointer = ctypes.addressof(block)
@@ -60,11 +92,14 @@ class FakeCudart:
         return pointer
 
     def _cudaFree(self, pointer: int) -> None:  # noqa: N802
+        self.catch_up()
         del self.memory[pointer]
 
     def _cudaMemcpyAsync(self, target: int, source: int, nbytes: int, _kind: int, stream: int) -> None:  # noqa: N802
         assert stream in self.streams
-        ctypes.memmove(target, source, nbytes)
+        self.queue.append(partial(ctypes.memmove, target, source, nbytes))
+        if not any(start <= source < start + len(block) for start, block in self.page_locked.items()):
+            self.catch_up()
 
     def _cudaMemGetInfo(self) -> tuple[int, int]:  # noqa: N802
         return 60 << 30, 80 << 30
@@ -90,18 +125,23 @@ class FakeCudart:
 
     def _cudaStreamSynchronize(self, stream: int) -> None:  # noqa: N802
         assert stream in self.streams
+        self.catch_up()
 
     def _cudaEventCreate(self) -> int:  # noqa: N802
         self.events[handle := next(self.handles)] = 0.0
         return handle
 
     def _cudaEventRecord(self, event: int, _stream: int) -> None:  # noqa: N802
+        self.marks[event] = len(self.queue)
         self.events[event] = 2.5 * sum(call == "cudaEventRecord" for call in self.calls)  # milliseconds
 
     def _cudaEventSynchronize(self, event: int) -> None:  # noqa: N802
-        assert self.events[event]
+        assert event in self.events
+        self.catch_up(self.marks.get(event, 0))
 
     def _cudaEventElapsedTime(self, start: int, end: int) -> float:  # noqa: N802
+        assert self.events[start]
+        assert self.events[end]
         return self.events[end] - self.events[start]
 
     def _cudaEventDestroy(self, event: int) -> None:  # noqa: N802

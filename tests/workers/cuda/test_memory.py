@@ -75,6 +75,13 @@ def test_any_other_failure_has_cudas_own_name_and_words_and_survives_a_socket(cu
     assert "an illegal memory access was encountered" in error.detail
 
 
+def test_a_failure_that_was_told_is_not_left_for_others_to_find(cuda: "FakeCudart") -> None:
+    cuda.fails["cudaMalloc"] = 2
+    with pytest.raises(CudaError):
+        DeviceBuffer(100)
+    assert cuda.last_error == 0
+
+
 @pytest.mark.usefixtures("cuda")
 def test_arrays_travel_to_the_device_and_back() -> None:
     sent = np.arange(12, dtype=np.float16).reshape(3, 4)
