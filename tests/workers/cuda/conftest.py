@@ -30,8 +30,8 @@ class FakeCudart:
     memory: dict[int, Any] = field(default_factory=dict)
     page_locked: dict[int, Any] = field(default_factory=dict)
     queue: list[Callable[[], object]] = field(default_factory=list)
-    done: int = 0  # copies of the queue
-    marks: dict[int, int] = field(default_factory=dict)  # by event: the copies queued before it
+    done: int = 0  # of the queue
+    marks: dict[int, int] = field(default_factory=dict)  # by event: how much was queued before it
     last_error: int = 0
     streams: set[int] = field(default_factory=set)
     events: dict[int, float] = field(default_factory=dict)
@@ -65,11 +65,14 @@ class FakeCudart:
         return 0, STATUSES[status][2].encode()
 
     def catch_up(self, count: int | None = None) -> None:
-        """Do the first `count` copies of the queue, or all."""
-        end = len(self.queue) if count is None else count
-        for copy in self.queue[self.done : end]:
-            copy()
-        self.done = max(self.done, end)
+        """Do what was queued first, up to `count` pieces of work, or all."""
+        for work in self.queue[self.done : count]:
+            work()
+            self.done += 1
+
+    def holds(self, address: int) -> bool:
+        """Whether an address is one of device memory that has not been given back."""
+        return any(start <= address <= start + len(block) for start, block in self.memory.items())
 
     def cudaGetLastError(self) -> tuple[int]:  # noqa: N802
         status, self.last_error = self.last_error, 0

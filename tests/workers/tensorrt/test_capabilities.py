@@ -64,6 +64,14 @@ def test_a_refit_has_one_thread_where_it_would_keep_the_interpreters_lock_from_t
     assert capabilities(release_10()).refit_threads == os.cpu_count()
 
 
+def test_the_fleet_is_told_where_a_refit_is_asynchronous() -> None:
+    compiling = release_10()
+    compiling.ComputeCapability = SimpleNamespace(__members__={"SM80": 1})
+    workers = ((release_8(), H100), (release_10(), H100), (compiling, None))
+    told = [offered(capabilities(library), gpu).capabilities["async_refit"] for library, gpu in workers]
+    assert told == [False, True, False]
+
+
 @pytest.mark.parametrize("missing", ["refit_cuda_engine_async", "get_weights_location", "unset_named_weights"])
 def test_a_refit_is_asynchronous_where_all_that_it_takes_is_there(missing: str) -> None:
     library = release_10()

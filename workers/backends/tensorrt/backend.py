@@ -253,6 +253,7 @@ def offered(can: Capabilities, gpu: Gpu | None) -> Offered:
         "notes": dict(can.faults),
         "progress": can.progress_monitor,
         "timing_cache": _timing_cache(can),
+        "async_refit": refits and can.async_refit,
     }
     return Offered(can.version, platforms, platforms if refits else (), capabilities)
 

@@ -3,10 +3,11 @@
 `Refitter.set_named_weights` protects nobody: TensorRT 8.6 returned True for a transposed tensor, for one that was an
 element too short and for F32 where the weight is F16, and would have read past the buffer; later releases check
 count and type but never the shape. A refit that fails may have changed some of the weights, so whoever calls this
-throws the engine away when it raises.
+throws the engine away when it raises. Where the weights lie meanwhile is a matter of `placement`.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -17,12 +18,10 @@ from workers.backends.base import BackendError
 from workers.backends.tensorrt.capabilities import Capabilities
 from workers.backends.tensorrt.library import NAME, trt
 from workers.backends.tensorrt.log import Log
+from workers.backends.tensorrt.placement import OnDevice, OnHost, process_staging
 from workers.tensors import Array
 
 MAX_NAMED = 10
-
-# What TensorRT calls the dtypes that numpy has; those of ml_dtypes are passed by address.
-TRT_TYPES: Mapping[str, str] = {"bfloat16": "bfloat16", "float8_e4m3fn": "fp8"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,24 +63,25 @@ def refit(
 
     TensorRT takes some weights only together with others, those of the layers it fused: `others` gives the values that
     these have already, as far as it knows them. Raises BackendError "wrong_weights", "not_refittable" or
-    "refit_failed". After any of them the engine is in no defined state.
+    "refit_failed", and CudaError. After any of them the engine is in no defined state.
     """
     refitter = trt.Refitter(engine, log)
     refitter.max_threads = can.refit_threads
-    held = _set(refitter, weights, log)  # TensorRT reads the buffers while it refits, not when they are set
-    while missing := refitter.get_missing_weights():
-        combined = _set(refitter, (one for one in others(missing) if one[0] not in held), log)
-        if not combined:
-            raise BackendError(
-                "refit_failed",
-                f"{NAME} {can.version} wants more weights than were given: {', '.join(missing[:MAX_NAMED])}. Build an "
-                "engine for these weights instead.",
-            )
-        held |= combined
-    if not refitter.refit_cuda_engine():
-        remedy = "Build an engine for these weights instead."
-        raise log.failed("refit_failed", f"{NAME} {can.version} could not refit the engine", remedy)
-    return len(held)
+    with closing(_place(refitter, can, log)) as place:
+        given = _give(place, weights, refitter, log)
+        while missing := refitter.get_missing_weights():
+            combined = _give(place, (one for one in others(missing) if one[0] not in given), refitter, log)
+            if not combined:
+                raise BackendError(
+                    "refit_failed",
+                    f"{NAME} {can.version} wants more weights than were given: {', '.join(missing[:MAX_NAMED])}. "
+                    "Build an engine for these weights instead.",
+                )
+            given |= combined
+        if not place.refit():
+            remedy = "Build an engine for these weights instead."
+            raise log.failed("refit_failed", f"{NAME} {can.version} could not refit the engine", remedy)
+    return len(given)
 
 
 def refittable_weights(engine: trt.ICudaEngine, log: Log) -> frozenset[str]:
@@ -89,22 +89,20 @@ def refittable_weights(engine: trt.ICudaEngine, log: Log) -> frozenset[str]:
     return frozenset(trt.Refitter(engine, log).get_all_weights()) if engine.refittable else frozenset()
 
 
-def _set(refitter: trt.Refitter, weights: Iterable[Named], log: Log) -> dict[str, tuple[Array, trt.Weights]]:
-    """Tell the refitter of weights and return, by name, what has to outlive the refit."""
-    held = {}
+def _place(refitter: trt.Refitter, can: Capabilities, log: Log) -> OnHost | OnDevice:
+    return OnDevice(refitter, process_staging(), log) if can.async_refit else OnHost(refitter)
+
+
+def _give(place: OnHost | OnDevice, weights: Iterable[Named], refitter: trt.Refitter, log: Log) -> set[str]:
+    """Check weights, all of them before the first one goes anywhere, give them to the place and return their names."""
+    arrays = {}
     for name, array, expected in weights:
         check_weight(name, array, expected)
-        held[name] = array, _weight(array)
-        if not refitter.set_named_weights(name, held[name][1]):
-            raise BackendError("not_refittable", _unknown(name, refitter, log))
-    return held
-
-
-def _weight(array: Array) -> trt.Weights:
-    name = TRT_TYPES.get(array.dtype.name)
-    if name is None:
-        return trt.Weights(array)
-    return trt.Weights(getattr(trt, name), array.ctypes.data, array.size)
+        arrays[name] = array
+    refused = place.give(arrays)
+    if refused:
+        raise BackendError("not_refittable", _unknown(refused[0], refitter, log))
+    return set(arrays)
 
 
 def _unknown(name: str, refitter: trt.Refitter, log: Log) -> str:
