@@ -1,11 +1,14 @@
 """The engines kept loaded between jobs."""
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import TypeVar
 
-from workers.backends.base import LoadedEngine
+from workers.backends.base import BackendError, LoadedEngine
+from workers.device import DEVICE_OUT_OF_MEMORY
 
+T = TypeVar("T")
 MAX_ENGINES = 32  # each has threads and files of its own; engines so small that more would fit load in no time
 
 
@@ -72,6 +75,19 @@ class ResidentEngines:
         self._is_one_out = False
         while self._engines and self.residency.nbytes + nbytes > self._limit:
             self._engines.popitem(last=False)
+
+    def with_room(self, attempt: Callable[[], T]) -> T:
+        """Return what an attempt does; where the device's memory does not suffice, give up all engines and try again.
+
+        It is made twice at most. One within another leaves nothing to be given up when it fails, so the other one
+        is not made again for it.
+        """
+        try:
+            return attempt()
+        except BackendError as error:
+            if error.code != DEVICE_OUT_OF_MEMORY or not self.clear():
+                raise
+        return attempt()  # with the error gone, and with it whatever the failed attempt still held
 
     def clear(self) -> bool:
         """Give up all engines and say whether there were any, one that was taken and is lost included."""

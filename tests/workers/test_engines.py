@@ -8,6 +8,7 @@ import pytest
 
 from tests.workers.networks import Network, bound, checkpoint, perceptron
 from tests.workers.weight_holding import HeldWeights, WeightHolding
+from workers.backends import catalog
 from workers.backends.base import (
     BackendError,
     Build,
@@ -18,6 +19,7 @@ from workers.backends.base import (
     Refit,
     Refitted,
     Report,
+    Room,
     Verified,
     Verify,
 )
@@ -140,3 +142,95 @@ def test_an_engine_that_fails_its_verification_serves_nobody_afterwards(
     refitted, child = refit(engines, parent, versions[1])
     assert not refitted.warm
     assert verify(engines, child).ok
+
+
+@dataclass
+class Compiling(WeightHolding):
+    """Builds in two steps, each of which fails with a fault of its own list first, one for each time it is tried."""
+
+    scratch: Path
+    room: Room
+    compile_faults: list[BackendError] = field(default_factory=list)
+    load_faults: list[BackendError] = field(default_factory=list)
+    steps: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__(self.scratch)
+
+    def build(self, request: Build, report: Report) -> tuple[Built, LoadedEngine]:
+        self._step("compile", self.compile_faults)
+        built, engine = super().build(request, report)
+        self.room(lambda: self._step("load", self.load_faults))
+        return built, engine
+
+    def _step(self, name: str, faults: list[BackendError]) -> None:
+        self.steps.append(name)
+        if faults:
+            raise faults.pop(0)
+
+
+@pytest.fixture
+def compiling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Engines, Compiling]:
+    """A backend that the engines opened, with the room they make."""
+    opened: list[Compiling] = []
+
+    def open_backend(_name: str, _device: str, scratch: Path, _files: object, room: Room) -> Compiling:
+        opened.append(Compiling(scratch, room))
+        return opened[0]
+
+    monkeypatch.setattr(catalog, "open_backend", open_backend)
+    engines = Engines("cpu", 1 << 30, tmp_path / "scratch", lambda _message: None)
+    engines.backend("tensorrt")
+    return engines, opened[0]
+
+
+@pytest.mark.parametrize(
+    ("compile_faults", "load_faults", "steps"),
+    [
+        (0, 1, ["compile", "load", "load"]),
+        (1, 0, ["compile", "compile", "load"]),
+        (0, 2, ["compile", "load", "load"]),
+        (1, 1, ["compile", "compile", "load"]),
+        (2, 0, ["compile", "compile"]),
+    ],
+)
+def test_where_the_device_is_full_a_build_is_tried_again_from_the_step_that_had_no_room(
+    compiling: tuple[Engines, Compiling],
+    network: Network,
+    versions: list[Sources],
+    tmp_path: Path,
+    compile_faults: int,
+    load_faults: int,
+    steps: list[str],
+) -> None:
+    engines, backend = compiling
+    first, second = (
+        Build("tensorrt", str(network.path), sources, network.inputs, str(tmp_path / f"{number}.plan"))
+        for number, sources in enumerate(versions)
+    )
+    engines.do(first)
+    backend.steps.clear()
+    backend.compile_faults = [full() for _ in range(compile_faults)]
+    backend.load_faults = [full() for _ in range(load_faults)]
+
+    if compile_faults + load_faults > 1:
+        with pytest.raises(BackendError, match="device_out_of_memory"):
+            engines.do(second)
+    else:
+        engines.do(second)
+
+    assert backend.steps == steps
+    assert engines.residency.engines == (compile_faults + load_faults == 1)
+
+
+def test_a_load_that_fails_for_another_reason_is_not_tried_again(
+    compiling: tuple[Engines, Compiling], network: Network, versions: list[Sources], tmp_path: Path
+) -> None:
+    engines, backend = compiling
+    request = Build("tensorrt", str(network.path), versions[0], network.inputs, str(tmp_path / "plan"))
+    engines.do(request)
+    backend.load_faults = [BackendError("load_failed", "as if")]
+    with pytest.raises(BackendError, match="load_failed"):
+        engines.do(request)
+    assert backend.steps == ["compile", "load"] * 2
+    assert engines.residency.engines == 1

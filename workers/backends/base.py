@@ -7,7 +7,7 @@ messages and one outcome (or one `BackendError`) back. Files travel as paths, ne
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from app.bindings.report import ParameterBinding
 from app.definitions.parameter import InputSpec
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 Against = Literal["reference", "rebuild", "finite", "none"]
+T = TypeVar("T")
 
 
 class BackendError(Exception):
@@ -374,6 +375,14 @@ class LoadedEngine(Protocol):
         ...
 
 
+class Room(Protocol):
+    """Makes room on the device where there is none: a backend is opened with one, for steps within a request."""
+
+    def __call__(self, attempt: Callable[[], T]) -> T:
+        """Return what `attempt` does; where it runs out of device memory, idle engines go and it is made once more."""
+        ...
+
+
 class Backend(Protocol):
     """What compiles and runs definitions on one device. Every method may raise `BackendError`."""
 
@@ -388,7 +397,10 @@ class Backend(Protocol):
         ...
 
     def build(self, request: Build, report: Report) -> tuple[Built, LoadedEngine | None]:
-        """Compile, write the plan, and return the engine loaded; None where this device cannot load it."""
+        """Compile, write the plan, and return the engine loaded; None where this device cannot load it.
+
+        Where only the loading runs out of device memory, only that may be tried again: compiling takes minutes.
+        """
         ...
 
     def load(self, engine: EngineFile, report: Report) -> LoadedEngine:

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from workers.backends.base import Backend, BackendError
+from workers.backends.base import Backend, BackendError, Room
 from workers.tensors import ParameterFiles
 
 
@@ -17,7 +17,7 @@ class Entry:
 
     `distributions` are the packages any of which brings the runtime, which is imported as `package` and may also have
     come without metadata; `module` has a function
-    `open_backend(name, device, scratch, files)`; `devices` are kinds ("cpu", "cuda"); `install` is what brings it.
+    `open_backend(name, device, scratch, files, room)`; `devices` are kinds ("cpu", "cuda"); `install` brings it.
     """
 
     name: str
@@ -75,7 +75,7 @@ def remedies(device: str) -> str:
     return " or ".join(entry.install for entry in _fitting(device) if entry.name not in there)
 
 
-def open_backend(name: str, device: str, scratch: Path, files: ParameterFiles) -> Backend:
+def open_backend(name: str, device: str, scratch: Path, files: ParameterFiles, room: Room) -> Backend:
     """Import a backend and open it on `device`; BackendError "backend_not_installed" where there is none."""
     there = installed(device)
     if name not in there:
@@ -85,7 +85,7 @@ def open_backend(name: str, device: str, scratch: Path, files: ParameterFiles) -
             "Install it there, or choose another backend.",
         )
     entry = next(entry for entry in CATALOG if entry.name == name)
-    backend: Backend = import_module(entry.module).open_backend(name, device, scratch, files)
+    backend: Backend = import_module(entry.module).open_backend(name, device, scratch, files, room)
     return backend
 
 

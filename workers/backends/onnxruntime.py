@@ -38,6 +38,7 @@ from workers.backends.base import (
     Refit,
     Refitted,
     Report,
+    Room,
 )
 from workers.backends.ort_session import (
     ORT_ERRORS,
@@ -69,7 +70,7 @@ CAPABILITIES: Mapping[str, Any] = {
 }
 
 
-def open_backend(_name: str, _device: str, scratch: Path, files: ParameterFiles) -> "OnnxruntimeBackend":
+def open_backend(_name: str, _device: str, scratch: Path, files: ParameterFiles, _room: Room) -> "OnnxruntimeBackend":
     """Return the backend; the CPU is the only device it has."""
     return OnnxruntimeBackend(scratch, files)
 

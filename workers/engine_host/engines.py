@@ -6,7 +6,6 @@ from pathlib import Path
 from workers.backends import catalog
 from workers.backends.base import (
     Backend,
-    BackendError,
     Benchmark,
     Build,
     EngineFile,
@@ -24,7 +23,6 @@ from workers.backends.base import (
 )
 from workers.backends.stopwatch import Stopwatch
 from workers.benchmarking import benchmark
-from workers.device import DEVICE_OUT_OF_MEMORY
 from workers.resident import Residency, ResidentEngines
 from workers.run_inputs import check_inputs
 from workers.tensors import ParameterFiles, read_tensors, write_tensors
@@ -51,20 +49,17 @@ class Engines:
     def backend(self, name: str) -> Backend:
         """Return a backend, opened if it is not yet; raises BackendError where this device has it not."""
         if name not in self._backends:
-            self._backends[name] = catalog.open_backend(name, self._device, self._scratch, self._files)
+            room = self._resident.with_room
+            self._backends[name] = catalog.open_backend(name, self._device, self._scratch, self._files, room)
         return self._backends[name]
 
     def do(self, request: Request) -> Outcome:
         """Carry out one request; raises BackendError.
 
-        Where the device's memory does not suffice, the resident engines are given up and it is tried once more.
+        Where the device's memory does not suffice, the resident engines are given up and it is tried once more. A
+        backend does the same for what comes after the compilation of a build, so that this is not done again.
         """
-        try:
-            return self._do(request)
-        except BackendError as error:
-            if error.code != DEVICE_OUT_OF_MEMORY or not self._resident.clear():
-                raise
-        return self._do(request)
+        return self._resident.with_room(lambda: self._do(request))
 
     def _do(self, request: Request) -> Outcome:
         match request:

@@ -12,6 +12,7 @@ from tests.workers.networks import Network, bound, checkpoint
 from workers.backends.base import Build, Built, LogLine, Message, Progress, TensorFile
 from workers.backends.tensorrt.backend import TensorrtBackend
 from workers.backends.tensorrt.library import NAME, extents, trt
+from workers.resident import ResidentEngines
 from workers.tensors import ParameterFiles
 
 needs_rtx = pytest.mark.skipif(NAME != "tensorrt_rtx", reason="only TensorRT-RTX compiles without a GPU")
@@ -24,10 +25,11 @@ class Workshop:
     folder: Path
     messages: list[Message] = field(default_factory=list)
     seen: dict[str, Any] = field(default_factory=dict)
+    resident: ResidentEngines = field(default_factory=lambda: ResidentEngines(1 << 30))
 
     def __post_init__(self) -> None:
         self.files = ParameterFiles(self.folder / "made")
-        self.backend = TensorrtBackend(None, self.folder, self.files)
+        self.backend = TensorrtBackend(None, self.folder, self.files, self.resident.with_room)
 
     def log(self, *levels: str) -> list[str]:
         return [one.text for one in self.messages if isinstance(one, LogLine) and one.level in levels]

@@ -1,8 +1,9 @@
 """The backend on a machine without a GPU: it compiles, and says plainly what it cannot do."""
 
 import hashlib
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,9 @@ from workers.backends import tensorrt
 from workers.backends.base import BackendError, Build, Built, EngineFile, LoadedEngine, Materialise, Refit
 from workers.backends.tensorrt import open_backend
 from workers.backends.tensorrt.backend import Gpu, TensorrtBackend
+from workers.backends.tensorrt.engine import TensorrtEngine
 from workers.backends.tensorrt.library import NAME, trt
+from workers.resident import ResidentEngines
 from workers.tensors import ParameterFiles
 
 pytestmark = needs_rtx
@@ -136,7 +139,7 @@ def test_weights_that_were_lost_are_told_before_anything_is_compiled(workshop: W
 
 
 def test_without_a_gpu_the_backend_opens_for_building_only(tmp_path: Path) -> None:
-    backend = open_backend(NAME, "cpu", tmp_path, ParameterFiles(tmp_path))
+    backend = open_backend(NAME, "cpu", tmp_path, ParameterFiles(tmp_path), ResidentEngines(0).with_room)
     assert backend.refits_in_place
     assert backend.offered.loads == ()
     assert backend.offered.capabilities["run"] is False
@@ -144,7 +147,7 @@ def test_without_a_gpu_the_backend_opens_for_building_only(tmp_path: Path) -> No
 
 def test_the_library_that_this_process_does_not_use_is_told_apart(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match=f"{NAME} is installed as well") as error:
-        open_backend("tensorrt", "cpu", tmp_path, ParameterFiles(tmp_path))
+        open_backend("tensorrt", "cpu", tmp_path, ParameterFiles(tmp_path), ResidentEngines(0).with_room)
     assert error.value.code == "other_library"
 
 
@@ -177,7 +180,7 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> list[Deserialized]:
 
 
 def with_gpu(workshop: Workshop) -> TensorrtBackend:
-    return TensorrtBackend(Gpu("NVIDIA RTX 4090", "8.9"), workshop.folder, workshop.files)
+    return TensorrtBackend(Gpu("NVIDIA RTX 4090", "8.9"), workshop.folder, workshop.files, workshop.resident.with_room)
 
 
 def test_an_engine_streams_no_more_weights_than_its_budget_says(
@@ -222,9 +225,141 @@ def test_a_lazy_refit_writes_no_plan(workshop: Workshop, network: Network, reque
         backend.refit(replace(same, parameters=other), resident, workshop.messages.append)
 
 
+@dataclass
+class Loading:
+    """A build on a GPU that is a stand-in: what it compiles is loaded, or is not, as `faults` say one by one.
+
+    A fault is what TensorRT says when it loads nothing.
+    """
+
+    workshop: Workshop
+    monkeypatch: pytest.MonkeyPatch
+    request: Build
+    faults: list[str] = field(default_factory=list)
+    compiled: int = 0
+    loads: int = 0
+
+    def __post_init__(self) -> None:
+        self.backend = with_gpu(self.workshop)
+        self.monkeypatch.setattr(self.backend._compiler, "compile", self._compile)
+        self.monkeypatch.setattr(self.backend._runtime, "deserialize_cuda_engine", self._deserialize)
+
+    def build(self) -> tuple[Built, LoadedEngine | None]:
+        return self.backend.build(self.request, self.workshop.messages.append)
+
+    def _compile(self, *_given: Any, **_options: Any) -> bytes:  # noqa: ANN401 - as the compiler has it
+        self.compiled += 1
+        self.backend._log.log(trt.ILogger.Severity.ERROR, "skipping a tactic: out of memory")
+        return b"a plan"
+
+    def _deserialize(self, _plan: object) -> Deserialized | None:
+        self.loads += 1
+        if not self.faults:
+            return Deserialized()
+        self.backend._log.log(trt.ILogger.Severity.ERROR, self.faults.pop(0))
+        return None
+
+
+FULL = "Error Code 1: Cuda Runtime (out of memory)"
+
+
+@pytest.fixture
+def loading(
+    workshop: Workshop, request_: Build, engines: list[Deserialized], monkeypatch: pytest.MonkeyPatch
+) -> Loading:
+    assert engines == []
+    return Loading(workshop, monkeypatch, request_)
+
+
+def keep_an_engine(workshop: Workshop) -> None:
+    idle: Any = SimpleNamespace(nbytes=1)
+    workshop.resident.put("idle", idle, "plan")
+
+
+def test_a_load_that_runs_out_of_memory_is_tried_again_without_another_compilation(
+    workshop: Workshop, network: Network, loading: Loading
+) -> None:
+    keep_an_engine(workshop)
+    loading.faults = [FULL]
+
+    built, engine = loading.build()
+
+    assert (loading.compiled, loading.loads) == (1, 2)
+    assert workshop.resident.residency.engines == 0
+    assert isinstance(engine, TensorrtEngine)
+    assert built.facts["fixed_parameters"] == sorted(network.parameters)
+    assert Path(built.plan).read_bytes() == b"a plan"
+    assert built.plan_digest == f"sha256:{hashlib.sha256(b'a plan').hexdigest()}"
+
+
+@pytest.mark.parametrize(("kept", "loads"), [(True, 2), (False, 1)])
+def test_a_load_that_never_has_room_is_told_and_leaves_nothing_behind(
+    workshop: Workshop, loading: Loading, *, kept: bool, loads: int
+) -> None:
+    if kept:
+        keep_an_engine(workshop)
+    loading.faults = [FULL, FULL, FULL]
+    before = set(workshop.folder.rglob("*"))
+
+    with pytest.raises(BackendError, match="cannot load the plan: the GPU's memory does not suffice") as error:
+        workshop.resident.with_room(loading.build)  # as the engine host does with every request
+
+    assert error.value.code == "device_out_of_memory"
+    assert "ENGINESMITH_RESIDENT_BYTES" in error.value.detail
+    assert "tactic" not in error.value.detail
+    assert (loading.compiled, loading.loads) == (1, loads)
+    assert set(workshop.folder.rglob("*")) == before
+
+
+def test_what_an_attempt_without_room_said_is_not_held_against_the_next_one(
+    workshop: Workshop, loading: Loading
+) -> None:
+    keep_an_engine(workshop)
+    loading.faults = [FULL, "the plan is damaged"]
+    with pytest.raises(BackendError, match="the plan is damaged") as error:
+        loading.build()
+    assert error.value.code == "load_failed"
+
+
+def test_giving_a_stripped_engine_its_weights_is_tried_again_with_the_load(
+    workshop: Workshop, loading: Loading, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep_an_engine(workshop)
+    given: list[TensorrtEngine] = []
+
+    def give(engine: TensorrtEngine, *_rest: object) -> int:
+        given.append(engine)
+        if len(given) == 1:
+            raise BackendError("device_out_of_memory", "as if")
+        return 0
+
+    monkeypatch.setattr(TensorrtEngine, "give", give)
+    _, engine = loading.build()
+    assert (loading.compiled, loading.loads) == (1, 2)
+    assert engine is given[1]
+
+
+def test_a_plan_is_loaded_while_it_is_written(loading: Loading, monkeypatch: pytest.MonkeyPatch) -> None:
+    is_loaded = Event()
+
+    def write(_plan: object, path: Path) -> tuple[str, int]:
+        assert is_loaded.wait(30)
+        path.write_bytes(b"")
+        return "sha256:", 0
+
+    def deserialize(_plan: object) -> Deserialized:
+        is_loaded.set()
+        return Deserialized()
+
+    monkeypatch.setattr("workers.backends.tensorrt.plan_file.write_plan", write)
+    monkeypatch.setattr(loading.backend._runtime, "deserialize_cuda_engine", deserialize)
+    built, _ = loading.build()
+    assert built.plan_digest == "sha256:"
+
+
 @pytest.mark.usefixtures("engines")
 def test_the_gpu_of_the_device_is_the_one_compiled_for(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorrt, "describe_device", lambda _device: {"name": "L4", "compute_capability": "8.9"})
-    backend = open_backend(NAME, "cuda:0", workshop.folder, workshop.files)
+    backend = open_backend(NAME, "cuda:0", workshop.folder, workshop.files, workshop.resident.with_room)
     assert backend.offered.makes == backend.offered.loads == (f"{trt.__version__}/L4",)
     assert "compute_capability" not in backend.offered.capabilities["options"]

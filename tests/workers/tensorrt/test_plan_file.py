@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from workers.backends.tensorrt.plan_file import mapped_plan, write_plan
+from workers.backends.tensorrt.plan_file import mapped_plan, write_plan, writing_plan
 
 
 @pytest.mark.parametrize("size", [0, 1, 5_000_000])
@@ -23,6 +23,19 @@ def test_a_plan_of_wider_elements_is_written_by_its_bytes(tmp_path: Path) -> Non
     digest, nbytes = write_plan(plan, tmp_path / "engine.plan")
     assert nbytes == 64
     assert digest == f"sha256:{hashlib.sha256(bytes(range(64))).hexdigest()}"
+
+
+def test_a_plan_written_beside_a_block_is_there_after_it(tmp_path: Path) -> None:
+    with writing_plan(b"plan", tmp_path / "engine.plan") as written:
+        pass
+    assert (tmp_path / "engine.plan").read_bytes() == b"plan"
+    assert written.result() == (f"sha256:{hashlib.sha256(b'plan').hexdigest()}", 4)
+
+
+def test_nothing_is_left_of_a_plan_beside_whose_writing_something_failed(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="as if"), writing_plan(b"plan", tmp_path / "engine.plan"):
+        raise RuntimeError("as if")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_mapped_plan_is_the_files_content_and_read_only(tmp_path: Path) -> None:

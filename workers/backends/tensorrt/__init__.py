@@ -2,21 +2,21 @@
 
 from pathlib import Path
 
-from workers.backends.base import BackendError
+from workers.backends.base import BackendError, Room
 from workers.backends.tensorrt.backend import Gpu, TensorrtBackend
 from workers.backends.tensorrt.library import NAME
 from workers.device import describe_device
 from workers.tensors import ParameterFiles
 
 
-def open_backend(name: str, device: str, scratch: Path, files: ParameterFiles) -> TensorrtBackend:
+def open_backend(name: str, device: str, scratch: Path, files: ParameterFiles, room: Room) -> TensorrtBackend:
     """Return the backend; BackendError "other_library" where this process uses the other of the two."""
     if name != NAME:
         raise BackendError(
             "other_library",
             f"{NAME} is installed as well and is the one used. Run {name} from an environment without {NAME}.",
         )
-    return TensorrtBackend(_gpu(device) if device.startswith("cuda") else None, scratch, files)
+    return TensorrtBackend(_gpu(device) if device.startswith("cuda") else None, scratch, files, room)
 
 
 def _gpu(device: str) -> Gpu:

@@ -7,7 +7,6 @@ and the option `refit_layout` alone, so it need not be kept with a plan.
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from workers.backends.base import (
     Refit,
     Refitted,
     Report,
+    Room,
 )
 from workers.backends.stopwatch import Stopwatch
 from workers.backends.tensorrt import graph
@@ -42,7 +42,7 @@ from workers.backends.tensorrt.engine import TensorrtEngine
 from workers.backends.tensorrt.library import NAME, trt
 from workers.backends.tensorrt.log import process_log
 from workers.backends.tensorrt.options import settled
-from workers.backends.tensorrt.plan_file import mapped_plan, write_plan
+from workers.backends.tensorrt.plan_file import mapped_plan, write_plan, writing_plan
 from workers.backends.tensorrt.slots import Layout, lay_out
 from workers.tensors import ParameterFiles
 
@@ -69,11 +69,12 @@ class TensorrtBackend:
 
     refits_in_place = True
 
-    def __init__(self, gpu: Gpu | None, scratch: Path, files: ParameterFiles) -> None:
+    def __init__(self, gpu: Gpu | None, scratch: Path, files: ParameterFiles, room: Room) -> None:
         """Open the backend on a GPU, or without one."""
         self._gpu = gpu
         self._scratch = scratch
         self._files = files
+        self._room = room
         self._can = capabilities()
         self._log = process_log()
         self._compiler = Compiler(self._can, self._log)
@@ -104,15 +105,12 @@ class TensorrtBackend:
                     timing_cache=Path(request.timing_cache) if request.timing_cache else None,
                 )
         del values
-        with ThreadPoolExecutor(1) as pool:
-            writing = pool.submit(write_plan, plan, Path(request.plan))
+        with writing_plan(plan, Path(request.plan)) as written:
             engine = None
             if self._runtime is not None:
-                with watch.phase("load"):
-                    engine = self._loaded(plan, layout, options, request.parameters)
-                engine.give(request.parameters, self._files, watch, _stepping(report))  # what was stripped
+                engine = self._room(lambda: self._load_compiled(plan, layout, options, request, watch, report))
             with watch.phase("write"):
-                digest, nbytes = writing.result()
+                digest, nbytes = written.result()
         built = Built(
             plan=request.plan,
             plan_digest=digest,
@@ -181,6 +179,21 @@ class TensorrtBackend:
         digest, nbytes = _serialized(engine, request.plan, watch)
         return {"plan": request.plan, "plan_digest": digest, "nbytes": nbytes}
 
+    def _load_compiled(
+        self,
+        plan: trt.IHostMemory,
+        layout: Layout,
+        options: Mapping[str, Any],
+        request: Build,
+        watch: Stopwatch,
+        report: Report,
+    ) -> TensorrtEngine:
+        """Load what was compiled, and give it what was stripped."""
+        with watch.phase("load"):
+            engine = self._loaded(plan, layout, options, request.parameters)
+        engine.give(request.parameters, self._files, watch, _stepping(report))
+        return engine
+
     def _unfitted(self, engine: EngineFile, options: Mapping[str, Any]) -> TensorrtEngine:
         """Deserialize an engine's plan with whatever weights it holds."""
         with mapped_plan(Path(engine.plan)) as plan:
@@ -195,6 +208,7 @@ class TensorrtBackend:
     ) -> TensorrtEngine:
         if self._runtime is None:
             raise BackendError("no_gpu", f"{NAME} compiles here but runs nothing: this worker has no GPU.")
+        self._log.forget()  # what the compiler, or an attempt that had no room, said on the way
         engine = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
             what = f"{NAME} {self._can.version} cannot load the plan"

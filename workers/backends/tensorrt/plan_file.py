@@ -4,10 +4,21 @@ import hashlib
 import mmap
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+
+@contextmanager
+def writing_plan(plan: Any, path: Path) -> Iterator[Future[tuple[str, int]]]:  # noqa: ANN401 - as below
+    """Write a plan as `write_plan` does, in a thread beside the block; where that fails no file is left."""
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            yield pool.submit(write_plan, plan, path)
+    except Exception:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def write_plan(plan: Any, path: Path) -> tuple[str, int]:  # noqa: ANN401 - trt.IHostMemory, a buffer
