@@ -355,7 +355,7 @@ class LoadedEngine(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """Memory this engine keeps while it is resident, in bytes."""
+        """Memory this engine keeps while it is resident, in bytes; runs may make it grow."""
         ...
 
     def run(self, inputs: Arrays) -> "dict[str, np.ndarray[Any, Any]]":

@@ -19,6 +19,7 @@ from workers.backends.tensorrt.engine import TensorrtEngine
 from workers.backends.tensorrt.log import Log
 from workers.backends.tensorrt.refitting import Named
 from workers.backends.tensorrt.slots import lay_out
+from workers.resident import Residency, ResidentEngines
 from workers.tensors import Array, ParameterFiles
 
 Sources = tuple[ParameterSource, ...]
@@ -62,12 +63,19 @@ def versions(network: Network, folder: Path) -> tuple[dict[str, TensorFile], dic
     return first, second
 
 
-def loaded(network: Network, held: Sources, library: Any = None, **kept: Any) -> TensorrtEngine:  # noqa: ANN401
+def loaded(
+    network: Network,
+    held: Sources,
+    library: Any = None,  # noqa: ANN401 - a module
+    *,
+    stripped: bool = False,
+    **members: Any,  # noqa: ANN401 - of the `trt.ICudaEngine` that is stood for
+) -> TensorrtEngine:
     layout = lay_out(definition_of(network))
     can = capabilities(library or release_10())
     contents = {one.name: one.content for one in held}
-    device: Any = SimpleNamespace(refittable=True)  # in place of a `trt.ICudaEngine`
-    return TensorrtEngine(device, layout, contents, can, Log(), plan_bytes=1, **kept)
+    device: Any = SimpleNamespace(refittable=True, num_layers=1, **members)
+    return TensorrtEngine(device, layout, contents, can, Log(), plan_bytes=1, stripped=stripped)
 
 
 def give(engine: TensorrtEngine, sources: Sources, folder: Path) -> int:
@@ -121,6 +129,34 @@ def test_an_engine_comes_to_rest_before_it_is_refitted(network: Network, device:
 
     assert seen == [0]
     assert len(device.set) == 4
+
+
+@pytest.mark.usefixtures("device")
+def test_the_buffers_of_runs_count_as_memory_of_the_engine_but_not_as_tensorrts_own(
+    network: Network, tmp_path: Path
+) -> None:
+    engine = loaded(network, bound(network, versions(network, tmp_path)[0]), device_memory_size_v2=100)
+    sizes = [engine.nbytes]
+    for nbytes in (10, 30):
+        engine.__dict__["_execution"] = SimpleNamespace(nbytes=nbytes)  # as if it had been run
+        sizes.append(engine.nbytes)
+    assert sizes == [101, 111, 131]
+    assert engine.facts["run_bytes"] == 100
+
+
+@pytest.mark.usefixtures("device")
+def test_an_engine_that_grew_beyond_the_limit_goes_when_another_one_comes(network: Network, tmp_path: Path) -> None:
+    resident, sources = ResidentEngines(limit=250), bound(network, versions(network, tmp_path)[0])
+    grown, other = (loaded(network, sources, device_memory_size_v2=100) for _ in range(2))
+    resident.put("grown", grown, "plan")
+    grown.__dict__["_execution"] = SimpleNamespace(nbytes=1000)
+    assert resident.residency.nbytes == 1101
+    assert resident.get("grown")  # whoever works with it goes on
+
+    resident.put("other", other, "plan")
+
+    assert resident.residency == Residency(1, 101)
+    assert resident.get("other")
 
 
 def test_a_parameter_the_compiled_form_has_not_kept_is_refused_only_if_it_changes(

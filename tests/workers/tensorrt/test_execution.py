@@ -152,6 +152,15 @@ def test_outputs_come_in_the_dtypes_of_the_definition(execution: Execution) -> N
     assert {name: array.dtype for name, array in outputs.items()} == OUTPUTS
 
 
+def test_the_buffers_grow_with_runs_and_are_counted_on_the_device_alone(execution: Execution, cuda: FakeCudart) -> None:
+    sizes = []
+    for values in ([1, -1], [1, 1, 1, 1], [-1]):  # x and y have a value each, found has as many as are positive
+        execution.run(numbers(*values))
+        sizes.append(execution.nbytes)
+    assert sizes == [4 * (2 + 2 + 1), 4 * (4 + 4 + 4), 4 * (4 + 4 + 4)]
+    assert sizes[-1] == sum(len(block) for block in cuda.memory.values())
+
+
 def test_a_tensor_that_tensorrt_keeps_on_the_host_is_given_memory_of_the_host(
     execution: Execution, engine: Engine, cuda: FakeCudart
 ) -> None:

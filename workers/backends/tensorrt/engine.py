@@ -48,9 +48,9 @@ class TensorrtEngine:
 
     @property
     def nbytes(self) -> int:
-        """Device memory for its weights and for one run, about."""
-        size = "device_memory_size_v2" if hasattr(self._engine, "device_memory_size_v2") else "device_memory_size"
-        return self._plan_bytes + int(getattr(self._engine, size))
+        """Device memory for its weights and for one run, about; inputs and outputs count once it has run with some."""
+        buffers = self._execution.nbytes if self._has_run else 0
+        return self._plan_bytes + self._run_bytes + buffers
 
     @cached_property
     def weights(self) -> frozenset[str]:
@@ -66,7 +66,7 @@ class TensorrtEngine:
             "fixed_parameters": sorted(fixed) if self._engine.refittable else [],
             "weights": len(self.weights),
             "layers": self._engine.num_layers,
-            "run_bytes": self.nbytes - self._plan_bytes,
+            "run_bytes": self._run_bytes,
         }
 
     def give(
@@ -99,7 +99,7 @@ class TensorrtEngine:
 
     def _come_to_rest(self) -> None:
         """Wait for what a run that failed may have left on the device: to refit an engine at work is undefined."""
-        if "_execution" in vars(self):
+        if self._has_run:
             self._execution.wait()
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
@@ -143,6 +143,16 @@ class TensorrtEngine:
         if self._can.include_refit:
             config.set_flag(trt.SerializationFlag.INCLUDE_REFIT)  # type: ignore[attr-defined]  # came with 10.14
         return self._engine.serialize_with_config(config)
+
+    @property
+    def _run_bytes(self) -> int:
+        """Device memory that TensorRT itself takes for a run."""
+        size = "device_memory_size_v2" if hasattr(self._engine, "device_memory_size_v2") else "device_memory_size"
+        return int(getattr(self._engine, size))
+
+    @property
+    def _has_run(self) -> bool:
+        return "_execution" in vars(self)
 
     @cached_property
     def _execution(self) -> Execution:

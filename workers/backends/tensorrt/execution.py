@@ -55,6 +55,11 @@ class Execution:
         self._host_outputs: dict[str, Array] = {}
         self._allocators: dict[str, _Allocator] = {}
 
+    @property
+    def nbytes(self) -> int:
+        """Device memory of the inputs and outputs, in bytes: as much as any run so far has needed."""
+        return sum(buffer.nbytes for buffer in self._buffers.values())
+
     def run(self, inputs: Arrays) -> dict[str, Array]:
         """Run once and return the outputs in the definition's dtypes; BackendError "run_failed"."""
         held = self._bind(inputs)
