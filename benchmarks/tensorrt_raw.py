@@ -99,7 +99,8 @@ def one_round(engine: Any, weights: dict[str, Any], path: str) -> dict[str, floa
 def put(engine: Any, weights: dict[str, Any]) -> None:  # noqa: ANN401 - trt.ICudaEngine
     """Set the weights and refit."""
     refitter = trt.Refitter(engine, LOGGER)
-    refitter.max_threads = os.cpu_count() or 1
+    # TensorRT 8 keeps the interpreter's lock while it refits: a thread of it that speaks to a listener would hang.
+    refitter.max_threads = 1 if isinstance(LOGGER, Listener) else os.cpu_count() or 1
     for name, array in weights.items():
         assert refitter.set_named_weights(name, trt.Weights(array)), name
     assert not refitter.get_missing_weights()

@@ -147,8 +147,7 @@ def tolerance_of(parameters: Sequence[ParameterSource], options: Mapping[str, An
 
 def difference(actual: Array, expected: Array | None) -> OutputDifference:
     """Return how far `actual` lies from `expected`; None compares with nothing and only looks for NaN and infinity."""
-    a = actual.astype(np.float64).ravel()
-    finite = bool(np.isfinite(a).all())
+    finite = bool(np.isfinite(actual).all())
     if expected is None:
         return OutputDifference(None, None, None, finite)
     if actual.shape != expected.shape or actual.dtype != expected.dtype:
@@ -157,7 +156,7 @@ def difference(actual: Array, expected: Array | None) -> OutputDifference:
             f"The engine gives {actual.dtype}{list(actual.shape)} where the definition gives "
             f"{expected.dtype}{list(expected.shape)}. Build it again.",
         )
-    b = expected.astype(np.float64).ravel()
+    a, b = (array.astype(np.float64).ravel() for array in (actual, expected))
     finite = finite and bool(np.isfinite(b).all())
     if not finite:
         return OutputDifference(None, None, None, finite)
