@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 DATA   ?= data
-JOBS   ?= 3# tests at once: half of their time is waiting for processes
+# Tests at once: half of their time is waiting for processes.
+JOBS   ?= 3
 
 .PHONY: install demo serve test lint bench clean
 

@@ -46,12 +46,16 @@ def selects(statements: list[str]) -> int:
     return sum(statement.startswith("SELECT") for statement in statements)
 
 
-def test_what_was_read_is_remembered(database: Database, keys: tuple[int, int], statements: list[str]) -> None:
+def read_twice(database: Database, keys: tuple[int, int]) -> None:
     known = Versions()
     for _ in range(2):
         with database.reading() as session:
             assert known.manifest(session, keys[0]) == MANIFEST.to_json()
             assert known.binding(session, keys[1]).parameters == (BINDING,)
+
+
+def test_what_was_read_is_remembered(database: Database, keys: tuple[int, int], statements: list[str]) -> None:
+    read_twice(database, keys)
     assert selects(statements) == 2
 
 
@@ -59,9 +63,5 @@ def test_what_is_larger_than_all_that_is_kept_is_read_each_time(
     database: Database, keys: tuple[int, int], statements: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(versions, "KEPT_ROWS", 0)
-    known = Versions()
-    for _ in range(2):
-        with database.reading() as session:
-            assert known.manifest(session, keys[0]) == MANIFEST.to_json()
-            assert known.binding(session, keys[1]).parameters == (BINDING,)
+    read_twice(database, keys)
     assert selects(statements) == 4

@@ -6,7 +6,7 @@ The engine host of a GPU is the only process that uses it, on the one GPU that i
 from workers.cuda.device import MemoryInfo, device_facts, memory_info
 from workers.cuda.memory import DeviceBuffer, copy_to_device, copy_to_host
 from workers.cuda.runtime import CudaError
-from workers.cuda.staging import PageLockedBuffer, Staging
+from workers.cuda.staging import Staging
 from workers.cuda.stream import Event, Stream
 
 __all__ = [
@@ -14,7 +14,6 @@ __all__ = [
     "DeviceBuffer",
     "Event",
     "MemoryInfo",
-    "PageLockedBuffer",
     "Staging",
     "Stream",
     "copy_to_device",

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tests.workers.cuda.conftest import OUT_OF_MEMORY
-from workers.cuda import CudaError, DeviceBuffer, PageLockedBuffer, Staging, Stream, copy_to_host
-from workers.cuda.staging import CHUNKS, PART_BYTES
+from workers.cuda import CudaError, DeviceBuffer, Staging, Stream, copy_to_host
+from workers.cuda.staging import CHUNKS, PART_BYTES, PageLockedBuffer
 
 if TYPE_CHECKING:
     from tests.workers.cuda.conftest import FakeCudart

@@ -200,9 +200,8 @@ def test_weights_of_every_type_arrive(refitter: Refitter, can: Capabilities, dty
     assert refitter.read["a"] == array.tobytes()
 
 
-@pytest.mark.parametrize("dtype", ["F16", "BF16"])
-def test_arrays_live_until_the_refit_is_done_and_no_longer(refitter: Refitter, dtype: str) -> None:
-    born: list[weakref.ref[Array]] = []
+def alive_at_refit(refitter: Refitter, born: Sequence[weakref.ref[Array]]) -> list[bool]:
+    """Return a list that says, once there was a refit, which of these arrays were still there."""
     alive: list[bool] = []
 
     def look() -> None:
@@ -210,6 +209,13 @@ def test_arrays_live_until_the_refit_is_done_and_no_longer(refitter: Refitter, d
         alive.extend(one() is not None for one in born)
 
     refitter.at_refit = look
+    return alive
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16"])
+def test_arrays_live_until_the_refit_is_done_and_no_longer(refitter: Refitter, dtype: str) -> None:
+    born: list[weakref.ref[Array]] = []
+    alive = alive_at_refit(refitter, born)
     refit(ENGINE, made_one_by_one(refitter.names, dtype, born), ON_HOST, Log())
     refitter.given.clear()
     gc.collect()
@@ -341,13 +347,7 @@ def arrays_of(sizes: Mapping[str, int]) -> dict[str, Array]:
 
 def test_arrays_may_go_once_they_have_been_copied(refitter: Refitter) -> None:
     born: list[weakref.ref[Array]] = []
-    alive: list[bool] = []
-
-    def look() -> None:
-        gc.collect()
-        alive.extend(one() is not None for one in born)
-
-    refitter.at_refit = look
+    alive = alive_at_refit(refitter, born)
     refit(ENGINE, made_one_by_one(refitter.names, "F16", born), ON_DEVICE, Log())
 
     assert alive == [False, False, False]
