@@ -46,7 +46,8 @@ def bind(
     the same name. `defaults` come after `rules` and may go unused without a warning; of those that match a parameter
     the first whose tensors are all there counts, so that they may name alternatives. A tensor may feed
     several parameters. A cast that only widens is added where dtypes differ; any other difference is a
-    problem, as is a tensor that feeds nothing and that no rule ignores.
+    problem, as is a tensor that feeds nothing and that no rule ignores. Transforms that change nothing of the tensors
+    at hand are left out.
 
     Raises BindingRuleError where matching the patterns takes more than MATCHING_S seconds.
     """
@@ -124,16 +125,18 @@ class _Binder:
             return
         types = [TensorType(tensor.dtype, tensor.shape) for tensor in map(self.tensors.__getitem__, names)]
         try:
-            actual = infer_all(choice.transforms, types)
+            actual, needed = infer_all(choice.transforms, types)
         except TransformError as error:
             self.problems.append(Problem("bad_transform", parameter.name, names, str(error), expected))
             return
         if actual == expected:
-            self._bind(choice, choice.transforms)
+            self._bind(choice, needed)
         else:
-            self._reconcile(choice, expected, actual)
+            self._reconcile(choice, expected, actual, needed)
 
-    def _reconcile(self, choice: _Choice, expected: TensorType, actual: TensorType) -> None:
+    def _reconcile(
+        self, choice: _Choice, expected: TensorType, actual: TensorType, needed: tuple[Transform, ...]
+    ) -> None:
         name, tensors = choice.parameter.name, choice.tensors
         fits = expected.shape == actual.shape
         if not fits:
@@ -144,7 +147,7 @@ class _Binder:
             detail = cast_remedy(name, expected, actual)
             self.problems.append(Problem(kind, name, tensors, detail, expected, actual))
         elif fits:
-            self._bind(choice, (*choice.transforms, _CASTS[expected.dtype]))
+            self._bind(choice, (*needed, _CASTS[expected.dtype]))
 
     def _bind(self, choice: _Choice, transforms: tuple[Transform, ...]) -> None:
         parameter = choice.parameter

@@ -2,7 +2,9 @@
 
 Each transform takes a list of tensors and gives a list of tensors: `Concat` joins them into one, every
 other works on each. `infer` says the resulting dtypes and shapes without any values, `apply` computes
-them with numpy's meaning; the two agree. Only `Concat`, a reshape of a strided view and a cast copy.
+them with numpy's meaning; the two agree. Only `Concat`, a reshape of a strided view and a cast copy. What changes
+nothing of the tensors at hand, as a cast to the dtype they have, `infer_all` leaves out: values that are taken as they
+lie need no memory.
 """
 
 from collections.abc import Sequence
@@ -43,6 +45,9 @@ class Transform(Protocol):
     def infer(self, types: Sequence[TensorType]) -> tuple[TensorType, ...]:
         """Return the dtypes and shapes that `apply` gives; TransformError where it would fail."""
 
+    def changes(self, types: Sequence[TensorType]) -> bool:
+        """Say whether `apply` gives tensors of these types, which fit, back otherwise than it got them."""
+
     def apply(self, arrays: "Sequence[Array]") -> "list[Array]":
         """Return the transformed arrays, as views where possible."""
 
@@ -50,8 +55,8 @@ class Transform(Protocol):
         """Return {"op": ..., and the fields}."""
 
 
-class _Fields:
-    """A transform's fields carry the names they have in JSON."""
+class _Step:
+    """What transforms share; their fields carry the names they have in JSON."""
 
     __slots__ = ()
     __match_args__: ClassVar[tuple[str, ...]]  # the names of the fields, by `dataclass`
@@ -66,9 +71,16 @@ class _Fields:
         values = ((name, getattr(self, name)) for name in self.__match_args__)
         return {"op": self.op, **{name: list(one) if isinstance(one, tuple) else one for name, one in values}}
 
+    def changes(self: Transform, types: Sequence[TensorType]) -> bool:
+        """Say whether `apply` gives tensors of these types, which fit, back otherwise than it got them.
+
+        Types tell where elements keep their order.
+        """
+        return self.infer(types) != tuple(types)
+
 
 @dataclass(frozen=True, slots=True)
-class Transpose(_Fields):
+class Transpose(_Step):
     """Reorder the axes: axis i of the result is axis `perm[i]` of the tensor."""
 
     op: ClassVar[str] = "transpose"
@@ -87,13 +99,17 @@ class Transpose(_Fields):
             raise TransformError(f"transpose perm {list(self.perm)} does not fit {one}: name each of its axes once")
         return tuple(one.shape[axis] for axis in self.perm)
 
+    def changes(self, types: Sequence[TensorType]) -> bool:  # noqa: ARG002 - of whatever type
+        """Say whether any axis moves."""
+        return list(self.perm) != sorted(self.perm)
+
     def apply(self, arrays: "Sequence[Array]") -> "list[Array]":
         """Return transposed views."""
         return [array.transpose(self.perm) for array in arrays]
 
 
 @dataclass(frozen=True, slots=True)
-class Reshape(_Fields):
+class Reshape(_Step):
     """Give the elements, in row-major order, another shape; one extent may be -1, meaning the rest."""
 
     op: ClassVar[str] = "reshape"
@@ -129,7 +145,7 @@ class Reshape(_Fields):
 
 
 @dataclass(frozen=True, slots=True)
-class Slice(_Fields):
+class Slice(_Step):
     """Take `start:stop:step` along one axis, with Python's meaning of all three."""
 
     op: ClassVar[str] = "slice"
@@ -151,6 +167,10 @@ class Slice(_Fields):
         extent = len(range(*self._range.indices(one.shape[axis])))
         return TensorType(one.dtype, _replaced(one.shape, axis, extent))
 
+    def changes(self, types: Sequence[TensorType]) -> bool:
+        """Say whether anything is left out, or all of it reversed."""
+        return self.step < 0 or self.infer(types) != tuple(types)
+
     @property
     def _range(self) -> slice:
         return slice(self.start, self.stop, self.step)
@@ -161,7 +181,7 @@ class Slice(_Fields):
 
 
 @dataclass(frozen=True, slots=True)
-class Split(_Fields):
+class Split(_Step):
     """Cut an axis into `sections` equal parts and take the one numbered `index`, counting from 0."""
 
     op: ClassVar[str] = "split"
@@ -200,7 +220,7 @@ class Split(_Fields):
 
 
 @dataclass(frozen=True, slots=True)
-class Concat(_Fields):
+class Concat(_Step):
     """Join all tensors, in the order of their templates, along an axis they have."""
 
     op: ClassVar[str] = "concat"
@@ -228,7 +248,7 @@ class Concat(_Fields):
 
 
 @dataclass(frozen=True, slots=True)
-class Cast(_Fields):
+class Cast(_Step):
     """Convert the elements to another dtype as numpy does: ties to even, out of range undefined."""
 
     op: ClassVar[str] = "cast"
@@ -250,13 +270,21 @@ class Cast(_Fields):
             return [array.astype(numpy_dtype(self.dtype), order="C", copy=False) for array in arrays]
 
 
-def infer_all(transforms: Sequence[Transform], types: Sequence[TensorType]) -> TensorType:
-    """Return the one dtype and shape that `transforms` give; TransformError where they cannot."""
+def infer_all(
+    transforms: Sequence[Transform], types: Sequence[TensorType]
+) -> tuple[TensorType, tuple[Transform, ...]]:
+    """Return the one dtype and shape that `transforms` give, and those of them that change anything.
+
+    Raises TransformError where they give none.
+    """
+    needed = []
     for transform in transforms:
-        types = transform.infer(types)
+        before, types = types, transform.infer(types)
+        if transform.changes(before):
+            needed.append(transform)
     if len(types) != 1:
         raise TransformError(f"{len(types)} tensors feed one parameter: join them with a concat transform")
-    return types[0]
+    return types[0], tuple(needed)
 
 
 def apply_all(transforms: Sequence[Transform], arrays: "Sequence[Array]") -> "Array":

@@ -99,6 +99,13 @@ def test_a_widening_cast_is_added_and_recorded() -> None:
     assert [one.transforms for one in report.bindings] == [(Cast("F32"),), (Cast("I64"),)]
 
 
+def test_a_cast_to_the_dtype_there_is_needs_no_memory() -> None:
+    cast = [{"op": "cast", "dtype": "F16"}]
+    rules = [{"parameter": name, "tensors": [name], "transforms": cast} for name in "vw"]
+    report = _bind({"v": ("F16", (2,)), "w": ("F16", (2,))}, {"v": ("F16", (2,)), "w": ("F32", (2,))}, rules)
+    assert [one.transforms for one in report.bindings] == [(), (Cast("F16"),)]
+
+
 def test_a_lossy_cast_is_refused_unless_asked_for() -> None:
     parameter, tensor = {"w": ("F16", (2,))}, {"w": ("F32", (2,))}
     report = _bind(parameter, tensor)

@@ -34,11 +34,16 @@ def _type(array: Array) -> TensorType:
 
 
 def _check(transform: Transform, given_arrays: list[Array], expected: list[Array]) -> None:
-    """The transform must give what numpy gives, and say so beforehand."""
+    """The transform must give what numpy gives, and say so beforehand, and whether that is what it is given."""
     got = transform.apply(given_arrays)
-    assert transform.infer([_type(array) for array in given_arrays]) == tuple(_type(array) for array in expected)
+    types = [_type(array) for array in given_arrays]
+    assert transform.infer(types) == tuple(_type(array) for array in expected)
     for one, other in zip(got, expected, strict=True):
         np.testing.assert_array_equal(one, other)
+    if not transform.changes(types):
+        assert [_type(array) for array in got] == types
+        for one, other in zip(got, given_arrays, strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 @given(st.data(), tensors)
@@ -114,11 +119,29 @@ def test_cast_rounds_to_the_nearest_bfloat16_with_ties_to_even() -> None:
 
 def test_a_chain_infers_what_it_computes() -> None:
     query, key, value = (np.full((4, 6), number, np.float16) for number in range(3))
-    chain = (Concat(0), Transpose((1, 0)), Slice(1, 2, None), Reshape((-1, 5)), Cast("F32"))
+    chain: tuple[Transform, ...] = (Concat(0), Transpose((1, 0)), Slice(1, 2, None), Reshape((-1, 5)), Cast("F32"))
     result = apply_all(chain, [query, key, value])
     expected = np.concatenate([query, key, value]).T[:, 2:].reshape(-1, 5).astype(np.float32)
     np.testing.assert_array_equal(result, expected)
-    assert infer_all(chain, [_type(query)] * 3) == _type(expected)
+    assert infer_all(chain, [_type(query)] * 3) == (_type(expected), chain)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [Transpose((0, 1)), Reshape((-1, 3)), Slice(0), Slice(1, 0, 9), Split(0, 1, 0), Concat(1), Cast("F64")],
+)
+def test_what_changes_nothing_is_left_out(transform: Transform) -> None:
+    turn = Transpose((1, 0))
+    types = [TensorType("F64", (4, 3))]
+    assert not transform.changes(types)
+    assert infer_all((transform, turn), types) == (TensorType("F64", (3, 4)), (turn,))
+
+
+@pytest.mark.parametrize("transform", [Transpose((1, 0)), Slice(0, step=-1), Slice(0, None, 2), Concat(0)])
+def test_what_keeps_the_type_may_still_change_something(transform: Transform) -> None:
+    square = TensorType("F64", (3, 3))
+    types = [square, square] if isinstance(transform, Concat) else [square]
+    assert transform.changes(types)
 
 
 @pytest.mark.parametrize("transform", [Transpose((1, 0)), Slice(0, 1, 3), Split(1, 2, 1), Reshape((6, 2)), Concat(0)])
