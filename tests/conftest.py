@@ -34,7 +34,7 @@ def valkey_url() -> Iterator[str]:
     """A broker of the tests' own, as a Celery URL."""
     with tempfile.TemporaryDirectory(prefix="es-") as folder:
         socket = Path(folder) / "valkey.sock"
-        with ValkeyServer(unix_socket_path=socket, data_dir=Path(folder)):
+        with ValkeyServer(port=0, unix_socket_path=socket, data_dir=Path(folder)):
             yield f"redis+socket://{socket}"
 
 
