@@ -270,9 +270,7 @@ class Cast(_Step):
             return [array.astype(numpy_dtype(self.dtype), order="C", copy=False) for array in arrays]
 
 
-def infer_all(
-    transforms: Sequence[Transform], types: Sequence[TensorType]
-) -> tuple[TensorType, tuple[Transform, ...]]:
+def infer_all(transforms: Sequence[Transform], types: Sequence[TensorType]) -> tuple[TensorType, tuple[Transform, ...]]:
     """Return the one dtype and shape that `transforms` give, and those of them that change anything.
 
     Raises TransformError where they give none.
