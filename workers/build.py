@@ -6,15 +6,14 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from app.artifacts import service as artifacts
 from app.artifacts.store import ArtifactStore
 from app.definitions.profiles import parse_profiles
 from app.errors import ServiceError
 from app.jobs.lease import Claim
 from workers import timing_cache
-from workers.backends.base import Build, Built, EngineFile
+from workers.backends.base import Build, Built
 from workers.kind import Kind, Ready
-from workers.publication import NewEngine, Origin, Recipe, equal_engine, publish_as, verified
+from workers.publication import NewEngine, Origin, Recipe, equal_engine, new_engine, plan_put, publish_as
 from workers.stored import Sources, load_definition, load_weights
 from workers.timing_cache import NewTimings, TimingCache
 from workers.watch import Watch
@@ -57,19 +56,12 @@ def load(session: Session, held: Claim, worker: Worker) -> BuildInput | Ready:
 
 def compute(job: BuildInput, worker: Worker, watch: Watch) -> BuiltEngine:
     """Compile and verify."""
-    recipe = job.recipe
     cache = timing_cache.fetch(job.timings, worker, watch)
-    request = watch.during(_request, recipe, worker.store, str(watch.folder / "plan"), cache)
-    built = watch.ask(request, Built)
-    timings = timing_cache.put(job.timings, built.timing_cache, worker, watch)
-    origin = Origin(built.platform, built.plan_digest)
-    try:
-        made = verified(worker, watch, _engine(request, built), built, recipe.against, origin)
-    except Exception:
-        if timings is not None:
-            artifacts.leave_to_collection(worker.database, timings.blobs)
-        raise
-    return BuiltEngine(made, timings)
+    request = watch.during(_request, job.recipe, worker.store, str(watch.folder / "plan"), cache)
+    with plan_put(worker, watch) as put:
+        built = watch.ask(request, Built, put.begin)
+        engine = new_engine(worker, watch, built, put.end(), Origin(built.platform, built.plan_digest))
+        return BuiltEngine(engine, timing_cache.put(job.timings, built.timing_cache, worker, watch))
 
 
 def publish(session: Session, held: Claim, job: BuildInput, made: BuiltEngine) -> dict[str, Any]:
@@ -102,19 +94,6 @@ def _recipe(session: Session, worker: Worker, request: Mapping[str, Any]) -> Rec
     )
 
 
-def _engine(request: Build, built: Built) -> EngineFile:
-    return EngineFile(
-        backend=request.backend,
-        plan=built.plan,
-        root_plan=built.plan_digest,
-        definition=request.definition,
-        parameters=request.parameters,
-        inputs=request.inputs,
-        profiles=request.profiles,
-        options=request.options,
-    )
-
-
 def _request(recipe: Recipe, store: ArtifactStore, plan: str, cache: str | None) -> Build:
     return Build(
         backend=recipe.backend,
@@ -125,6 +104,7 @@ def _request(recipe: Recipe, store: ArtifactStore, plan: str, cache: str | None)
         profiles=parse_profiles(recipe.profiles, recipe.definition.inputs),
         options=recipe.options,
         timing_cache=cache,
+        against=recipe.against,
     )
 
 

@@ -42,10 +42,9 @@ def load(session: Session, held: Claim, worker: Worker) -> StoredEngine | Ready:
 def compute(engine: StoredEngine, worker: Worker, watch: Watch) -> WrittenPlan:
     """Have the engine host write the plan, and put it into the store."""
     request = watch.during(_request, engine, worker.store, worker.plans, str(watch.folder / "plan"))
-    made = watch.ask(request, Materialised)
-    with plan_put(worker, watch, made.plan, made.plan_digest) as put:
-        plan = watch.join(put)
-    return WrittenPlan(plan, dict(made.timings) | {"total": watch.seconds})
+    with plan_put(worker, watch) as put:
+        made = watch.ask(request, Materialised, put.begin)
+        return WrittenPlan(put.end(), dict(made.timings) | {"total": watch.seconds})
 
 
 def publish(session: Session, _held: Claim, engine: StoredEngine, made: WrittenPlan) -> dict[str, Any]:

@@ -22,7 +22,7 @@ class News:
         self._lines = 0
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
 
-    def hear(self, message: base.Message) -> None:
+    def hear(self, message: base.Progress | base.LogLine) -> None:
         """Keep a message; a new phase and each log line become events, steps only move the progress."""
         if isinstance(message, base.LogLine):
             self._hear_line(message)

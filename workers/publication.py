@@ -12,10 +12,10 @@ from sqlalchemy.orm import Session
 from app.artifacts import service as artifacts
 from app.engines import service as engines
 from app.jobs.lease import Claim
-from workers.backends.base import Against, Built, EngineFile, Refitted
+from workers.backends.base import Against, Built, PlanWritten, Refitted
 from workers.kind import Ready
 from workers.stored import BoundWeights, StoredDefinition, StoredEngine, StoredPlan
-from workers.verify import verification_of
+from workers.verify import passed
 from workers.watch import Watch
 from workers.worker import Worker
 
@@ -75,28 +75,11 @@ def equal_engine(session: Session, held: Claim, served: engines.Served) -> Ready
     return Ready({"engine": engine.number, "reused": True, "method": "reuse"})
 
 
-def verified(
-    worker: Worker,
-    watch: Watch,
-    engine: EngineFile,
-    made: Built | Refitted,
-    against: Against,
-    origin: Origin,
+def new_engine(
+    worker: Worker, watch: Watch, made: Built | Refitted, plan: StoredPlan | None, origin: Origin
 ) -> NewEngine:
-    """Verify a new engine and meanwhile put its plan into the store; one that fails is never published.
-
-    A refit whose plan is its parent's own puts nothing, nor does one whose plan is not materialised.
-    Raises VerificationFailed.
-    """
-    inherited = origin.parent.plan if origin.parent is not None else None
-    if made.plan is None or made.plan_digest is None:
-        plan, verification = None, verification_of(watch, engine, against)
-    elif inherited is not None and made.plan_digest == inherited.digest:
-        plan, verification = inherited, verification_of(watch, engine, against)
-    else:
-        with plan_put(worker, watch, made.plan, made.plan_digest) as put:
-            verification = verification_of(watch, engine, against)
-            plan = watch.join(put)
+    """Gather what is to be published; an engine that failed its verification never is: VerificationFailed."""
+    verification = passed(made.verification)
     return NewEngine(
         origin=origin,
         plan=plan,
@@ -108,31 +91,60 @@ def verified(
     )
 
 
-@contextmanager
-def plan_put(worker: Worker, watch: Watch, plan: str, digest: str) -> Iterator[Future[StoredPlan]]:
-    """Put a plan of the engine host's into the store and sign it, in a thread beside the block.
+class PlanPut:
+    """Puts a plan of the engine host's into the store and signs it, in a thread of the worker's."""
 
-    The file stays where it is, as the host may load it in this time. Where the block fails, the plan is left to
-    collection once it is put.
+    def __init__(self, worker: Worker, watch: Watch, inherited: StoredPlan | None) -> None:
+        self._worker = worker
+        self._watch = watch
+        self._inherited = inherited
+        self._plan: Future[StoredPlan] | None = None
+
+    def begin(self, written: PlanWritten) -> None:
+        """Begin to put it; the file stays where it is, as the host may load it in this time."""
+        if self._inherited is not None and written.plan_digest == self._inherited.digest:
+            return
+        path = Path(written.plan)
+        twin = path.with_name(f"{path.name}.put")
+        twin.hardlink_to(path)
+        self._plan = self._worker.io.submit(self._put, twin, written.plan_digest)
+
+    def end(self) -> StoredPlan:
+        """Wait until it is there; the plan that was there before, where the host wrote none."""
+        if self._plan is not None:
+            return self._watch.join(self._plan)
+        if self._inherited is None:
+            raise TypeError("the engine host wrote no plan")
+        return self._inherited
+
+    def give_up(self) -> None:
+        """Leave what was put to collection, once it is put."""
+        if self._plan is None:
+            return
+        with suppress(Exception):  # what failed first is what the client is told
+            self._watch.join(self._plan)  # as long as the job may go on its lease is kept
+        wait([self._plan])  # in any case: the file goes with the job's folder
+        if self._plan.exception() is None:
+            plan = self._plan.result()
+            artifacts.leave_to_collection(self._worker.database, {plan.digest: plan.nbytes})
+
+    def _put(self, path: Path, digest: str) -> StoredPlan:
+        _, nbytes = self._worker.store.put_file(path, digest=digest)
+        return StoredPlan(digest, nbytes, self._worker.signer.sign(digest))
+
+
+@contextmanager
+def plan_put(worker: Worker, watch: Watch, inherited: StoredPlan | None = None) -> Iterator[PlanPut]:
+    """Give a block a way to put one plan into the store, while the engine host goes on with its request.
+
+    Where the block fails what was put is left to collection. A plan equal to `inherited` is there already.
     """
-    path = Path(plan)
-    twin = path.with_name(f"{path.name}.put")
-    twin.hardlink_to(path)
-    put = worker.io.submit(_put, worker, twin, digest)
+    put = PlanPut(worker, watch, inherited)
     try:
         yield put
     except Exception:
-        with suppress(Exception):  # what failed first is what the client is told
-            watch.join(put)  # as long as the job may go on its lease is kept
-        wait([put])  # in any case: the file goes with the job's folder
-        if put.exception() is None:
-            artifacts.leave_to_collection(worker.database, {digest: put.result().nbytes})
+        put.give_up()
         raise
-
-
-def _put(worker: Worker, path: Path, digest: str) -> StoredPlan:
-    _, nbytes = worker.store.put_file(path, digest=digest)
-    return StoredPlan(digest, nbytes, worker.signer.sign(digest))
 
 
 def publish_as(

@@ -7,10 +7,10 @@ from sqlalchemy.orm import Session
 
 from app.artifacts.store import ArtifactStore
 from app.jobs.lease import Claim
-from workers.backends.base import EngineFile, Refit, Refitted
+from workers.backends.base import Refit, Refitted
 from workers.kind import Kind, Ready
 from workers.plans import PlanVerifier
-from workers.publication import NewEngine, Origin, Recipe, equal_engine, publish_as, verified
+from workers.publication import NewEngine, Origin, Recipe, equal_engine, new_engine, plan_put, publish_as
 from workers.stored import Sources, StoredEngine, engine_file, load_engine, load_weights
 from workers.watch import Watch
 from workers.worker import Worker
@@ -36,9 +36,10 @@ def load(session: Session, held: Claim, worker: Worker) -> RefitInput | Ready:
 def compute(job: RefitInput, worker: Worker, watch: Watch) -> NewEngine:
     """Refit and verify; the parent's plan is checked before anything loads it."""
     request = watch.during(_request, job, worker.store, worker.plans, str(watch.folder / "plan"))
-    refitted = watch.ask(request, Refitted)
     origin = Origin(job.parent.platform, job.parent.root_plan, job.parent)
-    made = verified(worker, watch, _engine(request, refitted), refitted, job.recipe.against, origin)
+    with plan_put(worker, watch, job.parent.plan) as put:
+        refitted = watch.ask(request, Refitted, put.begin)
+        made = new_engine(worker, watch, refitted, None if refitted.plan is None else put.end(), origin)
     return replace(made, facts=made.facts | {"changed": refitted.changed, "warm": refitted.warm})
 
 
@@ -47,14 +48,6 @@ def publish(session: Session, held: Claim, job: RefitInput, made: NewEngine) -> 
     result = publish_as(session, held, job.recipe, made, method="refit")
     figures = {"changed": made.facts["changed"], "warm": made.facts["warm"]}
     return result | figures | {"materialised": made.plan is not None}
-
-
-def _engine(request: Refit, refitted: Refitted) -> EngineFile:
-    """Say how the new engine is loaded: from its own plan, or as its parent is, and refitted again."""
-    parent = request.parent
-    if refitted.plan is not None:
-        return replace(parent, plan=refitted.plan, parameters=request.parameters, plan_parameters=None)
-    return replace(parent, parameters=request.parameters, plan_parameters=parent.held)
 
 
 def _recipe(session: Session, held: Claim, worker: Worker, parent: StoredEngine) -> Recipe:
@@ -74,7 +67,7 @@ def _recipe(session: Session, held: Claim, worker: Worker, parent: StoredEngine)
 def _request(job: RefitInput, store: ArtifactStore, plans: PlanVerifier, plan: str) -> Refit:
     sources = Sources(store)
     parent = engine_file(job.parent, sources, plans)
-    return Refit(parent, sources.of(job.recipe.weights), plan, job.materialise)
+    return Refit(parent, sources.of(job.recipe.weights), plan, job.materialise, job.recipe.against)
 
 
 REFIT = Kind(load, compute, publish)

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from app.jobs.lease import Claim
-from workers.backends.base import Against, EngineFile, Verified, Verify
+from workers.backends.base import Against, Verified, Verify
 from workers.faults import VerificationFailed
 from workers.kind import Kind
 from workers.stored import Sources, StoredEngine, engine_file, load_engine
@@ -35,11 +35,11 @@ class Figures:
         return {}
 
 
-def verification_of(watch: Watch, engine: EngineFile, against: Against) -> dict[str, Any]:
+def passed(verification: Verified | None) -> dict[str, Any]:
     """Return the figures of a verification that passed; raises VerificationFailed with those of one that did not."""
-    if against == "none":
+    if verification is None:
         return {"ok": None, "against": "none"}
-    figures = _ask(watch, engine, against)
+    figures = _figures(verification)
     if not figures["ok"]:
         detail = figures["detail"] or "the outputs are out of tolerance"
         raise VerificationFailed(
@@ -59,7 +59,7 @@ def load(session: Session, held: Claim, worker: Worker) -> VerifyInput:
 def compute(job: VerifyInput, worker: Worker, watch: Watch) -> Figures:
     """Have the engine host compare; figures out of tolerance are a result here, not a failure."""
     engine = watch.during(engine_file, job.engine, Sources(worker.store), worker.plans)
-    return Figures(_ask(watch, engine, job.against))
+    return Figures(_figures(watch.ask(Verify(engine, job.against), Verified)))
 
 
 def publish(_session: Session, _held: Claim, _job: VerifyInput, made: Figures) -> dict[str, Any]:
@@ -67,8 +67,8 @@ def publish(_session: Session, _held: Claim, _job: VerifyInput, made: Figures) -
     return made.figures
 
 
-def _ask(watch: Watch, engine: EngineFile, against: Against) -> dict[str, Any]:
-    figures = asdict(watch.ask(Verify(engine, against), Verified))
+def _figures(verification: Verified) -> dict[str, Any]:
+    figures = asdict(verification)
     figures["seconds"] = sum(figures.pop("timings").values())
     return figures
 

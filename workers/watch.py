@@ -12,7 +12,7 @@ from app.database import DATABASE_DOWN
 from app.jobs import lease
 from app.jobs.lease import CancelAsked, Claim
 from app.jobs.state import State
-from workers.backends.base import Outcome, Request
+from workers.backends.base import Message, Outcome, PlanWritten, Request
 from workers.faults import DeadlineExceeded, ShuttingDown
 from workers.news import News
 from workers.worker import Worker
@@ -44,12 +44,24 @@ class Watch:
         """Time since the claim."""
         return time.monotonic() - self._started
 
-    def ask(self, request: Request, expected: type[OutcomeT]) -> OutcomeT:
+    def ask(
+        self,
+        request: Request,
+        expected: type[OutcomeT],
+        on_plan: Callable[[PlanWritten], None] = lambda _written: None,
+    ) -> OutcomeT:
         """Have the engine host do something; the host is killed when the job has to stop.
 
-        Raises BackendError, EngineHostDied and what `tick` raises.
+        `on_plan` is told of a plan that the host wrote. Raises BackendError, EngineHostDied and what `tick` raises.
         """
-        outcome = self._worker.host.call(request, on_message=self.news.hear, tick=self.tick, tick_s=TICK_S)
+
+        def hear(message: Message) -> None:
+            if isinstance(message, PlanWritten):
+                on_plan(message)
+            else:
+                self.news.hear(message)
+
+        outcome = self._worker.host.call(request, on_message=hear, tick=self.tick, tick_s=TICK_S)
         if not isinstance(outcome, expected):
             raise TypeError(f"the engine host answered {type(request).__name__} with {type(outcome).__name__}")
         return outcome

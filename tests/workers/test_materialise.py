@@ -20,7 +20,17 @@ from app.jobs.service import create, get_job
 from tests.workers.networks import Network, Weights, perceptron
 from tests.workers.service import Service, computed, service_with
 from tests.workers.weight_holding import OFFERED, PLATFORM, HeldWeights, HostInProcess
-from workers.backends.base import Arrays, BackendError, Materialise, Refit, Request, Verify
+from workers.backends.base import (
+    Arrays,
+    BackendError,
+    LoadedEngine,
+    Materialise,
+    Refit,
+    Refitted,
+    Report,
+    Request,
+)
+from workers.device import DEVICE_OUT_OF_MEMORY
 from workers.runner import run_job
 from workers.worker import Worker
 
@@ -82,6 +92,18 @@ def asked(host: HostInProcess, kind: type[Request], do: Callable[[], None]) -> N
             do()
 
     host.before = before
+
+
+def verified(monkeypatch: pytest.MonkeyPatch, do: Callable[[], None]) -> None:
+    """Have `do` called before the next verification runs its engine."""
+    run = HeldWeights.run
+
+    def once(engine: HeldWeights, inputs: Arrays) -> dict[str, Array]:
+        monkeypatch.setattr(HeldWeights, "run", run)
+        do()
+        return run(engine, inputs)
+
+    monkeypatch.setattr(HeldWeights, "run", once)
 
 
 def test_a_lazy_refit_publishes_an_engine_that_runs_without_a_plan(
@@ -202,7 +224,7 @@ def test_the_plan_of_a_base_outlives_collection(
 
 
 def test_a_plan_is_put_into_the_store_while_the_engine_is_verified(
-    net: Service, host: HostInProcess, second: Weights, monkeypatch: pytest.MonkeyPatch
+    net: Service, second: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     both = threading.Barrier(2)
 
@@ -216,7 +238,7 @@ def test_a_plan_is_put_into_the_store_while_the_engine_is_verified(
         return put_file(path, digest=digest)
 
     monkeypatch.setattr(net.worker.store, "put_file", put)
-    asked(host, Verify, meet)
+    verified(monkeypatch, meet)
     result = net.result("/refits", {"engine": 1, "weights": net.add_weights(second)})
     assert result["materialised"] is True
 
@@ -232,13 +254,34 @@ def test_the_plan_can_still_be_loaded_where_it_was_written_while_it_is_put(
         done.set()
         return made
 
-    def forget() -> None:
+    def fill() -> None:
         assert done.wait(PATIENCE_S)
-        host.close()
+        raise BackendError(DEVICE_OUT_OF_MEMORY, "full")  # so that every engine goes and this one is loaded again
 
     monkeypatch.setattr(net.worker.store, "put_file", put)
-    asked(host, Verify, forget)
+    verified(monkeypatch, fill)
     assert net.result("/refits", {"engine": 1, "weights": net.add_weights(second)})["engine"] == 2
+    assert len(host.backend.loaded) == 1
+
+
+def test_a_verification_without_room_does_not_refit_again(
+    net: Service, host: HostInProcess, second: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refits: list[str] = []
+    refit = host.backend.refit
+
+    def counted(request: Refit, resident: LoadedEngine | None, report: Report) -> tuple[Refitted, LoadedEngine]:
+        refits.append(request.plan)
+        return refit(request, resident, report)
+
+    def full(_engine: HeldWeights, _inputs: Arrays) -> dict[str, Array]:
+        raise BackendError(DEVICE_OUT_OF_MEMORY, "full")
+
+    monkeypatch.setattr(host.backend, "refit", counted)
+    monkeypatch.setattr(HeldWeights, "run", full)
+    job = net.do("/refits", {"engine": 1, "weights": net.add_weights(second)})
+    assert job["error"]["code"] == DEVICE_OUT_OF_MEMORY
+    assert len(refits) == 1
 
 
 @pytest.mark.parametrize("fault", ["verification_failed", "load_failed"])
@@ -317,4 +360,6 @@ def test_a_refit_asks_its_host_for_what_the_client_asked(net: Service, host: Hos
     weights = net.add_weights(second)
     net.result("/refits", {"engine": 1, "weights": weights, "materialise": "lazy", "reuse": False})
     net.result("/refits", {"engine": 1, "weights": weights, "reuse": False})
-    assert [one.materialise for one in requests if isinstance(one, Refit)] == [False, True]
+    net.result("/refits", {"engine": 1, "weights": weights, "reuse": False, "verify": {"against": "finite"}})
+    asked = [(one.materialise, one.against) for one in requests if isinstance(one, Refit)]
+    assert asked == [(False, "reference"), (True, "reference"), (True, "finite")]

@@ -12,7 +12,7 @@ from sqlalchemy import select
 
 from app.artifacts.service import collect_orphans
 from app.artifacts.store import ArtifactStore
-from app.artifacts.tables import Blob, BlobUse
+from app.artifacts.tables import BlobUse
 from app.engines.tables import TimingCache
 from app.errors import Unavailable
 from tests.workers.networks import Network, perceptron
@@ -171,7 +171,7 @@ def test_one_that_cannot_be_kept_fails_no_build(net: Service, monkeypatch: pytes
     assert "is not kept for later builds: The store does not answer." in warnings_of(net, job)
 
 
-def test_one_of_an_engine_that_is_not_published_is_left_to_collection(
+def test_one_of_an_engine_that_is_not_published_is_not_kept(
     net: Service, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(_engine: HeldWeights, inputs: Arrays) -> dict[str, Any]:
@@ -179,12 +179,9 @@ def test_one_of_an_engine_that_is_not_published_is_left_to_collection(
 
     monkeypatch.setattr(HeldWeights, "run", broken)
     assert net.do("/builds", BUILD)["error"]["code"] == "verification_failed"
-    digest = digest_of(b"timed\n")
     with net.worker.database.reading() as session:
-        assert session.get(Blob, digest) is not None
         assert session.scalars(select(TimingCache)).all() == []
-    collect_orphans(net.worker.database, store, older_than_s=-1)
-    assert store.size(digest) is None
+    assert store.size(digest_of(b"timed\n")) is None
 
 
 @pytest.mark.parametrize("kept", ["none", "kept in memory"])

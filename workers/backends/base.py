@@ -6,7 +6,7 @@ messages and one outcome (or one `BackendError`) back. Files travel as paths, ne
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from app.bindings.report import ParameterBinding
@@ -119,7 +119,7 @@ def _make_picklable(value: "EngineFile | Build") -> None:
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """Compile the definition with these parameters and write the plan to the path `plan`.
+    """Compile the definition with these parameters, write the plan to the path `plan` and verify the engine.
 
     `timing_cache` is the path of what earlier builds on such a device timed, where there is something.
     """
@@ -132,14 +132,28 @@ class Build:
     profiles: tuple[Profile, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     timing_cache: str | None = None
+    against: Against = "none"
 
     def __post_init__(self) -> None:
         _make_picklable(self)
 
+    def engine(self, built: "Built") -> EngineFile:
+        """Say how the engine that came of it is loaded."""
+        return EngineFile(
+            backend=self.backend,
+            plan=built.plan,
+            root_plan=built.plan_digest,
+            definition=self.definition,
+            parameters=self.parameters,
+            inputs=self.inputs,
+            profiles=self.profiles,
+            options=self.options,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Refit:
-    """Make a new engine of `parent`'s plan with other parameters.
+    """Make a new engine of `parent`'s plan with other parameters, and verify it.
 
     Where the backend's plans hold weights the new one is written to `plan`, unless `materialise` is False: then
     the engine exists on the device only, until a `Materialise`.
@@ -149,6 +163,13 @@ class Refit:
     parameters: tuple[ParameterSource, ...]
     plan: str
     materialise: bool = True
+    against: Against = "none"
+
+    def engine(self, refitted: "Refitted") -> EngineFile:
+        """Say how the engine that came of it is loaded: from its own plan, or as its parent is, and refitted again."""
+        if refitted.plan is not None:
+            return replace(self.parent, plan=refitted.plan, parameters=self.parameters, plan_parameters=None)
+        return replace(self.parent, parameters=self.parameters, plan_parameters=self.parent.held)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +225,7 @@ class Built:
 
     `platform` names what a worker must offer to load it (see `Offered`). `facts` says what the backend knows of
     it; `timings` are seconds by phase. `timing_cache` is the path of what has been timed by now, for later builds,
-    where the backend can read it back.
+    where the backend can read it back. `verification` is None where none was asked for.
     """
 
     plan: str
@@ -215,6 +236,7 @@ class Built:
     timings: Mapping[str, float]
     backend_version: str
     timing_cache: str | None = None
+    verification: "Verified | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +245,8 @@ class Refitted:
 
     `plan` is the path of its plan, None where it is not materialised. Where plans hold no weights it is the
     parent's own path and `plan_digest` the parent's too. `changed` counts the parameters whose values differ from
-    the parent's; `warm` says whether an engine of the same compiled plan was resident.
+    the parent's; `warm` says whether an engine of the same compiled plan was resident. `verification` is None where
+    none was asked for.
     """
 
     plan: str | None
@@ -234,6 +257,7 @@ class Refitted:
     facts: Mapping[str, Any]
     timings: Mapping[str, float]
     backend_version: str
+    verification: "Verified | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,7 +353,15 @@ class LogLine:
     text: str
 
 
-Message = Progress | LogLine
+@dataclass(frozen=True, slots=True)
+class PlanWritten:
+    """A plan lies whole at the path `plan`; its engine is yet to be verified."""
+
+    plan: str
+    plan_digest: str
+
+
+Message = Progress | LogLine | PlanWritten
 Report = Callable[[Message], None]
 Arrays = Mapping[str, "np.ndarray[Any, Any]"]
 

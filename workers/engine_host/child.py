@@ -10,7 +10,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from workers.backends.base import BackendError, Benchmark, Build, Outcome, Request, Verify
+from workers.backends.base import BackendError, Benchmark, Build, Outcome, Refit, Request, Verify
 from workers.device import describe_device, memory_free, resident_limit
 from workers.engine_host.engines import Engines
 from workers.engine_host.offers import offers
@@ -54,7 +54,7 @@ def _answer(connection: Connection, engines: Engines, device: str) -> None:
     result = _result(engines, request)
     _flush()
     connection.send(Reply(result, engines.residency, _memory_free(device)))
-    if isinstance(request, Build | Verify | Benchmark):
+    if _takes_much_memory(request):
         _return_memory()
 
 
@@ -64,6 +64,13 @@ def _memory_free(device: str) -> int:
         return memory_free(device)
     except BackendError:
         return 0
+
+
+def _takes_much_memory(request: Request) -> bool:
+    """Whether a compiler was at work for it, or the reference was run."""
+    return isinstance(request, Build | Verify | Benchmark) or (
+        isinstance(request, Refit) and request.against in {"reference", "rebuild"}
+    )
 
 
 def _return_memory() -> None:

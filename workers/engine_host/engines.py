@@ -1,23 +1,29 @@
 """What the child does with requests: it owns the backends, the parameter files and the resident engines."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from workers.backends import catalog
 from workers.backends.base import (
+    Against,
     Backend,
     Benchmark,
     Build,
+    Built,
     EngineFile,
     LoadedEngine,
     Materialise,
     Outcome,
     ParameterSource,
+    PlanWritten,
     Ran,
     Refit,
+    Refitted,
     Report,
     Request,
     Run,
+    Verified,
     Verify,
     engine_key,
 )
@@ -57,19 +63,28 @@ class Engines:
         """Carry out one request; raises BackendError.
 
         Where the device's memory does not suffice, the resident engines are given up and it is tried once more. A
-        backend does the same for what comes after the compilation of a build, so that this is not done again.
+        backend does the same for what comes after the compilation of a build, so that this is not done again, and
+        so is the verification of an engine that was built or refitted.
         """
-        return self._resident.with_room(lambda: self._do(request))
-
-    def _do(self, request: Request) -> Outcome:
+        with_room = self._resident.with_room
         match request:
             case Build():
-                return self._build(request)
+                built = with_room(lambda: self._build(request))
+                return replace(built, verification=self._verification(request.engine(built), request.against, built))
             case Refit():
-                return self._refit(request)
+                refitted = with_room(lambda: self._refit(request))
+                engine = request.engine(refitted)
+                return replace(refitted, verification=self._verification(engine, request.against, refitted))
+            case _:
+                return with_room(lambda: self._do(request))
+
+    def _do(self, request: Materialise | Run | Verify | Benchmark) -> Outcome:
+        match request:
             case Materialise():
                 engine = self._loaded(request.engine)
-                return self.backend(request.engine.backend).materialise(request, engine, self._report)
+                made = self.backend(request.engine.backend).materialise(request, engine, self._report)
+                self._report(PlanWritten(made.plan, made.plan_digest))
+                return made
             case Run():
                 return self._run(request)
             case Verify():
@@ -77,14 +92,14 @@ class Engines:
             case Benchmark():
                 return self._benchmark(request)
 
-    def _build(self, request: Build) -> Outcome:
+    def _build(self, request: Build) -> Built:
         self._resident.make_room(_nbytes(request.parameters))
         built, engine = self.backend(request.backend).build(request, self._report)
         if engine is not None:
             self._keep(engine, built.plan_digest, request.parameters)
         return built
 
-    def _refit(self, request: Refit) -> Outcome:
+    def _refit(self, request: Refit) -> Refitted:
         parent, key = request.parent, request.parent.key
         backend = self.backend(parent.backend)
         if backend.refits_in_place:
@@ -99,7 +114,15 @@ class Engines:
         self._keep(engine, parent.root_plan, request.parameters)
         return refitted
 
-    def _verify(self, request: Verify) -> Outcome:
+    def _verification(self, engine: EngineFile, against: Against, made: Built | Refitted) -> Verified | None:
+        """Verify what was just made; its plan can be put into the store meanwhile, so that comes to be known first."""
+        if made.plan is not None and made.plan_digest is not None:
+            self._report(PlanWritten(made.plan, made.plan_digest))
+        if against == "none":
+            return None
+        return self._resident.with_room(lambda: self._verify(Verify(engine, against)))
+
+    def _verify(self, request: Verify) -> Verified:
         """Verify; an engine that fails may not hold the weights it is known by, and is given up."""
         backend = self.backend(request.engine.backend)
         found = verify(request, self._loaded(request.engine), backend, self._references, self._report)
