@@ -36,6 +36,8 @@ from workers.backends.stopwatch import Stopwatch
 from workers.run_inputs import digest_of, fixed_inputs
 from workers.tensors import Array, MappedFiles, ParameterFiles
 
+INFINITIES = {"float16": 0x7C00, "bfloat16": 0x7F80}  # as bits, by dtype
+SIGN = 0x8000
 KEPT_REFERENCES = 8  # sessions without weights, a few hundred kilobytes each
 
 
@@ -147,7 +149,7 @@ def tolerance_of(parameters: Sequence[ParameterSource], options: Mapping[str, An
 
 def difference(actual: Array, expected: Array | None) -> OutputDifference:
     """Return how far `actual` lies from `expected`; None compares with nothing and only looks for NaN and infinity."""
-    finite = bool(np.isfinite(actual).all())
+    finite = is_finite(actual)
     if expected is None:
         return OutputDifference(None, None, None, finite)
     if actual.shape != expected.shape or actual.dtype != expected.dtype:
@@ -157,10 +159,22 @@ def difference(actual: Array, expected: Array | None) -> OutputDifference:
             f"{expected.dtype}{list(expected.shape)}. Build it again.",
         )
     a, b = (array.astype(np.float64).ravel() for array in (actual, expected))
-    finite = finite and bool(np.isfinite(b).all())
+    finite = finite and is_finite(b)
     if not finite:
         return OutputDifference(None, None, None, finite)
     return _distance(a, b)
+
+
+def is_finite(array: Array) -> bool:
+    """Return whether an array holds neither NaN nor infinity.
+
+    Floats of 16 bits are looked at as integers, as numpy has vector code for these only: NaN and infinity have the
+    largest magnitudes, of either sign.
+    """
+    infinity = INFINITIES.get(array.dtype.name)
+    if infinity is None or not array.size:
+        return bool(np.isfinite(array).all())
+    return bool(array.view(np.int16).max() < infinity and array.view(np.uint16).max() < infinity + SIGN)
 
 
 def fault_of(name: str, one: OutputDifference, tolerance: Tolerance) -> str:

@@ -1,6 +1,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -8,11 +9,12 @@ import pytest
 from app.bindings.transforms import Cast
 from app.definitions.parameter import InputSpec
 from app.definitions.profiles import Range
+from app.weights.dtypes import numpy_dtype
 from tests.workers.hosting import Hosting
 from tests.workers.networks import attention, bound, checkpoint, network_of, perceptron
 from workers.backends.base import Against, BackendError, EngineFile, OutputDifference
 from workers.run_inputs import digest_of, fixed_inputs
-from workers.verification import difference, fault_of, tolerance_of
+from workers.verification import difference, fault_of, is_finite, tolerance_of
 
 F32 = tolerance_of((), {})
 
@@ -127,6 +129,26 @@ def test_fixed_inputs_take_the_shapes_given_for_them() -> None:
     inputs = (InputSpec("ids", "I64", ("b", "s"), 9), InputSpec("mask", "I64", ("b", "s")))
     arrays = fixed_inputs(inputs, (), {"ids": (1, 7)})
     assert (arrays["ids"].shape, arrays["mask"].shape) == ((1, 7), (2, 16))
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16", "F32", "F64", "F8_E4M3", "I16"])
+def test_nan_and_infinity_are_found_wherever_they_are(dtype: str) -> None:
+    kind = numpy_dtype(dtype)
+    values = np.array([[0.0, -0.0], [1.5, -2.0]]).astype(kind)
+    assert is_finite(values)
+    assert is_finite(values[:0])
+    if dtype == "I16":
+        return
+    largest = ml_dtypes.finfo(kind).max  # type: ignore[no-untyped-call]
+    values[1] = largest, -largest
+    assert is_finite(values)
+    bad = [np.nan, -np.nan] if dtype == "F8_E4M3" else [np.nan, -np.nan, np.inf, -np.inf]  # it has no infinity
+    for value in bad:
+        for place in np.ndindex(values.shape):
+            other = values.copy()
+            other[place] = np.array(value).astype(kind)
+            assert not is_finite(other), (value, place)
+            assert not is_finite(other.T)
 
 
 def test_differences_are_computed_in_float64() -> None:

@@ -391,7 +391,10 @@ class LoadedEngine(Protocol):
         ...
 
     def run(self, inputs: Arrays) -> "dict[str, np.ndarray[Any, Any]]":
-        """Run once; inputs and outputs by name, in the dtypes of the definition. Raises `BackendError`."""
+        """Run once; inputs and outputs by name, in the dtypes of the definition. Raises `BackendError`.
+
+        The next run of the same engine may overwrite the outputs.
+        """
         ...
 
     def measure(self, inputs: Arrays, *, iterations: int, warmup: int) -> Sequence[float]:

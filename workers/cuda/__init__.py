@@ -4,7 +4,7 @@ The engine host of a GPU is the only process that uses it, on the one GPU that i
 """
 
 from workers.cuda.device import MemoryInfo, device_facts, memory_info
-from workers.cuda.memory import DeviceBuffer, copy_to_device, copy_to_host
+from workers.cuda.memory import DeviceBuffer, copy_to_device, copy_to_host, page_locked
 from workers.cuda.runtime import CudaError
 from workers.cuda.staging import Staging
 from workers.cuda.stream import Event, Stream
@@ -20,4 +20,5 @@ __all__ = [
     "copy_to_host",
     "device_facts",
     "memory_info",
+    "page_locked",
 ]

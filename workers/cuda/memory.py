@@ -1,5 +1,6 @@
-"""Memory on the device, and copies to and from it."""
+"""Memory on the device, memory of the host that the device reaches by itself, and copies between them."""
 
+import ctypes
 from typing import Any, Self
 from weakref import finalize
 
@@ -52,6 +53,18 @@ class DeviceBuffer:
         self.close()
 
 
+def page_locked(nbytes: int) -> Array:
+    """Return page-locked memory of the host, U8 [nbytes], which the device reads and writes at its link's full speed.
+
+    It is given back when neither the array nor a view of it is left. CudaError "device_out_of_memory" where there is
+    none.
+    """
+    pointer = int(check(cudart().cudaHostAlloc(max(nbytes, 1), cudart().cudaHostAllocDefault)))
+    memory = (ctypes.c_uint8 * nbytes).from_address(pointer)
+    finalize(memory, _free_page_locked, pointer).atexit = False  # the driver frees what a process leaves
+    return np.ctypeslib.as_array(memory)
+
+
 def copy_to_device(target: int, source: Array, stream: Stream) -> None:
     """Queue a copy to the device address `target`.
 
@@ -64,6 +77,8 @@ def copy_to_device(target: int, source: Array, stream: Stream) -> None:
 
 def copy_to_host(target: Array, source: int, stream: Stream) -> None:
     """Queue a copy from the device address `source`; the array is filled once the stream has come so far.
+
+    Into page-locked memory the device writes by itself; into any other the driver does, and the caller waits.
 
     Raises CudaError, and ValueError where the array is not contiguous.
     """
@@ -80,3 +95,7 @@ def bytes_of(array: Array) -> Array:
 
 def _free(pointer: int) -> None:
     cudart().cudaFree(pointer)  # fails only where an earlier call has failed and said so
+
+
+def _free_page_locked(pointer: int) -> None:
+    cudart().cudaFreeHost(pointer)  # likewise

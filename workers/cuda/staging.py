@@ -1,19 +1,13 @@
-"""Page-locked memory, and copies to the device through it.
+"""Copies to the device through page-locked memory.
 
-The device reads page-locked memory by itself and at the full speed of its link. Out of any other, such as a mapped
-file, the driver copies piece by piece with one thread, and the caller waits for it.
+Out of any other, such as a mapped file, the driver copies piece by piece with one thread, and the caller waits for it.
 """
 
-import ctypes
 import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from weakref import finalize
 
-import numpy as np
-
-from workers.cuda.memory import Array, bytes_of, copy_to_device
-from workers.cuda.runtime import check, cudart
+from workers.cuda.memory import Array, bytes_of, copy_to_device, page_locked
 from workers.cuda.stream import Event, Stream
 
 CHUNK_BYTES = 32 << 20
@@ -47,28 +41,17 @@ class Staging:
             chunk.send(data[start : start + self._chunk_bytes], target + start, stream, self._fillers)
 
 
-class PageLockedBuffer:
-    """Page-locked memory of the host, `array`: U8 [nbytes]. It is given back when nothing refers to the buffer."""
-
-    def __init__(self, nbytes: int) -> None:
-        """Allocate; CudaError "device_out_of_memory" where that fails."""
-        pointer = int(check(cudart().cudaHostAlloc(nbytes, cudart().cudaHostAllocDefault)))
-        self.array: Array = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(pointer))
-        self._give_back = finalize(self, _free, pointer)
-        self._give_back.atexit = False  # the driver frees what a process leaves
-
-
 class _Chunk:
     """A page-locked buffer, and the mark behind the last copy out of it."""
 
     def __init__(self, nbytes: int) -> None:
-        self._buffer = PageLockedBuffer(nbytes)
+        self._memory = page_locked(nbytes)
         self._is_read = Event()
 
     def send(self, data: Array, target: int, stream: Stream, fillers: ThreadPoolExecutor) -> None:
         """Queue a copy of `data`, U8 and no longer than the chunk, once the device has read what is in the chunk."""
         self._is_read.wait()
-        piece = self._buffer.array[: data.nbytes]
+        piece = self._memory[: data.nbytes]
 
         def fill(start: int) -> None:
             piece[start : start + PART_BYTES] = data[start : start + PART_BYTES]
@@ -79,7 +62,3 @@ class _Chunk:
             list(fillers.map(fill, range(0, data.nbytes, PART_BYTES)))  # numpy copies without the interpreter's lock
         copy_to_device(target, piece, stream)
         self._is_read.record(stream)
-
-
-def _free(pointer: int) -> None:
-    cudart().cudaFreeHost(pointer)  # fails only where an earlier call has failed and said so

@@ -1,6 +1,6 @@
 """A CUDA runtime that is none: it hands out addresses, remembers what was given back, and fails when told to.
 
-Copies out of page-locked memory are done as late as CUDA may do them: when something waits for them.
+Copies out of page-locked memory and into it are done as late as CUDA may do them: when something waits for them.
 """
 
 import ctypes
@@ -101,8 +101,11 @@ class FakeCudart:
     def _cudaMemcpyAsync(self, target: int, source: int, nbytes: int, _kind: int, stream: int) -> None:  # noqa: N802
         assert stream in self.streams
         self.queue.append(partial(ctypes.memmove, target, source, nbytes))
-        if not any(start <= source < start + len(block) for start, block in self.page_locked.items()):
+        if not any(self._is_page_locked(address) for address in (target, source)):
             self.catch_up()
+
+    def _is_page_locked(self, address: int) -> bool:
+        return any(start <= address < start + len(block) for start, block in self.page_locked.items())
 
     def _cudaMemGetInfo(self) -> tuple[int, int]:  # noqa: N802
         return 60 << 30, 80 << 30

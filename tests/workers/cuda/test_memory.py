@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from workers.cuda import CudaError, DeviceBuffer, Stream, copy_to_device, copy_to_host, memory_info
+from workers.cuda import CudaError, DeviceBuffer, Stream, copy_to_device, copy_to_host, memory_info, page_locked
 
 if TYPE_CHECKING:
     from tests.workers.cuda.conftest import FakeCudart
@@ -19,6 +19,34 @@ def test_a_buffer_is_given_back_when_it_is_closed_and_only_once(cuda: "FakeCudar
     buffer.close()
     del buffer
     assert cuda.calls.count("cudaFree") == 1
+
+
+def test_page_locked_memory_is_given_back_with_the_last_view_of_it(cuda: "FakeCudart") -> None:
+    memory = page_locked(100)
+    assert (memory.shape, memory.dtype.name) == ((100,), "uint8")
+    view = memory[:8].view(np.float32).reshape(2, 1)
+    del memory
+    view[:] = 3
+    assert len(cuda.page_locked) == 1
+    del view
+    assert not cuda.page_locked
+
+
+def test_no_page_locked_memory_at_all_is_memory_too(cuda: "FakeCudart") -> None:
+    assert page_locked(0).nbytes == 0
+    assert not cuda.page_locked
+
+
+@pytest.mark.usefixtures("cuda")
+def test_what_is_copied_into_page_locked_memory_is_there_once_the_stream_has_come_so_far() -> None:
+    sent, received = np.arange(4, dtype=np.uint8), page_locked(4)
+    received[:] = 0
+    with DeviceBuffer(4) as buffer, Stream() as stream:
+        copy_to_device(buffer.pointer, sent, stream)
+        copy_to_host(received, buffer.pointer, stream)
+        assert not received.any()
+        stream.synchronize()
+        np.testing.assert_array_equal(received, sent)
 
 
 def test_a_buffer_nothing_refers_to_is_given_back(cuda: "FakeCudart") -> None:

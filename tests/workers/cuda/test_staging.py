@@ -7,7 +7,7 @@ import pytest
 
 from tests.workers.cuda.conftest import OUT_OF_MEMORY
 from workers.cuda import CudaError, DeviceBuffer, Staging, Stream, copy_to_host
-from workers.cuda.staging import CHUNKS, PART_BYTES, PageLockedBuffer
+from workers.cuda.staging import CHUNKS, PART_BYTES
 
 if TYPE_CHECKING:
     from tests.workers.cuda.conftest import FakeCudart
@@ -86,10 +86,3 @@ def test_where_there_is_no_page_locked_memory_that_is_an_error_and_may_be_tried_
     del cuda.fails["cudaHostAlloc"]
     staging.reserve()
     assert len(cuda.page_locked) == CHUNKS
-
-
-def test_a_page_locked_buffer_is_given_back_when_nothing_refers_to_it(cuda: "FakeCudart") -> None:
-    buffer = PageLockedBuffer(100)
-    assert (len(cuda.page_locked), buffer.array.nbytes) == (1, 100)
-    del buffer
-    assert not cuda.page_locked

@@ -161,6 +161,30 @@ def test_the_buffers_grow_with_runs_and_are_counted_on_the_device_alone(executio
     assert sizes[-1] == sum(len(block) for block in cuda.memory.values())
 
 
+def test_outputs_land_in_page_locked_memory_that_is_kept(execution: Execution, cuda: FakeCudart) -> None:
+    landed = []
+    for values in ([1, -1, 3, 4], [5, 6], range(9)):
+        y = execution.run(numbers(*values))["y"]
+        np.testing.assert_array_equal(y, 2 * np.array(values))
+        landed.append(y.ctypes.data)
+        assert landed[-1] in cuda.page_locked
+    assert landed[0] == landed[1]
+    assert landed[2] != landed[1]  # there was not room for it
+    assert [len(block) for block in cuda.page_locked.values() if len(block) == y.nbytes]
+
+
+def test_outputs_outlive_their_engine(cuda: FakeCudart, engine: Engine, log: Log) -> None:
+    stand_in: Any = engine
+    outputs = Execution(stand_in, {name: np.dtype(one) for name, one in OUTPUTS.items()}, log).run(numbers(1, 2))
+    engine.contexts.clear()
+    gc.collect()
+    assert not cuda.memory
+    np.testing.assert_array_equal(outputs["y"], [2, 4])
+    assert cuda.page_locked
+    del outputs
+    assert not cuda.page_locked
+
+
 def test_a_tensor_that_tensorrt_keeps_on_the_host_is_given_memory_of_the_host(
     execution: Execution, engine: Engine, cuda: FakeCudart
 ) -> None:

@@ -13,7 +13,7 @@ from app.weights.dtypes import numpy_dtype
 from workers.backends.base import Arrays, BackendError
 from workers.backends.tensorrt.library import NAME, extents, trt
 from workers.backends.tensorrt.log import Log
-from workers.cuda import DeviceBuffer, Event, Stream, copy_to_device, copy_to_host
+from workers.cuda import DeviceBuffer, Event, Stream, copy_to_device, copy_to_host, page_locked
 from workers.tensors import Array
 
 DTYPES: Mapping[str, str] = {
@@ -34,6 +34,8 @@ REBUILD = "Build the engine again; if that fails too, report it with the job's e
 class Execution:
     """An engine's execution context, with the buffers of its inputs and outputs, which grow as needed.
 
+    Outputs land in page-locked memory that is kept: a fresh array costs more, page by page, than the copy into it.
+
     There is one context at a time: before TensorRT 9 two cannot share an optimization profile. `outputs` are the
     dtypes the definition gives its outputs: TensorRT 8.6 computes I64 as I32 and F64 as F32.
     """
@@ -52,6 +54,7 @@ class Execution:
         self._dtypes = {name: numpy_dtype(DTYPES[engine.get_tensor_dtype(name).name]) for name in names}
         self._on_host = {name for name in names if engine.get_tensor_location(name) == trt.TensorLocation.HOST}
         self._buffers = {name: DeviceBuffer() for name in names if name not in self._on_host}
+        self._landing: dict[str, Array] = {}
         self._host_outputs: dict[str, Array] = {}
         self._allocators: dict[str, _Allocator] = {}
 
@@ -61,7 +64,10 @@ class Execution:
         return sum(buffer.nbytes for buffer in self._buffers.values())
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
-        """Run once and return the outputs in the definition's dtypes; BackendError "run_failed"."""
+        """Run once and return the outputs in the definition's dtypes, for as long as nothing else is run.
+
+        Raises BackendError "run_failed".
+        """
         held = self._bind(inputs)
         self._enqueue()
         outputs = {name: self._fetch(name) for name in self._output_names}
@@ -190,9 +196,17 @@ class Execution:
         if allocator is not None:
             self._stream.synchronize()
         shape = extents(self._context.get_tensor_shape(name)) if allocator is None else allocator.shape
-        array = np.empty(shape, self._dtypes[name])
+        array = self._landed(name, shape)
         copy_to_host(array, self._buffers[name].pointer, self._stream)
         return array
+
+    def _landed(self, name: str, shape: tuple[int, ...]) -> Array:
+        """Return page-locked memory for an output."""
+        dtype = self._dtypes[name]
+        nbytes = prod(shape) * dtype.itemsize
+        if name not in self._landing or self._landing[name].nbytes < nbytes:
+            self._landing[name] = page_locked(nbytes)
+        return self._landing[name][:nbytes].view(dtype).reshape(shape)
 
 
 class _Allocator(trt.IOutputAllocator):
