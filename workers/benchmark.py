@@ -8,7 +8,6 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from app.artifacts import service as artifacts
-from app.artifacts.store import ArtifactStore
 from app.jobs.lease import Claim
 from workers.backends.base import Benchmark, Benchmarked
 from workers.kind import Kind
@@ -49,7 +48,7 @@ def load(session: Session, held: Claim, worker: Worker) -> BenchmarkInput:
 
 def compute(job: BenchmarkInput, worker: Worker, watch: Watch) -> Measurements:
     """Have the engine host measure, and put its report into the store."""
-    request = watch.during(_request, job, worker.store, worker.plans, str(watch.folder / "benchmark.json"))
+    request = watch.during(_request, job, worker.sources, worker.plans, str(watch.folder / "benchmark.json"))
     found = watch.ask(request, Benchmarked)
     digest, size = watch.during(worker.store.put_file, Path(found.report))
     return Measurements(found, digest, size)
@@ -82,10 +81,10 @@ def slowest(layers: Sequence[tuple[str, float]], count: int) -> list[tuple[str, 
     return [layers[index] for index in sorted(kept)]
 
 
-def _request(job: BenchmarkInput, store: ArtifactStore, plans: PlanVerifier, report: str) -> Benchmark:
+def _request(job: BenchmarkInput, sources: Sources, plans: PlanVerifier, report: str) -> Benchmark:
     asked = job.request
     return Benchmark(
-        engine=engine_file(job.engine, Sources(store), plans),
+        engine=engine_file(job.engine, sources, plans),
         iterations=asked["iterations"],
         warmup=asked["warmup"],
         report=report,

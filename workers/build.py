@@ -6,7 +6,6 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from app.artifacts.store import ArtifactStore
 from app.definitions.profiles import parse_profiles
 from app.errors import ServiceError
 from app.jobs.lease import Claim
@@ -57,7 +56,7 @@ def load(session: Session, held: Claim, worker: Worker) -> BuildInput | Ready:
 def compute(job: BuildInput, worker: Worker, watch: Watch) -> BuiltEngine:
     """Compile and verify."""
     cache = timing_cache.fetch(job.timings, worker, watch)
-    request = watch.during(_request, job.recipe, worker.store, str(watch.folder / "plan"), cache)
+    request = watch.during(_request, job.recipe, worker.sources, str(watch.folder / "plan"), cache)
     with plan_put(worker, watch) as put:
         built = watch.ask(request, Built, put.begin)
         engine = new_engine(worker, watch, built, put.end(), Origin(built.platform, built.plan_digest))
@@ -94,11 +93,11 @@ def _recipe(session: Session, worker: Worker, request: Mapping[str, Any]) -> Rec
     )
 
 
-def _request(recipe: Recipe, store: ArtifactStore, plan: str, cache: str | None) -> Build:
+def _request(recipe: Recipe, sources: Sources, plan: str, cache: str | None) -> Build:
     return Build(
         backend=recipe.backend,
-        definition=str(store.local_path(recipe.definition.digest)),
-        parameters=Sources(store).of(recipe.weights),
+        definition=str(sources.store.local_path(recipe.definition.digest)),
+        parameters=sources.of(recipe.weights),
         inputs=recipe.definition.inputs,
         plan=plan,
         profiles=parse_profiles(recipe.profiles, recipe.definition.inputs),

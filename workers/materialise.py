@@ -6,7 +6,6 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from app.artifacts.store import ArtifactStore
 from app.engines import service as engines
 from app.jobs.lease import Claim
 from workers.backends.base import Materialise, Materialised
@@ -41,7 +40,7 @@ def load(session: Session, held: Claim, worker: Worker) -> StoredEngine | Ready:
 
 def compute(engine: StoredEngine, worker: Worker, watch: Watch) -> WrittenPlan:
     """Have the engine host write the plan, and put it into the store."""
-    request = watch.during(_request, engine, worker.store, worker.plans, str(watch.folder / "plan"))
+    request = watch.during(_request, engine, worker.sources, worker.plans, str(watch.folder / "plan"))
     with plan_put(worker, watch) as put:
         made = watch.ask(request, Materialised, put.begin)
         return WrittenPlan(put.end(), dict(made.timings) | {"total": watch.seconds})
@@ -56,8 +55,8 @@ def publish(session: Session, _held: Claim, engine: StoredEngine, made: WrittenP
     return _result(engine.number, published.plan_digest, made.timings)
 
 
-def _request(engine: StoredEngine, store: ArtifactStore, plans: PlanVerifier, plan: str) -> Materialise:
-    return Materialise(engine_file(engine, Sources(store), plans), plan)
+def _request(engine: StoredEngine, sources: Sources, plans: PlanVerifier, plan: str) -> Materialise:
+    return Materialise(engine_file(engine, sources, plans), plan)
 
 
 def _result(number: int, digest: str | None, timings: Mapping[str, float]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from app.artifacts.store import ArtifactStore
 from app.jobs.lease import Claim
 from workers.backends.base import Refit, Refitted
 from workers.kind import Kind, Ready
@@ -35,7 +34,7 @@ def load(session: Session, held: Claim, worker: Worker) -> RefitInput | Ready:
 
 def compute(job: RefitInput, worker: Worker, watch: Watch) -> NewEngine:
     """Refit and verify; the parent's plan is checked before anything loads it."""
-    request = watch.during(_request, job, worker.store, worker.plans, str(watch.folder / "plan"))
+    request = watch.during(_request, job, worker.sources, worker.plans, str(watch.folder / "plan"))
     origin = Origin(job.parent.platform, job.parent.root_plan, job.parent)
     with plan_put(worker, watch, job.parent.plan) as put:
         refitted = watch.ask(request, Refitted, put.begin)
@@ -64,8 +63,7 @@ def _recipe(session: Session, held: Claim, worker: Worker, parent: StoredEngine)
     )
 
 
-def _request(job: RefitInput, store: ArtifactStore, plans: PlanVerifier, plan: str) -> Refit:
-    sources = Sources(store)
+def _request(job: RefitInput, sources: Sources, plans: PlanVerifier, plan: str) -> Refit:
     parent = engine_file(job.parent, sources, plans)
     return Refit(parent, sources.of(job.recipe.weights), plan, job.materialise, job.recipe.against)
 

@@ -8,7 +8,6 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from app.artifacts import service as artifacts
-from app.artifacts.store import ArtifactStore
 from app.jobs.lease import Claim
 from workers.backends.base import Ran, Run
 from workers.kind import Kind
@@ -47,7 +46,7 @@ def load(session: Session, held: Claim, worker: Worker) -> RunInput:
 
 def compute(job: RunInput, worker: Worker, watch: Watch) -> Outputs:
     """Run, and put the outputs into the store."""
-    request = watch.during(_request, job, worker.store, worker.plans, str(watch.folder / "outputs.safetensors"))
+    request = watch.during(_request, job, worker.sources, worker.plans, str(watch.folder / "outputs.safetensors"))
     ran = watch.ask(request, Ran)
     digest, size = watch.during(worker.store.put_file, Path(ran.outputs))
     return Outputs(digest, size, ran.seconds)
@@ -59,9 +58,9 @@ def publish(session: Session, held: Claim, _job: RunInput, made: Outputs) -> dic
     return {"outputs": made.digest, "seconds": made.seconds}
 
 
-def _request(job: RunInput, store: ArtifactStore, plans: PlanVerifier, outputs: str) -> Run:
-    engine = engine_file(job.engine, Sources(store), plans)
-    return Run(engine, str(store.local_path(job.inputs)), outputs)
+def _request(job: RunInput, sources: Sources, plans: PlanVerifier, outputs: str) -> Run:
+    engine = engine_file(job.engine, sources, plans)
+    return Run(engine, str(sources.store.local_path(job.inputs)), outputs)
 
 
 RUN = Kind(load, compute, publish)

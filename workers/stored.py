@@ -1,9 +1,11 @@
 """What the database says of weights and engines, and the files that hold it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, NamedTuple
 
+from cachetools import LRUCache
 from sqlalchemy.orm import Session, undefer
 
 from app.artifacts.store import ArtifactStore
@@ -17,7 +19,7 @@ from app.errors import ServiceError
 from app.weights.manifest import TensorEntry, entries_from_json
 from workers.backends.base import EngineFile, ParameterSource, TensorFile
 from workers.plans import PlanVerifier
-from workers.versions import StoredBinding, Versions
+from workers.versions import KEPT_ROWS, StoredBinding, Versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,41 +143,57 @@ def _plan_of(engine: Engine) -> StoredPlan:
 class Sources:
     """Says where the tensors lie that feed the parameters, and gets their files onto this machine.
 
-    Weight versions that one job reads have most of their values in common. Where binding and tensors of a parameter
-    are the same its source is one object, which is made once and which a request pickles once.
+    Weight versions have most of their values in common, and a line of refits reads the same few over and over. Where
+    binding and tensors of a parameter are the same as before its source is the same object, which is made once and
+    which the engine host is told once.
     """
 
     def __init__(self, store: ArtifactStore) -> None:
         self.store = store
-        self._paths: dict[str, str] = {}
-        self._made: dict[str, _Made] = {}
+        self._lock = Lock()  # what a canceled job left behind may still be at it
+        self._known: LRUCache[tuple[int, int], _Known] = LRUCache(KEPT_ROWS, getsizeof=lambda one: len(one.sources))
+        self._made: LRUCache[str, ParameterSource] = LRUCache(KEPT_ROWS)
 
     def of(self, weights: BoundWeights) -> tuple[ParameterSource, ...]:
         """Return the source of every parameter, in the order of the binding report."""
-        rows = {row[0]: row for row in weights.rows}
-        return tuple([self._source(one, [rows[name] for name in one.tensors]) for one in weights.binding.parameters])
+        with self._lock:
+            key = weights.weights_id, weights.binding_id
+            known = self._known.get(key)
+            if known is None or known.paths != self._paths(known.paths):
+                known = self._sources(weights)
+                if len(known.sources) <= self._known.maxsize:
+                    self._known[key] = known
+            return known.sources
 
-    def _source(self, binding: ParameterBinding, rows: list[Any]) -> ParameterSource:
+    def _sources(self, weights: BoundWeights) -> "_Known":
+        entries = {one.name: one for one in entries_from_json(weights.rows)}
+        fed = [(one, [entries[name] for name in one.tensors]) for one in weights.binding.parameters]
+        paths = self._paths({entry.blob for _, used in fed for entry in used})
+        return _Known(paths, tuple([self._source(binding, used, paths) for binding, used in fed]))
+
+    def _source(
+        self, binding: ParameterBinding, entries: Iterable[TensorEntry], paths: Mapping[str, str]
+    ) -> ParameterSource:
+        source = ParameterSource(binding, tuple([_file(entry, paths[entry.blob]) for entry in entries]))
         made = self._made.get(binding.parameter)
-        if made is None or (made.source.binding, made.rows) != (binding, rows):
-            files = tuple([self._file(entry) for entry in entries_from_json(rows)])
-            made = self._made[binding.parameter] = _Made(rows, ParameterSource(binding, files))
-        return made.source
+        if made == source:
+            return made
+        self._made[binding.parameter] = source
+        return source
 
-    def _file(self, entry: TensorEntry) -> TensorFile:
-        return TensorFile(self._path(entry.blob), entry.offset, entry.nbytes, entry.dtype, entry.shape, entry.blake3)
-
-    def _path(self, digest: str) -> str:
-        if digest not in self._paths:
-            self._paths[digest] = str(self.store.local_path(digest))
-        return self._paths[digest]
+    def _paths(self, digests: Iterable[str]) -> dict[str, str]:
+        return {digest: str(self.store.local_path(digest)) for digest in digests}
 
 
-class _Made(NamedTuple):
-    """A source and the rows of its tensors."""
+class _Known(NamedTuple):
+    """The sources of a weight version, and where its blobs lay when they were made."""
 
-    rows: list[Any]
-    source: ParameterSource
+    paths: dict[str, str]
+    sources: tuple[ParameterSource, ...]
+
+
+def _file(entry: TensorEntry, path: str) -> TensorFile:
+    return TensorFile(path, entry.offset, entry.nbytes, entry.dtype, entry.shape, entry.blake3)
 
 
 def engine_file(engine: StoredEngine, sources: Sources, plans: PlanVerifier) -> EngineFile:

@@ -10,7 +10,7 @@ from app.jobs.lease import Claim
 from workers.backends.base import Against, Verified, Verify
 from workers.faults import VerificationFailed
 from workers.kind import Kind
-from workers.stored import Sources, StoredEngine, engine_file, load_engine
+from workers.stored import StoredEngine, engine_file, load_engine
 from workers.watch import Watch
 from workers.worker import Worker
 
@@ -58,7 +58,7 @@ def load(session: Session, held: Claim, worker: Worker) -> VerifyInput:
 
 def compute(job: VerifyInput, worker: Worker, watch: Watch) -> Figures:
     """Have the engine host compare; figures out of tolerance are a result here, not a failure."""
-    engine = watch.during(engine_file, job.engine, Sources(worker.store), worker.plans)
+    engine = watch.during(engine_file, job.engine, worker.sources, worker.plans)
     return Figures(_figures(watch.ask(Verify(engine, job.against), Verified)))
 
 

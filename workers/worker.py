@@ -26,6 +26,7 @@ from workers.backends import catalog
 from workers.engine_host import EngineHost
 from workers.identity import new_identity
 from workers.plans import PlanVerifier
+from workers.stored import Sources
 from workers.versions import Versions
 
 IO_THREADS = 4  # an upload that a cancel left behind must not hold up the next job
@@ -54,8 +55,12 @@ class Worker:
     device: str
     offered: Mapping[str, Mapping[str, Any]]
     versions: Versions = field(default_factory=Versions)
+    sources: Sources = field(init=False)
     stopping: Event = field(default_factory=Event)
     job_id: str | None = None
+
+    def __post_init__(self) -> None:
+        self.sources = Sources(self.store)
 
     @property
     def queues(self) -> tuple[str, ...]:

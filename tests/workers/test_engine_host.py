@@ -256,10 +256,11 @@ def test_a_failure_of_the_device_is_told_though_the_device_answers_nothing_any_m
     failed = BackendError("device_failed", "CUDA failed (cudaErrorIllegalAddress).")
     sent: list[Any] = []
     engines: Any = SimpleNamespace(do=Mock(side_effect=failed), residency=Residency())
-    connection: Any = SimpleNamespace(recv=lambda: None, send=sent.append)
+    connection: Any = SimpleNamespace(send=sent.append)
+    request: Any = None
     monkeypatch.setattr(child, "memory_free", Mock(side_effect=failed))
 
-    child._answer(connection, engines, "cuda:0")
+    child._answer(request, connection, engines, "cuda:0")
 
     assert sent == [Reply(failed, Residency(), memory_free=0)]
 

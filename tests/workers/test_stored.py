@@ -1,3 +1,4 @@
+import itertools
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ import pytest
 from app.artifacts.store import ArtifactStore
 from app.bindings.report import BindingReport, ParameterBinding
 from app.bindings.transforms import Cast, Transpose
+from app.errors import ServiceError
 from app.weights.manifest import Manifest, TensorEntry
 from workers.backends.base import ParameterSource, engine_key
 from workers.stored import BoundWeights, Sources
@@ -18,6 +20,7 @@ NAMES = ("a", "b", "c")
 @pytest.fixture
 def weights(store: ArtifactStore) -> Callable[..., BoundWeights]:
     """Makes weights of three tensors, which lie in a file of their own each and hold what is said, else their name."""
+    numbers = itertools.count(1)
 
     def make(*, cast: bool = False, **values: str) -> BoundWeights:
         entries = []
@@ -28,7 +31,7 @@ def weights(store: ArtifactStore) -> Callable[..., BoundWeights]:
         steps = (Transpose((1, 0)), Cast("F16")) if cast else (Transpose((1, 0)),)
         bindings = tuple(ParameterBinding(f"p.{name}", "F32", (1, 2), (name,), steps) for name in reversed(NAMES))
         binding = StoredBinding(BindingReport(bindings).to_json())
-        return BoundWeights(1, 1, Manifest.of(entries).to_json(), binding)
+        return BoundWeights(next(numbers), 1 + cast, Manifest.of(entries).to_json(), binding)
 
     return make
 
@@ -50,6 +53,29 @@ def test_what_two_versions_have_in_common_is_one_object(
     assert [one is other for one, other in zip(before, after, strict=True)] == [True, False, True]
     assert Path(after[1].tensors[0].path).read_bytes() == b"x" * 8
     assert after == Sources(store).of(weights(b="x"))
+
+
+def test_a_version_that_is_read_again_is_the_same_object_as_long_as_its_files_lie_where_they_lay(
+    weights: Callable[..., BoundWeights], store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources, read = Sources(store), weights()
+    before = sources.of(read)
+    assert sources.of(read) is before
+    local_path = store.local_path
+    monkeypatch.setattr(store, "local_path", lambda digest: Path("/elsewhere") / local_path(digest).name)
+    after = sources.of(read)
+    assert {Path(one.tensors[0].path).parent for one in after} == {Path("/elsewhere")}
+    assert [one.content for one in after] == [one.content for one in before]
+
+
+def test_a_version_whose_file_is_gone_is_told_as_that_however_often_it_was_read(
+    weights: Callable[..., BoundWeights], store: ArtifactStore
+) -> None:
+    sources, read = Sources(store), weights()
+    gone = Path(sources.of(read)[0].tensors[0].path)
+    gone.unlink()
+    with pytest.raises(ServiceError):
+        sources.of(read)
 
 
 def test_the_same_tensors_through_other_transforms_are_other_sources(

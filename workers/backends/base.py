@@ -7,6 +7,7 @@ messages and one outcome (or one `BackendError`) back. Files travel as paths, ne
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from app.bindings.report import ParameterBinding
@@ -48,7 +49,7 @@ class TensorFile:
         return TensorFile, (self.path, self.offset, self.nbytes, self.dtype, self.shape, self.blake3)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ParameterSource:
     """A parameter's binding together with its tensors, in the order the binding names them."""
 
@@ -64,7 +65,7 @@ class ParameterSource:
         """The parameter, which is also the initializer's name in the definition."""
         return self.binding.parameter
 
-    @property
+    @cached_property
     def content(self) -> Hashable:
         """Stored values, transforms, dtype and shape: equal contents mean equal parameter values."""
         stored = tuple([(tensor.dtype, tensor.shape, tensor.blake3) for tensor in self.tensors])

@@ -14,7 +14,7 @@ from workers.backends.base import BackendError, Benchmark, Build, Outcome, Refit
 from workers.device import describe_device, memory_free, resident_limit
 from workers.engine_host.engines import Engines
 from workers.engine_host.offers import offers
-from workers.engine_host.wire import Hello, Reply
+from workers.engine_host.wire import Hello, Reply, RequestReader
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 log = logging.getLogger(__name__)
@@ -32,8 +32,9 @@ def main() -> None:
             connection.send(error)
             return
         try:
+            reader = RequestReader()
             while True:
-                _answer(connection, engines, arguments.device)
+                _answer(reader.read(connection.recv_bytes()), connection, engines, arguments.device)
         except (EOFError, ConnectionError):
             return
 
@@ -49,8 +50,7 @@ def _greet(connection: Connection, arguments: Namespace) -> Engines:
     return engines
 
 
-def _answer(connection: Connection, engines: Engines, device: str) -> None:
-    request = connection.recv()
+def _answer(request: Request, connection: Connection, engines: Engines, device: str) -> None:
     result = _result(engines, request)
     _flush()
     connection.send(Reply(result, engines.residency, _memory_free(device)))

@@ -9,7 +9,6 @@ import sys
 import tempfile
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from threading import Thread
 
@@ -17,6 +16,7 @@ from app.serve.python import python_environment
 from workers.backends.base import Request
 from workers.device import device_environment
 from workers.engine_host.native_log import NativeLog
+from workers.engine_host.wire import RequestWriter
 
 NUMPY_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1"}  # numpy's own threads would only stand in the way
 LAST_WORDS_S = 5.0  # how long a child that closed its socket may take to be gone
@@ -57,6 +57,7 @@ class EngineHostProcess:
         self.connection = Connection(ours.detach())
         self.log = NativeLog(log)
         self.greeted = False
+        self._writer = RequestWriter()
         self._sender: Thread | None = None
 
     @property
@@ -71,7 +72,7 @@ class EngineHostProcess:
 
     def send(self, request: Request) -> None:
         """Send a request without waiting for a child that does not read it; where it dies, its socket ends."""
-        self._sender = Thread(target=self._send, args=(ForkingPickler.dumps(request),), name="request", daemon=True)
+        self._sender = Thread(target=self._send, args=(self._writer.write(request),), name="request", daemon=True)
         self._sender.start()
 
     def end(self) -> str:
@@ -96,6 +97,6 @@ class EngineHostProcess:
         self.log.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _send(self, pickled: memoryview) -> None:
+    def _send(self, pickled: bytes) -> None:
         with suppress(ConnectionError):  # whoever listens sees the socket end
             self.connection.send_bytes(pickled)

@@ -2,14 +2,21 @@
 
 Child to parent: first one `Hello`, or the `BackendError` for which the child ends. Then, for each `Request` of the
 parent, any number of messages and one `Reply`.
+
+A request names hundreds of parameters, nearly all of them the same as in the request before. So a parameter's source
+goes over once, and is a number from then on; at both ends it stays one object.
 """
 
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
 
-from workers.backends.base import BackendError, Outcome
+from workers.backends.base import BackendError, Outcome, ParameterSource, Request
 from workers.resident import Residency
+
+MAX_SOURCES = 100_000  # remembered at both ends: some hundred bytes each
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,3 +40,68 @@ class Reply:
     result: Outcome | BackendError
     residency: Residency
     memory_free: int
+
+
+class RequestWriter:
+    """Pickles the requests to one child, in the order in which it reads them."""
+
+    def __init__(self, max_sources: int = MAX_SOURCES) -> None:
+        self._max_sources = max_sources
+        self._sent: dict[int, tuple[int, ParameterSource]] = {}  # by address, which is the source's while it is here
+
+    def write(self, request: Request) -> bytes:
+        """Return a request's pickle."""
+        if len(self._sent) > self._max_sources:
+            self._sent.clear()
+        buffer = BytesIO()
+        try:
+            _Pickler(buffer, self._sent).dump(request)
+        except BaseException:
+            self._sent.clear()  # the child never hears of those that were numbered
+            raise
+        return buffer.getvalue()
+
+
+class RequestReader:
+    """Reads what a `RequestWriter` wrote."""
+
+    def __init__(self) -> None:
+        self._received: list[ParameterSource] = []
+
+    def read(self, pickled: bytes) -> Request:
+        """Return the request."""
+        request: Request = _Unpickler(BytesIO(pickled), self._received).load()
+        return request
+
+
+class _Pickler(pickle.Pickler):
+    def __init__(self, file: BytesIO, sent: dict[int, tuple[int, ParameterSource]]) -> None:
+        super().__init__(file, pickle.HIGHEST_PROTOCOL)
+        self._sent = sent
+
+    def persistent_id(self, one: Any) -> Any:  # noqa: ANN401 - any object in a request
+        """Return a source's number, or all of one that has none yet; number 0 begins anew."""
+        if type(one) is not ParameterSource:
+            return None
+        known = self._sent.get(id(one))
+        if known is not None:
+            return known[0]
+        number = len(self._sent)
+        self._sent[id(one)] = number, one
+        return number, one.binding, one.tensors
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: BytesIO, received: list[ParameterSource]) -> None:
+        super().__init__(file)
+        self._received = received
+
+    def persistent_load(self, said: Any) -> ParameterSource:  # noqa: ANN401 - as `persistent_id` returns it
+        if isinstance(said, int):
+            return self._received[said]
+        number, binding, tensors = said
+        if number == 0:
+            self._received.clear()
+        source = ParameterSource(binding, tensors)
+        self._received.append(source)
+        return source
