@@ -98,21 +98,28 @@ class PlanPut:
         self._worker = worker
         self._watch = watch
         self._inherited = inherited
+        self._path: Path | None = None
         self._plan: Future[StoredPlan] | None = None
 
     def begin(self, written: PlanWritten) -> None:
         """Begin to put it; the file stays where it is, as the host may load it in this time."""
         if self._inherited is not None and written.plan_digest == self._inherited.digest:
             return
-        path = Path(written.plan)
-        twin = path.with_name(f"{path.name}.put")
-        twin.hardlink_to(path)
+        self._path = Path(written.plan)
+        twin = self._path.with_name(f"{self._path.name}.put")
+        twin.hardlink_to(self._path)
         self._plan = self._worker.io.submit(self._put, twin, written.plan_digest)
 
     def end(self) -> StoredPlan:
-        """Wait until it is there; the plan that was there before, where the host wrote none."""
-        if self._plan is not None:
-            return self._watch.join(self._plan)
+        """Wait until it is there, for when the host is done with the file; the inherited plan, where it wrote none.
+
+        The next refit of this engine need not read the plan to know it.
+        """
+        if self._plan is not None and self._path is not None:
+            plan = self._watch.join(self._plan)
+            self._path.unlink()  # which changes what a file is known by
+            self._worker.plans.know(self._worker.store.local_path(plan.digest), plan.digest)
+            return plan
         if self._inherited is None:
             raise TypeError("the engine host wrote no plan")
         return self._inherited

@@ -20,6 +20,7 @@ from app.jobs.service import create, get_job
 from tests.workers.networks import Network, Weights, perceptron
 from tests.workers.service import Service, computed, service_with
 from tests.workers.weight_holding import OFFERED, PLATFORM, HeldWeights, HostInProcess
+from workers import plans
 from workers.backends.base import (
     Arrays,
     BackendError,
@@ -262,6 +263,27 @@ def test_the_plan_can_still_be_loaded_where_it_was_written_while_it_is_put(
     verified(monkeypatch, fill)
     assert net.result("/refits", {"engine": 1, "weights": net.add_weights(second)})["engine"] == 2
     assert len(host.backend.loaded) == 1
+
+
+def test_a_plan_that_was_written_here_is_not_read_again_before_it_is_refitted(
+    net: Service, second: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr(plans, "_digest", read.append)
+    child = net.result("/refits", {"engine": 1, "weights": net.add_weights(second)})["engine"]
+    assert net.result("/refits", {"engine": child, "weights": 1, "reuse": False})["engine"] == 3
+    lazy = refit_lazily(net, {"0.bias": np.asarray(second["0.bias"]) + 1})["engine"]
+    net.client.put("/v1/models/net/aliases/a", json={"engine": lazy})
+    (job,) = net.client.get("/v1/jobs", params={"kind": "materialise"}).json()["data"]
+    run_job(net.worker, job["id"])
+    net.result("/refits", {"engine": lazy, "weights": 1, "reuse": False})
+    assert read == []
+    path = net.worker.store.local_path(engine(net, child)["plan_digest"])
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[::-1])
+    job = net.do("/refits", {"engine": child, "weights": 1, "reuse": False})
+    assert job["error"]["code"] == "plan_damaged"
+    assert read == [path]
 
 
 def test_a_verification_without_room_does_not_refit_again(
