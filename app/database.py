@@ -22,6 +22,7 @@ from sqlalchemy.types import TypeDecorator
 
 BUSY_TIMEOUT_S = 30.0
 AFTER_COMMIT = "after_commit"
+DURABLE = "FULL"  # SQLite's `synchronous`: a commit has waited for the disk
 DATABASE_DOWN = (OperationalError, InterfaceError, NoConnectionFree)  # it does not answer, or its disk is full
 
 
@@ -82,10 +83,14 @@ class Database:
             yield session
 
     @contextmanager
-    def transaction(self) -> Iterator[Session]:
-        """Open a session that commits at the end of its block, then runs what `after_commit` was given."""
+    def transaction(self, *, durable: bool = True) -> Iterator[Session]:
+        """Open a session that commits at the end of its block, then runs what `after_commit` was given.
+
+        What is not `durable` survives any process on SQLite, and a power cut only once a later transaction does, which
+        spares it a wait for the disk. PostgreSQL, which may be on another machine than those who read it, keeps all.
+        """
         with self._sessions() as session:
-            session.connection(execution_options={"begin_immediate": True})
+            session.connection(execution_options={"begin_immediate": True, "durable": durable})
             yield session
             session.commit()
         for action in session.info.pop(AFTER_COMMIT, []):
@@ -129,10 +134,14 @@ def _to_json(value: object) -> str:
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     connection.isolation_level = None  # the "begin" listener below decides, not the driver
     connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")
+    connection.execute(f"PRAGMA synchronous={DURABLE}")
     connection.execute("PRAGMA foreign_keys=ON")
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    immediate = connection.get_execution_options().get("begin_immediate", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+    options = connection.get_execution_options()
+    wanted = DURABLE if options.get("durable", True) else "NORMAL"
+    if connection.info.setdefault("synchronous", DURABLE) != wanted:
+        connection.exec_driver_sql(f"PRAGMA synchronous={wanted}")
+        connection.info["synchronous"] = wanted
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("begin_immediate", False) else "BEGIN")

@@ -75,7 +75,10 @@ class JobError:
 def claim(
     database: Database, job_id: str, *, worker: str, settings: Settings, notify: Notify | None = None
 ) -> Claim | None:
-    """Take a queued job; None where there is none: the message was doubled, or the job canceled meanwhile."""
+    """Take a queued job; None where there is none: the message was doubled, or the job canceled meanwhile.
+
+    A claim need not survive the machine, on which the worker that made it goes as well.
+    """
     moment = now()
     statement = (
         update(Job)
@@ -92,7 +95,7 @@ def claim(
         .returning(Job.kind, Job.model_id, Job.fence, Job.attempt, Job.request, Job.queue, Job.last_event)
         .execution_options(synchronize_session=False)
     )
-    with database.transaction() as session:
+    with database.transaction(durable=False) as session:
         row = session.execute(statement).one_or_none()
         if row is None:
             return None
@@ -118,7 +121,7 @@ def renew(
     values: dict[str, Any] = {"lease_until": now() + timedelta(seconds=held.lease_s)}
     if progress is not None:
         values |= asdict(progress)
-    with database.transaction() as session:
+    with database.transaction(durable=False) as session:
         state = _write(session, held, HELD, values, events)
         if state is None:
             raise LeaseLost(held.job_id)

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
 import pytest
+from sqlalchemy import Connection, event
 
 from app.database import Database, now
 from app.jobs import events, lease
@@ -15,6 +16,7 @@ from app.jobs.tables import Job
 from app.settings import Settings
 
 PARALLEL = 8
+FULL = 2  # what SQLite calls it in numbers
 
 
 @pytest.fixture
@@ -47,6 +49,21 @@ def take_over(database: Database, held: Claim, settings: Settings) -> Claim:
     """Let another worker have the job, as a sweep would after the lease ran out."""
     lease.release(database, held, "its lease ran out")
     return claim(database, held.job_id, settings, worker="two")
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_only_what_a_client_was_told_waits_for_the_disk(database: Database, queued: str, settings: Settings) -> None:
+    waited: list[bool] = []
+
+    def look(connection: Connection) -> None:
+        waited.append(connection.exec_driver_sql("PRAGMA synchronous").scalar_one() == FULL)
+
+    event.listen(database.engine, "commit", look)
+    taken = claim(database, queued, settings)
+    lease.renew(database, taken)
+    with database.transaction() as session:
+        lease.succeed(session, taken, {})
+    assert waited == [False, False, True]
 
 
 def test_a_claim_carries_what_the_job_is(database: Database, queued: str, settings: Settings) -> None:
