@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -95,14 +95,23 @@ def main() -> None:
         parser.error(f"there is no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
     with _folder(arguments.data) as folder:
         for name in arguments.parts or PARTS:
-            with running(folder / "data", ENVIRONMENT, devices=(arguments.device,)) as (url, pid):
-                console.print(f"[bold]{name}[/]")
-                figures = PARTS[name](Bench(url, pid, folder, is_tiny=arguments.tiny))
-                console.print_json(data=figures)
-                results = _merged(name, figures)
-                if not arguments.tiny:
-                    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+            console.print(f"[bold]{name}[/]")
+            if name in BEFORE:
+                with _bench(folder, arguments) as bench:
+                    BEFORE[name](bench)
+            with _bench(folder, arguments) as bench:
+                figures = PARTS[name](bench)
+            console.print_json(data=figures)
+            results = _merged(name, figures)
+            if not arguments.tiny:
+                RESULTS.write_text(json.dumps(results, indent=2) + "\n")
     console.print(_table(results["figures"]))
+
+
+@contextmanager
+def _bench(folder: Path, arguments: Namespace) -> Iterator[Bench]:
+    with running(folder / "data", ENVIRONMENT, devices=(arguments.device,)) as (url, pid):
+        yield Bench(url, pid, folder, is_tiny=arguments.tiny)
 
 
 def measure_build(bench: Bench) -> dict[str, Any]:
@@ -130,17 +139,26 @@ def measure_build(bench: Bench) -> dict[str, Any]:
     }
 
 
+def build_plain(bench: Bench) -> None:
+    """Build what is refitted, with a service of its own: neither the one measured nor the script has compiled."""
+    _engine(_model(bench, "medium", MEDIUM))
+    _engine(_model(bench, "tiny", TINY))
+
+
+def build_packed(bench: Bench) -> None:
+    """Build the packed engine likewise."""
+    _engine(_model(bench, "medium", MEDIUM), refit_layout="packed")
+
+
 def measure_refit(bench: Bench) -> dict[str, Any]:
     """Refit the 24-layer model: all weights warm and cold, one tensor, with and without a plan, verified and not."""
     model = _model(bench, "medium", MEDIUM)
     tiny = _model(bench, "tiny", TINY)
     client = model.client
-    building, job = _job(client, "builds", _build(model) | {"verify": UNVERIFIED})
-    engine = job["result"]["engine"]
+    engine, other = _engine(model), _engine(tiny)
     plan = _plan(model, engine, bench.folder / "medium.plan")
     by_hand = _raw("refit", plan, *model.files)
     heard = _raw("refit-heard", plan, *model.files)  # with a logger in Python, as the service has one
-    other = _job(tiny.client, "builds", _build(tiny))[1]["result"]["engine"]
 
     def warm(versions: tuple[int, int], rounds: int = ROUNDS, **body: Any) -> list[dict[str, Any]]:  # noqa: ANN401
         _refit(model, engine, versions[1], verify=UNVERIFIED)  # so that the first one measured is warm as well
@@ -173,7 +191,7 @@ def measure_refit(bench: Bench) -> dict[str, Any]:
     return {
         "raw": by_hand,
         "raw_heard": heard,
-        "build_job_s": building if job["result"]["method"] == "build" else _build_seconds(client, engine),
+        "build_job_s": _build_seconds(client, engine),
         "median_s": median,
         "delta_worst_s": max(run["s"] for run in runs["delta"]),
         "phases": {name: taken[-1]["phases"] for name, taken in runs.items()},
@@ -195,8 +213,7 @@ def measure_refit(bench: Bench) -> dict[str, Any]:
 def measure_packed(bench: Bench) -> dict[str, Any]:
     """Refit and run the 24-layer model in the packed layout; the plain one is in `measure_refit`."""
     model = _model(bench, "medium", MEDIUM)
-    building, job = _job(model.client, "builds", _build(model, refit_layout="packed") | {"verify": UNVERIFIED})
-    engine = job["result"]["engine"]
+    engine = _engine(model, refit_layout="packed")
     _refit(model, engine, model.versions[1], verify=UNVERIFIED)
     rounds = [
         _refit(model, engine, model.versions[number % 2], verify={"against": "finite"}, materialise="lazy")
@@ -204,7 +221,7 @@ def measure_packed(bench: Bench) -> dict[str, Any]:
     ]
     found = model.client.call("GET", f"/v1/models/{model.client.model}/engines/{engine}")
     return {
-        "build_job_s": building,
+        "build_job_s": _build_seconds(model.client, engine),
         "refit_s": statistics.median(one["phases"]["values"] + one["phases"]["refit"] for one in rounds),
         "lazy_job_s": statistics.median(one["s"] for one in rounds),
         "run_s": _latency(model.client, engine),
@@ -216,7 +233,7 @@ def measure_packed(bench: Bench) -> dict[str, Any]:
 def measure_cost(bench: Bench) -> dict[str, Any]:
     """Run a 6-layer model refittable and not: what the possibility of a refit costs."""
     model = _model(bench, "shallow", SHALLOW)
-    engine = _job(model.client, "builds", _build(model) | {"verify": UNVERIFIED})[1]["result"]["engine"]
+    engine = _engine(model)
     body = {"engine": engine, "iterations": 500, "against": "not_refittable"}
     result = _job(model.client, "benchmarks", body)[1]["result"]
     slowest = sorted(result["layers"], key=lambda layer: -float(layer["seconds"]))
@@ -229,6 +246,8 @@ PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "packed": measure_packed,
     "cost": measure_cost,
 }
+
+BEFORE: dict[str, Callable[[Bench], None]] = {"refit": build_plain, "packed": build_packed}
 
 # What is measured, where its figure lies, and what it is to be at most.
 AIMS: tuple[tuple[str, tuple[str, ...], float], ...] = (
@@ -280,6 +299,12 @@ def _build(model: Model, **options: Any) -> dict[str, Any]:  # noqa: ANN401 - JS
         "profiles": PROFILES,
         "options": options,
     }
+
+
+def _engine(model: Model, **options: Any) -> int:  # noqa: ANN401 - JSON
+    """Return the number of the model's engine with these options, which is built if there is none."""
+    job = _job(model.client, "builds", _build(model, **options) | {"verify": UNVERIFIED})[1]
+    return int(job["result"]["engine"])
 
 
 def _refit(model: Model, engine: int, weights: int, **body: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON

@@ -1,6 +1,6 @@
 import itertools
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 
 import pytest
@@ -10,11 +10,15 @@ from app.bindings.report import BindingReport, ParameterBinding
 from app.bindings.transforms import Cast, Transpose
 from app.errors import ServiceError
 from app.weights.manifest import Manifest, TensorEntry
-from workers.backends.base import ParameterSource, engine_key
+from workers.backends.base import EngineFile, ParameterSource
 from workers.stored import BoundWeights, Sources
 from workers.versions import StoredBinding
 
 NAMES = ("a", "b", "c")
+
+
+def key(root_plan: str, sources: tuple[ParameterSource, ...]) -> Hashable:
+    return EngineFile("tensorrt", "/plan", root_plan, "/onnx", sources, ()).key
 
 
 @pytest.fixture
@@ -92,14 +96,14 @@ def test_sources_survive_pickling(weights: Callable[..., BoundWeights], store: A
     restored: tuple[ParameterSource, ...] = pickle.loads(pickle.dumps(sources))  # noqa: S301 - our own
     assert restored == sources
     assert [type(one) for one in restored[0].binding.transforms] == [Transpose, Cast]
-    assert engine_key("plan", restored) == engine_key("plan", sources)
+    assert key("plan", restored) == key("plan", sources)
 
 
 def test_an_engine_is_found_by_its_plan_and_its_values_in_whatever_order(
     weights: Callable[..., BoundWeights], store: ArtifactStore
 ) -> None:
     sources = Sources(store).of(weights())
-    assert engine_key("plan", sources) == engine_key("plan", sources[::-1])
-    assert engine_key("plan", sources) != engine_key("other plan", sources)
-    assert engine_key("plan", sources) != engine_key("plan", Sources(store).of(weights(a="x")))
-    assert engine_key("plan", sources) != engine_key("plan", Sources(store).of(weights(cast=True)))
+    assert key("plan", sources) == key("plan", sources[::-1])
+    assert key("plan", sources) != key("other plan", sources)
+    assert key("plan", sources) != key("plan", Sources(store).of(weights(a="x")))
+    assert key("plan", sources) != key("plan", Sources(store).of(weights(cast=True)))

@@ -72,7 +72,7 @@ class ParameterSource:
         return self.binding.dtype, self.binding.shape, self.binding.transforms, stored
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class EngineFile:
     """A stored engine: what the host needs to load it when it is not resident.
 
@@ -101,15 +101,10 @@ class EngineFile:
         """The values that the plan at `plan` was made with."""
         return self.parameters if self.plan_parameters is None else self.plan_parameters
 
-    @property
+    @cached_property
     def key(self) -> Hashable:
-        """What a resident engine is found by: the plan it goes back to and the content of its parameters."""
-        return engine_key(self.root_plan, self.parameters)
-
-
-def engine_key(root_plan: str, parameters: tuple[ParameterSource, ...]) -> Hashable:
-    """Return the key of the engine that this compiled plan makes with these parameters, in whatever order."""
-    return root_plan, frozenset([(parameter.name, parameter.content) for parameter in parameters])
+        """What a resident engine is found by: the plan it goes back to and its parameters' content, in any order."""
+        return self.root_plan, frozenset([(parameter.name, parameter.content) for parameter in self.parameters])
 
 
 def _make_picklable(value: "EngineFile | Build") -> None:

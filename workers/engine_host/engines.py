@@ -25,7 +25,6 @@ from workers.backends.base import (
     Run,
     Verified,
     Verify,
-    engine_key,
 )
 from workers.backends.stopwatch import Stopwatch
 from workers.benchmarking import benchmark
@@ -69,11 +68,10 @@ class Engines:
         with_room = self._resident.with_room
         match request:
             case Build():
-                built = with_room(lambda: self._build(request))
-                return replace(built, verification=self._verification(request.engine(built), request.against, built))
+                built, engine = with_room(lambda: self._build(request))
+                return replace(built, verification=self._verification(engine, request.against, built))
             case Refit():
-                refitted = with_room(lambda: self._refit(request))
-                engine = request.engine(refitted)
+                refitted, engine = with_room(lambda: self._refit(request))
                 return replace(refitted, verification=self._verification(engine, request.against, refitted))
             case _:
                 return with_room(lambda: self._do(request))
@@ -92,14 +90,15 @@ class Engines:
             case Benchmark():
                 return self._benchmark(request)
 
-    def _build(self, request: Build) -> Built:
+    def _build(self, request: Build) -> tuple[Built, EngineFile]:
         self._resident.make_room(_nbytes(request.parameters))
-        built, engine = self.backend(request.backend).build(request, self._report)
-        if engine is not None:
-            self._keep(engine, built.plan_digest, request.parameters)
-        return built
+        built, loaded = self.backend(request.backend).build(request, self._report)
+        engine = request.engine(built)
+        if loaded is not None:
+            self._keep(loaded, engine)
+        return built, engine
 
-    def _refit(self, request: Refit) -> Refitted:
+    def _refit(self, request: Refit) -> tuple[Refitted, EngineFile]:
         parent, key = request.parent, request.parent.key
         backend = self.backend(parent.backend)
         if backend.refits_in_place:
@@ -110,9 +109,10 @@ class Engines:
             self._resident.get(key)  # used last, so it goes last where there is not room for both
             self._resident.make_room(_nbytes(request.parameters))
             resident = self._resident.get(key)
-        refitted, engine = backend.refit(request, resident, self._report)
-        self._keep(engine, parent.root_plan, request.parameters)
-        return refitted
+        refitted, loaded = backend.refit(request, resident, self._report)
+        engine = request.engine(refitted)
+        self._keep(loaded, engine)
+        return refitted, engine
 
     def _verification(self, engine: EngineFile, against: Against, made: Built | Refitted) -> Verified | None:
         """Verify what was just made; its plan can be put into the store meanwhile, so that comes to be known first."""
@@ -157,7 +157,7 @@ class Engines:
         if loaded is None:
             self._resident.make_room(_nbytes(engine.parameters))
             loaded = self.backend(engine.backend).load(engine, self._report)
-        self._keep(loaded, engine.root_plan, engine.parameters)
+        self._keep(loaded, engine)
         return loaded
 
     def _switched(self, engine: EngineFile) -> LoadedEngine | None:
@@ -175,8 +175,8 @@ class Engines:
         request = Refit(engine, engine.parameters, plan="", materialise=False)
         return backend.refit(request, resident, self._report)[1]
 
-    def _keep(self, engine: LoadedEngine, root_plan: str, parameters: tuple[ParameterSource, ...]) -> None:
-        self._resident.put(engine_key(root_plan, parameters), engine, root_plan)
+    def _keep(self, loaded: LoadedEngine, engine: EngineFile) -> None:
+        self._resident.put(engine.key, loaded, engine.root_plan)
 
 
 def _nbytes(parameters: Iterable[ParameterSource]) -> int:
