@@ -20,6 +20,8 @@ from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 from sqlalchemy.types import TypeDecorator
 
+from app.remembered import MEMORY, Memory
+
 BUSY_TIMEOUT_S = 30.0
 AFTER_COMMIT = "after_commit"
 DURABLE = "FULL"  # SQLite's `synchronous`: a commit has waited for the disk
@@ -74,7 +76,7 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self.engine = _connect(url)
-        self._sessions = sessionmaker(self.engine, expire_on_commit=False)
+        self._sessions = sessionmaker(self.engine, expire_on_commit=False, info={MEMORY: Memory()})
 
     @contextmanager
     def reading(self) -> Iterator[Session]:

@@ -41,9 +41,9 @@ class Measurements:
         return {self.digest: self.size}
 
 
-def load(session: Session, held: Claim, worker: Worker) -> BenchmarkInput:
+def load(session: Session, held: Claim, _worker: Worker) -> BenchmarkInput:
     """Read the engine."""
-    return BenchmarkInput(load_engine(session, worker.versions, held.request["engine_id"]), held.request)
+    return BenchmarkInput(load_engine(session, held.request["engine_id"]), held.request)
 
 
 def compute(job: BenchmarkInput, worker: Worker, watch: Watch) -> Measurements:

@@ -50,7 +50,7 @@ def load(session: Session, held: Claim, worker: Worker) -> BuildInput | Ready:
     if ready is not None:
         return ready
     _check_verifiable(held.request, worker)
-    return BuildInput(_recipe(session, worker, held.request), timing_cache.find(session, worker, backend))
+    return BuildInput(_recipe(session, held.request), timing_cache.find(session, worker, backend))
 
 
 def compute(job: BuildInput, worker: Worker, watch: Watch) -> BuiltEngine:
@@ -80,10 +80,10 @@ def _check_verifiable(request: Mapping[str, Any], worker: Worker) -> None:
         )
 
 
-def _recipe(session: Session, worker: Worker, request: Mapping[str, Any]) -> Recipe:
+def _recipe(session: Session, request: Mapping[str, Any]) -> Recipe:
     return Recipe(
         definition=load_definition(session, request["definition_id"]),
-        weights=load_weights(session, worker.versions, request["weights_id"], request["binding_id"]),
+        weights=load_weights(session, request["weights_id"], request["binding_id"]),
         backend=request["backend"],
         profiles=request["profiles"],
         options=request["options"],

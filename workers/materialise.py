@@ -30,9 +30,9 @@ class WrittenPlan:
         return {self.plan.digest: self.plan.nbytes}
 
 
-def load(session: Session, held: Claim, worker: Worker) -> StoredEngine | Ready:
+def load(session: Session, held: Claim, _worker: Worker) -> StoredEngine | Ready:
     """Read the engine, unless its plan is there by now."""
-    engine = load_engine(session, worker.versions, held.request["engine_id"])
+    engine = load_engine(session, held.request["engine_id"])
     if isinstance(engine.source, BasePlan):
         return engine
     return Ready(_result(engine.number, engine.plan.digest, {"total": 0.0}))

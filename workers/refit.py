@@ -26,10 +26,10 @@ class RefitInput:
 
 def load(session: Session, held: Claim, worker: Worker) -> RefitInput | Ready:
     """Read the parent and the new weights, unless an equal engine has come into being meanwhile."""
-    parent = load_engine(session, worker.versions, held.request["parent_id"])
+    parent = load_engine(session, held.request["parent_id"])
     ready = equal_engine(session, held, worker.served(parent.backend))
     eager = held.request.get("materialise", "eager") == "eager"
-    return ready or RefitInput(parent, _recipe(session, held, worker, parent), eager)
+    return ready or RefitInput(parent, _recipe(session, held, parent), eager)
 
 
 def compute(job: RefitInput, worker: Worker, watch: Watch) -> NewEngine:
@@ -49,11 +49,11 @@ def publish(session: Session, held: Claim, job: RefitInput, made: NewEngine) -> 
     return result | figures | {"materialised": made.plan is not None}
 
 
-def _recipe(session: Session, held: Claim, worker: Worker, parent: StoredEngine) -> Recipe:
+def _recipe(session: Session, held: Claim, parent: StoredEngine) -> Recipe:
     request = held.request
     return Recipe(
         definition=parent.definition,
-        weights=load_weights(session, worker.versions, request["weights_id"], request["binding_id"]),
+        weights=load_weights(session, request["weights_id"], request["binding_id"]),
         backend=parent.backend,
         profiles=parent.profiles_json,
         options=dict(parent.options),

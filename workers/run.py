@@ -39,9 +39,9 @@ class Outputs:
         return {self.digest: self.size}
 
 
-def load(session: Session, held: Claim, worker: Worker) -> RunInput:
+def load(session: Session, held: Claim, _worker: Worker) -> RunInput:
     """Read the engine."""
-    return RunInput(load_engine(session, worker.versions, held.request["engine_id"]), held.request["inputs"])
+    return RunInput(load_engine(session, held.request["engine_id"]), held.request["inputs"])
 
 
 def compute(job: RunInput, worker: Worker, watch: Watch) -> Outputs:

@@ -10,16 +10,18 @@ from sqlalchemy.orm import Session, undefer
 
 from app.artifacts.store import ArtifactStore
 from app.bindings.report import ParameterBinding
+from app.bindings.service import StoredBinding, load_binding
 from app.definitions.parameter import InputSpec
 from app.definitions.profiles import Profile, parse_profiles
 from app.definitions.service import inputs_of
 from app.definitions.tables import Definition
 from app.engines.tables import Engine
 from app.errors import ServiceError
+from app.remembered import KEPT_ROWS
 from app.weights.manifest import TensorEntry, entries_from_json
+from app.weights.service import load_rows
 from workers.backends.base import EngineFile, ParameterSource, TensorFile
 from workers.plans import PlanVerifier
-from workers.versions import KEPT_ROWS, StoredBinding, Versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +100,12 @@ def load_definition(session: Session, definition_id: int) -> StoredDefinition:
     return StoredDefinition(definition.id, definition.digest, inputs_of(definition))
 
 
-def load_weights(session: Session, versions: Versions, weights_id: int, binding_id: int) -> BoundWeights:
+def load_weights(session: Session, weights_id: int, binding_id: int) -> BoundWeights:
     """Read a weight version and a binding by their keys."""
-    rows, binding = versions.manifest(session, weights_id), versions.binding(session, binding_id)
-    return BoundWeights(weights_id, binding_id, rows, binding)
+    return BoundWeights(weights_id, binding_id, load_rows(session, weights_id), load_binding(session, binding_id))
 
 
-def load_engine(session: Session, versions: Versions, engine_id: int) -> StoredEngine:
+def load_engine(session: Session, engine_id: int) -> StoredEngine:
     """Read an engine by its key."""
     columns = (Engine.profiles, Engine.options)
     engine = session.get_one(Engine, engine_id, options=[undefer(column) for column in columns])
@@ -115,20 +116,20 @@ def load_engine(session: Session, versions: Versions, engine_id: int) -> StoredE
         backend=engine.backend,
         platform=engine.platform,
         root_plan=engine.root_plan,
-        source=_source_of(session, versions, engine),
+        source=_source_of(session, engine),
         definition=definition,
-        weights=load_weights(session, versions, engine.weights_id, engine.binding_id),
+        weights=load_weights(session, engine.weights_id, engine.binding_id),
         profiles=parse_profiles(engine.profiles, definition.inputs),
         profiles_json=engine.profiles,
         options=engine.options,
     )
 
 
-def _source_of(session: Session, versions: Versions, engine: Engine) -> StoredPlan | BasePlan:
+def _source_of(session: Session, engine: Engine) -> StoredPlan | BasePlan:
     if engine.base_id is None:
         return _plan_of(engine)
     base = session.get_one(Engine, engine.base_id)
-    return BasePlan(base.id, _plan_of(base), load_weights(session, versions, base.weights_id, base.binding_id))
+    return BasePlan(base.id, _plan_of(base), load_weights(session, base.weights_id, base.binding_id))
 
 
 def _plan_of(engine: Engine) -> StoredPlan:

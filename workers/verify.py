@@ -50,9 +50,9 @@ def passed(verification: Verified | None) -> dict[str, Any]:
     return figures
 
 
-def load(session: Session, held: Claim, worker: Worker) -> VerifyInput:
+def load(session: Session, held: Claim, _worker: Worker) -> VerifyInput:
     """Read the engine."""
-    engine = load_engine(session, worker.versions, held.request["engine_id"])
+    engine = load_engine(session, held.request["engine_id"])
     return VerifyInput(engine, held.request["verify"]["against"])
 
 

@@ -27,7 +27,6 @@ from workers.engine_host import EngineHost
 from workers.identity import new_identity
 from workers.plans import PlanVerifier
 from workers.stored import Sources
-from workers.versions import Versions
 
 IO_THREADS = 4  # an upload that a cancel left behind must not hold up the next job
 
@@ -54,7 +53,6 @@ class Worker:
     scratch: Path
     device: str
     offered: Mapping[str, Mapping[str, Any]]
-    versions: Versions = field(default_factory=Versions)
     sources: Sources = field(init=False)
     stopping: Event = field(default_factory=Event)
     job_id: str | None = None

@@ -2,16 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.bindings.binding import bind
-from app.bindings.report import BindingReport
+from app.bindings.report import BindingReport, ParameterBinding
 from app.bindings.rules import BindingRuleError, parse_rules
 from app.bindings.tables import Binding
 from app.database import JsonText, insert_into
@@ -19,6 +19,7 @@ from app.definitions import service as definitions
 from app.definitions.parameter import Parameter
 from app.definitions.tables import Definition
 from app.errors import FieldError, Invalid
+from app.remembered import remembered
 from app.weights import service as weights
 from app.weights.tables import WeightVersion
 
@@ -65,9 +66,15 @@ class Pair:
 
 def load(session: Session, model_id: int, definition: int, version: int) -> Pair:
     """Load what binding needs; NotFound for the definition or the weight version."""
-    found = definitions.get_definition(session, model_id, definition, load=definitions.BINDING)
-    weight_version = weights.get_weights(session, model_id, version, load=weights.MANIFEST)
-    return Pair(found, weight_version, definitions.parameters_of(found), weight_version.manifest, tuple(found.rules))
+    found = definitions.get_definition(session, model_id, definition)
+    weight_version = weights.get_weights(session, model_id, version)
+    return Pair(
+        found,
+        weight_version,
+        definitions.load_parameters(session, found.id),
+        weights.load_rows(session, weight_version.id),
+        definitions.load_rules(session, found.id),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +105,26 @@ def load_report(session: Session, binding_id: int) -> dict[str, Any]:
     """Return what `BindingReport.from_json` reads; reading it is for after the session."""
     report: dict[str, Any] = session.execute(select(Binding.report).where(Binding.id == binding_id)).scalar_one()
     return report
+
+
+class StoredBinding:
+    """Which tensors feed which parameter, made from a binding report when it is first asked for: after the session."""
+
+    def __init__(self, report: Mapping[str, Any]) -> None:
+        self._bindings = report["bindings"]
+
+    def __len__(self) -> int:
+        return len(self._bindings)
+
+    @cached_property
+    def parameters(self) -> tuple[ParameterBinding, ...]:
+        """The bindings, in the order of the report."""
+        return tuple([ParameterBinding.from_json(one) for one in self._bindings])
+
+
+def load_binding(session: Session, binding_id: int) -> StoredBinding:
+    """Return what engines are made by."""
+    return remembered(session, "binding", binding_id, lambda: StoredBinding(load_report(session, binding_id)))
 
 
 def _bound(

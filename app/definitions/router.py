@@ -66,6 +66,5 @@ def read_definition(model: str, version: Version, session: SessionDep) -> Any:
 def list_parameters(model: str, version: Version, session: SessionDep, page: PageDep) -> Any:
     """Name, dtype and shape of every parameter, in the order of their names."""
     model_id = registry.get_model(session, model).id
-    definition = service.get_definition(session, model_id, version, load=service.PARAMETERS)
-    parameters = service.parameters_of(definition)
+    parameters = service.load_parameters(session, service.get_definition(session, model_id, version).id)
     return list_items(parameters, lambda parameter: parameter.name, page)

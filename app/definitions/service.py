@@ -1,13 +1,12 @@
 """Definitions: weightless graphs, made from ONNX files or from families, never changed."""
 
-from collections.abc import Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import select
-from sqlalchemy.orm import InstrumentedAttribute, Session, undefer
+from sqlalchemy.orm import Session
 
 from app.artifacts import service as artifacts
 from app.artifacts.store import ArtifactStore
@@ -21,13 +20,11 @@ from app.definitions.tables import Definition
 from app.errors import FieldError, Invalid, NotFound
 from app.pagination import PageQuery, Rows, list_rows
 from app.registry import service as registry
+from app.remembered import remembered
 from app.settings import Settings
 from app.weights import service as weights
 from app.weights.manifest import Manifest
 from app.weights.safetensors_file import CheckpointError
-
-PARAMETERS = (Definition.parameters,)
-BINDING = (Definition.parameters, Definition.rules)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +67,10 @@ def list_definitions(session: Session, model_id: int, page: PageQuery) -> Rows[D
     return list_rows(session, select(Definition).where(Definition.model_id == model_id), Definition.version, page)
 
 
-def get_definition(
-    session: Session, model_id: int, version: int, *, load: Collection[InstrumentedAttribute[list[Any]]] = ()
-) -> Definition:
-    """Return a definition by its number, with those deferred columns that `load` names; NotFound."""
+def get_definition(session: Session, model_id: int, version: int) -> Definition:
+    """Return a definition by its number; NotFound."""
     same = (Definition.model_id == model_id, Definition.version == version)
-    found = session.scalar(select(Definition).where(*same).options(*map(undefer, load)))
+    found = session.scalar(select(Definition).where(*same))
     if found is None:
         raise NotFound(
             f"The model has no definition {version}. Make one with POST /v1/models/<model>/definitions, "
@@ -85,9 +80,20 @@ def get_definition(
     return found
 
 
-def parameters_of(definition: Definition) -> tuple[Parameter, ...]:
-    """Return a definition's parameters, sorted by name; it must have been loaded with them."""
-    return tuple([Parameter.from_json(row) for row in definition.parameters])
+def load_parameters(session: Session, definition_id: int) -> tuple[Parameter, ...]:
+    """Return a definition's parameters, sorted by name."""
+
+    def read() -> tuple[Parameter, ...]:
+        rows = session.scalars(select(Definition.parameters).where(Definition.id == definition_id)).one()
+        return tuple([Parameter.from_json(row) for row in rows])
+
+    return remembered(session, "parameters", definition_id, read)
+
+
+def load_rules(session: Session, definition_id: int) -> tuple[Any, ...]:
+    """Return the rules that bind weights to a definition where a client's own do not, as JSON."""
+    rules = select(Definition.rules).where(Definition.id == definition_id)
+    return remembered(session, "rules", definition_id, lambda: tuple(session.scalars(rules).one()))
 
 
 def inputs_of(definition: Definition) -> tuple[InputSpec, ...]:

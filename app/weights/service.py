@@ -1,7 +1,7 @@
 """Weight versions: made from uploaded checkpoint files, hashed tensor by tensor, never changed."""
 
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
@@ -10,7 +10,7 @@ from typing import Any
 from blake3 import blake3
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import InstrumentedAttribute, Session, undefer
+from sqlalchemy.orm import Session
 
 from app.artifacts import service as artifacts
 from app.artifacts.store import ArtifactStore
@@ -18,12 +18,12 @@ from app.database import Database, JsonText
 from app.errors import FieldError, Invalid, NotFound, Unavailable
 from app.pagination import PageQuery, Rows, list_rows
 from app.registry import service as registry
+from app.remembered import remembered
 from app.weights.manifest import Manifest, TensorEntry, entries_from_json, entries_to_json
 from app.weights.safetensors_file import MAX_TENSORS, CheckpointError, TensorSlot, read_slots, slices_of
 from app.weights.tables import CheckpointFile, WeightVersion
 
 HASH_CHUNK_BYTES = 4 * 1024 * 1024
-MANIFEST = (WeightVersion.manifest,)
 
 
 def create_weights(
@@ -44,7 +44,7 @@ def create_weights(
     with database.transaction() as session:
         model_id = registry.get_model(session, model_name).id
         artifacts.require(session, files, "/files")
-        rows = None if base is None else get_weights(session, model_id, base, load=MANIFEST).manifest
+        rows = None if base is None else load_rows(session, get_weights(session, model_id, base).id)
     manifest = _combined([_index(database, store, digest, number) for number, digest in enumerate(files)])
     if rows is not None:
         manifest = Manifest.from_json(rows).overlay(manifest)
@@ -107,12 +107,10 @@ def list_weights(session: Session, model_id: int, page: PageQuery) -> Rows[Weigh
     return list_rows(session, statement, WeightVersion.version, page)
 
 
-def get_weights(
-    session: Session, model_id: int, version: int, *, load: Collection[InstrumentedAttribute[list[Any]]] = ()
-) -> WeightVersion:
-    """Return a weight version by its number, with those deferred columns that `load` names; NotFound."""
+def get_weights(session: Session, model_id: int, version: int) -> WeightVersion:
+    """Return a weight version by its number; NotFound."""
     same = (WeightVersion.model_id == model_id, WeightVersion.version == version)
-    found = session.scalar(select(WeightVersion).where(*same).options(*map(undefer, load)))
+    found = session.scalar(select(WeightVersion).where(*same))
     if found is None:
         raise NotFound(
             f"The model has no weight version {version}. Make one with POST /v1/models/<model>/weights, "
@@ -125,8 +123,7 @@ def get_weights(
 def load_rows(session: Session, weights_id: int) -> list[Any]:
     """Return what `Manifest.from_json` reads, by the row's id; reading it is for after the session."""
     statement = select(WeightVersion.manifest).where(WeightVersion.id == weights_id)
-    rows: list[Any] = session.execute(statement).scalar_one()
-    return rows
+    return remembered(session, "manifest", weights_id, lambda: session.scalars(statement).one())
 
 
 def index_file(database: Database, store: ArtifactStore, digest: str) -> list[TensorEntry]:

@@ -7,12 +7,12 @@ import pytest
 
 from app.artifacts.store import ArtifactStore
 from app.bindings.report import BindingReport, ParameterBinding
+from app.bindings.service import StoredBinding
 from app.bindings.transforms import Cast, Transpose
 from app.errors import ServiceError
 from app.weights.manifest import Manifest, TensorEntry
 from workers.backends.base import EngineFile, ParameterSource
 from workers.stored import BoundWeights, Sources
-from workers.versions import StoredBinding
 
 NAMES = ("a", "b", "c")
 
