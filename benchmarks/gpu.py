@@ -8,6 +8,7 @@ aims is printed last.
 """
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -375,7 +376,8 @@ def _external(model: Model, path: Path) -> Path:
 def _raw(what: str, *paths: Path) -> dict[str, Any]:
     """Do it by hand, in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.tensorrt_raw", what, *map(str, paths)]
-    output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    environment = {"CUDA_MODULE_LOADING": "LAZY"} | os.environ  # as an engine host
+    output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment).stdout
     figures: dict[str, Any] = json.loads(output.splitlines()[-1])
     return figures
 

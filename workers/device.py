@@ -18,8 +18,9 @@ DEVICE_OUT_OF_MEMORY = "device_out_of_memory"
 def device_environment(device: str, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Return the variables with which a child sees `device` ("cpu", "cuda:N") and no other GPU, as its device 0.
 
-    N counts within CUDA_VISIBLE_DEVICES where that is set, else all GPUs in the order of their PCI addresses.
-    Raises BackendError "unknown_device".
+    N counts within CUDA_VISIBLE_DEVICES where that is set, else all GPUs in the order of their PCI addresses. CUDA
+    loads kernels when they are first used, as it does by itself from 12.2 on: a compiler brings more of them than a
+    build uses. Raises BackendError "unknown_device".
     """
     kind, _, number = device.partition(":")
     if device == "cpu":
@@ -29,6 +30,7 @@ def device_environment(device: str, environment: Mapping[str, str] = os.environ)
     return {
         "CUDA_DEVICE_ORDER": environment.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID"),
         "CUDA_VISIBLE_DEVICES": _visible(device, int(number), listed_gpus(environment)),
+        "CUDA_MODULE_LOADING": environment.get("CUDA_MODULE_LOADING", "LAZY"),
     }
 
 

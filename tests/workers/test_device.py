@@ -7,7 +7,8 @@ ALL_MINE = {"CUDA_VISIBLE_DEVICES": "4,GPU-8f6b, 6"}
 
 
 def test_without_cuda_visible_devices_the_number_counts_all_gpus_in_the_order_of_their_addresses() -> None:
-    assert device_environment("cuda:2", {}) == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "2"}
+    environment = device_environment("cuda:2", {})
+    assert (environment["CUDA_DEVICE_ORDER"], environment["CUDA_VISIBLE_DEVICES"]) == ("PCI_BUS_ID", "2")
 
 
 @pytest.mark.parametrize(("device", "shown"), [("cuda:0", "4"), ("cuda:1", "GPU-8f6b"), ("cuda:2", "6")])
@@ -15,9 +16,13 @@ def test_the_number_counts_within_cuda_visible_devices(device: str, shown: str) 
     assert device_environment(device, ALL_MINE)["CUDA_VISIBLE_DEVICES"] == shown
 
 
-def test_an_order_that_is_set_is_kept() -> None:
-    environment = device_environment("cuda:0", {"CUDA_DEVICE_ORDER": "FASTEST_FIRST"})
-    assert environment["CUDA_DEVICE_ORDER"] == "FASTEST_FIRST"
+@pytest.mark.parametrize(
+    ("name", "otherwise", "other"),
+    [("CUDA_DEVICE_ORDER", "PCI_BUS_ID", "FASTEST_FIRST"), ("CUDA_MODULE_LOADING", "LAZY", "EAGER")],
+)
+def test_what_is_set_is_kept(name: str, otherwise: str, other: str) -> None:
+    assert device_environment("cuda:0", {})[name] == otherwise
+    assert device_environment("cuda:0", {name: other})[name] == other
 
 
 @pytest.mark.parametrize(
