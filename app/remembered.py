@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 KEPT_ROWS = 50_000  # tensors of all manifests kept, parameters of all definitions and bindings: some tens of megabytes
 MEMORY = "remembered"  # the key of `Session.info`
-KeptT = TypeVar("KeptT", bound=Sized)
+KeptT = TypeVar("KeptT")
 
 
 class Memory:
@@ -20,17 +20,17 @@ class Memory:
 
     def __init__(self, kept_rows: int = KEPT_ROWS) -> None:
         self._lock = Lock()
-        self._values: LRUCache[tuple[str, int], Any] = LRUCache(kept_rows, getsizeof=len)
+        self._values: LRUCache[tuple[str, int], Any] = LRUCache(kept_rows, getsizeof=_rows)
 
     def get(self, key: tuple[str, int]) -> Any | None:  # noqa: ANN401 - of any type
         """Return a value, or None where it is not remembered."""
         with self._lock:
             return self._values.get(key)
 
-    def put(self, key: tuple[str, int], value: Sized) -> None:
+    def put(self, key: tuple[str, int], value: object) -> None:
         """Remember a value, unless it is larger than all that is kept."""
         with self._lock:
-            if len(value) <= self._values.maxsize:
+            if _rows(value) <= self._values.maxsize:
                 self._values[key] = value
 
 
@@ -48,3 +48,7 @@ def remembered(session: Session, what: str, key: int, read: Callable[[], KeptT])
     value = read()
     memory.put((what, key), value)
     return value
+
+
+def _rows(value: object) -> int:
+    return len(value) if isinstance(value, Sized) else 1

@@ -17,7 +17,7 @@ from app.definitions.service import inputs_of
 from app.definitions.tables import Definition
 from app.engines.tables import Engine
 from app.errors import ServiceError
-from app.remembered import KEPT_ROWS
+from app.remembered import KEPT_ROWS, remembered
 from app.weights.manifest import TensorEntry, entries_from_json
 from app.weights.service import load_rows
 from workers.backends.base import EngineFile, ParameterSource, TensorFile
@@ -96,8 +96,12 @@ class StoredEngine:
 
 def load_definition(session: Session, definition_id: int) -> StoredDefinition:
     """Read a definition by its key."""
-    definition = session.get_one(Definition, definition_id)
-    return StoredDefinition(definition.id, definition.digest, inputs_of(definition))
+
+    def read() -> StoredDefinition:
+        definition = session.get_one(Definition, definition_id)
+        return StoredDefinition(definition.id, definition.digest, inputs_of(definition))
+
+    return remembered(session, "definition", definition_id, read)
 
 
 def load_weights(session: Session, weights_id: int, binding_id: int) -> BoundWeights:

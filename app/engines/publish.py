@@ -12,6 +12,7 @@ from app.definitions.tables import Definition
 from app.engines.fingerprint import recipe
 from app.engines.tables import Engine
 from app.registry.service import next_number
+from app.remembered import remembered
 from app.weights.tables import WeightVersion
 
 
@@ -56,18 +57,13 @@ def publish_engine(session: Session, **made: Unpack[NewEngine]) -> Engine:
 
     For the transaction that also finishes the job; the plan's blob must be recorded already.
     """
-    statement = (
-        select(Definition.version, Definition.digest, WeightVersion.version)
-        .join(WeightVersion, WeightVersion.id == made["weights_id"])
-        .where(Definition.id == made["definition_id"])
-    )
-    definition, digest, weights = session.execute(statement).one()
+    definition, digest = _definition(session, made["definition_id"])
     made["facts"] = {**made["facts"], "service_version": _service_version()}
     engine = Engine(
         **made,
         number=next_number(session, made["model_id"], "engine"),
         definition=definition,
-        weights=weights,
+        weights=_weights(session, made["weights_id"]),
         recipe=recipe(
             definition_digest=digest,
             backend=made["backend"],
@@ -99,6 +95,23 @@ def publish_plan(session: Session, engine_id: int, *, digest: str, nbytes: int, 
     if session.scalar(statement) is not None:
         keep(session, digest, _owner(engine_id))
     return session.get_one(Engine, engine_id, populate_existing=True)
+
+
+def _definition(session: Session, definition_id: int) -> tuple[int, str]:
+    """Return a definition's number and digest."""
+    row = select(Definition.version, Definition.digest).where(Definition.id == definition_id)
+
+    def read() -> tuple[int, str]:
+        version, digest = session.execute(row).one()
+        return version, digest
+
+    return remembered(session, "definition's number", definition_id, read)
+
+
+def _weights(session: Session, weights_id: int) -> int:
+    """Return a weight version's number."""
+    row = select(WeightVersion.version).where(WeightVersion.id == weights_id)
+    return remembered(session, "weights' number", weights_id, lambda: session.scalars(row).one())
 
 
 @cache

@@ -20,6 +20,7 @@ from app.jobs.state import State
 from app.jobs.tables import Job
 from app.pagination import PageQuery, Rows, list_rows
 from app.registry.tables import Model
+from app.remembered import remembered
 
 Place = Callable[[Session], Job]  # makes a job in the transaction it is given
 HISTORY = 5  # earlier jobs that say how long the next one takes
@@ -138,7 +139,8 @@ def request_cancel(session: Session, job_id: str) -> Job:
 
 
 def _model_name(session: Session, model_id: int) -> str:
-    return session.scalars(select(Model.name).where(Model.id == model_id)).one()
+    name = select(Model.name).where(Model.id == model_id)
+    return remembered(session, "model name", model_id, lambda: session.scalars(name).one())
 
 
 def _expected_seconds(session: Session, kind: str, model_id: int) -> float | None:
