@@ -51,4 +51,4 @@ def remembered(session: Session, what: str, key: int, read: Callable[[], KeptT])
 
 
 def _rows(value: object) -> int:
-    return len(value) if isinstance(value, Sized) else 1
+    return len(value) if isinstance(value, Sized) and not isinstance(value, str) else 1

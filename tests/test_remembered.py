@@ -89,3 +89,9 @@ def test_what_was_used_last_stays() -> None:
     assert memory.get(("rows", 2)) is None
     assert memory.get(("rows", 1)) == memory.get(("rows", 3)) == [0, 0]
     assert memory.get(("other rows", 1)) is None
+
+
+def test_a_text_counts_as_one_row() -> None:
+    memory = Memory(kept_rows=1)
+    memory.put(("name", 1), "a name longer than one letter")
+    assert memory.get(("name", 1)) == "a name longer than one letter"

@@ -113,12 +113,16 @@ class PlanPut:
     def end(self) -> StoredPlan:
         """Wait until it is there, for when the host is done with the file; the inherited plan, where it wrote none.
 
-        The next refit of this engine need not read the plan to know it.
+        The next refit of this engine need not read the plan to know it, where the file in the store is the one that was
+        written: not one of that digest which lay there before, nor a copy.
         """
         if self._plan is not None and self._path is not None:
             plan = self._watch.join(self._plan)
+            stored = self._watch.during(self._worker.store.local_path, plan.digest)
+            is_ours = stored.samefile(self._path)
             self._path.unlink()  # which changes what a file is known by
-            self._worker.plans.know(self._worker.store.local_path(plan.digest), plan.digest)
+            if is_ours:
+                self._worker.plans.know(stored, plan.digest)
             return plan
         if self._inherited is None:
             raise TypeError("the engine host wrote no plan")

@@ -155,26 +155,30 @@ class Sources:
 
     def __init__(self, store: ArtifactStore) -> None:
         self.store = store
-        self._lock = Lock()  # what a canceled job left behind may still be at it
+        self._lock = Lock()  # what a canceled job left behind may still be at it; never held while files are fetched
         self._known: LRUCache[tuple[int, int], _Known] = LRUCache(KEPT_ROWS, getsizeof=lambda one: len(one.sources))
-        self._made: LRUCache[str, ParameterSource] = LRUCache(KEPT_ROWS)
+        self._made: dict[str, ParameterSource] = {}  # the last one of each parameter
 
     def of(self, weights: BoundWeights) -> tuple[ParameterSource, ...]:
         """Return the source of every parameter, in the order of the binding report."""
+        key = weights.weights_id, weights.binding_id
         with self._lock:
-            key = weights.weights_id, weights.binding_id
             known = self._known.get(key)
-            if known is None or known.paths != self._paths(known.paths):
-                known = self._sources(weights)
+        if known is None or known.paths != self._paths(known.paths):
+            known = self._read(weights)
+            with self._lock:
                 if len(known.sources) <= self._known.maxsize:
                     self._known[key] = known
-            return known.sources
+        return known.sources
 
-    def _sources(self, weights: BoundWeights) -> "_Known":
+    def _read(self, weights: BoundWeights) -> "_Known":
         entries = {one.name: one for one in entries_from_json(weights.rows)}
         fed = [(one, [entries[name] for name in one.tensors]) for one in weights.binding.parameters]
         paths = self._paths({entry.blob for _, used in fed for entry in used})
-        return _Known(paths, tuple([self._source(binding, used, paths) for binding, used in fed]))
+        with self._lock:
+            if len(self._made) > max(KEPT_ROWS, 2 * len(fed)):
+                self._made.clear()
+            return _Known(paths, tuple([self._source(binding, used, paths) for binding, used in fed]))
 
     def _source(
         self, binding: ParameterBinding, entries: Iterable[TensorEntry], paths: Mapping[str, str]

@@ -116,12 +116,12 @@ def renew(
 ) -> State:
     """Extend the lease and write what happened since; CANCELING where the job is to stop, RUNNING else.
 
-    Raises LeaseLost, with nothing written.
+    Without events there is nothing in it that has to survive the machine. Raises LeaseLost, with nothing written.
     """
     values: dict[str, Any] = {"lease_until": now() + timedelta(seconds=held.lease_s)}
     if progress is not None:
         values |= asdict(progress)
-    with database.transaction(durable=False) as session:
+    with database.transaction(durable=bool(events)) as session:
         state = _write(session, held, HELD, values, events)
         if state is None:
             raise LeaseLost(held.job_id)

@@ -52,7 +52,9 @@ def take_over(database: Database, held: Claim, settings: Settings) -> Claim:
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_only_what_a_client_was_told_waits_for_the_disk(database: Database, queued: str, settings: Settings) -> None:
+def test_a_claim_and_a_renewal_without_news_do_not_wait_for_the_disk(
+    database: Database, queued: str, settings: Settings
+) -> None:
     waited: list[bool] = []
 
     def look(connection: Connection) -> None:
@@ -61,9 +63,10 @@ def test_only_what_a_client_was_told_waits_for_the_disk(database: Database, queu
     event.listen(database.engine, "commit", look)
     taken = claim(database, queued, settings)
     lease.renew(database, taken)
+    lease.renew(database, taken, events=[Event("phase", {"phase": "compile"})])
     with database.transaction() as session:
         lease.succeed(session, taken, {})
-    assert waited == [False, False, True]
+    assert waited == [False, False, True, True]
 
 
 def test_a_claim_carries_what_the_job_is(database: Database, queued: str, settings: Settings) -> None:

@@ -1,5 +1,6 @@
 """Lazy refits and the plans written after them, with a backend whose plans hold the weights."""
 
+import itertools
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -284,6 +285,19 @@ def test_a_plan_that_was_written_here_is_not_read_again_before_it_is_refitted(
     job = net.do("/refits", {"engine": child, "weights": 1, "reuse": False})
     assert job["error"]["code"] == "plan_damaged"
     assert read == [path]
+
+
+def test_a_damaged_plan_is_not_known_because_the_same_one_was_made_again(
+    net: Service, host: HostInProcess, second: Weights
+) -> None:
+    path = net.worker.store.local_path(engine(net, 1)["plan_digest"])
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[::-1])
+    host.backend._numbers = itertools.count()  # so that the plan is the same as the first
+    again = net.result("/builds", {"definition": 1, "weights": 1, "backend": "tensorrt", "reuse": False})["engine"]
+    assert engine(net, again)["plan_digest"] == engine(net, 1)["plan_digest"]
+    job = net.do("/refits", {"engine": again, "weights": net.add_weights(second)})
+    assert job["error"]["code"] == "plan_damaged"
 
 
 def test_a_verification_without_room_does_not_refit_again(

@@ -1,7 +1,9 @@
 import itertools
 import pickle
 from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -11,10 +13,12 @@ from app.bindings.service import StoredBinding
 from app.bindings.transforms import Cast, Transpose
 from app.errors import ServiceError
 from app.weights.manifest import Manifest, TensorEntry
+from workers import stored
 from workers.backends.base import EngineFile, ParameterSource
 from workers.stored import BoundWeights, Sources
 
 NAMES = ("a", "b", "c")
+PATIENCE_S = 30
 
 
 def key(root_plan: str, sources: tuple[ParameterSource, ...]) -> Hashable:
@@ -70,6 +74,41 @@ def test_a_version_that_is_read_again_is_the_same_object_as_long_as_its_files_li
     after = sources.of(read)
     assert {Path(one.tensors[0].path).parent for one in after} == {Path("/elsewhere")}
     assert [one.content for one in after] == [one.content for one in before]
+
+
+def test_versions_larger_than_what_is_kept_have_their_sources_in_common_too(
+    weights: Callable[..., BoundWeights], store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored, "KEPT_ROWS", 1)
+    sources = Sources(store)
+    before, after = sources.of(weights()), sources.of(weights(b="x"))
+    assert [one is other for one, other in zip(before, after, strict=True)] == [True, False, True]
+
+
+def test_a_file_that_takes_long_to_come_holds_up_no_other_version(
+    weights: Callable[..., BoundWeights], store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, quick = weights(a="x"), weights(a="y")
+    (digest,) = {row[4] for row in slow.rows} - {row[4] for row in quick.rows}
+    asked, come = Event(), Event()
+    local_path = store.local_path
+
+    def path(wanted: str) -> Path:
+        if wanted == digest:
+            asked.set()
+            assert come.wait(PATIENCE_S)
+        return local_path(wanted)
+
+    monkeypatch.setattr(store, "local_path", path)
+    sources = Sources(store)
+    with ThreadPoolExecutor(2) as pool:
+        waiting = pool.submit(sources.of, slow)
+        assert asked.wait(PATIENCE_S)
+        try:
+            assert len(pool.submit(sources.of, quick).result(PATIENCE_S)) == len(NAMES)
+        finally:
+            come.set()
+        assert len(waiting.result(PATIENCE_S)) == len(NAMES)
 
 
 def test_a_version_whose_file_is_gone_is_told_as_that_however_often_it_was_read(

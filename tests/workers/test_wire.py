@@ -49,8 +49,18 @@ def test_sources_that_come_and_go_are_not_remembered_forever() -> None:
         sources = tuple(source(f"{number}.{index}", "a") for index in range(4))
         request = refit(sources, (*sources, FIRST[0]))
         assert reader.read(writer.write(request)) == request
-        assert len(writer._sent) <= 15
+        assert len(writer._sent) <= 10 + 2 * 9
         assert len(reader._received) == len(writer._sent)
+
+
+def test_a_request_larger_than_what_is_remembered_goes_over_once_as_well() -> None:
+    writer, reader = RequestWriter(max_sources=10), RequestReader()
+    sizes = []
+    for request in (refit(FIRST, SECOND), refit(SECOND, FIRST), refit(FIRST, SECOND)):
+        pickled = writer.write(request)
+        sizes.append(len(pickled))
+        assert reader.read(pickled) == request
+    assert max(sizes[1:]) < sizes[0] / 5
 
 
 def test_a_request_that_cannot_be_pickled_spoils_none_after_it() -> None:

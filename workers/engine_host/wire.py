@@ -16,7 +16,7 @@ from typing import Any
 from workers.backends.base import BackendError, Outcome, ParameterSource, Request
 from workers.resident import Residency
 
-MAX_SOURCES = 100_000  # remembered at both ends: some hundred bytes each
+MAX_SOURCES = 50_000  # remembered at both ends, about a kilobyte each; more where requests are larger than half of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +47,21 @@ class RequestWriter:
 
     def __init__(self, max_sources: int = MAX_SOURCES) -> None:
         self._max_sources = max_sources
+        self._largest = 0  # request, in sources
         self._sent: dict[int, tuple[int, ParameterSource]] = {}  # by address, which is the source's while it is here
 
     def write(self, request: Request) -> bytes:
         """Return a request's pickle."""
-        if len(self._sent) > self._max_sources:
+        if len(self._sent) > max(self._max_sources, 2 * self._largest):
             self._sent.clear()
         buffer = BytesIO()
+        pickler = _Pickler(buffer, self._sent)
         try:
-            _Pickler(buffer, self._sent).dump(request)
+            pickler.dump(request)
         except BaseException:
             self._sent.clear()  # the child never hears of those that were numbered
             raise
+        self._largest = max(self._largest, pickler.count)
         return buffer.getvalue()
 
 
@@ -78,11 +81,13 @@ class _Pickler(pickle.Pickler):
     def __init__(self, file: BytesIO, sent: dict[int, tuple[int, ParameterSource]]) -> None:
         super().__init__(file, pickle.HIGHEST_PROTOCOL)
         self._sent = sent
+        self.count = 0
 
     def persistent_id(self, one: Any) -> Any:  # noqa: ANN401 - any object in a request
         """Return a source's number, or all of one that has none yet; number 0 begins anew."""
         if type(one) is not ParameterSource:
             return None
+        self.count += 1
         known = self._sent.get(id(one))
         if known is not None:
             return known[0]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.workers.cuda.conftest import OUT_OF_MEMORY, FakeCudart
+from tests.workers.cuda.conftest import ILLEGAL_ADDRESS, OUT_OF_MEMORY, FakeCudart
 from workers.backends.base import BackendError
 from workers.backends.tensorrt.execution import Execution
 from workers.backends.tensorrt.library import trt
@@ -171,6 +171,26 @@ def test_outputs_land_in_page_locked_memory_that_is_kept(execution: Execution, c
     assert landed[0] == landed[1]
     assert landed[2] != landed[1]  # there was not room for it
     assert [len(block) for block in cuda.page_locked.values() if len(block) == y.nbytes]
+
+
+def test_where_no_memory_can_be_page_locked_outputs_come_all_the_same(execution: Execution, cuda: FakeCudart) -> None:
+    cuda.fails["cudaHostAlloc"] = OUT_OF_MEMORY[0]
+    np.testing.assert_array_equal(execution.run(numbers(1, 2))["y"], [2, 4])
+    cuda.fails["cudaHostAlloc"] = ILLEGAL_ADDRESS[0]
+    with pytest.raises(BackendError) as error:
+        execution.run(numbers(1, 2))
+    assert error.value.code == "device_failed"
+
+
+def test_large_outputs_are_not_kept_on_the_host(
+    execution: Execution, cuda: FakeCudart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.backends.tensorrt.execution.MAX_LANDING_BYTES", 8)
+    large = execution.run(numbers(1, 2, 3))["y"]
+    small = execution.run(numbers(4, 5))["y"]
+    np.testing.assert_array_equal(large, [2, 4, 6])
+    np.testing.assert_array_equal(small, [8, 10])
+    assert {len(block) for block in cuda.page_locked.values()} == {8}
 
 
 def test_outputs_outlive_their_engine(cuda: FakeCudart, engine: Engine, log: Log) -> None:

@@ -13,7 +13,8 @@ from app.weights.dtypes import numpy_dtype
 from workers.backends.base import Arrays, BackendError
 from workers.backends.tensorrt.library import NAME, extents, trt
 from workers.backends.tensorrt.log import Log
-from workers.cuda import DeviceBuffer, Event, Stream, copy_to_device, copy_to_host, page_locked
+from workers.cuda import CudaError, DeviceBuffer, Event, Stream, copy_to_device, copy_to_host, page_locked
+from workers.device import DEVICE_OUT_OF_MEMORY
 from workers.tensors import Array
 
 DTYPES: Mapping[str, str] = {
@@ -27,6 +28,7 @@ DTYPES: Mapping[str, str] = {
     "UINT8": "U8",
     "BOOL": "BOOL",
 }
+MAX_LANDING_BYTES = 32 << 20  # of an output that is kept page-locked: no other process can have that memory
 FITTING = "Send inputs of a shape within one of the engine's profiles."
 REBUILD = "Build the engine again; if that fails too, report it with the job's events."
 
@@ -201,11 +203,19 @@ class Execution:
         return array
 
     def _landed(self, name: str, shape: tuple[int, ...]) -> Array:
-        """Return page-locked memory for an output."""
+        """Return memory for an output: page-locked and kept, unless there is none or it is large."""
         dtype = self._dtypes[name]
         nbytes = prod(shape) * dtype.itemsize
+        if nbytes > MAX_LANDING_BYTES:
+            return np.empty(shape, dtype)
         if name not in self._landing or self._landing[name].nbytes < nbytes:
-            self._landing[name] = page_locked(nbytes)
+            self._landing.pop(name, None)  # before there is more
+            try:
+                self._landing[name] = page_locked(nbytes)
+            except CudaError as error:
+                if error.code != DEVICE_OUT_OF_MEMORY:
+                    raise
+                return np.empty(shape, dtype)
         return self._landing[name][:nbytes].view(dtype).reshape(shape)
 
 
