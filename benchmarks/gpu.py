@@ -133,11 +133,7 @@ def measure_build(bench: Bench) -> dict[str, Any]:
         "phases": job["result"]["seconds"],
         "raw_s": raw_s,
         "over_raw": seconds / raw_s,
-        "weights_mib": model.nbytes / MIB,
-        "peak_mib": peak / MIB,
-        "raw_peak_mib": by_hand["peak_bytes"] / MIB,
-        "peak_beyond_raw_of_weights": (peak - by_hand["peak_bytes"]) / model.nbytes,
-    }
+    } | _memory(model, peak, by_hand["peak_bytes"])
 
 
 def build_plain(bench: Bench) -> None:
@@ -204,11 +200,7 @@ def measure_refit(bench: Bench) -> dict[str, Any]:
         "run_s": _latency(client, engine),
         "verification_s": median["warm_verified"] - median["warm"],
         "verification_over_refit": (median["warm_verified"] - median["warm"]) / by_hand["refit_s"],
-        "weights_mib": model.nbytes / MIB,
-        "peak_mib": peak / MIB,
-        "raw_peak_mib": by_hand["peak_bytes"] / MIB,
-        "peak_beyond_raw_of_weights": (peak - by_hand["peak_bytes"]) / model.nbytes,
-    }
+    } | _memory(model, peak, by_hand["peak_bytes"])
 
 
 def measure_packed(bench: Bench) -> dict[str, Any]:
@@ -349,6 +341,16 @@ def _plan(model: Model, engine: int, path: Path) -> Path:
         for chunk in answer.iter_bytes():
             file.write(chunk)
     return path
+
+
+def _memory(model: Model, peak: int, raw_peak: int) -> dict[str, float]:
+    """Return what two peaks, in bytes, say of the weights."""
+    return {
+        "weights_mib": model.nbytes / MIB,
+        "peak_mib": peak / MIB,
+        "raw_peak_mib": raw_peak / MIB,
+        "peak_beyond_raw_of_weights": (peak - raw_peak) / model.nbytes,
+    }
 
 
 def _external(model: Model, path: Path) -> Path:

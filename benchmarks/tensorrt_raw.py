@@ -102,9 +102,10 @@ def put(engine: Any, weights: dict[str, Any]) -> None:  # noqa: ANN401 - trt.ICu
     # TensorRT 8 keeps the interpreter's lock while it refits: a thread of it that speaks to a listener would hang.
     refitter.max_threads = 1 if isinstance(LOGGER, Listener) else os.cpu_count() or 1
     for name, array in weights.items():
-        assert refitter.set_named_weights(name, trt.Weights(array)), name
-    assert not refitter.get_missing_weights()
-    assert refitter.refit_cuda_engine()
+        if not refitter.set_named_weights(name, trt.Weights(array)):
+            raise SystemExit(f"the engine does not take {name}")
+    if refitter.get_missing_weights() or not refitter.refit_cuda_engine():
+        raise SystemExit("the engine could not be refitted")
 
 
 def tensors(path: Path) -> dict[str, Any]:

@@ -169,7 +169,7 @@ class Slice(_Step):
 
     def changes(self, types: Sequence[TensorType]) -> bool:
         """Say whether anything is left out, or all of it reversed."""
-        return self.step < 0 or self.infer(types) != tuple(types)
+        return self.step < 0 or _Step.changes(self, types)
 
     @property
     def _range(self) -> slice:
