@@ -191,7 +191,7 @@ def measure_refit(bench: Bench) -> dict[str, Any]:
         "build_job_s": _build_seconds(client, engine),
         "median_s": median,
         "delta_worst_s": max(run["s"] for run in runs["delta"]),
-        "phases": {name: taken[-1]["phases"] for name, taken in runs.items()},
+        "phases": {name: _medians([run["phases"] for run in taken]) for name, taken in runs.items()},
         "verification": runs["warm_verified"][-1]["verification"],
         "warm_over_raw": median["warm"] / by_hand["all_s"],
         "cold_over_raw": median["cold"] / (by_hand["all_s"] + by_hand["deserialize_s"]),
@@ -319,6 +319,10 @@ def _job(client: Client, what: str, body: dict[str, Any]) -> tuple[float, dict[s
     if job["state"] != "succeeded":
         raise SystemExit(f"{what} {job['state']}: {json.dumps(job['error'], indent=1)}")
     return seconds, job
+
+
+def _medians(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {name: statistics.median(row[name] for row in rows) for name in rows[0]}
 
 
 def _build_seconds(client: Client, engine: int) -> float:
