@@ -11,7 +11,7 @@ from app.observability import configure_logging
 from app.settings import Settings, get_settings
 from workers.backends.base import BackendError
 from workers.celery import consume
-from workers.engine_host import EngineHostDied
+from workers.engine_host.host import EngineHostDied
 from workers.housekeeping import housekeeping
 from workers.worker import open_worker
 

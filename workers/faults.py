@@ -10,7 +10,7 @@ from app.database import DATABASE_DOWN
 from app.errors import ServiceError, Unavailable
 from app.jobs.lease import JobError
 from workers.backends.base import BackendError
-from workers.engine_host import EngineHostDied
+from workers.engine_host.host import EngineHostDied
 
 PASSING = {"file_failed", "out_of_memory", "device_failed"}  # what a backend reports of its machine, not of the job
 log = structlog.get_logger(__name__)

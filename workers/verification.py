@@ -92,7 +92,7 @@ class References:
             model = onnx_graph.parse(data)
             bare = onnx_graph.serialize(onnx_graph.with_parameters_as_inputs(model))
             try:
-                session = ort_session.open_session(bare, ort_session.session_options())
+                session = ort_session.open_session(bare, ort_session.reference_options())
             except ort_session.ORT_ERRORS as error:
                 raise ort_session.explained(error, "reference_failed") from error
             self._sessions[key] = session, onnx_graph.parameters_of(model)

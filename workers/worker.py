@@ -23,7 +23,7 @@ from app.jobs.transition import Notify
 from app.scratch import remove_abandoned, scratch_folder
 from app.settings import Settings
 from workers.backends import catalog
-from workers.engine_host import EngineHost
+from workers.engine_host.host import EngineHost
 from workers.identity import new_identity
 from workers.plans import PlanVerifier
 from workers.stored import Sources

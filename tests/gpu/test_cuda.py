@@ -7,7 +7,7 @@ import pytest
 
 from workers.cuda import CudaError, DeviceBuffer, Event, Staging, Stream, copy_to_device, copy_to_host, memory_info
 from workers.device import describe_device
-from workers.engine_host import EngineHost
+from workers.engine_host.host import EngineHost
 
 GIB = 1 << 30
 

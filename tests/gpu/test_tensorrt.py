@@ -51,7 +51,7 @@ from workers.backends.tensorrt.engine import TensorrtEngine
 from workers.backends.tensorrt.placement import OnDevice, OnHost
 from workers.backends.tensorrt.refitting import Expected, refit
 from workers.cuda import DeviceBuffer, memory_info
-from workers.engine_host import EngineHost, EngineHostDied
+from workers.engine_host.host import EngineHost, EngineHostDied
 from workers.run_inputs import fixed_inputs
 from workers.tensors import MappedFiles
 

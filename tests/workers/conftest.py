@@ -17,7 +17,7 @@ from app.jobs.sweep import Backlog
 from app.registry.tables import Model
 from app.settings import Settings
 from tests.workers.hosting import Hosting
-from workers.engine_host import EngineHost
+from workers.engine_host.host import EngineHost
 from workers.plans import PlanVerifier
 from workers.worker import Worker
 

@@ -27,7 +27,7 @@ from workers.backends.base import (
     Verified,
     Verify,
 )
-from workers.engine_host import EngineHost
+from workers.engine_host.host import EngineHost
 from workers.tensors import read_tensors, write_tensors
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -18,7 +18,8 @@ from app.definitions.parameter import InputSpec
 from tests.workers.hosting import Hosting
 from tests.workers.networks import Network, bound, checkpoint, network_of, perceptron
 from workers.backends.base import BackendError, Build, EngineFile, Progress, Run
-from workers.engine_host import EngineHost, EngineHostDied, child
+from workers.engine_host import child
+from workers.engine_host.host import EngineHost, EngineHostDied
 from workers.engine_host.wire import Reply
 from workers.resident import Residency
 from workers.run_inputs import fixed_inputs
@@ -165,7 +166,7 @@ def test_an_unknown_backend_is_refused_and_the_child_goes_on(hosting: Hosting, e
 PARENT = """
 import sys
 from pathlib import Path
-from workers.engine_host import EngineHost
+from workers.engine_host.host import EngineHost
 host = EngineHost("cpu", 0, Path(sys.argv[1]))
 host.start()
 print(host.pid, flush=True)
@@ -190,7 +191,7 @@ def test_describing_waits_for_the_childs_own_words_and_imports_no_backend_here(t
     code = """
 import sys
 from pathlib import Path
-from workers.engine_host import EngineHost
+from workers.engine_host.host import EngineHost
 host = EngineHost("cpu", 5, Path(sys.argv[1]))
 said = host.describe()
 assert said["device"]["kind"] == "cpu" and said["device"]["memory_total"] > 0, said

@@ -11,7 +11,7 @@ from tests.workers.hosting import Hosting
 from tests.workers.networks import Network, bound, checkpoint, perceptron
 from workers.backends.base import LoadedEngine
 from workers.backends.onnxruntime import SESSION_BYTES
-from workers.engine_host import EngineHost
+from workers.engine_host.host import EngineHost
 from workers.resident import MAX_ENGINES, Residency, ResidentEngines
 from workers.run_inputs import fixed_inputs
 from workers.tensors import MappedFiles

@@ -20,7 +20,7 @@ from app.jobs.tables import Job, JobEvent
 from workers import kinds, watch
 from workers.backends.base import BackendError, LogLine, Progress
 from workers.celery import celery_app
-from workers.engine_host import EngineHostDied
+from workers.engine_host.host import EngineHostDied
 from workers.faults import VerificationFailed
 from workers.kind import Kind, Ready
 from workers.news import MAX_LINES

@@ -102,6 +102,22 @@ def test_a_reference_serves_every_weight_version_of_a_definition(
     assert first.outputs == third.outputs != second.outputs
 
 
+def test_neither_engine_nor_reference_holds_its_weights_widened_all_at_once(hosting: Hosting, tmp_path: Path) -> None:
+    network = perceptron(tmp_path / "half.onnx", "F16", width=2048, depth=12)
+    weights = {name: np.full(shape, 1e-4, np.float16) for name, (_, shape) in network.parameters.items()}
+    _, engine = hosting.build(network, bound(network, checkpoint(tmp_path / "a.safetensors", weights)))
+    pid = hosting.host.pid
+    assert pid is not None
+    Path(f"/proc/{pid}/clear_refs").write_text("5")  # the peak starts anew from the present
+    before = status_bytes(pid, "VmRSS")
+
+    assert hosting.verify(engine).ok
+
+    stored = sum(one.tensors[0].nbytes for one in engine.parameters)
+    mapped, widened = 2 * stored, 2 * stored  # both of them map the file
+    assert status_bytes(pid, "VmHWM") - before < mapped + widened // 4
+
+
 def test_fixed_inputs_are_the_same_everywhere() -> None:
     inputs = (
         InputSpec("ids", "I64", ("batch", "sequence"), 100),
@@ -118,6 +134,12 @@ def test_fixed_inputs_are_the_same_everywhere() -> None:
     assert (arrays["mask"] == 1).all()
     assert arrays["image"].dtype == np.float16
     assert arrays["flag"].all()
+
+
+def status_bytes(pid: int, field: str) -> int:
+    """Return a field of /proc/PID/status in bytes."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(f"{field}:")).split()[1]) * 1024
 
 
 def test_fixed_inputs_take_the_shapes_of_the_first_profile() -> None:

