@@ -135,14 +135,14 @@ class Submit:
     async def _finished(self, job_id: str) -> JobAnswer:
         """Return the job once it has ended, or as it is when the time is up."""
         deadline = time.monotonic() + self._wait_s
-        async with self._listener.watching(job_id) as changed:
+        with self._listener.waiting(job_id) as ended:
             while True:
-                changed.clear()
+                if not self._listener.ending:
+                    await wait_for(ended, min(deadline - time.monotonic(), LOOK_EVERY_S))
+                ended.clear()
                 job = await run_in_threadpool(self._read, job_id)
-                left = deadline - time.monotonic()
-                if job.state in FINAL or left <= 0 or self._listener.ending:
+                if job.state in FINAL or deadline <= time.monotonic() or self._listener.ending:
                     return job
-                await wait_for(changed, min(left, LOOK_EVERY_S))
 
     def _read(self, job_id: str) -> JobAnswer:
         with self._database.reading() as session:

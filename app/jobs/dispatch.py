@@ -1,10 +1,12 @@
 """How a new or changed job is made known, without its client waiting for the broker."""
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import structlog
+
+from app.jobs.state import State
+from app.jobs.transition import Notify
 
 log = structlog.get_logger(__name__)
 
@@ -25,7 +27,7 @@ class Dispatch:
     What is not sent when the process ends is sent by a sweep.
     """
 
-    def __init__(self, queue: Queue, announce: Callable[[str], None]) -> None:
+    def __init__(self, queue: Queue, announce: Notify) -> None:
         self._queue = queue
         self._announce = announce
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="dispatch")
@@ -34,9 +36,9 @@ class Dispatch:
         """Tell the workers of a queue about a new job, then whoever waits for it."""
         self._thread.submit(self._send, job_id, queue)
 
-    def announce(self, job_id: str) -> None:
-        """Tell whoever waits that a job has changed."""
-        self._thread.submit(self._announce, job_id)
+    def announce(self, job_id: str, state: State) -> None:
+        """Tell whoever waits that a job has changed, and what its state is now."""
+        self._thread.submit(self._announce, job_id, state)
 
     def close(self) -> None:
         """Send nothing more."""
@@ -48,4 +50,4 @@ class Dispatch:
             self._queue.send(job_id, queue)
         except Exception:  # the job is in the database; whatever is wrong here, the next one goes on
             log.exception("job not sent; the sweep will send it", job_id=job_id)
-        self._announce(job_id)
+        self._announce(job_id, State.QUEUED)

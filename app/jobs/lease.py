@@ -5,8 +5,8 @@ guarded UPDATE on fence and state, so of several workers one wins, and a worker 
 over can change nothing any more: it gets LeaseLost. Times are the machines' clocks, which must agree to
 well within `lease_s`.
 
-`notify` is told a job's id after each commit, so that whoever waits for the job looks at once. It is a
-hint: its failure is logged and never fails the call.
+`notify` is told a job's id and state after each commit, so that whoever waits for the job looks at once. It is
+a hint: its failure is logged and never fails the call.
 """
 
 from collections.abc import Sequence
@@ -102,7 +102,7 @@ def claim(
         kind, model_id, fence, attempt, request, queue, last = row
         started = Event("running", {"worker": worker, "attempt": attempt})
         job_events.write(session, job_id, last, [started])
-        tell(session, notify, job_id)
+        tell(session, notify, job_id, State.RUNNING)
     return Claim(job_id, kind, model_id, fence, attempt, request, queue, worker, settings.lease_s)
 
 
@@ -126,7 +126,7 @@ def renew(
         if state is None:
             raise LeaseLost(held.job_id)
         if progress is not None or events:
-            tell(session, notify, held.job_id)
+            tell(session, notify, held.job_id, state)
     return state
 
 
@@ -156,7 +156,7 @@ def succeed(
     values = ended(State.SUCCEEDED) | {"result": result}
     if _write(session, held, before(State.SUCCEEDED), values, told) is None:
         raise CancelAsked(held.job_id) if _read(session, held) == State.CANCELING else LeaseLost(held.job_id)
-    tell(session, notify, held.job_id)
+    tell(session, notify, held.job_id, State.SUCCEEDED)
 
 
 def fail(
@@ -175,9 +175,9 @@ def fail(
 def cancel(database: Database, held: Claim, *, events: Sequence[Event] = (), notify: Notify | None = None) -> None:
     """End a job whose cancel was asked; raises LeaseLost."""
     with database.transaction() as session:
-        if not _cancel(session, held, events):
+        if _cancel(session, held, events) is None:
             raise LeaseLost(held.job_id)
-        tell(session, notify, held.job_id)
+        tell(session, notify, held.job_id, State.CANCELED)
 
 
 def release(
@@ -219,7 +219,7 @@ def request_cancel(session: Session, job_id: str, *, notify: Notify | None = Non
         told=[Event("canceling")],
     )
     if asked:
-        tell(session, notify, job_id)
+        tell(session, notify, job_id, asked)
 
 
 def _leave(
@@ -227,15 +227,14 @@ def _leave(
 ) -> None:
     """Move a running job as its worker wants; one whose cancel was asked ends canceled instead."""
     with database.transaction() as session:
-        left = _write(session, held, before(values["state"]), values, told) is not None
-        if not left and not _cancel(session, held, told[:-1]):
+        left = _write(session, held, before(values["state"]), values, told) or _cancel(session, held, told[:-1])
+        if left is None:
             raise LeaseLost(held.job_id)
-        tell(session, notify, held.job_id)
+        tell(session, notify, held.job_id, left)
 
 
-def _cancel(session: Session, held: Claim, told: Sequence[Event]) -> bool:
-    wanted = [*told, Event("canceled")]
-    return _write(session, held, (State.CANCELING,), ended(State.CANCELED), wanted) is not None
+def _cancel(session: Session, held: Claim, told: Sequence[Event]) -> State | None:
+    return _write(session, held, (State.CANCELING,), ended(State.CANCELED), [*told, Event("canceled")])
 
 
 def _write(

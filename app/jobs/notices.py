@@ -1,21 +1,25 @@
 """Hints that a job has changed, from whoever changed it to whoever waits.
 
-They travel by Redis publish/subscribe and may be lost: a waiter looks at the row now and then as well.
+They say which job and what its state is now, travel by Redis publish/subscribe and may be lost: a waiter looks at the
+row now and then as well.
 """
 
 import asyncio
-from collections import defaultdict
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 import redis
 import redis.asyncio
 import structlog
 
+from app.jobs.state import FINAL, State
+
 CHANNEL = "enginesmith.jobs"
 RECONNECT_S = 1.0
 CANCEL_AGAIN_S = 0.1
 SOCKET_TIMEOUT_S = 3.0
+ENDS_KEPT = 1000  # jobs that ended a moment ago, for waiters who are about to come
 log = structlog.get_logger()
 
 
@@ -27,10 +31,10 @@ class Announcer:
             url, socket_timeout=SOCKET_TIMEOUT_S, socket_connect_timeout=SOCKET_TIMEOUT_S
         )
 
-    def __call__(self, job_id: str) -> None:
-        """Say that a job has changed."""
+    def __call__(self, job_id: str, state: State) -> None:
+        """Say that a job has changed, and what its state is now."""
         try:
-            self._client.publish(CHANNEL, job_id)
+            self._client.publish(CHANNEL, f"{job_id} {state}")
         except redis.RedisError as error:
             log.debug("notice not sent", job_id=job_id, error=str(error))
 
@@ -52,7 +56,9 @@ class Listener:
     def __init__(self, url: str) -> None:
         self.ending = False
         self._url = url
+        self._watchers: dict[str, set[asyncio.Event]] = defaultdict(set)
         self._waiters: dict[str, set[asyncio.Event]] = defaultdict(set)
+        self._ended: deque[str] = deque(maxlen=ENDS_KEPT)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -65,17 +71,19 @@ class Listener:
                 task.cancel()  # more than once: redis-py swallows a cancellation that comes while it connects
                 await asyncio.wait([task], timeout=CANCEL_AGAIN_S)
 
-    @asynccontextmanager
-    async def watching(self, job_id: str) -> AsyncIterator[asyncio.Event]:
-        """Give an event that is set whenever the job changes; the waiter clears it before it looks."""
-        changed = asyncio.Event()
-        self._waiters[job_id].add(changed)
-        try:
+    @contextmanager
+    def watching(self, job_id: str) -> Iterator[asyncio.Event]:
+        """Give an event that is set whenever the job changes; the watcher clears it before it looks."""
+        with _registered(self._watchers, job_id) as changed:
             yield changed
-        finally:
-            self._waiters[job_id].discard(changed)
-            if not self._waiters[job_id]:
-                del self._waiters[job_id]
+
+    @contextmanager
+    def waiting(self, job_id: str) -> Iterator[asyncio.Event]:
+        """Give an event that is set once the job has ended, or already is where that was heard a moment ago."""
+        with _registered(self._waiters, job_id) as ended:
+            if job_id in self._ended:
+                ended.set()
+            yield ended
 
     async def _listen(self) -> None:
         while True:
@@ -91,16 +99,38 @@ class Listener:
             await subscription.subscribe(CHANNEL)
             async for message in subscription.listen():
                 if message["type"] == "message":
-                    for changed in self._waiters.get(message["data"].decode(), ()):
-                        changed.set()
+                    self._hear(message["data"].decode())
+
+    def _hear(self, notice: str) -> None:
+        job_id, _, state = notice.partition(" ")
+        _wake(self._watchers.get(job_id, ()))
+        if state in FINAL:
+            self._ended.append(job_id)
+            _wake(self._waiters.get(job_id, ()))
 
     def _wake_all(self) -> None:
-        for waiters in self._waiters.values():
-            for changed in waiters:
-                changed.set()
+        for one in (*self._watchers.values(), *self._waiters.values()):
+            _wake(one)
 
 
-async def wait_for(changed: asyncio.Event, timeout_s: float) -> None:
+@contextmanager
+def _registered(events: dict[str, set[asyncio.Event]], job_id: str) -> Iterator[asyncio.Event]:
+    event = asyncio.Event()
+    events[job_id].add(event)
+    try:
+        yield event
+    finally:
+        events[job_id].discard(event)
+        if not events[job_id]:
+            del events[job_id]
+
+
+def _wake(events: Iterable[asyncio.Event]) -> None:
+    for event in events:
+        event.set()
+
+
+async def wait_for(event: asyncio.Event, timeout_s: float) -> None:
     """Wait until the event is set or the time is up, whichever comes first."""
     with suppress(TimeoutError):
-        await asyncio.wait_for(changed.wait(), timeout_s)
+        await asyncio.wait_for(event.wait(), timeout_s)

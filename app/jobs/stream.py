@@ -22,7 +22,7 @@ async def stream(database: Database, listener: Listener, job_id: str, after: int
     When this process ends, the stream ends early; Last-Event-ID goes on where it was.
     """
     quiet = 0
-    async with listener.watching(job_id) as changed:
+    with listener.watching(job_id) as changed:
         while True:
             changed.clear()
             batch, finished = await run_in_threadpool(_look, database, job_id, after)

@@ -120,7 +120,7 @@ def _take_back(
         guards = (Job.fence == row.fence, Job.lease_until < now())
         moved = write(session, row.id, (State(row.state),), *guards, values=values, told=told)
         if moved is not None:
-            tell(session, notify, row.id)
+            tell(session, notify, row.id, moved)
             log.warning("lease expired", job_id=row.id, worker=row.worker, attempt=row.attempt, state=moved)
     return moved
 

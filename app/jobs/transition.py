@@ -15,7 +15,7 @@ from app.jobs.tables import Job
 
 log = structlog.get_logger(__name__)
 
-Notify = Callable[[str], None]
+Notify = Callable[[str, State], None]  # a job, and the state it is in now
 
 
 def write(
@@ -55,14 +55,14 @@ def requeued() -> dict[str, Any]:
     return {"state": State.QUEUED} | gone
 
 
-def tell(session: Session, notify: Notify | None, job_id: str) -> None:
+def tell(session: Session, notify: Notify | None, job_id: str, state: State) -> None:
     """Give the hint that a job has changed once this session is committed; its failure is only logged."""
     if notify is not None:
-        after_commit(session, lambda: _hint(notify, job_id))
+        after_commit(session, lambda: _hint(notify, job_id, state))
 
 
-def _hint(notify: Notify, job_id: str) -> None:
+def _hint(notify: Notify, job_id: str, state: State) -> None:
     try:
-        notify(job_id)
+        notify(job_id, state)
     except Exception:
         log.warning("notify_failed", job_id=job_id, exc_info=True)

@@ -25,9 +25,9 @@ class Hung:
         if job_id == "refused":
             raise LookupError(job_id)
 
-    def announce(self, job_id: str) -> None:
+    def announce(self, job_id: str, state: State) -> None:
         self.answers.wait()
-        self.said.append(f"announced {job_id}")
+        self.said.append(f"announced {job_id} {state}")
 
     def close(self) -> None:
         self.said.append("closed")
@@ -65,7 +65,7 @@ def test_one_after_the_other_is_sent_whatever_became_of_the_one_before(broker: H
     dispatch.send("next", QUEUE)
     broker.answers.set()
     dispatch._thread.shutdown(wait=True)
-    assert broker.said == ["sent refused", "announced refused", "sent next", "announced next"]
+    assert broker.said == ["sent refused", "announced refused queued", "sent next", "announced next queued"]
 
 
 def test_what_still_waits_at_the_end_is_left_to_the_sweep(broker: Hung, dispatch: Dispatch) -> None:

@@ -225,10 +225,10 @@ def test_whatever_ends_a_job_after_its_cancel_it_ends_canceled(database: Databas
 def test_whoever_waits_is_told_of_each_change_after_it_is_committed(
     database: Database, queued: str, settings: Settings
 ) -> None:
-    seen: list[tuple[str, str]] = []
+    seen: list[tuple[str, str, str]] = []
 
-    def notify(job_id: str) -> None:
-        seen.append((job_id, read(database, job_id).state))
+    def notify(job_id: str, state: State) -> None:
+        seen.append((job_id, state, read(database, job_id).state))
 
     taken = lease.claim(database, queued, worker="one", settings=settings, notify=notify)
     assert taken is not None
@@ -236,11 +236,12 @@ def test_whoever_waits_is_told_of_each_change_after_it_is_committed(
     lease.renew(database, taken, progress=Progress("compile"), notify=notify)
     with database.transaction() as session:
         lease.succeed(session, taken, {}, notify=notify)
-    assert seen == [(queued, State.RUNNING), (queued, State.RUNNING), (queued, State.SUCCEEDED)]
+    states = (State.RUNNING, State.RUNNING, State.SUCCEEDED)
+    assert seen == [(queued, state, state) for state in states]
 
 
 def test_a_broker_that_is_down_fails_no_lease_call(database: Database, queued: str, settings: Settings) -> None:
-    def notify(_job_id: str) -> None:
+    def notify(_job_id: str, _state: State) -> None:
         raise ConnectionError("no broker")
 
     taken = lease.claim(database, queued, worker="one", settings=settings, notify=notify)

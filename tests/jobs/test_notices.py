@@ -1,7 +1,11 @@
 import asyncio
 
-from app.jobs.notices import Listener
+import pytest
+import redis
+
+from app.jobs.notices import CHANNEL, Announcer, Listener, wait_for
 from app.jobs.queue import redis_url
+from app.jobs.state import FINAL, State
 from app.settings import Settings
 
 
@@ -16,3 +20,45 @@ def test_listening_ends_at_whatever_moment_it_is_told_to(settings: Settings) -> 
             await asyncio.wait_for(start_and_end(turns), 30)
 
     asyncio.run(every_moment())
+
+
+@pytest.mark.parametrize("end", sorted(FINAL))
+def test_waiters_are_woken_by_the_end_of_their_job_and_watchers_by_each_change(settings: Settings, end: State) -> None:
+    async def heard() -> list[bool]:
+        announce = Announcer(redis_url(settings.broker_url))
+        listener = Listener(redis_url(settings.broker_url))
+        async with listener.running():
+            await _subscribed(listener, announce)
+            with listener.watching("job") as changed, listener.waiting("job") as ended:
+                announce("job", State.RUNNING)
+                announce("other", end)
+                await wait_for(changed, 10)
+                before = [changed.is_set(), ended.is_set()]
+                announce("job", end)
+                await wait_for(ended, 10)
+                after = [ended.is_set()]
+            with listener.waiting("job") as ended:
+                return [*before, *after, ended.is_set()]
+
+    assert asyncio.run(heard()) == [True, False, True, True]
+
+
+def test_a_notice_of_an_id_alone_wakes_whoever_watches(settings: Settings) -> None:
+    async def heard() -> bool:
+        url = redis_url(settings.broker_url)
+        listener = Listener(url)
+        async with listener.running():
+            await _subscribed(listener, Announcer(url))
+            with listener.watching("job") as changed:
+                redis.Redis.from_url(url).publish(CHANNEL, "job")
+                await wait_for(changed, 10)
+                return changed.is_set()
+
+    assert asyncio.run(heard())
+
+
+async def _subscribed(listener: Listener, announce: Announcer) -> None:
+    with listener.watching("first") as heard:
+        while not heard.is_set():
+            announce("first", State.QUEUED)
+            await wait_for(heard, 0.05)
