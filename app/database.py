@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, DateTime, Dialect, Engine, Integer, MetaData, create_engine, event
+from sqlalchemy import JSON, BigInteger, DateTime, Dialect, Engine, Integer, MetaData, create_engine, event, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import InterfaceError, OperationalError
@@ -88,8 +88,9 @@ class Database:
     def transaction(self, *, durable: bool = True) -> Iterator[Session]:
         """Open a session that commits at the end of its block, then runs what `after_commit` was given.
 
-        What is not `durable` survives any process on SQLite, and a power cut only once a later transaction does, which
-        spares it a wait for the disk. PostgreSQL, which may be on another machine than those who read it, keeps all.
+        What is not `durable` survives any process on SQLite, and a power cut only once a later transaction does (see
+        `settle`), which spares it a wait for the disk. PostgreSQL, which may be on another machine than those who read
+        it, keeps all.
         """
         with self._sessions() as session:
             session.connection(execution_options={"begin_immediate": True, "durable": durable})
@@ -97,6 +98,12 @@ class Database:
             session.commit()
         for action in session.info.pop(AFTER_COMMIT, []):
             action()
+
+    def settle(self) -> None:
+        """Wait until all that was committed so far, in whichever process, survives a power cut."""
+        if self.engine.dialect.name == "sqlite":
+            with self.transaction() as session:
+                session.execute(text("PRAGMA user_version = 0"))  # unused, but what writes nothing waits for nothing
 
     def dispose(self) -> None:
         """Close every pooled connection."""

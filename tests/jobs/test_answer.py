@@ -7,6 +7,7 @@ from fastapi import FastAPI
 from fastapi.responses import Response
 from fastapi.testclient import TestClient
 from pydantic import BaseModel
+from sqlalchemy import Connection, event
 from sqlalchemy.orm import Session
 
 from app.database import Database
@@ -20,6 +21,7 @@ from app.registry.service import create_model, get_model
 from app.settings import Settings
 
 QUEUE = "enginesmith.test"
+FULL = 2  # what SQLite calls it in numbers
 
 
 class Body(BaseModel):
@@ -155,6 +157,33 @@ def test_prefer_wait_answers_with_the_finished_job(client: TestClient, database:
     waiter.join()
     ((status, job),) = answers
     assert (status, job["state"], job["result"]) == (200, "succeeded", {"engine": 1})
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_what_a_client_hears_of_has_waited_for_the_disk_and_nothing_else(
+    app: FastAPI, client: TestClient, database: Database, settings: Settings
+) -> None:
+    waited: list[bool] = []
+
+    def look(connection: Connection) -> None:
+        waited.append(connection.exec_driver_sql("PRAGMA synchronous").scalar_one() == FULL)
+
+    event.listen(app.state.database.engine, "commit", look)
+    _post(client)
+    assert waited == [True]
+    _, queued = _post(client, Prefer="wait=0.05", **{"Idempotency-Key": "k"})
+    assert waited == [True, False, True]
+    _finish(database, settings, str(queued["id"]))
+    _post(client, Prefer="wait=60", **{"Idempotency-Key": "k"})  # the job may be one that nobody has waited for
+    assert waited == [True, False, True, True]
+    waited.clear()
+    waiter = threading.Thread(target=_post, args=(client,), kwargs={"Prefer": "wait=60"})
+    waiter.start()
+    while not (jobs := client.get("/v1/jobs?state=queued&limit=1").json()["data"]) or not waited:
+        pass
+    _finish(database, settings, jobs[0]["id"])  # a transaction of the worker's, on the same disk
+    waiter.join()
+    assert waited == [False]
 
 
 def test_prefer_wait_gives_up_with_202(client: TestClient) -> None:
