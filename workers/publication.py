@@ -168,7 +168,7 @@ def publish_as(
 ) -> dict[str, Any]:
     """Insert the engine; returns the job's result."""
     parent, plan = made.origin.parent, made.plan
-    engine = engines.publish_engine(
+    number = engines.publish_engine(
         session,
         model_id=held.model_id,
         method=method,
@@ -194,4 +194,4 @@ def publish_as(
         timings=made.timings,
         job_id=held.job_id,
     )
-    return {"engine": engine.number, "reused": False, "method": method, "seconds": made.timings}
+    return {"engine": number, "reused": False, "method": method, "seconds": made.timings}

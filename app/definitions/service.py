@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from app.artifacts import service as artifacts
@@ -25,6 +25,10 @@ from app.settings import Settings
 from app.weights import service as weights
 from app.weights.manifest import Manifest
 from app.weights.safetensors_file import CheckpointError
+
+BY_NUMBER = select(Definition).where(
+    Definition.model_id == bindparam("model"), Definition.version == bindparam("version")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +73,7 @@ def list_definitions(session: Session, model_id: int, page: PageQuery) -> Rows[D
 
 def get_definition(session: Session, model_id: int, version: int) -> Definition:
     """Return a definition by its number; NotFound."""
-    same = (Definition.model_id == model_id, Definition.version == version)
-    found = session.scalar(select(Definition).where(*same))
+    found = session.scalar(BY_NUMBER, {"model": model_id, "version": version})
     if found is None:
         raise NotFound(
             f"The model has no definition {version}. Make one with POST /v1/models/<model>/definitions, "
@@ -92,8 +95,11 @@ def load_parameters(session: Session, definition_id: int) -> tuple[Parameter, ..
 
 def load_rules(session: Session, definition_id: int) -> tuple[Any, ...]:
     """Return the rules that bind weights to a definition where a client's own do not, as JSON."""
-    rules = select(Definition.rules).where(Definition.id == definition_id)
-    return remembered(session, "rules", definition_id, lambda: tuple(session.scalars(rules).one()))
+
+    def read() -> tuple[Any, ...]:
+        return tuple(session.scalars(select(Definition.rules).where(Definition.id == definition_id)).one())
+
+    return remembered(session, "rules", definition_id, read)
 
 
 def inputs_of(definition: Definition) -> tuple[InputSpec, ...]:

@@ -2,9 +2,10 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, bindparam, func, select
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased, undefer
 
 from app.bindings.tables import Binding
@@ -22,13 +23,19 @@ def get_engine(
     session: Session, model_id: int, number: int, *, load: Collection[InstrumentedAttribute[object]] = ()
 ) -> Engine:
     """Return an engine, with those deferred columns that `load` names; NotFound."""
-    engine = session.scalar(_of(model_id).where(Engine.number == number).options(*map(undefer, load)))
+    engine = session.scalar(_by_number(tuple(load)), {"model": model_id, "number": number})
     if engine is None:
         raise NotFound(
             f"This model has no engine {number}. GET its …/engines lists them; POST …/builds makes one.",
             code="engine_not_found",
         )
     return engine
+
+
+@cache
+def _by_number(load: tuple[InstrumentedAttribute[object], ...]) -> Select[Engine]:
+    same = (Engine.model_id == bindparam("model"), Engine.number == bindparam("number"))
+    return select(Engine).where(*same).options(*map(undefer, load))
 
 
 def list_engines(

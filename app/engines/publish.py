@@ -4,7 +4,7 @@ from functools import cache
 from importlib.metadata import version
 from typing import Any, Literal, NotRequired, TypedDict, Unpack
 
-from sqlalchemy import select, update
+from sqlalchemy import insert, select, update
 from sqlalchemy.orm import Session
 
 from app.artifacts.service import keep
@@ -14,6 +14,8 @@ from app.engines.tables import Engine
 from app.registry.service import next_number
 from app.remembered import remembered
 from app.weights.tables import WeightVersion
+
+INSERT = insert(Engine).returning(Engine.id)
 
 
 class NewEngine(TypedDict):
@@ -52,32 +54,33 @@ class NewEngine(TypedDict):
     job_id: str
 
 
-def publish_engine(session: Session, **made: Unpack[NewEngine]) -> Engine:
-    """Insert an engine under its model's next number and keep its plan, where it has one.
+def publish_engine(session: Session, **made: Unpack[NewEngine]) -> int:
+    """Insert an engine under its model's next number, which is returned, and keep its plan, where it has one.
 
     For the transaction that also finishes the job; the plan's blob must be recorded already.
     """
     definition, digest = _definition(session, made["definition_id"])
-    made["facts"] = {**made["facts"], "service_version": _service_version()}
-    engine = Engine(
+    number = next_number(session, made["model_id"], "engine")
+    row = {
         **made,
-        number=next_number(session, made["model_id"], "engine"),
-        definition=definition,
-        weights=_weights(session, made["weights_id"]),
-        recipe=recipe(
+        "facts": {**made["facts"], "service_version": _service_version()},
+        "number": number,
+        "definition": definition,
+        "weights": _weights(session, made["weights_id"]),
+        "recipe": recipe(
             definition_digest=digest,
             backend=made["backend"],
             profiles=made["profiles"],
             options=made["options"],
             rules=made["rules"],
         ),
-        refittable=bool(made["facts"].get("refittable", True)),
-    )
-    session.add(engine)
-    session.flush()
-    if engine.plan_digest is not None:
-        keep(session, engine.plan_digest, _owner(engine.id))
-    return engine
+        "refittable": bool(made["facts"].get("refittable", True)),
+    }
+    engine_id = session.connection().execute(INSERT, row).scalar_one()
+    plan = made.get("plan_digest")
+    if plan is not None:
+        keep(session, plan, _owner(engine_id))
+    return number
 
 
 def publish_plan(session: Session, engine_id: int, *, digest: str, nbytes: int, signature: str) -> Engine:
@@ -99,9 +102,9 @@ def publish_plan(session: Session, engine_id: int, *, digest: str, nbytes: int, 
 
 def _definition(session: Session, definition_id: int) -> tuple[int, str]:
     """Return a definition's number and digest."""
-    row = select(Definition.version, Definition.digest).where(Definition.id == definition_id)
 
     def read() -> tuple[int, str]:
+        row = select(Definition.version, Definition.digest).where(Definition.id == definition_id)
         version, digest = session.execute(row).one()
         return version, digest
 
@@ -110,8 +113,11 @@ def _definition(session: Session, definition_id: int) -> tuple[int, str]:
 
 def _weights(session: Session, weights_id: int) -> int:
     """Return a weight version's number."""
-    row = select(WeightVersion.version).where(WeightVersion.id == weights_id)
-    return remembered(session, "weights' number", weights_id, lambda: session.scalars(row).one())
+
+    def read() -> int:
+        return session.scalars(select(WeightVersion.version).where(WeightVersion.id == weights_id)).one()
+
+    return remembered(session, "weights' number", weights_id, read)
 
 
 @cache

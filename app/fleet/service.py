@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import delete, select
+from sqlalchemy import bindparam, delete, select
 from sqlalchemy.orm import Session
 
 from app.database import Database, now
 from app.fleet.tables import Worker
 from app.settings import Settings
+
+ALIVE = select(Worker).where(Worker.seen_at >= bindparam("oldest")).order_by(Worker.started_at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,4 +52,4 @@ def forget(database: Database, worker_id: str) -> None:
 def alive(session: Session, settings: Settings) -> list[Worker]:
     """Return the workers heard of lately, in the order they started."""
     oldest = now() - timedelta(seconds=settings.worker_timeout_s)
-    return list(session.scalars(select(Worker).where(Worker.seen_at >= oldest).order_by(Worker.started_at)))
+    return list(session.scalars(ALIVE, {"oldest": oldest}))

@@ -15,6 +15,8 @@ from app.database import now
 from app.errors import NotFound
 from app.jobs.tables import Job, JobEvent
 
+INSERT = insert(JobEvent)
+
 
 @dataclass(frozen=True, slots=True)
 class Event:
@@ -50,7 +52,7 @@ def write(session: Session, job_id: str, last: int, events: Sequence[Event]) -> 
         {"job_id": job_id, "seq": first + index, "type": event.type, "data": event.data, "at": at}
         for index, event in enumerate(events)
     ]
-    session.execute(insert(JobEvent), rows)
+    session.connection().execute(INSERT, rows)
 
 
 def list(session: Session, job_id: str, after: int = 0, limit: int = 50) -> Sequence[JobEvent]:  # noqa: A001 - read as events.list

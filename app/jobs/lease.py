@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import bindparam, func, select, update
 from sqlalchemy.orm import Session
 
 from app.database import Database, now
@@ -24,6 +24,21 @@ from app.jobs.state import HELD, State, before
 from app.jobs.tables import Job
 from app.jobs.transition import Notify, ended, requeued, tell, write
 from app.settings import Settings
+
+CLAIM = (
+    update(Job)
+    .where(Job.id == bindparam("job"), Job.state.in_(before(State.RUNNING)))
+    .values(
+        state=State.RUNNING,
+        fence=Job.fence + 1,
+        attempt=Job.attempt + 1,
+        worker=bindparam("by"),
+        lease_until=bindparam("until"),
+        started_at=func.coalesce(Job.started_at, bindparam("moment", type_=Job.started_at.type)),
+        last_event=Job.last_event + 1,
+    )
+    .returning(Job.kind, Job.model_id, Job.fence, Job.attempt, Job.request, Job.queue, Job.last_event)
+)
 
 
 class LeaseLost(Exception):
@@ -80,23 +95,10 @@ def claim(
     A claim need not survive the machine, on which the worker that made it goes as well.
     """
     moment = now()
-    statement = (
-        update(Job)
-        .where(Job.id == job_id, Job.state.in_(before(State.RUNNING)))
-        .values(
-            state=State.RUNNING,
-            fence=Job.fence + 1,
-            attempt=Job.attempt + 1,
-            worker=worker,
-            lease_until=moment + timedelta(seconds=settings.lease_s),
-            started_at=func.coalesce(Job.started_at, moment),
-            last_event=Job.last_event + 1,
-        )
-        .returning(Job.kind, Job.model_id, Job.fence, Job.attempt, Job.request, Job.queue, Job.last_event)
-        .execution_options(synchronize_session=False)
-    )
+    until = moment + timedelta(seconds=settings.lease_s)
+    given = {"job": job_id, "by": worker, "until": until, "moment": moment}
     with database.transaction(durable=False) as session:
-        row = session.execute(statement).one_or_none()
+        row = session.connection().execute(CLAIM, given).one_or_none()
         if row is None:
             return None
         kind, model_id, fence, attempt, request, queue, last = row
@@ -190,7 +192,7 @@ def release(
 ) -> None:
     """Give the job back without counting the attempt; a sweep sends it again. Raises LeaseLost."""
     told = [*events, Event("released", {"reason": reason, "attempt": held.attempt})]
-    _leave(database, held, requeued() | {"attempt": Job.attempt - 1}, told, notify)
+    _leave(database, held, requeued() | {"attempt": held.attempt - 1}, told, notify)
 
 
 def retry(
@@ -244,7 +246,7 @@ def _write(
     values: dict[str, Any],
     told: Sequence[Event],
 ) -> State | None:
-    return write(session, held.job_id, states, Job.fence == held.fence, values=values, told=told)
+    return write(session, held.job_id, states, fence=held.fence, values=values, told=told)
 
 
 def _read(session: Session, held: Claim) -> State | None:

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, bindparam, func, select
 from sqlalchemy.orm import Session
 
 from app.database import after_commit, now
@@ -24,6 +24,17 @@ from app.remembered import remembered
 
 Place = Callable[[Session], Job]  # makes a job in the transaction it is given
 HISTORY = 5  # earlier jobs that say how long the next one takes
+EARLIER = (
+    select(Job.started_at, Job.finished_at)
+    .where(
+        Job.model_id == bindparam("model"),
+        Job.kind == bindparam("kind"),
+        Job.state == State.SUCCEEDED,
+        Job.attempt > 0,
+    )
+    .order_by(Job.id.desc())
+    .limit(HISTORY)
+)
 
 
 def bind_dispatch(session: Session, dispatch: Dispatch) -> None:
@@ -139,20 +150,17 @@ def request_cancel(session: Session, job_id: str) -> Job:
 
 
 def _model_name(session: Session, model_id: int) -> str:
-    name = select(Model.name).where(Model.id == model_id)
-    return remembered(session, "model name", model_id, lambda: session.scalars(name).one())
+    def read() -> str:
+        return session.scalars(select(Model.name).where(Model.id == model_id)).one()
+
+    return remembered(session, "model name", model_id, read)
 
 
 def _expected_seconds(session: Session, kind: str, model_id: int) -> float | None:
-    statement = (
-        select(Job.started_at, Job.finished_at)
-        .where(Job.model_id == model_id, Job.kind == kind, Job.state == State.SUCCEEDED, Job.attempt > 0)
-        .order_by(Job.id.desc())
-        .limit(HISTORY)
-    )
+    earlier = session.connection().execute(EARLIER, {"model": model_id, "kind": kind})
     seconds = [
         (finished - started).total_seconds()
-        for started, finished in session.execute(statement)
+        for started, finished in earlier
         if started is not None and finished is not None
     ]
     return statistics.median(seconds) if seconds else None

@@ -117,8 +117,8 @@ def _take_back(
     else:
         values = requeued()
     with database.transaction() as session:
-        guards = (Job.fence == row.fence, Job.lease_until < now())
-        moved = write(session, row.id, (State(row.state),), *guards, values=values, told=told)
+        states = (State(row.state),)
+        moved = write(session, row.id, states, fence=row.fence, expired_at=now(), values=values, told=told)
         if moved is not None:
             tell(session, notify, row.id, moved)
             log.warning("lease expired", job_id=row.id, worker=row.worker, attempt=row.attempt, state=moved)

@@ -1,11 +1,14 @@
 """The one guarded statement by which a job moves, and the hint that goes out once it has."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from functools import cache
 from typing import Any
 
 import structlog
-from sqlalchemy import ColumnElement, update
+from sqlalchemy import bindparam, update
 from sqlalchemy.orm import Session
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from app.database import after_commit, now
 from app.jobs import events
@@ -15,6 +18,16 @@ from app.jobs.tables import Job
 
 log = structlog.get_logger(__name__)
 
+
+def _given(name: str) -> str:
+    """Name the parameter for a guard's or a column's value; a column's own name is taken in an UPDATE."""
+    return f"given_{name}"
+
+
+GUARDS = {
+    "fence": Job.fence == bindparam(_given("fence")),
+    "expired_at": Job.lease_until < bindparam(_given("expired_at")),
+}
 Notify = Callable[[str, State], None]  # a job, and the state it is in now
 
 
@@ -22,26 +35,35 @@ def write(
     session: Session,
     job_id: str,
     states: Iterable[State],
-    *guards: ColumnElement[bool],
-    values: dict[str, Any],
+    *,
+    fence: int | None = None,
+    expired_at: datetime | None = None,
+    values: Mapping[str, Any],
     told: Sequence[Event] = (),
 ) -> State | None:
     """Change the job if it is in one of `states` and the guards hold, and tell `told`.
 
-    Returns the state it is in now, or None, with nothing written, where they do not hold.
+    The guards, where they are given: it has this fence, and its lease ran out before that moment. Returns the state it
+    is in now, or None, with nothing written, where they do not hold.
     """
-    statement = (
-        update(Job)
-        .where(Job.id == job_id, Job.state.in_(list(states)), *guards)
-        .values(last_event=Job.last_event + len(told), **values)
-        .returning(Job.state, Job.last_event)
-        .execution_options(synchronize_session=False)
-    )
-    row = session.execute(statement).one_or_none()
+    guards = {name: value for name, value in {"fence": fence, "expired_at": expired_at}.items() if value is not None}
+    given = {"job": job_id, "told": len(told)} | {_given(name): value for name, value in {**guards, **values}.items()}
+    row = session.connection().execute(_update(tuple(states), tuple(guards), tuple(values)), given).one_or_none()
     if row is None:
         return None
     events.write(session, job_id, row.last_event, told)
     return State(row.state)
+
+
+@cache
+def _update(states: tuple[State, ...], guards: tuple[str, ...], columns: tuple[str, ...]) -> ReturningUpdate[str, int]:
+    """Return the statement with these guards that sets these columns; it is put together once, which takes a while."""
+    return (
+        update(Job)
+        .where(Job.id == bindparam("job"), Job.state.in_(states), *(GUARDS[name] for name in guards))
+        .values(last_event=Job.last_event + bindparam("told"), **{name: bindparam(_given(name)) for name in columns})
+        .returning(Job.state, Job.last_event)
+    )
 
 
 def ended(state: State) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal
 
-from sqlalchemy import select, update
+from sqlalchemy import bindparam, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -15,6 +15,11 @@ COUNTERS = {
     "definition": Model.last_definition,
     "weights": Model.last_weights,
     "engine": Model.last_engine,
+}
+BY_NAME = select(Model).where(Model.name == bindparam("name"))
+NEXT = {
+    name: update(Model).where(Model.id == bindparam("model")).values({column: column + 1}).returning(column)
+    for name, column in COUNTERS.items()
 }
 
 
@@ -33,7 +38,7 @@ def create_model(session: Session, name: str, description: str, labels: Mapping[
 
 def get_model(session: Session, name: str) -> Model:
     """Return a model by its name; NotFound."""
-    model = session.scalar(select(Model).where(Model.name == name))
+    model = session.scalar(BY_NAME, {"name": name})
     if model is None:
         raise NotFound(
             f"There is no model '{name}'. Register it with POST /v1/models, or list what there is with GET /v1/models.",
@@ -57,12 +62,4 @@ def next_number(session: Session, model_id: int, counter: Literal["definition", 
 
     The row stays locked until the transaction ends, so numbers have no gap and no duplicate.
     """
-    column = COUNTERS[counter]
-    statement = (
-        update(Model)
-        .where(Model.id == model_id)
-        .values({column: column + 1})
-        .returning(column)
-        .execution_options(synchronize_session=False)
-    )
-    return session.execute(statement).scalar_one()
+    return session.connection().execute(NEXT[counter], {"model": model_id}).scalar_one()

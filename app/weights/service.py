@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import Any
 
 from blake3 import blake3
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -24,6 +24,9 @@ from app.weights.safetensors_file import MAX_TENSORS, CheckpointError, TensorSlo
 from app.weights.tables import CheckpointFile, WeightVersion
 
 HASH_CHUNK_BYTES = 4 * 1024 * 1024
+BY_NUMBER = select(WeightVersion).where(
+    WeightVersion.model_id == bindparam("model"), WeightVersion.version == bindparam("version")
+)
 
 
 def create_weights(
@@ -109,8 +112,7 @@ def list_weights(session: Session, model_id: int, page: PageQuery) -> Rows[Weigh
 
 def get_weights(session: Session, model_id: int, version: int) -> WeightVersion:
     """Return a weight version by its number; NotFound."""
-    same = (WeightVersion.model_id == model_id, WeightVersion.version == version)
-    found = session.scalar(select(WeightVersion).where(*same))
+    found = session.scalar(BY_NUMBER, {"model": model_id, "version": version})
     if found is None:
         raise NotFound(
             f"The model has no weight version {version}. Make one with POST /v1/models/<model>/weights, "
@@ -122,8 +124,12 @@ def get_weights(session: Session, model_id: int, version: int) -> WeightVersion:
 
 def load_rows(session: Session, weights_id: int) -> list[Any]:
     """Return what `Manifest.from_json` reads, by the row's id; reading it is for after the session."""
-    statement = select(WeightVersion.manifest).where(WeightVersion.id == weights_id)
-    return remembered(session, "manifest", weights_id, lambda: session.scalars(statement).one())
+
+    def read() -> list[Any]:
+        rows: list[Any] = session.scalars(select(WeightVersion.manifest).where(WeightVersion.id == weights_id)).one()
+        return rows
+
+    return remembered(session, "manifest", weights_id, read)
 
 
 def index_file(database: Database, store: ArtifactStore, digest: str) -> list[TensorEntry]:

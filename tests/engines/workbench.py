@@ -132,7 +132,7 @@ class Workbench:
         with self.database.transaction() as session:
             request = jobs.get_job(session, job.id).request
             parent = session.get_one(Engine, request["parent_id"]) if "parent_id" in request else None
-            return _publish(session, job, request, parent, version, platform, facts).number
+            return _publish(session, job, request, parent, version, platform, facts)
 
     def engine(self, number: int) -> Engine:
         """Read an engine of the model."""
@@ -148,7 +148,7 @@ def _publish(
     version: str,
     platform: str,
     facts: dict[str, Any],
-) -> Engine:
+) -> int:
     plan = digest_of(f"plan of {job.id}")
     record(session, plan, 10)
     lazy = request.get("materialise") == "lazy"
