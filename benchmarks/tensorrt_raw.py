@@ -45,6 +45,8 @@ def build(onnx: str, plan: str) -> dict[str, Any]:
 
     The first builder of a process loads TensorRT's kernels, for which a process that has compiled before does not wait.
     """
+    runtime = trt.Runtime(LOGGER)  # which an engine host has as well before it is asked for anything
+    idle = memory_bytes("self", "VmRSS")
     making, builder = timed(lambda: trt.Builder(LOGGER))
     builder.max_threads = os.cpu_count() or 1
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH))
@@ -64,11 +66,13 @@ def build(onnx: str, plan: str) -> dict[str, Any]:
     config.add_optimization_profile(profile)
     building, engine = timed(lambda: builder.build_serialized_network(network, config))
     writing, _ = timed(lambda: write(plan, engine))
+    del runtime
     return {
         "builder_s": making,
         "parse_s": parsing,
         "build_s": building,
         "write_s": writing,
+        "idle_bytes": idle,
         "peak_bytes": memory_bytes("self", "VmHWM"),
     }
 
