@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from app.bindings.binding import bind
@@ -25,6 +25,7 @@ from app.weights.tables import WeightVersion
 
 KEPT_REPORTS = 16
 MAX_KEPT_TENSORS = 10_000  # of a weight version whose report is kept: some megabytes
+BY_DIGEST = select(Binding.id).where(Binding.digest == bindparam("digest"))
 
 
 class TensorOutline(NamedTuple):
@@ -92,13 +93,13 @@ class Draft:
 
 def record(session: Session, draft: Draft) -> int:
     """Return the id of a report's row, which is inserted where there is none of the same text yet."""
-    known = select(Binding.id).where(Binding.digest == draft.digest)
-    found = session.scalar(known)
-    if found is not None:
-        return found
-    row = {"digest": draft.digest, "report": draft.text}
-    session.execute(insert_into(session, Binding).values(row).on_conflict_do_nothing())  # a twin may be faster
-    return session.execute(known).scalar_one()
+    connection = session.connection()
+    found = connection.scalar(BY_DIGEST, {"digest": draft.digest})
+    if found is None:
+        row = {"digest": draft.digest, "report": draft.text}
+        connection.execute(insert_into(session, Binding).values(row).on_conflict_do_nothing())  # a twin may be faster
+        found = connection.execute(BY_DIGEST, {"digest": draft.digest}).scalar_one()
+    return found
 
 
 def load_report(session: Session, binding_id: int) -> dict[str, Any]:
