@@ -103,7 +103,7 @@ class Database:
         """Wait until all that was committed so far, in whichever process, survives a power cut."""
         if self.engine.dialect.name == "sqlite":
             with self.transaction() as session:
-                session.execute(text("PRAGMA user_version = 0"))  # unused, but what writes nothing waits for nothing
+                session.execute(text("PRAGMA user_version = 0"))  # unused; what writes nothing is not synced
 
     def dispose(self) -> None:
         """Close every pooled connection."""

@@ -224,11 +224,8 @@ def measure_packed(bench: Bench) -> dict[str, Any]:
     """Refit and run the 24-layer model in the packed layout; the plain one is in `measure_refit`."""
     model = _model(bench, "medium", MEDIUM)
     engine = _engine(model, refit_layout="packed")
-    _refit(model, engine, model.versions[1], verify=UNVERIFIED)
-    rounds = [
-        _refit(model, engine, model.versions[number % 2], verify={"against": "finite"}, materialise="lazy")
-        for number in range(ROUNDS)
-    ]
+    body = {"verify": {"against": "finite"}, "materialise": "lazy"}
+    rounds = _back_and_forth(model, engine, model.versions[:2], ROUNDS, **body)
     found = model.client.call("GET", f"/v1/models/{model.client.model}/engines/{engine}")
     return {
         "build_job_s": _build_seconds(model.client, engine),
@@ -260,8 +257,8 @@ PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
 
 BEFORE: dict[str, Callable[[Bench], None]] = {"refit": build_plain, "delta": build_plain, "packed": build_packed}
 
-# What is measured, where its figure lies, and what it is to be at most.
-AIMS: tuple[tuple[str, tuple[str, ...], float], ...] = (
+# What is measured, where its figure lies, and what it is to be at most; None where it is to be known.
+AIMS: tuple[tuple[str, tuple[str, ...], float | None], ...] = (
     ("warm refit job, all weights, eager plan, over raw", ("refit", "warm_over_raw"), 1.15),
     ("cold refit job over raw with deserialize", ("refit", "cold_over_raw"), 1.15),
     ("delta refit job, one tensor, lazy plan, finite, s", ("delta", "verified", "median_s"), 0.060),
@@ -270,7 +267,7 @@ AIMS: tuple[tuple[str, tuple[str, ...], float], ...] = (
     ("build job over raw, 12 layers", ("build", "over_raw"), 1.03),
     ("packed refit over raw plain refit, 24 layers", ("packed", "refit_over_raw_plain"), 0.6),
     ("run of the packed layout over plain", ("packed", "run_over_plain"), 1.0),
-    ("run of a refittable engine over one that is not", ("cost", "ratio"), 1.0),
+    ("run of a refittable engine over one that is not", ("cost", "ratio"), None),
     ("peak memory of a build beyond raw, of the weights", ("build", "peak_beyond_raw_of_weights"), 0.10),
     ("the same, beyond what both held before", ("build", "grown_beyond_raw_of_weights"), 0.10),
     ("peak memory of a refit beyond raw, of the weights", ("refit", "peak_beyond_raw_of_weights"), 0.10),
@@ -466,8 +463,10 @@ def _table(figures: dict[str, Any]) -> Table:
         value: Any = figures
         for part in path:
             value = value.get(part) if value is not None else None
-        if value is not None:
-            table.add_row(name, f"<= {aim:g}", f"{value:.4g}", "met" if value <= aim else "missed")
+        if value is None:
+            continue
+        wanted, verdict = ("", "") if aim is None else (f"<= {aim:g}", "met" if value <= aim else "missed")
+        table.add_row(name, wanted, f"{value:.4g}", verdict)
     return table
 
 

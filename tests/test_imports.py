@@ -23,6 +23,10 @@ def test_the_api_imports_no_runtime_no_compiler_and_no_worker() -> None:
     assert not found & HEAVY
 
 
+def test_the_engine_host_imports_nothing_that_only_its_worker_needs() -> None:
+    assert not imported_by("workers.engine_host.child") & {"asyncio", "structlog", "sqlalchemy", "celery", "redis"}
+
+
 @pytest.mark.parametrize("module", ["app.cli", "app.serve.supervisor"])
 def test_the_command_line_loads_nothing_a_command_does_not_need(module: str) -> None:
     assert not imported_by(module) & (HEAVY | {"fastapi", "sqlalchemy", "alembic", "celery", "numpy", "pydantic"})

@@ -87,17 +87,15 @@ class Submit:
     async def job(self, prepare: Callable[[], Place]) -> JobAnswer:
         """Make the job, wait likewise, and return it as it is then.
 
-        A job whose client waits need not survive a power cut before its client hears of it: its worker's last
-        transaction keeps what came before. Only where the client hears of it without that is there a wait for the disk.
+        Whoever posts a job hears of it once it survives a power cut, not before. The end of one that was waited for has
+        seen to that, as a worker's last transaction keeps what came before; else the database settles.
         """
         job = await run_in_threadpool(self._make, prepare)
-        if not self._wait_s:
-            return job
-        waited = job.state not in FINAL
-        if waited:
+        if self._wait_s and job.state not in FINAL:
             job = await self._finished(job.id)
-        if not (waited and job.state in FINAL):
-            await run_in_threadpool(self._database.settle)
+            if job.state in FINAL:
+                return job
+        await run_in_threadpool(self._database.settle)
         return job
 
     def answer(self, job: JobAnswer) -> JSONResponse:
@@ -124,7 +122,7 @@ class Submit:
             return self._place(place)  # a twin with the same key was faster: its job is there now
 
     def _place(self, place: Place) -> JobAnswer:
-        with self._database.transaction(durable=not self._wait_s) as session:
+        with self._database.transaction(durable=False) as session:
             service.bind_dispatch(session, self._dispatch)
             earlier = self._earlier(session)
             if earlier is not None:

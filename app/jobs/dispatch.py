@@ -33,7 +33,7 @@ class Dispatch:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="dispatch")
 
     def send(self, job_id: str, queue: str) -> None:
-        """Tell the workers of a queue about a new job, then whoever waits for it."""
+        """Tell the workers of a queue about a new job."""
         self._thread.submit(self._send, job_id, queue)
 
     def announce(self, job_id: str, state: State) -> None:
@@ -50,4 +50,3 @@ class Dispatch:
             self._queue.send(job_id, queue)
         except Exception:  # the job is in the database; whatever is wrong here, the next one goes on
             log.exception("job not sent; the sweep will send it", job_id=job_id)
-        self._announce(job_id, State.QUEUED)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import bindparam, insert, select, update
 from sqlalchemy.orm import Session
 
 from app.database import now
@@ -16,6 +16,7 @@ from app.errors import NotFound
 from app.jobs.tables import Job, JobEvent
 
 INSERT = insert(JobEvent)
+COUNT = update(Job).where(Job.id == bindparam("job")).values(last_event=Job.last_event + 1).returning(Job.last_event)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +29,7 @@ class Event:
 
 def append(session: Session, job_id: str, type: str, data: dict[str, Any]) -> int:  # noqa: A002 - the column's name
     """Write one event and return its number; raises NotFound "job_not_found"."""
-    statement = (
-        update(Job)
-        .where(Job.id == job_id)
-        .values(last_event=Job.last_event + 1)
-        .returning(Job.last_event)
-        .execution_options(synchronize_session=False)
-    )
-    last = session.execute(statement).scalar_one_or_none()
+    last = session.connection().execute(COUNT, {"job": job_id}).scalar_one_or_none()
     if last is None:
         raise NotFound(f"There is no job {job_id!r}; GET /v1/jobs lists them.", code="job_not_found")
     write(session, job_id, last, [Event(type, data)])

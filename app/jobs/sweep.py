@@ -118,7 +118,7 @@ def _take_back(
         values = requeued()
     with database.transaction() as session:
         states = (State(row.state),)
-        moved = write(session, row.id, states, fence=row.fence, expired_at=now(), values=values, told=told)
+        moved = write(session, row.id, states, fence=row.fence, expired_before=now(), values=values, told=told)
         if moved is not None:
             tell(session, notify, row.id, moved)
             log.warning("lease expired", job_id=row.id, worker=row.worker, attempt=row.attempt, state=moved)

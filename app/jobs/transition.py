@@ -19,14 +19,9 @@ from app.jobs.tables import Job
 log = structlog.get_logger(__name__)
 
 
-def _given(name: str) -> str:
-    """Name the parameter for a guard's or a column's value; a column's own name is taken in an UPDATE."""
-    return f"given_{name}"
-
-
 GUARDS = {
-    "fence": Job.fence == bindparam(_given("fence")),
-    "expired_at": Job.lease_until < bindparam(_given("expired_at")),
+    "fence": Job.fence == bindparam("guard_fence"),
+    "expired_before": Job.lease_until < bindparam("guard_expired_before"),
 }
 Notify = Callable[[str, State], None]  # a job, and the state it is in now
 
@@ -37,18 +32,20 @@ def write(
     states: Iterable[State],
     *,
     fence: int | None = None,
-    expired_at: datetime | None = None,
+    expired_before: datetime | None = None,
     values: Mapping[str, Any],
     told: Sequence[Event] = (),
 ) -> State | None:
     """Change the job if it is in one of `states` and the guards hold, and tell `told`.
 
-    The guards, where they are given: it has this fence, and its lease ran out before that moment. Returns the state it
-    is in now, or None, with nothing written, where they do not hold.
+    The guards, where they are given: it has this fence, and its lease ran out before that moment. `values` are by
+    column, and no expressions. Returns the state it is in now, or None, with nothing written, where they do not hold.
     """
-    guards = {name: value for name, value in {"fence": fence, "expired_at": expired_at}.items() if value is not None}
-    given = {"job": job_id, "told": len(told)} | {_given(name): value for name, value in {**guards, **values}.items()}
-    row = session.connection().execute(_update(tuple(states), tuple(guards), tuple(values)), given).one_or_none()
+    wanted = {"fence": fence, "expired_before": expired_before}
+    guards = tuple(name for name, value in wanted.items() if value is not None)
+    given = {"job": job_id, "told": len(told)}
+    given |= {f"guard_{name}": wanted[name] for name in guards} | {f"new_{name}": new for name, new in values.items()}
+    row = session.connection().execute(_update(tuple(states), guards, tuple(values)), given).one_or_none()
     if row is None:
         return None
     events.write(session, job_id, row.last_event, told)
@@ -61,7 +58,7 @@ def _update(states: tuple[State, ...], guards: tuple[str, ...], columns: tuple[s
     return (
         update(Job)
         .where(Job.id == bindparam("job"), Job.state.in_(states), *(GUARDS[name] for name in guards))
-        .values(last_event=Job.last_event + bindparam("told"), **{name: bindparam(_given(name)) for name in columns})
+        .values(last_event=Job.last_event + bindparam("told"), **{name: bindparam(f"new_{name}") for name in columns})
         .returning(Job.state, Job.last_event)
     )
 

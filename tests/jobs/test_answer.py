@@ -1,3 +1,4 @@
+import asyncio
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from app.database import Database
 from app.errors import Invalid
 from app.jobs import lease, service
 from app.jobs.answer import SubmitDep, wait_seconds
-from app.jobs.notices import Announcer
+from app.jobs.notices import Announcer, wait_for
 from app.jobs.queue import redis_url
 from app.jobs.tables import Job
 from app.registry.service import create_model, get_model
@@ -147,43 +148,80 @@ def test_concurrent_posts_with_one_key_make_one_job(client: TestClient, preparat
     assert len({job["id"] for _, job in answers}) == 1
 
 
-def test_prefer_wait_answers_with_the_finished_job(client: TestClient, database: Database, settings: Settings) -> None:
+@pytest.mark.parametrize("end", ["succeeded", "canceled"])
+def test_prefer_wait_answers_once_it_hears_of_the_end(
+    client: TestClient, database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    heard: list[bool] = []
+
+    async def wait_and_look(ended: asyncio.Event, timeout_s: float) -> None:
+        await wait_for(ended, timeout_s)
+        heard.append(ended.is_set())
+
+    monkeypatch.setattr("app.jobs.answer.wait_for", wait_and_look)
+    monkeypatch.setattr("app.jobs.answer.LOOK_EVERY_S", 30.0)
     answers: list[tuple[int, dict[str, object]]] = []
     waiter = threading.Thread(target=lambda: answers.append(_post(client, Prefer="wait=60")))
     waiter.start()
     while not (jobs := client.get("/v1/jobs").json()["data"]):
         pass
-    _finish(database, settings, jobs[0]["id"])
+    if end == "succeeded":
+        _finish(database, settings, jobs[0]["id"])
+    else:
+        client.post(f"/v1/jobs/{jobs[0]['id']}/cancel")
     waiter.join()
     ((status, job),) = answers
-    assert (status, job["state"], job["result"]) == (200, "succeeded", {"engine": 1})
+    assert (status, job["state"], job["result"]) == (200, end, {"engine": 1} if end == "succeeded" else None)
+    assert heard == [True]
+
+
+@pytest.fixture
+def synced(app: FastAPI) -> list[bool]:
+    """Whether each of the API's own transactions waited for the disk, on SQLite."""
+    synced: list[bool] = []
+
+    def look(connection: Connection) -> None:
+        synced.append(connection.exec_driver_sql("PRAGMA synchronous").scalar_one() == FULL)
+
+    event.listen(app.state.database.engine, "commit", look)
+    return synced
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_what_a_client_hears_of_has_waited_for_the_disk_and_nothing_else(
-    app: FastAPI, client: TestClient, database: Database, settings: Settings
+@pytest.mark.parametrize("prefer", [{}, {"Prefer": "wait=0.05"}])
+def test_whoever_posts_a_job_hears_of_it_after_a_wait_for_the_disk(
+    client: TestClient, synced: list[bool], prefer: dict[str, str]
 ) -> None:
-    waited: list[bool] = []
+    assert _post(client, **prefer)[0] == 202
+    assert synced == [False, True]
 
-    def look(connection: Connection) -> None:
-        waited.append(connection.exec_driver_sql("PRAGMA synchronous").scalar_one() == FULL)
 
-    event.listen(app.state.database.engine, "commit", look)
-    _post(client)
-    assert waited == [True]
-    _, queued = _post(client, Prefer="wait=0.05", **{"Idempotency-Key": "k"})
-    assert waited == [True, False, True]
-    _finish(database, settings, str(queued["id"]))
-    _post(client, Prefer="wait=60", **{"Idempotency-Key": "k"})  # the job may be one that nobody has waited for
-    assert waited == [True, False, True, True]
-    waited.clear()
-    waiter = threading.Thread(target=_post, args=(client,), kwargs={"Prefer": "wait=60"})
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_so_does_who_posts_again_what_another_request_waits_for(client: TestClient, synced: list[bool]) -> None:
+    waiter = threading.Thread(target=_post, args=(client,), kwargs={"Prefer": "wait=60", "Idempotency-Key": "k"})
     waiter.start()
-    while (newest := client.get("/v1/jobs?limit=1").json()["data"][0]["id"]) == queued["id"]:
+    while not client.get("/v1/jobs").json()["data"]:
         pass
-    _finish(database, settings, newest)  # a transaction of the worker's, on the same disk
+    assert synced == [False]
+    status, job = _post(client, **{"Idempotency-Key": "k"})
+    assert (status, synced) == (202, [False, True])
+    client.post(f"/v1/jobs/{job['id']}/cancel")
     waiter.join()
-    assert waited == [False]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_the_end_of_a_job_that_was_waited_for_is_the_only_wait_for_the_disk(
+    client: TestClient, database: Database, settings: Settings, synced: list[bool]
+) -> None:
+    answers: list[tuple[int, dict[str, object]]] = []
+    waiter = threading.Thread(target=lambda: answers.append(_post(client, Prefer="wait=60")))
+    waiter.start()
+    while not (jobs := client.get("/v1/jobs").json()["data"]):
+        pass
+    _finish(database, settings, jobs[0]["id"])  # in a durable transaction, as a worker does
+    waiter.join()
+    ((status, job),) = answers
+    assert (status, job["state"], synced) == (200, "succeeded", [False])
 
 
 def test_prefer_wait_gives_up_with_202(client: TestClient) -> None:

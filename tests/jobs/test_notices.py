@@ -1,4 +1,5 @@
 import asyncio
+from contextlib import closing
 
 import pytest
 import redis
@@ -6,12 +7,11 @@ import redis
 from app.jobs.notices import CHANNEL, Announcer, Listener, wait_for
 from app.jobs.queue import redis_url
 from app.jobs.state import FINAL, State
-from app.settings import Settings
 
 
-def test_listening_ends_at_whatever_moment_it_is_told_to(settings: Settings) -> None:
+def test_listening_ends_at_whatever_moment_it_is_told_to(valkey_url: str) -> None:
     async def start_and_end(turns: int) -> None:
-        async with Listener(redis_url(settings.broker_url)).running():
+        async with Listener(redis_url(valkey_url)).running():
             for _ in range(turns):
                 await asyncio.sleep(0)
 
@@ -23,10 +23,13 @@ def test_listening_ends_at_whatever_moment_it_is_told_to(settings: Settings) -> 
 
 
 @pytest.mark.parametrize("end", sorted(FINAL))
-def test_waiters_are_woken_by_the_end_of_their_job_and_watchers_by_each_change(settings: Settings, end: State) -> None:
+def test_waiters_are_woken_by_the_end_of_their_job_and_watchers_by_each_change(valkey_url: str, end: State) -> None:
     async def heard() -> list[bool]:
-        announce = Announcer(redis_url(settings.broker_url))
-        listener = Listener(redis_url(settings.broker_url))
+        listener = Listener(redis_url(valkey_url))
+        with closing(Announcer(redis_url(valkey_url))) as announce:
+            return await heard_by(listener, announce)
+
+    async def heard_by(listener: Listener, announce: Announcer) -> list[bool]:
         async with listener.running():
             await _subscribed(listener, announce)
             with listener.watching("job") as changed, listener.waiting("job") as ended:
@@ -43,16 +46,17 @@ def test_waiters_are_woken_by_the_end_of_their_job_and_watchers_by_each_change(s
     assert asyncio.run(heard()) == [True, False, True, True]
 
 
-def test_a_notice_of_an_id_alone_wakes_whoever_watches(settings: Settings) -> None:
+def test_a_notice_of_an_id_alone_wakes_whoever_watches(valkey_url: str) -> None:
     async def heard() -> bool:
-        url = redis_url(settings.broker_url)
+        url = redis_url(valkey_url)
         listener = Listener(url)
         async with listener.running():
-            await _subscribed(listener, Announcer(url))
-            with listener.watching("job") as changed:
-                redis.Redis.from_url(url).publish(CHANNEL, "job")
-                await wait_for(changed, 10)
-                return changed.is_set()
+            with closing(Announcer(url)) as announce, redis.Redis.from_url(url) as client:
+                await _subscribed(listener, announce)
+                with listener.watching("job") as changed:
+                    client.publish(CHANNEL, "job")
+                    await wait_for(changed, 10)
+                    return changed.is_set()
 
     assert asyncio.run(heard())
 

@@ -9,6 +9,7 @@ import pytest
 
 from tests.workers.hosting import Hosting
 from tests.workers.networks import Network, bound, checkpoint, perceptron
+from tests.workers.processes import status_bytes
 from workers.backends.base import LoadedEngine
 from workers.backends.onnxruntime import SESSION_BYTES
 from workers.engine_host.host import EngineHost
@@ -167,12 +168,6 @@ print(open("/proc/self/status").read())
 """
 
 
-def peak(status: str) -> int:
-    """The most memory a process ever had resident, in bytes, from its /proc/<pid>/status."""
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
-
-
 @pytest.fixture
 def large(tmp_path: Path) -> Network:
     """256 MiB of weights in four matrices."""
@@ -190,12 +185,12 @@ def test_binding_takes_no_more_memory_than_a_bare_session(hosting: Hosting, larg
 
     built, _ = hosting.build(large, bound(large, tensors))
 
-    ours = peak(Path(f"/proc/{hosting.host.pid}/status").read_text())
+    ours = status_bytes(Path(f"/proc/{hosting.host.pid}/status").read_text(), "VmHWM")
     ranges = [f"{name}:{one.offset}:{one.nbytes // 4}:4096" for name, one in tensors.items()]
     bare = subprocess.run(
         [sys.executable, "-c", BARE, built.plan, str(path), *ranges], capture_output=True, text=True, check=True
     )
-    assert ours <= peak(bare.stdout)
+    assert ours <= status_bytes(bare.stdout, "VmHWM")
 
 
 def test_a_parent_that_does_not_fit_beside_its_child_goes_before_the_child_is_loaded(tmp_path: Path) -> None:

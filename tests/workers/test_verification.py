@@ -12,6 +12,7 @@ from app.definitions.profiles import Range
 from app.weights.dtypes import numpy_dtype
 from tests.workers.hosting import Hosting
 from tests.workers.networks import attention, bound, checkpoint, network_of, perceptron
+from tests.workers.processes import status_bytes
 from workers.backends.base import Against, BackendError, EngineFile, OutputDifference
 from workers.run_inputs import digest_of, fixed_inputs
 from workers.verification import difference, fault_of, is_finite, tolerance_of
@@ -106,16 +107,15 @@ def test_neither_engine_nor_reference_holds_its_weights_widened_all_at_once(host
     network = perceptron(tmp_path / "half.onnx", "F16", width=2048, depth=12)
     weights = {name: np.full(shape, 1e-4, np.float16) for name, (_, shape) in network.parameters.items()}
     _, engine = hosting.build(network, bound(network, checkpoint(tmp_path / "a.safetensors", weights)))
-    pid = hosting.host.pid
-    assert pid is not None
-    Path(f"/proc/{pid}/clear_refs").write_text("5")  # the peak starts anew from the present
-    before = status_bytes(pid, "VmRSS")
+    process = Path(f"/proc/{hosting.host.pid}")
+    (process / "clear_refs").write_text("5")  # the peak starts anew from the present
+    before = status_bytes((process / "status").read_text(), "VmRSS")
 
     assert hosting.verify(engine).ok
 
     stored = sum(one.tensors[0].nbytes for one in engine.parameters)
     mapped, widened = 2 * stored, 2 * stored  # both of them map the file
-    assert status_bytes(pid, "VmHWM") - before < mapped + widened // 4
+    assert status_bytes((process / "status").read_text(), "VmHWM") - before < mapped + widened // 4
 
 
 def test_fixed_inputs_are_the_same_everywhere() -> None:
@@ -134,12 +134,6 @@ def test_fixed_inputs_are_the_same_everywhere() -> None:
     assert (arrays["mask"] == 1).all()
     assert arrays["image"].dtype == np.float16
     assert arrays["flag"].all()
-
-
-def status_bytes(pid: int, field: str) -> int:
-    """Return a field of /proc/PID/status in bytes."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(f"{field}:")).split()[1]) * 1024
 
 
 def test_fixed_inputs_take_the_shapes_of_the_first_profile() -> None:
