@@ -25,7 +25,7 @@ class PlanVerifier:
         if found != digest:
             raise ServiceError(
                 f"The stored plan {digest} has the digest {found}: the artifact store is damaged. "
-                "Build the engine again and check the store's disk.",
+                'Check the store\'s disk, then build the engine again with "reuse": false.',
                 code="plan_damaged",
             )
         self._seen[digest] = stat

@@ -114,7 +114,7 @@ class PlanPut:
         """Wait until it is there, for when the host is done with the file; the inherited plan, where it wrote none.
 
         The next refit of this engine need not read the plan to know it, where the file in the store is the one that was
-        written: not one of that digest which lay there before, nor a copy.
+        written and no copy.
         """
         if self._plan is not None and self._path is not None:
             plan = self._watch.join(self._plan)

@@ -87,7 +87,7 @@ class LocalStore:
             os.fchmod(file.fileno(), 0o444)
             with storage_errors():
                 os.fsync(file.fileno())
-        self._publish(path, digest, size)
+        self._publish(path, digest)
         if path.resolve() != self._path(digest).resolve():
             path.unlink()
         return digest, size
@@ -169,9 +169,9 @@ class LocalStore:
     def _seal(self, incoming: Incoming, expected: str) -> None:
         require_equal(incoming.digest, expected)
         incoming.sync()
-        self._publish(incoming.path, expected, incoming.size)
+        self._publish(incoming.path, expected)
 
-    def _publish(self, source: Path, digest: str, size: int) -> None:
+    def _publish(self, source: Path, digest: str) -> None:
         path = self._path(digest)
         with storage_errors():
             if not path.parent.exists():
@@ -181,7 +181,7 @@ class LocalStore:
                 try:
                     path.hardlink_to(source)
                 except FileExistsError:
-                    _renew(path, source, size)
+                    _replace(path, source)
                 os.fsync(shard)
 
 
@@ -190,13 +190,14 @@ def missing(digest: str) -> NotFound:
     return NotFound(f"There is no blob {digest}. Upload it with PUT /v1/blobs/{digest}.", code="blob_not_found")
 
 
-def _renew(path: Path, source: Path, size: int) -> None:
-    if path.stat().st_size == size:
-        os.utime(path)
-        return
-    # Someone cut the artifact short from outside; the bytes at hand are verified. A copy of the name takes its place.
+def _replace(path: Path, source: Path) -> None:
+    """Put the bytes at hand, which are verified, in the place of what somebody may have damaged from outside.
+
+    Whoever has the old file open goes on reading it.
+    """
     twin = source.with_name(f"{source.name}.twin")
     twin.hardlink_to(source)
+    os.utime(twin)
     twin.replace(path)
 
 

@@ -108,16 +108,28 @@ def test_a_fresh_temporary_file_is_not_cleared(local_store: LocalStore) -> None:
     assert path.exists()
 
 
-def test_the_same_bytes_mend_an_artifact_cut_short_from_outside(local_store: LocalStore) -> None:
+def test_an_artifact_cut_short_from_outside_is_not_served_as_if_it_were_whole(local_store: LocalStore) -> None:
     digest = put(local_store, BYTES)
     path = local_store.local_path(digest)
     path.chmod(0o644)
     os.truncate(path, 10)
     with pytest.raises(Unavailable, match="Upload it again"):
         list(local_store.iter_bytes(digest, 0, len(BYTES)))
+
+
+@pytest.mark.parametrize(
+    "damaged", [BYTES[:10], BYTES[:-1] + b"?", BYTES + b"?"], ids=["cut short", "changed", "longer"]
+)
+def test_the_same_bytes_mend_an_artifact_damaged_from_outside(local_store: LocalStore, damaged: bytes) -> None:
+    digest = put(local_store, BYTES)
+    path = local_store.local_path(digest)
+    path.chmod(0o644)
+    path.write_bytes(damaged)
+    reader = local_store.iter_bytes(digest, 0, 10)
     put(local_store, BYTES)
     assert path.read_bytes() == BYTES
     assert len(files_in(local_store)) == 1
+    assert b"".join(reader) == damaged[:10]
 
 
 def test_an_open_reader_survives_deletion(local_store: LocalStore) -> None:
