@@ -144,9 +144,7 @@ def test_a_plan_that_was_tampered_with_is_never_loaded_and_a_build_mends_it(net:
     run = {"engine": 1, "inputs": net.upload(save({"x": np.zeros((1, 8), np.float32)}))}
     job = net.do("/runs", run)
     assert (job["state"], job["error"]["code"]) == ("failed", "plan_damaged")
-    net.result(
-        "/builds", {"definition": 1, "weights": 1, "reuse": False}
-    )  # onnxruntime's plan is the same, to the byte
+    net.result("/builds", {"definition": 1, "weights": 1, "reuse": False})  # gives the same plan, to the byte
     assert net.do("/runs", run)["state"] == "succeeded"
 
 
