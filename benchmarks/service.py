@@ -19,7 +19,7 @@ class Service:
 
     def processes(self) -> dict[int, str]:
         """Return the command line of each process the service runs."""
-        return {pid: _command_line(pid) for pid in _descendants(self.pid)}
+        return descendants(self.pid)
 
     def find(self, *words: str) -> int:
         """Return the one process whose command line has all these words."""
@@ -53,12 +53,11 @@ def forget_peak(pid: int) -> None:
     Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
-def _descendants(pid: int) -> list[int]:
-    children: list[int] = []
+def descendants(pid: int) -> dict[int, str]:
+    """Return the command line of each process that one has started, or one of those."""
+    found: dict[int, str] = {}
     for task in Path(f"/proc/{pid}/task").iterdir():
-        children += [int(child) for child in (task / "children").read_text().split()]
-    return children + [deeper for child in children for deeper in _descendants(child)]
-
-
-def _command_line(pid: int) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+        for child in map(int, (task / "children").read_text().split()):
+            found[child] = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+            found |= descendants(child)
+    return found
