@@ -199,6 +199,7 @@ def _replace(path: Path, source: Path) -> None:
     twin.hardlink_to(source)
     os.utime(twin)
     twin.replace(path)
+    twin.unlink(missing_ok=True)  # it is still there where both are names of one file: rename(2) does nothing then
 
 
 def _iter_file(file: BinaryIO, start: int, stop: int, chunk: int) -> Iterator[bytes]:

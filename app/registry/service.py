@@ -11,15 +11,14 @@ from app.errors import Conflict, NotFound
 from app.pagination import PageQuery, Rows, list_rows
 from app.registry.tables import Model
 
-COUNTERS = {
-    "definition": Model.last_definition,
-    "weights": Model.last_weights,
-    "engine": Model.last_engine,
-}
 BY_NAME = select(Model).where(Model.name == bindparam("name"))
 NEXT = {
     name: update(Model).where(Model.id == bindparam("model")).values({column: column + 1}).returning(column)
-    for name, column in COUNTERS.items()
+    for name, column in (
+        ("definition", Model.last_definition),
+        ("weights", Model.last_weights),
+        ("engine", Model.last_engine),
+    )
 }
 
 

@@ -132,6 +132,18 @@ def test_the_same_bytes_mend_an_artifact_damaged_from_outside(local_store: Local
     assert b"".join(reader) == damaged[:10]
 
 
+def test_a_file_that_is_the_artifact_by_another_name_may_be_put_again(local_store: LocalStore) -> None:
+    digest = put(local_store, BYTES)
+    path = local_store.local_path(digest)
+    other = local_store.root / "incoming" / "other"
+    other.hardlink_to(path)
+    age(path, DAY_S)
+    local_store.put_file(other)
+    local_store.put_file(path)
+    assert not local_store.delete_stale(digest, older_than_s=60)
+    assert files_in(local_store) == [str(path.relative_to(local_store.root))]
+
+
 def test_an_open_reader_survives_deletion(local_store: LocalStore) -> None:
     digest = put(local_store, BYTES)
     reader = local_store.iter_bytes(digest, 0, len(BYTES))
