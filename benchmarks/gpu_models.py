@@ -116,15 +116,18 @@ def refit(model: Model, engine: int, weights: int, **body: Any) -> dict[str, Any
 
 
 def back_and_forth(
-    model: Model,
-    engine: int,
-    versions: tuple[int, ...],
-    rounds: int,
-    **body: Any,  # noqa: ANN401 - JSON
-) -> list[dict[str, Any]]:
-    """Refit an engine to two versions in turn; one refit ahead of those that count leaves it warm, with the second."""
+    model: Model, engine: int, versions: tuple[int, ...], rounds: int, *bodies: dict[str, Any]
+) -> list[list[dict[str, Any]]]:
+    """Refit an engine to two versions in turn, with each of `bodies` in every round; return the refits by body.
+
+    One refit ahead of those that count leaves it warm, with the second version.
+    """
     refit(model, engine, versions[1], verify=UNVERIFIED)
-    return [refit(model, engine, versions[number % 2], **body) for number in range(rounds)]
+    taken: list[list[dict[str, Any]]] = [[] for _ in bodies]
+    for _ in range(rounds):
+        for runs, body in zip(taken, bodies, strict=True):
+            runs += [refit(model, engine, version, **body) for version in versions[:2]]
+    return taken
 
 
 def finished(client: Client, what: str, body: dict[str, Any]) -> tuple[float, dict[str, Any]]:

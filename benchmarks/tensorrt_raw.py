@@ -102,7 +102,8 @@ def refit(plan: str, *checkpoints: str) -> dict[str, Any]:
 
 
 def one_round(engine: Any, weights: dict[str, Any], path: str) -> dict[str, float]:  # noqa: ANN401 - trt.ICudaEngine
-    """Refit with all weights, serialize and write."""
+    """Refit with all weights, serialize and write a file that is not there yet."""
+    Path(path).unlink(missing_ok=True)
     refitting, _ = timed(lambda: put(engine, weights))
     serializing, plan = timed(engine.serialize)
     writing, _ = timed(lambda: write(path, plan))

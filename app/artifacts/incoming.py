@@ -11,11 +11,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
-from app.artifacts.writeback import start_writeback
+from app.artifacts.writeback import WRITEBACK, start_writeback
 from app.errors import Unavailable
-from app.settings import MIB
 
-WRITEBACK = 32 * MIB
 WRITE_BUFFER = 128 * 1024  # small chunks are gathered, larger ones pass straight through
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 SETTLING_S = 60.0  # a temporary file younger than this may not be locked yet

@@ -6,8 +6,9 @@ import hashlib
 import os
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Thread
 from typing import BinaryIO, Self
 
 from app.artifacts.batches import batched
@@ -195,11 +196,26 @@ def _replace(path: Path, source: Path) -> None:
 
     Whoever has the old file open goes on reading it.
     """
-    twin = source.with_name(f"{source.name}.twin")
-    twin.hardlink_to(source)
-    os.utime(twin)
-    twin.replace(path)
-    twin.unlink(missing_ok=True)  # it is still there where both are names of one file: rename(2) does nothing then
+    with _freed_beside(path):
+        twin = source.with_name(f"{source.name}.twin")
+        twin.hardlink_to(source)
+        os.utime(twin)
+        twin.replace(path)
+        twin.unlink(missing_ok=True)  # it is still there where both are names of one file: rename(2) does nothing then
+
+
+@contextmanager
+def _freed_beside(path: Path) -> Iterator[None]:
+    """Keep a file open while a block takes its name away: to free a large one takes long, and is left to a thread."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:  # a cache has removed it this moment
+        yield
+        return
+    try:
+        yield
+    finally:
+        Thread(target=file.close, name="free").start()
 
 
 def _iter_file(file: BinaryIO, start: int, stop: int, chunk: int) -> Iterator[bytes]:

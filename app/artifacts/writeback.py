@@ -2,6 +2,7 @@
 
 import ctypes
 
+WRITEBACK = 32 << 20  # bytes to gather before they are sent on their way
 SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h: begin writing the dirty pages of the range, wait for nothing
 
 _sync_file_range = ctypes.CDLL(None).sync_file_range

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,49 @@ def test_a_file_that_is_the_artifact_by_another_name_may_be_put_again(local_stor
     local_store.put_file(path)
     assert not local_store.delete_stale(digest, older_than_s=60)
     assert files_in(local_store) == [str(path.relative_to(local_store.root))]
+
+
+def test_freeing_what_was_there_holds_up_nobody(local_store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    inode = local_store.local_path(put(local_store, BYTES)).stat().st_ino
+    left: list[Callable[[], None]] = []
+
+    class Later:
+        def __init__(self, *, target: Callable[[], None], **_name: str) -> None:
+            left.append(target)
+
+        def start(self) -> None:
+            """Start nothing: the test does what is left to the thread."""
+
+    monkeypatch.setattr("app.artifacts.local.Thread", Later)
+    put(local_store, BYTES)
+    assert inode in open_inodes()
+    left.pop()()
+    assert inode not in open_inodes()
+
+
+def test_bytes_that_are_removed_while_they_are_put_again_are_put(
+    local_store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = local_store.local_path(put(local_store, BYTES))
+
+    def hardlink_to(self: Path, target: Path) -> None:
+        try:
+            os.link(target, self)
+        except FileExistsError:
+            path.unlink()  # as a cache does that makes room
+            raise
+
+    monkeypatch.setattr(Path, "hardlink_to", hardlink_to)
+    put(local_store, BYTES)
+    assert path.read_bytes() == BYTES
+
+
+def open_inodes() -> set[int]:
+    found = set()
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found.add(descriptor.stat().st_ino)
+    return found
 
 
 def test_an_open_reader_survives_deletion(local_store: LocalStore) -> None:

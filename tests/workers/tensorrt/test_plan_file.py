@@ -3,10 +3,11 @@ from pathlib import Path
 
 import pytest
 
+from app.artifacts.writeback import WRITEBACK
 from workers.backends.tensorrt.plan_file import mapped_plan, write_plan, writing_plan
 
 
-@pytest.mark.parametrize("size", [0, 1, 5_000_000])
+@pytest.mark.parametrize("size", [0, 1, 5_000_000, WRITEBACK, 2 * WRITEBACK + 1])
 def test_a_plan_is_written_whole_and_its_digest_is_the_files(tmp_path: Path, size: int) -> None:
     plan = bytes(range(256)) * (size // 256) + bytes(size % 256)
     path = tmp_path / "engine.plan"

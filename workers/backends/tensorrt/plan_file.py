@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from app.artifacts.writeback import WRITEBACK, start_writeback
+
 
 @contextmanager
 def writing_plan(plan: Any, path: Path) -> Iterator[Future[tuple[str, int]]]:  # noqa: ANN401 - as below
@@ -24,14 +26,17 @@ def writing_plan(plan: Any, path: Path) -> Iterator[Future[tuple[str, int]]]:  #
 def write_plan(plan: Any, path: Path) -> tuple[str, int]:  # noqa: ANN401 - trt.IHostMemory, a buffer
     """Write a plan to the disk and return its digest ("sha256:<64 hex>") and size in bytes.
 
-    It is digested meanwhile. By the time whoever stores the file wants it on the disk, it is there.
+    It is digested meanwhile, and the disk begins before the last byte is written. By the time whoever stores the file
+    wants it on the disk, it is there.
     """
     view = memoryview(plan).cast("B")
     with ThreadPoolExecutor(1) as pool, path.open("wb", buffering=0) as file:
         digest = pool.submit(hashlib.sha256, view)  # neither holds the interpreter's lock
         written = 0
         while written < view.nbytes:
-            written += file.write(view[written:])
+            count = file.write(view[written : written + WRITEBACK])
+            start_writeback(file.fileno(), written, count)
+            written += count
         os.fsync(file.fileno())
         return f"sha256:{digest.result().hexdigest()}", view.nbytes
 
