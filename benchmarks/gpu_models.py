@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -115,19 +116,30 @@ def refit(model: Model, engine: int, weights: int, **body: Any) -> dict[str, Any
     return {"s": seconds, "phases": phases, "verification": found["verification"], "warm": job["result"]["warm"]}
 
 
-def back_and_forth(
-    model: Model, engine: int, versions: tuple[int, ...], rounds: int, *bodies: dict[str, Any]
+def in_turn(
+    model: Model, engine: int, weights: Iterator[int], rounds: int, *bodies: dict[str, Any]
 ) -> list[list[dict[str, Any]]]:
-    """Refit an engine to two versions in turn, with each of `bodies` in every round; return the refits by body.
+    """Refit an engine to one weight version after the other, with each of `bodies` twice a round; return them by body.
 
-    One refit ahead of those that count leaves it warm, with the second version.
+    One refit ahead of those that count leaves it warm.
     """
-    refit(model, engine, versions[1], verify=UNVERIFIED)
+    refit(model, engine, next(weights), verify=UNVERIFIED)
     taken: list[list[dict[str, Any]]] = [[] for _ in bodies]
     for _ in range(rounds):
         for runs, body in zip(taken, bodies, strict=True):
-            runs += [refit(model, engine, version, **body) for version in versions[:2]]
+            runs += [refit(model, engine, next(weights), **body) for _ in range(2)]
     return taken
+
+
+def new_weights(model: Model) -> Iterator[int]:
+    """Yield versions that no engine has had, so that their plans are new; each differs in all tensors from the last."""
+    rows = parameters(model.client, model.definition)
+    smallest = min(rows, key=_nbytes)
+    path = model.files[0].with_name("new.safetensors")
+    for base in cycle(model.versions[:2]):
+        write_checkpoint(path, [smallest], seed=time.time_ns(), dtype="F16")
+        body = {"files": [model.client.upload(path)], "base": base}
+        yield int(model.client.post("weights", body)["version"])
 
 
 def finished(client: Client, what: str, body: dict[str, Any]) -> tuple[float, dict[str, Any]]:
