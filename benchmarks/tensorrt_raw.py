@@ -2,7 +2,7 @@
 
 python -m benchmarks.tensorrt_raw build ONNX PLAN          compile a graph whose weights are external
 python -m benchmarks.tensorrt_raw refit PLAN FIRST SECOND  refit a plan with two checkpoints in turn
-python -m benchmarks.tensorrt_raw refit-heard ...          the same with a logger in Python that hears everything
+python -m benchmarks.tensorrt_raw build-heard|refit-heard ...  the same with a logger in Python that hears everything
 
 Prints one JSON object; times are seconds, memory is bytes.
 """
@@ -33,11 +33,16 @@ T = TypeVar("T")
 class Listener(trt.ILogger):
     """A logger in Python: TensorRT calls it for each verbose line as well."""
 
-    def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
-        """Hear a line and forget it."""
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines = 0
+
+    def log(self, severity: trt.ILogger.Severity, msg: str) -> None:  # noqa: ARG002 - TensorRT's signature
+        """Count a line and forget it."""
+        self.lines += 1
 
 
-LOGGER = Listener() if "refit-heard" in sys.argv else trt.Logger(trt.Logger.ERROR)
+LOGGER = Listener() if sys.argv[1].endswith("-heard") else trt.Logger(trt.Logger.ERROR)
 
 
 def build(onnx: str, plan: str) -> dict[str, Any]:
@@ -72,6 +77,7 @@ def build(onnx: str, plan: str) -> dict[str, Any]:
         "parse_s": parsing,
         "build_s": building,
         "write_s": writing,
+        "lines_heard": LOGGER.lines if isinstance(LOGGER, Listener) else 0,
         "idle_bytes": idle,
         "peak_bytes": memory_bytes("self", "VmHWM"),
     }
@@ -174,5 +180,5 @@ def timed(action: Callable[[], T]) -> tuple[float, T]:
 
 
 if __name__ == "__main__":
-    tasks: dict[str, Callable[..., dict[str, Any]]] = {"build": build, "refit": refit, "refit-heard": refit}
-    print(json.dumps(tasks[sys.argv[1]](*sys.argv[2:])))
+    tasks: dict[str, Callable[..., dict[str, Any]]] = {"build": build, "refit": refit}
+    print(json.dumps(tasks[sys.argv[1].removesuffix("-heard")](*sys.argv[2:])))
