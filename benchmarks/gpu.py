@@ -49,7 +49,7 @@ from benchmarks.gpu_models import (
     write_external,
 )
 from benchmarks.machine import machine
-from benchmarks.service import forget_peak, memory_bytes
+from benchmarks.service import memory_bytes
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
 ROUNDS = 3  # of two refits each
@@ -113,12 +113,9 @@ def _one_build(
         onnx_file = write_external(model, bench.folder / f"{name}.onnx")
         raw_plan = onnx_file.with_suffix(".raw-plan")
         by_hand = {what: _raw(what, onnx_file, raw_plan) for what in before}
-        host, worker = bench.host()
-        idle, growing_from = memory_bytes(host, "VmRSS"), memory_bytes(worker, "VmRSS")
-        forget_peak(host)
-        forget_peak(worker)
+        idle, peak_bytes = memory_bytes(bench.host()[0], "VmRSS"), bench.memory()
         seconds, job = finished(model.client, "builds", build_request(model) | {"verify": UNVERIFIED, "reuse": False})
-        peak = memory_bytes(host, "VmHWM") + memory_bytes(worker, "VmHWM") - growing_from
+        peak = peak_bytes()
     by_hand |= {what: _raw(what, onnx_file, raw_plan) for what in after}
     raw = by_hand["build"]
     grown = (peak - idle) - (raw["peak_bytes"] - raw["idle_bytes"])
@@ -148,12 +145,9 @@ def measure_refit(start: Start) -> dict[str, Any]:
             finished(tiny.client, f"engines/{other}/verify", {"against": "finite"})  # the only engine that stays loaded
             return refit(model, engine, next(weights), verify=UNVERIFIED)
 
-        host, worker = bench.host()
-        before = memory_bytes(worker, "VmRSS")
-        forget_peak(host)
-        forget_peak(worker)
+        peak_bytes = bench.memory()
         in_turn(model, engine, weights, 1, EAGER)
-        peak = memory_bytes(host, "VmHWM") + memory_bytes(worker, "VmHWM") - before
+        peak = peak_bytes()
         bodies = {"warm": EAGER, "warm_verified": {}, "warm_finite": FINITE, "warm_lazy": LAZY}
         taken = in_turn(model, engine, weights, ROUNDS, *bodies.values())
         runs = dict(zip(bodies, taken, strict=True)) | {"cold": [cold() for _ in range(3)]}

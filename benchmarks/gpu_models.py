@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
@@ -12,7 +12,7 @@ from typing import Any
 import onnx
 
 from benchmarks.checkpoints import gpt2_config, parameters, write_checkpoint
-from benchmarks.service import descendants
+from benchmarks.service import descendants, forget_peak, memory_bytes
 from examples.client import Client
 from examples.service import running
 
@@ -52,6 +52,14 @@ class Bench:
         worker = next(pid for pid, line in children.items() if "-m workers " in line and "cuda" in line)
         host = next(pid for pid, line in descendants(worker).items() if "engine_host" in line)
         return host, worker
+
+    def memory(self) -> Callable[[], int]:
+        """Return what tells the peak from now on, in bytes: of all the host has, and of what the worker takes on top."""
+        host, worker = self.host()
+        before = memory_bytes(worker, "VmRSS")
+        forget_peak(host)
+        forget_peak(worker)
+        return lambda: memory_bytes(host, "VmHWM") + memory_bytes(worker, "VmHWM") - before
 
 
 @dataclass(frozen=True)

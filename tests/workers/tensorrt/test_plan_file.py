@@ -19,6 +19,19 @@ def test_a_plan_is_written_whole_and_its_digest_is_the_files(tmp_path: Path, siz
     assert (digest, nbytes) == (f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}", size)
 
 
+def test_the_disk_begins_before_the_plan_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "engine.plan"
+    begun: list[tuple[int, int]] = []
+
+    def start_writeback(_descriptor: int, offset: int, nbytes: int) -> None:
+        assert path.stat().st_size == offset + nbytes
+        begun.append((offset, nbytes))
+
+    monkeypatch.setattr("workers.backends.tensorrt.plan_file.start_writeback", start_writeback)
+    write_plan(bytes(2 * WRITEBACK + 1), path)
+    assert begun == [(0, WRITEBACK), (WRITEBACK, WRITEBACK), (2 * WRITEBACK, 1)]
+
+
 def test_a_plan_of_wider_elements_is_written_by_its_bytes(tmp_path: Path) -> None:
     plan = memoryview(bytes(range(64))).cast("i")
     digest, nbytes = write_plan(plan, tmp_path / "engine.plan")
