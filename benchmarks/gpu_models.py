@@ -54,7 +54,7 @@ class Bench:
         return host, worker
 
     def memory(self) -> Callable[[], int]:
-        """Return what tells the peak from now on, in bytes: of all the host has, and of what the worker takes on top."""
+        """Return what tells the peak from now on, in bytes: of all the host has, and of what the worker grows by."""
         host, worker = self.host()
         before = memory_bytes(worker, "VmRSS")
         forget_peak(host)
