@@ -10,10 +10,8 @@ aims is printed last.
 """
 
 import json
-import os
 import statistics
 import subprocess
-import sys
 import tempfile
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +24,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import by_hand
 from benchmarks.gpu_models import (
     MEDIUM,
     MIB,
@@ -40,7 +39,6 @@ from benchmarks.gpu_models import (
     download_plan,
     engine_of,
     finished,
-    in_turn,
     latency,
     model_of,
     new_weights,
@@ -52,11 +50,13 @@ from benchmarks.machine import machine
 from benchmarks.service import memory_bytes
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
-ROUNDS = 3  # of two refits each
-DELTAS = 15  # likewise
+ROUNDS = 6
+COLD_ROUNDS = 4
+DELTAS = 30
 EAGER: dict[str, Any] = {"verify": UNVERIFIED}
 FINITE: dict[str, Any] = {"verify": {"against": "finite"}}
 LAZY: dict[str, Any] = FINITE | {"materialise": "lazy"}
+Action = Callable[[], dict[str, Any]]
 Start = Callable[[], AbstractContextManager[Bench]]  # runs a service that goes on with what earlier ones made
 console = Console(highlight=False, width=120)
 
@@ -111,17 +111,16 @@ def _one_build(
     with start() as bench:
         model = model_of(bench, name, config)
         onnx_file = write_external(model, bench.folder / f"{name}.onnx")
-        raw_plan = onnx_file.with_suffix(".raw-plan")
-        by_hand = {what: _raw(what, onnx_file, raw_plan) for what in before}
+        raws = {what: by_hand.build(what, onnx_file) for what in before}
         idle, peak_bytes = memory_bytes(bench.host()[0], "VmRSS"), bench.memory()
         seconds, job = finished(model.client, "builds", build_request(model) | {"verify": UNVERIFIED, "reuse": False})
         peak = peak_bytes()
-    by_hand |= {what: _raw(what, onnx_file, raw_plan) for what in after}
-    raw = by_hand["build"]
+    raws |= {what: by_hand.build(what, onnx_file) for what in after}
+    raw = raws["build"]
     grown = (peak - idle) - (raw["peak_bytes"] - raw["idle_bytes"])
     memory = _memory(model, peak, raw["peak_bytes"])
     return {
-        "by_hand": by_hand,
+        "by_hand": raws,
         "raw_s": sum(raw[step] for step in ("builder_s", "parse_s", "build_s", "write_s")),
         "job_s": seconds,
         "phases": job["result"]["seconds"],
@@ -132,54 +131,60 @@ def _one_build(
 def measure_refit(start: Start) -> dict[str, Any]:
     """Refit all weights of the 24-layer model: warm and cold, with and without a plan, verified and not."""
     _built(start, ("medium", MEDIUM), ("tiny", TINY))
-    with start() as bench:
-        model, tiny = model_of(bench, "medium", MEDIUM), model_of(bench, "tiny", TINY)
-        client = model.client
-        engine, other = engine_of(model), engine_of(tiny)
-        plan = download_plan(model, engine, bench.folder / "medium.plan")
-        by_hand = _raw("refit", plan, *model.files)
-        heard = _raw("refit-heard", plan, *model.files)  # with a logger in Python, as the service has one
-        weights = new_weights(model)
+    with start() as bench, _plain_by_hand(bench) as (model, engine, ask):
+        tiny = model_of(bench, "tiny", TINY)
+        client, other = model.client, engine_of(tiny)
+        first, second, _ = model.versions
+        warm = partial(_refitting, model, engine, new_weights(model, first, second))
+        loaded = _refitting(model, engine, new_weights(model, second), EAGER)  # the plan that is loaded holds `first`
 
         def cold() -> dict[str, Any]:
             finished(tiny.client, f"engines/{other}/verify", {"against": "finite"})  # the only engine that stays loaded
-            return refit(model, engine, next(weights), verify=UNVERIFIED)
+            return loaded()
 
+        warm(EAGER)()
         peak_bytes = bench.memory()
-        in_turn(model, engine, weights, 1, EAGER)
+        warm(EAGER)()
         peak = peak_bytes()
         bodies = {"warm": EAGER, "warm_verified": {}, "warm_finite": FINITE, "warm_lazy": LAZY}
-        taken = in_turn(model, engine, weights, ROUNDS, *bodies.values())
-        runs = dict(zip(bodies, taken, strict=True)) | {"cold": [cold() for _ in range(3)]}
+        raw, *taken = _in_turn(ROUNDS, partial(ask, "all"), *map(warm, bodies.values()))
+        raw_cold, cold_runs = _in_turn(COLD_ROUNDS, lambda: ask("load") | ask("all"), cold)
         build_s, run_s = build_seconds(client, engine), latency(client, engine)
+    runs = dict(zip(bodies, taken, strict=True)) | {"cold": cold_runs}
     if any(run["warm"] != (name != "cold") for name, taken in runs.items() for run in taken):
         raise SystemExit("an engine was resident that should not have been, or the other way round")
-    median = {name: statistics.median(run["s"] for run in taken) for name, taken in runs.items()}
+    raw_s, raw_cold_s = [one["all_s"] for one in raw], [one["deserialize_s"] + one["all_s"] for one in raw_cold]
+    taken_s = {name: [run["s"] for run in taken] for name, taken in runs.items()}
+    verification_s = [b - a for a, b in zip(taken_s["warm"], taken_s["warm_verified"], strict=True)]
+    median = {name: statistics.median(taken) for name, taken in taken_s.items()}
     return {
-        "raw": by_hand,
-        "raw_heard": heard,
+        "raw": _medians(raw),
+        "raw_cold": _medians(raw_cold),
         "build_job_s": build_s,
         "median_s": median,
         "phases": {name: _medians([run["phases"] for run in taken]) for name, taken in runs.items()},
+        "seconds": {"raw": raw_s, "raw_cold": raw_cold_s} | taken_s,
         "verification": runs["warm_verified"][-1]["verification"],
-        "warm_over_raw": median["warm"] / by_hand["all_s"],
-        "cold_over_raw": median["cold"] / (by_hand["all_s"] + by_hand["deserialize_s"]),
+        "warm_over_raw": _ratio(taken_s["warm"], raw_s),
+        "cold_over_raw": _ratio(taken_s["cold"], raw_cold_s),
         "refit_over_build": median["warm"] / build_s,
         "lazy_refit_over_build": median["warm_lazy"] / build_s,
         "run_s": run_s,
-        "verification_s": median["warm_verified"] - median["warm"],
-        "verification_over_refit": (median["warm_verified"] - median["warm"]) / by_hand["refit_s"],
-    } | _memory(model, peak, by_hand["peak_bytes"])
+        "verification_s": statistics.median(verification_s),
+        "verification_over_refit": _ratio(verification_s, [one["refit_s"] for one in raw]),
+    } | _memory(model, peak, raw[0]["peak_bytes"])
 
 
 def measure_delta(start: Start) -> dict[str, Any]:
     """Refit one tensor of the 24-layer model, its plan left for later: from POST to the end of the job."""
     _built(start, ("medium", MEDIUM))
-    with start() as bench:
-        model = model_of(bench, "medium", MEDIUM)
+    with start() as bench, _plain_by_hand(bench) as (model, engine, ask):
         changed = cycle((model.versions[0], model.versions[2]))
-        taken = in_turn(model, engine_of(model), changed, DELTAS, LAZY, LAZY | EAGER)
-    figures: dict[str, Any] = {}
+        jobs = [_refitting(model, engine, changed, body) for body in (LAZY, LAZY | EAGER)]
+        for job in jobs:
+            job()
+        raw, *taken = _in_turn(DELTAS, partial(ask, "one"), *jobs)
+    figures: dict[str, Any] = {"raw": _medians(raw)}
     for name, runs in zip(("verified", "unverified"), taken, strict=True):
         if not all(run["warm"] for run in runs):
             raise SystemExit("the engine was not resident")
@@ -195,23 +200,24 @@ def measure_packed(start: Start) -> dict[str, Any]:
     """Refit and run the 24-layer model in the packed layout, against the plain one by hand."""
     _built(start, ("medium", MEDIUM))
     _built(start, ("medium", MEDIUM), refit_layout="packed")
-    with start() as bench:
-        model = model_of(bench, "medium", MEDIUM)
+    with start() as bench, _plain_by_hand(bench) as (model, plain, ask):
         client = model.client
-        plain, engine = engine_of(model), engine_of(model, refit_layout="packed")
-        by_hand = _raw("refit", download_plan(model, plain, bench.folder / "medium.plan"), *model.files)
-        lazy, eager = in_turn(model, engine, new_weights(model), ROUNDS, LAZY, EAGER)
+        engine = engine_of(model, refit_layout="packed")
+        weights = new_weights(model, *model.versions[:2])
+        jobs = [_refitting(model, engine, weights, body) for body in (LAZY, EAGER)]
+        jobs[0]()
+        raw, lazy, eager = _in_turn(ROUNDS, partial(ask, "all"), *jobs)
         found = client.call("GET", f"/v1/models/{client.model}/engines/{engine}")
         build_s, run_s, plain_run_s = build_seconds(client, engine), latency(client, engine), latency(client, plain)
     eager_s = statistics.median(one["s"] for one in eager)
-    refit_s = statistics.median(one["phases"]["values"] + one["phases"]["refit"] for one in lazy)
+    refit_s = [one["phases"]["values"] + one["phases"]["refit"] for one in lazy]
     return {
-        "raw_plain": by_hand,
+        "raw_plain": _medians(raw),
         "build_job_s": build_s,
         "eager_job_s": eager_s,
         "eager_over_build": eager_s / build_s,
-        "refit_s": refit_s,
-        "refit_over_raw_plain": refit_s / by_hand["refit_s"],
+        "refit_s": statistics.median(refit_s),
+        "refit_over_raw_plain": _ratio(refit_s, [one["refit_s"] for one in raw]),
         "lazy_job_s": statistics.median(one["s"] for one in lazy),
         "run_s": run_s,
         "run_over_plain": run_s / plain_run_s,
@@ -268,6 +274,28 @@ def _built(start: Start, *models: tuple[str, dict[str, Any]], **options: Any) ->
             engine_of(model_of(bench, name, config), **options)
 
 
+def _refitting(model: Model, engine: int, weights: Iterator[int], body: dict[str, Any]) -> Action:
+    """Return what refits an engine to the next weights."""
+    return lambda: refit(model, engine, next(weights), **body)
+
+
+def _in_turn(rounds: int, *actions: Action) -> list[list[dict[str, Any]]]:
+    """Do each in turn, over and over, and return what each has returned.
+
+    A machine may be slower by a fifth for a minute: what is compared is done side by side.
+    """
+    taken: list[list[dict[str, Any]]] = [[] for _ in actions]
+    for _ in range(rounds):
+        for results, action in zip(taken, actions, strict=True):
+            results.append(action())
+    return taken
+
+
+def _ratio(seconds: Sequence[float], others: Sequence[float]) -> float:
+    """Return the median of the ratios between neighbours."""
+    return statistics.median(one / other for one, other in zip(seconds, others, strict=True))
+
+
 def _medians(rows: list[dict[str, float]]) -> dict[str, float]:
     return {name: statistics.median(row[name] for row in rows) for name in rows[0]}
 
@@ -282,13 +310,15 @@ def _memory(model: Model, peak: int, raw_peak: int) -> dict[str, float]:
     }
 
 
-def _raw(what: str, *paths: Path) -> dict[str, Any]:
-    """Do it by hand, in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.tensorrt_raw", what, *map(str, paths)]
-    environment = {"CUDA_MODULE_LOADING": "LAZY"} | os.environ  # as an engine host
-    output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment).stdout
-    figures: dict[str, Any] = json.loads(output.splitlines()[-1])
-    return figures
+@contextmanager
+def _plain_by_hand(bench: Bench) -> Iterator[tuple[Model, int, Callable[[str], dict[str, Any]]]]:
+    """Give the 24-layer model, its engine in the plain layout, and what refits the same plan by hand."""
+    model = model_of(bench, "medium", MEDIUM)
+    engine = engine_of(model)
+    plan = download_plan(model, engine, bench.folder / "medium.plan")
+    with by_hand.refitting(plan, *model.files) as ask:
+        ask("all")
+        yield model, engine, ask
 
 
 @contextmanager

@@ -124,27 +124,12 @@ def refit(model: Model, engine: int, weights: int, **body: Any) -> dict[str, Any
     return {"s": seconds, "phases": phases, "verification": found["verification"], "warm": job["result"]["warm"]}
 
 
-def in_turn(
-    model: Model, engine: int, weights: Iterator[int], rounds: int, *bodies: dict[str, Any]
-) -> list[list[dict[str, Any]]]:
-    """Refit an engine to one weight version after the other, with each of `bodies` twice a round; return them by body.
-
-    One refit ahead of those that count leaves it warm.
-    """
-    refit(model, engine, next(weights), verify=UNVERIFIED)
-    taken: list[list[dict[str, Any]]] = [[] for _ in bodies]
-    for _ in range(rounds):
-        for runs, body in zip(taken, bodies, strict=True):
-            runs += [refit(model, engine, next(weights), **body) for _ in range(2)]
-    return taken
-
-
-def new_weights(model: Model) -> Iterator[int]:
-    """Yield versions that no engine has had, so that their plans are new; each differs in all tensors from the last."""
+def new_weights(model: Model, *bases: int) -> Iterator[int]:
+    """Yield versions that no engine has had, so that their plans are new: `bases` in turn but for one small tensor."""
     rows = parameters(model.client, model.definition)
     smallest = min(rows, key=_nbytes)
     path = model.files[0].with_name("new.safetensors")
-    for base in cycle(model.versions[:2]):
+    for base in cycle(bases):
         write_checkpoint(path, [smallest], seed=time.time_ns(), dtype="F16")
         body = {"files": [model.client.upload(path)], "base": base}
         yield int(model.client.post("weights", body)["version"])

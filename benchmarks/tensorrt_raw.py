@@ -1,20 +1,20 @@
 """The calls that a build and a refit come down to, by hand in one script: what the service is measured against.
 
 python -m benchmarks.tensorrt_raw build ONNX PLAN          compile a graph whose weights are external
-python -m benchmarks.tensorrt_raw refit PLAN FIRST SECOND  refit a plan with two checkpoints in turn
-python -m benchmarks.tensorrt_raw build-heard|refit-heard ...  the same with a logger in Python that hears everything
+python -m benchmarks.tensorrt_raw build-heard ONNX PLAN    the same with a logger in Python that hears everything
+python -m benchmarks.tensorrt_raw refit PLAN FIRST SECOND  refit a plan with two checkpoints, as told line by line
 
-Prints one JSON object; times are seconds, memory is bytes.
+Prints a JSON object, of a refit one for each line of standard input: "load" deserializes the plan, "all" refits all
+weights and writes what came of it, "one" refits a single one. Times are seconds, memory is bytes.
 """
 
 import json
 import mmap
 import os
-import statistics
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,7 +26,6 @@ from benchmarks.service import memory_bytes
 DTYPES = {"F16": np.float16, "F32": np.float32}
 WITHOUT = {"CUBLAS", "CUBLAS_LT", "CUDNN"}  # as the service: nothing but TensorRT's own kernels
 SHAPES = ((1, 1), (1, 64), (4, 128))
-ROUNDS = 5
 T = TypeVar("T")
 
 
@@ -42,7 +41,7 @@ class Listener(trt.ILogger):
         self.lines += 1
 
 
-LOGGER = Listener() if sys.argv[1].endswith("-heard") else trt.Logger(trt.Logger.ERROR)
+LOGGER = Listener() if sys.argv[1] == "build-heard" else trt.Logger(trt.Logger.ERROR)
 
 
 def build(onnx: str, plan: str) -> dict[str, Any]:
@@ -70,7 +69,7 @@ def build(onnx: str, plan: str) -> dict[str, Any]:
         profile.set_shape(network.get_input(index).name, *(trt.Dims(list(shape)) for shape in SHAPES))
     config.add_optimization_profile(profile)
     building, engine = timed(lambda: builder.build_serialized_network(network, config))
-    writing, _ = timed(lambda: write(plan, engine))
+    writing, _ = timed(lambda: write(Path(plan), engine))
     del runtime
     return {
         "builder_s": making,
@@ -83,56 +82,65 @@ def build(onnx: str, plan: str) -> dict[str, Any]:
     }
 
 
-def refit(plan: str, *checkpoints: str) -> dict[str, Any]:
-    """Deserialize, then set every weight, refit, serialize and write, over and over; then one weight alone.
+class Refits:
+    """An engine that is refitted with two checkpoints in turn; the plans it writes go with it.
 
-    At last all of them once more while the engine has an execution context, as one has that runs.
+    Each plan is a file of its own, as the service's are: one that is written anew has memory and disk to itself.
     """
-    runtime = trt.Runtime(LOGGER)
-    with Path(plan).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        loading, engine = timed(lambda: runtime.deserialize_cuda_engine(mapped))
-    names = trt.Refitter(engine, LOGGER).get_all_weights()
-    weights = [turned(tensors(Path(path)), names) for path in checkpoints]
-    rounds = [one_round(engine, weights[number % 2], f"{plan}.refitted") for number in range(ROUNDS)]
-    largest = max(weights[0], key=lambda name: weights[0][name].nbytes if weights[0][name].nbytes < 10e6 else 0)
-    single = [timed(partial(put, engine, {largest: weights[n % 2][largest]}))[0] for n in range(ROUNDS * 4)]
-    Path(f"{plan}.refitted").unlink()
-    peak = memory_bytes("self", "VmHWM")
-    first, context = timed(engine.create_execution_context)
-    del context
-    again, context = timed(engine.create_execution_context)
-    beside = [timed(partial(put, engine, weights[number % 2]))[0] for number in range(ROUNDS)]
-    del context
-    return {
-        "deserialize_s": loading,
-        "refit_s": statistics.median(taken["refit_s"] for taken in rounds),
-        "serialize_s": statistics.median(taken["serialize_s"] for taken in rounds),
-        "write_s": statistics.median(taken["write_s"] for taken in rounds),
-        "all_s": statistics.median(sum(taken.values()) for taken in rounds),
-        "weights": len(weights[0]),
-        "one_tensor_s": statistics.median(single),
-        "one_tensor_bytes": weights[0][largest].nbytes,
-        "first_context_s": first,
-        "context_s": again,
-        "refit_beside_context_s": statistics.median(beside),
-        "peak_bytes": peak,
-    }
+
+    _engine: Any = None  # trt.ICudaEngine
+
+    def __init__(self, plan: str, *checkpoints: str) -> None:
+        self._runtime = trt.Runtime(LOGGER)
+        self._plan = Path(plan)
+        self._written: list[Path] = []
+        self.load()
+        names = trt.Refitter(self._engine, LOGGER).get_all_weights()
+        first, second = (turned(tensors(Path(path)), names) for path in checkpoints)
+        self._versions = cycle((second, first))
+        self._largest = max(first, key=lambda name: first[name].nbytes if first[name].nbytes < 10e6 else 0)
+
+    def load(self) -> dict[str, float]:
+        """Deserialize the plan."""
+        self._engine = None
+        with self._plan.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            loading, self._engine = timed(lambda: self._runtime.deserialize_cuda_engine(mapped))
+        return {"deserialize_s": loading}
+
+    def all(self) -> dict[str, float]:
+        """Set all weights and refit, serialize, and write a file that is not there yet."""
+        weights = next(self._versions)
+        self._written.append(self._plan.with_suffix(f".{len(self._written)}"))
+        refitting, _ = timed(lambda: put(self._engine, weights))
+        serializing, plan = timed(self._engine.serialize)
+        writing, _ = timed(lambda: write(self._written[-1], plan))
+        taken = {"refit_s": refitting, "serialize_s": serializing, "write_s": writing}
+        return taken | {"all_s": sum(taken.values()), "weights": len(weights)}
+
+    def one(self) -> dict[str, float]:
+        """Set a single weight and refit."""
+        array = next(self._versions)[self._largest]
+        return {"refit_s": timed(lambda: put(self._engine, {self._largest: array}))[0], "bytes": array.nbytes}
+
+    def close(self) -> None:
+        """Remove what was written."""
+        for path in self._written:
+            path.unlink()
 
 
-def one_round(engine: Any, weights: dict[str, Any], path: str) -> dict[str, float]:  # noqa: ANN401 - trt.ICudaEngine
-    """Refit with all weights, serialize and write a file that is not there yet."""
-    Path(path).unlink(missing_ok=True)
-    refitting, _ = timed(lambda: put(engine, weights))
-    serializing, plan = timed(engine.serialize)
-    writing, _ = timed(lambda: write(path, plan))
-    return {"refit_s": refitting, "serialize_s": serializing, "write_s": writing}
+def refit(*paths: str) -> None:
+    """Do what each line of standard input says, and answer it."""
+    refits = Refits(*paths)
+    for line in sys.stdin:
+        figures = getattr(refits, line.strip())()
+        print(json.dumps(figures | {"peak_bytes": memory_bytes("self", "VmHWM")}), flush=True)
+    refits.close()
 
 
 def put(engine: Any, weights: dict[str, Any]) -> None:  # noqa: ANN401 - trt.ICudaEngine
     """Set the weights and refit."""
     refitter = trt.Refitter(engine, LOGGER)
-    # TensorRT 8 keeps the interpreter's lock while it refits: a thread of it that speaks to a listener would hang.
-    refitter.max_threads = 1 if isinstance(LOGGER, Listener) else os.cpu_count() or 1
+    refitter.max_threads = os.cpu_count() or 1
     for name, array in weights.items():
         if not refitter.set_named_weights(name, trt.Weights(array)):
             raise SystemExit(f"the engine does not take {name}")
@@ -164,9 +172,9 @@ def turned(weights: dict[str, Any], names: list[str]) -> dict[str, Any]:
     }
 
 
-def write(path: str, data: Any) -> None:  # noqa: ANN401 - trt.IHostMemory
+def write(path: Path, data: Any) -> None:  # noqa: ANN401 - trt.IHostMemory
     """Write a plan so that it survives the machine, as an artifact does."""
-    with Path(path).open("wb") as file:
+    with path.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -180,5 +188,7 @@ def timed(action: Callable[[], T]) -> tuple[float, T]:
 
 
 if __name__ == "__main__":
-    tasks: dict[str, Callable[..., dict[str, Any]]] = {"build": build, "refit": refit}
-    print(json.dumps(tasks[sys.argv[1].removesuffix("-heard")](*sys.argv[2:])))
+    if sys.argv[1] == "refit":
+        refit(*sys.argv[2:])
+    else:
+        print(json.dumps(build(*sys.argv[2:])))

@@ -1,0 +1,49 @@
+"""What is measured by hand: `tensorrt_raw` in processes of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+Figures = dict[str, Any]
+ENVIRONMENT = {"CUDA_MODULE_LOADING": "LAZY"}  # as an engine host
+
+
+def build(how: str, onnx_file: Path) -> Figures:
+    """Compile a graph; `how` is "build" or "build-heard"."""
+    command = _command(how, onnx_file, onnx_file.with_suffix(".raw-plan"))
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=ENVIRONMENT | os.environ)
+    return _figures(done.stdout)
+
+
+@contextmanager
+def refitting(plan: Path, *checkpoints: Path) -> Iterator[Callable[[str], Figures]]:
+    """Keep a process that refits a plan; give what has it do one thing, such as "all", and returns the figures."""
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    command = _command("refit", plan, *checkpoints)
+    with subprocess.Popen(command, env=ENVIRONMENT | os.environ, **pipes) as process:
+        stdin, stdout = process.stdin, process.stdout
+        if stdin is None or stdout is None:
+            raise TypeError("there are no pipes")
+
+        def ask(what: str) -> Figures:
+            print(what, file=stdin, flush=True)
+            return _figures(stdout.readline())
+
+        yield ask
+        stdin.close()
+
+
+def _command(what: str, *paths: Path) -> list[str]:
+    return [sys.executable, "-m", "benchmarks.tensorrt_raw", what, *map(str, paths)]
+
+
+def _figures(output: str) -> Figures:
+    if not output:
+        raise SystemExit("what was to be done by hand failed; see above")
+    figures: Figures = json.loads(output.splitlines()[-1])
+    return figures
