@@ -13,9 +13,9 @@ Figures = dict[str, Any]
 ENVIRONMENT = {"CUDA_MODULE_LOADING": "LAZY"}  # as an engine host
 
 
-def build(how: str, onnx_file: Path) -> Figures:
-    """Compile a graph; `how` is "build" or "build-heard"."""
-    command = _command(how, onnx_file, onnx_file.with_suffix(".raw-plan"))
+def build(onnx_file: Path) -> Figures:
+    """Compile a graph."""
+    command = _command("build", onnx_file, onnx_file.with_suffix(".raw-plan"))
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=ENVIRONMENT | os.environ)
     return _figures(done.stdout)
 

@@ -1,7 +1,6 @@
 """The calls that a build and a refit come down to, by hand in one script: what the service is measured against.
 
 python -m benchmarks.tensorrt_raw build ONNX PLAN          compile a graph whose weights are external
-python -m benchmarks.tensorrt_raw build-heard ONNX PLAN    the same with a logger in Python that hears everything
 python -m benchmarks.tensorrt_raw refit PLAN FIRST SECOND  refit a plan with two checkpoints, as told line by line
 
 Prints a JSON object, of a refit one for each line of standard input: "load" deserializes the plan, "all" refits all
@@ -29,19 +28,7 @@ SHAPES = ((1, 1), (1, 64), (4, 128))
 T = TypeVar("T")
 
 
-class Listener(trt.ILogger):
-    """A logger in Python: TensorRT calls it for each verbose line as well."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines = 0
-
-    def log(self, severity: trt.ILogger.Severity, msg: str) -> None:  # noqa: ARG002 - TensorRT's signature
-        """Count a line and forget it."""
-        self.lines += 1
-
-
-LOGGER = Listener() if sys.argv[1] == "build-heard" else trt.Logger(trt.Logger.ERROR)
+LOGGER = trt.Logger(trt.Logger.ERROR)
 
 
 def build(onnx: str, plan: str) -> dict[str, Any]:
@@ -69,6 +56,7 @@ def build(onnx: str, plan: str) -> dict[str, Any]:
         profile.set_shape(network.get_input(index).name, *(trt.Dims(list(shape)) for shape in SHAPES))
     config.add_optimization_profile(profile)
     building, engine = timed(lambda: builder.build_serialized_network(network, config))
+    Path(plan).unlink(missing_ok=True)  # as of an earlier run: to free it is no part of writing
     writing, _ = timed(lambda: write(Path(plan), engine))
     del runtime
     return {
@@ -76,7 +64,6 @@ def build(onnx: str, plan: str) -> dict[str, Any]:
         "parse_s": parsing,
         "build_s": building,
         "write_s": writing,
-        "lines_heard": LOGGER.lines if isinstance(LOGGER, Listener) else 0,
         "idle_bytes": idle,
         "peak_bytes": memory_bytes("self", "VmHWM"),
     }
