@@ -22,10 +22,9 @@ def build(onnx_file: Path) -> Figures:
 
 @contextmanager
 def refitting(plan: Path, *checkpoints: Path) -> Iterator[Callable[[str], Figures]]:
-    """Keep a process that refits a plan; give what has it do one thing, such as "all", and returns the figures."""
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    command = _command("refit", plan, *checkpoints)
-    with subprocess.Popen(command, env=ENVIRONMENT | os.environ, **pipes) as process:
+    """Keep a process that refits a plan: what is given has it do one thing, such as "all", and returns the figures."""
+    command, pipe = _command("refit", plan, *checkpoints), subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=ENVIRONMENT | os.environ) as process:
         stdin, stdout = process.stdin, process.stdout
         if stdin is None or stdout is None:
             raise TypeError("there are no pipes")

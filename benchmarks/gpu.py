@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks import by_hand
+from benchmarks.gpu_aims import aims_table
 from benchmarks.gpu_models import (
     MEDIUM,
     MIB,
@@ -79,7 +79,7 @@ def main() -> None:
             results = _merged(name, figures)
             if not arguments.tiny:
                 RESULTS.write_text(json.dumps(results, indent=2) + "\n")
-    console.print(_table(results["figures"]))
+    console.print(aims_table(results["figures"]))
 
 
 def measure_build(start: Start) -> dict[str, Any]:
@@ -244,27 +244,6 @@ PARTS: dict[str, Callable[[Start], dict[str, Any]]] = {
     "cost": measure_cost,
 }
 
-# What is measured, where its figure lies, and what it is to be at most; None where it is to be known.
-AIMS: tuple[tuple[str, tuple[str, ...], float | None], ...] = (
-    ("warm refit job, all weights, eager plan, over raw", ("refit", "warm_over_raw"), 1.15),
-    ("cold refit job over raw with deserialize", ("refit", "cold_over_raw"), 1.15),
-    ("delta refit job, one tensor, lazy plan, finite, s", ("delta", "verified", "median_s"), 0.060),
-    ("refit job, plan written, over build job", ("refit", "refit_over_build"), 0.01),
-    ("lazy refit job, finite, over build job", ("refit", "lazy_refit_over_build"), 0.01),
-    ("build job over raw, 12 layers", ("build", "over_raw"), 1.03),
-    ("build job over raw, 24 layers", ("build_large", "over_raw"), 1.03),
-    ("packed refit over raw plain refit, 24 layers", ("packed", "refit_over_raw_plain"), 0.6),
-    ("packed refit job, plan written, over its build", ("packed", "eager_over_build"), 0.01),
-    ("run of the packed layout over plain", ("packed", "run_over_plain"), 1.0),
-    ("run of a refittable engine over one that is not", ("cost", "ratio"), None),
-    ("peak memory of a build beyond raw, of 12 layers", ("build", "peak_beyond_raw_of_weights"), 0.10),
-    ("the same, beyond what both held before", ("build", "grown_beyond_raw_of_weights"), 0.10),
-    ("peak memory of a build beyond raw, of 24 layers", ("build_large", "peak_beyond_raw_of_weights"), 0.10),
-    ("the same, beyond what both held before", ("build_large", "grown_beyond_raw_of_weights"), 0.10),
-    ("peak memory of a refit beyond raw, of the weights", ("refit", "peak_beyond_raw_of_weights"), 0.10),
-    ("default verification over the refit itself", ("refit", "verification_over_refit"), 1.0),
-)
-
 
 def _built(start: Start, *models: tuple[str, dict[str, Any]], **options: Any) -> None:  # noqa: ANN401 - JSON
     """Build what is refitted, with a service of its own: neither the one measured nor the script has compiled."""
@@ -346,19 +325,6 @@ def _gpu() -> dict[str, str]:
     gpus = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
     name, driver, memory = gpus[0].split(", ")
     return {"name": name, "driver": driver, "memory": memory, "tensorrt": tensorrt.__version__}
-
-
-def _table(figures: dict[str, Any]) -> Table:
-    table = Table("figure", "aim", "measured", "", title="Aims", title_justify="left")
-    for name, path, aim in AIMS:
-        value: Any = figures
-        for part in path:
-            value = value.get(part) if value is not None else None
-        if value is None:
-            continue
-        wanted, verdict = ("", "") if aim is None else (f"<= {aim:g}", "met" if value <= aim else "missed")
-        table.add_row(name, wanted, f"{value:.4g}", verdict)
-    return table
 
 
 if __name__ == "__main__":
