@@ -2,7 +2,8 @@
 # Two images from one file, for the API and for every kind of worker:
 #   docker build --target cpu -t enginesmith:cpu .
 #   docker build --target gpu -t enginesmith:gpu .
-# Dependencies come as wheels, so no stage holds a compiler; pip and the sources stay in the build stages.
+# Dependencies come as wheels; a compiler is needed for one small file that only workers with a GPU use. It stays in the
+# build stage, as pip and the sources do.
 
 FROM python:3.11-slim-bookworm AS cpu-build
 WORKDIR /src
@@ -36,7 +37,7 @@ FROM nvidia/cuda:12.9.1-base-ubuntu24.04 AS gpu-build
 ARG TENSORRT_INDEX
 WORKDIR /src
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends python3 python3-venv \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev python3 python3-venv \
     && rm -rf /var/lib/apt/lists/* \
     && python3 -m venv /opt/enginesmith
 COPY pyproject.toml README.md ./

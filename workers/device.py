@@ -13,6 +13,7 @@ GIB = 1 << 30
 CPU_RESIDENT_BYTES = 4 * GIB
 DEVICE_FAILED = "device_failed"  # the code of an error after which a device's engine host is replaced
 DEVICE_OUT_OF_MEMORY = "device_out_of_memory"
+SYSTEM_PRELOAD = Path("/etc/ld.so.preload")
 
 
 def device_environment(device: str, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -20,7 +21,9 @@ def device_environment(device: str, environment: Mapping[str, str] = os.environ)
 
     N counts within CUDA_VISIBLE_DEVICES where that is set, else all GPUs in the order of their PCI addresses. CUDA
     loads kernels when they are first used, as it does by itself from 12.2 on: a compiler brings more of them than a
-    build uses. Raises BackendError "unknown_device".
+    build uses. The C library asks the system for large pages, so that a plan is not put into fresh memory 4 KiB at a
+    time, and what is asked of the device again and again is answered from memory (`cuda/device_attributes.c`). Raises
+    BackendError "unknown_device".
     """
     kind, _, number = device.partition(":")
     if device == "cpu":
@@ -31,7 +34,20 @@ def device_environment(device: str, environment: Mapping[str, str] = os.environ)
         "CUDA_DEVICE_ORDER": environment.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID"),
         "CUDA_VISIBLE_DEVICES": _visible(device, int(number), listed_gpus(environment)),
         "CUDA_MODULE_LOADING": environment.get("CUDA_MODULE_LOADING", "LAZY"),
+        "GLIBC_TUNABLES": environment.get("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"),
+        "LD_PRELOAD": ":".join(filter(None, [environment.get("LD_PRELOAD"), device_attributes_library()])),
     }
+
+
+def device_attributes_library() -> str | None:
+    """Return the path of what `cuda/device_attributes.c` becomes where a C compiler is at hand at installation.
+
+    None as well where the system preloads something into every process: what shares a GPU among containers answers
+    the same calls, and would not be asked any more.
+    """
+    if SYSTEM_PRELOAD.exists() and SYSTEM_PRELOAD.read_text().strip():
+        return None
+    return next((str(path) for path in Path(__file__).with_name("cuda").glob("device_attributes*.so")), None)
 
 
 def describe_device(device: str) -> dict[str, Any]:

@@ -1,15 +1,31 @@
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from workers.cuda import CudaError, DeviceBuffer, Event, Staging, Stream, copy_to_device, copy_to_host, memory_info
-from workers.device import describe_device
+from workers.device import describe_device, device_attributes_library
 from workers.engine_host.host import EngineHost
 
 GIB = 1 << 30
+PROPERTIES = """
+from cuda.bindings import runtime
+for _ in range(2):
+    status, found = runtime.cudaGetDeviceProperties(0)
+    assert int(status) == 0
+    print({name: str(getattr(found, name)) for name in dir(found) if isinstance(getattr(found, name), (int, bytes))})
+"""
+
+
+def properties(preload: str) -> list[str]:
+    """What a process is told that asks for the device's properties twice."""
+    environment = os.environ | {"LD_PRELOAD": preload}
+    command = [sys.executable, "-c", PROPERTIES]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
 def test_the_gpu_is_described() -> None:
@@ -19,6 +35,14 @@ def test_the_gpu_is_described() -> None:
     assert 0 < device["memory_free"] <= device["memory_total"]
     assert [int(part) for part in device["compute_capability"].split(".")] >= [5, 0]
     assert int(device["driver"].split(".")[0]) >= 12
+
+
+def test_what_is_remembered_of_the_gpu_is_what_the_driver_says() -> None:
+    library = device_attributes_library()
+    assert library is not None
+    (plain, _), remembered = properties(""), properties(library)
+    assert remembered == [plain, plain]
+    assert "multiProcessorCount" in plain
 
 
 def test_arrays_come_back_from_the_device_as_they_were() -> None:

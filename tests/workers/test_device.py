@@ -1,9 +1,21 @@
+from pathlib import Path
+
 import pytest
 
+from workers import device as device_module
 from workers.backends.base import BackendError
 from workers.device import describe_device, device_environment, resident_limit
 
 ALL_MINE = {"CUDA_VISIBLE_DEVICES": "4,GPU-8f6b, 6"}
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the package is installed, on a system that preloads nothing."""
+    monkeypatch.setattr(device_module, "__file__", str(tmp_path / "workers" / "device.py"))
+    monkeypatch.setattr(device_module, "SYSTEM_PRELOAD", tmp_path / "ld.so.preload")
+    (tmp_path / "workers" / "cuda").mkdir(parents=True)
+    return tmp_path / "workers"
 
 
 def test_without_cuda_visible_devices_the_number_counts_all_gpus_in_the_order_of_their_addresses() -> None:
@@ -18,11 +30,37 @@ def test_the_number_counts_within_cuda_visible_devices(device: str, shown: str) 
 
 @pytest.mark.parametrize(
     ("name", "otherwise", "other"),
-    [("CUDA_DEVICE_ORDER", "PCI_BUS_ID", "FASTEST_FIRST"), ("CUDA_MODULE_LOADING", "LAZY", "EAGER")],
+    [
+        ("CUDA_DEVICE_ORDER", "PCI_BUS_ID", "FASTEST_FIRST"),
+        ("CUDA_MODULE_LOADING", "LAZY", "EAGER"),
+        ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1", "glibc.malloc.arena_max=2"),
+    ],
 )
 def test_what_is_set_is_kept(name: str, otherwise: str, other: str) -> None:
     assert device_environment("cuda:0", {})[name] == otherwise
     assert device_environment("cuda:0", {name: other})[name] == other
+
+
+@pytest.mark.parametrize(("compiled", "preloaded"), [(True, "{}"), (False, "")])
+def test_what_remembers_attributes_is_preloaded_where_it_was_compiled(
+    package: Path, *, compiled: bool, preloaded: str
+) -> None:
+    library = package / "cuda" / "device_attributes.cpython-311.so"
+    if compiled:
+        library.touch()
+    assert device_environment("cuda:0", {})["LD_PRELOAD"] == preloaded.format(library)
+
+
+def test_what_the_user_preloads_comes_first(package: Path) -> None:
+    library = package / "cuda" / "device_attributes.so"
+    library.touch()
+    assert device_environment("cuda:0", {"LD_PRELOAD": "/lib/other.so"})["LD_PRELOAD"] == f"/lib/other.so:{library}"
+
+
+def test_nothing_is_preloaded_beside_what_the_whole_system_preloads(package: Path, tmp_path: Path) -> None:
+    (package / "cuda" / "device_attributes.so").touch()
+    (tmp_path / "ld.so.preload").write_text("/usr/local/vgpu/libvgpu.so\n")
+    assert device_environment("cuda:0", {})["LD_PRELOAD"] == ""
 
 
 @pytest.mark.parametrize(

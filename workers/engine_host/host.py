@@ -11,13 +11,14 @@ from typing import Any
 import structlog
 
 from workers.backends.base import BackendError, LogLine, Message, Outcome, Request
-from workers.device import DEVICE_FAILED
+from workers.device import DEVICE_FAILED, device_attributes_library
 from workers.engine_host.process import EngineHostProcess
 from workers.engine_host.wire import Hello, Reply
 from workers.resident import Residency
 
 HELLO_S = 120.0  # a driver that starts up after a reboot takes half a minute, a runtime's import several seconds
 TICK_S = 0.5
+REINSTALL = "install a C compiler and Enginesmith again, and leave /etc/ld.so.preload empty"
 log = structlog.get_logger(__name__)
 
 
@@ -62,6 +63,8 @@ class EngineHost:
         if self._process is not None and not self._process.is_alive:
             self.close()
         if self._process is None:
+            if self._device != "cpu" and device_attributes_library() is None:
+                log.warning("device attributes are not remembered: TensorRT 8 will be slow", remedy=REINSTALL)
             self._process = EngineHostProcess(self._device, self._resident_bytes, self._scratch)
         return self._process
 

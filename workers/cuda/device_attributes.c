@@ -1,0 +1,101 @@
+/* Asks the driver for each attribute of the device once. An engine host with a GPU is started with this as LD_PRELOAD.
+
+TensorRT 8 has the CUDA runtime read all of the device's properties several times for each weight it refits, and while it
+compiles. Some attributes take the driver a round trip to the GPU, 0.2 ms each; none changes while a process runs.
+
+The runtime is part of TensorRT's library and finds the driver's functions through cuGetProcAddress, and that through
+dlsym, so those two are answered here. An engine host sees one device, number 0; of others nothing is remembered. */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#define FIRST_DLSYM "GLIBC_2.2.5"
+#elif defined(__aarch64__)
+#define FIRST_DLSYM "GLIBC_2.17"
+#else
+#error "CUDA is for x86-64 and 64-bit Arm"
+#endif
+
+enum { SUCCESS = 0, ATTRIBUTES = 1024, CUDA_12 = 12000 };
+
+typedef void *(*DlSym)(void *, const char *);
+typedef int (*GetAttribute)(int *value, int attribute, int device);
+typedef int (*GetProcAddress)(const char *symbol, void **function, int version, uint64_t flags);
+typedef int (*GetProcAddress2)(const char *symbol, void **function, int version, uint64_t flags, void *status);
+
+static DlSym real_dlsym;
+static GetAttribute real_attribute;
+static GetProcAddress real_proc_address;
+static GetProcAddress2 real_proc_address_2;
+
+static const int64_t KNOWN = INT64_C(1) << 32;
+static _Atomic int64_t remembered[ATTRIBUTES]; /* KNOWN and the value, or 0 */
+
+static int get_attribute(int *value, int attribute, int device)
+{
+    int is_kept = device == 0 && attribute >= 0 && attribute < ATTRIBUTES && value;
+    int64_t found = is_kept ? atomic_load(&remembered[attribute]) : 0;
+    if (found) {
+        *value = (int)(uint32_t)found;
+        return SUCCESS;
+    }
+    int status = real_attribute(value, attribute, device);
+    if (is_kept && status == SUCCESS)
+        atomic_store(&remembered[attribute], KNOWN | (uint32_t)*value);
+    return status;
+}
+
+static int get_proc_address(const char *symbol, void **function, int version, uint64_t flags);
+static int get_proc_address_2(const char *symbol, void **function, int version, uint64_t flags, void *status);
+
+/* Return what to call for a function of the driver as of CUDA `version`, 0 where the name says it. */
+static void *ours(const char *symbol, void *function, int version)
+{
+    if (!strcmp(symbol, "cuDeviceGetAttribute")) {
+        real_attribute = (GetAttribute)function;
+        return (void *)get_attribute;
+    }
+    if (!strcmp(symbol, "cuGetProcAddress_v2") || (!strcmp(symbol, "cuGetProcAddress") && version >= CUDA_12)) {
+        real_proc_address_2 = (GetProcAddress2)function;
+        return (void *)get_proc_address_2;
+    }
+    if (!strcmp(symbol, "cuGetProcAddress")) {
+        real_proc_address = (GetProcAddress)function;
+        return (void *)get_proc_address;
+    }
+    return function;
+}
+
+static int get_proc_address(const char *symbol, void **function, int version, uint64_t flags)
+{
+    int result = real_proc_address(symbol, function, version, flags);
+    if (result == SUCCESS && *function)
+        *function = ours(symbol, *function, version);
+    return result;
+}
+
+static int get_proc_address_2(const char *symbol, void **function, int version, uint64_t flags, void *status)
+{
+    int result = real_proc_address_2(symbol, function, version, flags, status);
+    if (result == SUCCESS && *function)
+        *function = ours(symbol, *function, version);
+    return result;
+}
+
+__attribute__((constructor)) static void find_dlsym(void)
+{
+    real_dlsym = (DlSym)dlvsym(RTLD_NEXT, "dlsym", FIRST_DLSYM);
+}
+
+__attribute__((visibility("default"))) void *dlsym(void *handle, const char *symbol)
+{
+    if (!real_dlsym)
+        find_dlsym();
+    if (handle == RTLD_NEXT || handle == RTLD_DEFAULT || strncmp(symbol, "cu", 2))
+        return real_dlsym(handle, symbol); /* compiled to a jump: both handles mean something else for each caller */
+    void *function = real_dlsym(handle, symbol);
+    return function ? ours(symbol, function, 0) : function;
+}
