@@ -5,10 +5,12 @@ import json
 import socket
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import typer
 
 from app.serve import programs
+from app.serve.child import Child
 from app.serve.data_directory import DataDirectory
 from app.serve.listening import listen, url_of
 from app.serve.signals import Signals, StopRequested
@@ -44,10 +46,11 @@ def _start(
 ) -> None:
     environment = programs.environment(settings, data, _broker(supervisor, settings, data))
     supervisor.run(programs.migration(environment, data.logs))
-    for device in devices:
-        supervisor.start(programs.worker(environment, data.logs, device))
-    supervisor.start(programs.api(environment, data.logs, listener.fileno()))
-    supervisor.wait_until(lambda: _unready(listener))
+    workers = [programs.worker(environment, data.logs, device) for device in devices]
+    for child in (*workers, programs.api(environment, data.logs, listener.fileno())):
+        supervisor.start(child)
+    url = url_of(listener)
+    supervisor.wait_until(lambda: unready(url, workers))
 
 
 def _broker(supervisor: Supervisor, settings: Settings, data: DataDirectory) -> str:
@@ -66,16 +69,26 @@ def _deaf(path: Path) -> str | None:
         return None if client.connect_ex(str(path)) == 0 else "the bundled broker does not accept connections"
 
 
-def _unready(listener: socket.socket) -> str | None:
-    """Say what /readyz still misses, None once the API reaches all it needs and a worker has reported."""
-    connection = http.client.HTTPConnection(url_of(listener).removeprefix("http://"), timeout=1.0)
+def unready(url: str, workers: Sequence[Child]) -> str | None:
+    """Say what is missing yet, None once the API reaches all it needs and each of `workers` has reported.
+
+    What a build does by default depends on the workers there are, so none may be ahead of the others.
+    """
     try:
-        connection.request("GET", "/readyz")
-        readiness = json.loads(connection.getresponse().read())
+        readiness, fleet = _get(url, "/readyz"), _get(url, "/v1/workers?limit=200")
     except (OSError, http.client.HTTPException, ValueError) as error:
         return f"the API does not answer ({error})"
-    finally:
-        connection.close()
     if not readiness["ready"]:
         return f"the API is not ready: {readiness['checks']}"
-    return None if readiness["workers"] else "no worker has reported"
+    ours = {worker["pid"] for worker in fleet.get("data", ()) if worker["hostname"] == socket.gethostname()}
+    silent = [child.name for child in workers if child.pid not in ours]
+    return f"there is no sign of {' and '.join(silent)} yet" if silent else None
+
+
+def _get(url: str, path: str) -> Any:  # noqa: ANN401 - JSON
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=1.0)
+    try:
+        connection.request("GET", path)
+        return json.loads(connection.getresponse().read())
+    finally:
+        connection.close()

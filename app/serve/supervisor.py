@@ -13,7 +13,7 @@ from app.serve.errors import CannotStart
 from app.serve.restarts import MAX_QUICK_DEATHS, Restarts
 from app.serve.signals import Signals, StopRequested
 
-START_S = 60.0
+START_S = 150.0  # a driver that starts up after a reboot takes half a minute, a compiler's libraries several seconds
 POLL_S = 0.1
 LOG_CHECK_S = 10.0
 

@@ -1,0 +1,74 @@
+import json
+import socket
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from app.serve.child import Child
+from app.serve.service import unready
+
+
+@pytest.fixture
+def answers() -> dict[str, Any]:
+    """What the API says, by path."""
+    return {"/readyz": {"ready": True, "checks": {}}, "/v1/workers?limit=200": {"data": []}}
+
+
+@pytest.fixture
+def api(answers: dict[str, Any]) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = json.dumps(answers[self.path]).encode()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:  # noqa: ANN401 - as in the base class
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture
+def workers(tmp_path: Path) -> Iterator[list[Child]]:
+    names = ("worker-cuda-0", "worker-cpu")
+    children = [Child(name, ["sleep", "60"], environment={}, logs=tmp_path, grace_s=1.0) for name in names]
+    for child in children:
+        child.start()
+    yield children
+    for child in children:
+        child.kill()
+
+
+def reported(child: Child, hostname: str | None = None) -> dict[str, Any]:
+    return {"pid": child.pid, "hostname": hostname or socket.gethostname()}
+
+
+def test_it_is_ready_once_every_worker_has_reported(api: str, answers: dict[str, Any], workers: list[Child]) -> None:
+    assert unready(api, workers) == "there is no sign of worker-cuda-0 and worker-cpu yet"
+    answers["/v1/workers?limit=200"] = {"data": [reported(workers[1])]}
+    assert unready(api, workers) == "there is no sign of worker-cuda-0 yet"
+    answers["/v1/workers?limit=200"] = {"data": [reported(child) for child in workers]}
+    assert unready(api, workers) is None
+
+
+def test_workers_of_other_machines_and_of_earlier_runs_do_not_count(
+    api: str, answers: dict[str, Any], workers: list[Child]
+) -> None:
+    others = [reported(workers[0], "elsewhere"), {"pid": 1, "hostname": socket.gethostname()}, reported(workers[1])]
+    answers["/v1/workers?limit=200"] = {"data": others}
+    assert unready(api, workers) == "there is no sign of worker-cuda-0 yet"
+
+
+def test_what_the_api_lacks_comes_first(api: str, answers: dict[str, Any], workers: list[Child]) -> None:
+    answers["/readyz"] = {"ready": False, "checks": {"broker": "does not answer"}}
+    answers["/v1/workers?limit=200"] = {"status": 503, "code": "unavailable"}
+    assert unready(api, workers) == "the API is not ready: {'broker': 'does not answer'}"
+    assert "the API does not answer" in str(unready("http://127.0.0.1:1", workers))
