@@ -1,5 +1,6 @@
 """The backend on a machine without a GPU: it compiles, and says plainly what it cannot do."""
 
+import ctypes
 import hashlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,12 +16,14 @@ from workers.backends import tensorrt
 from workers.backends.base import BackendError, Build, Built, EngineFile, LoadedEngine, Materialise, Refit
 from workers.backends.tensorrt import open_backend
 from workers.backends.tensorrt.backend import Gpu, TensorrtBackend
+from workers.backends.tensorrt.compiler import Compiler
 from workers.backends.tensorrt.engine import TensorrtEngine
 from workers.backends.tensorrt.library import NAME, trt
 from workers.resident import ResidentEngines
 from workers.tensors import ParameterFiles
 
 pytestmark = needs_rtx
+PR_GET_THP_DISABLE = 42  # linux/prctl.h
 
 
 @pytest.fixture
@@ -31,6 +34,10 @@ def network(tmp_path: Path) -> Network:
 @pytest.fixture
 def request_(workshop: Workshop, network: Network) -> Build:
     return workshop.request(network, [rows(network)])
+
+
+def has_small_pages() -> bool:
+    return bool(ctypes.CDLL(None).prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0))
 
 
 def engine_of(request: Build, built: Built, **options: Any) -> EngineFile:  # noqa: ANN401 - JSON
@@ -60,6 +67,21 @@ def test_a_build_writes_a_plan_and_tells_what_it_is(workshop: Workshop, request_
         "refittable": False,
     }
     assert set(built.timings) == {"map", "compile", "write"}
+
+
+def test_the_compiler_gets_small_pages_and_nothing_after_it(
+    workshop: Workshop, request_: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    compiled = Compiler.compile
+
+    def compiling(*arguments: Any, **more: Any) -> Any:  # noqa: ANN401 - as what it stands in for
+        seen.append(has_small_pages())
+        return compiled(*arguments, **more)
+
+    monkeypatch.setattr(Compiler, "compile", compiling)
+    workshop.carry_out(request_)
+    assert (seen, has_small_pages()) == ([True], False)
 
 
 def test_nothing_but_the_plan_is_left_behind(workshop: Workshop, request_: Build) -> None:

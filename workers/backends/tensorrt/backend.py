@@ -44,6 +44,7 @@ from workers.backends.tensorrt.log import process_log
 from workers.backends.tensorrt.options import settled
 from workers.backends.tensorrt.plan_file import mapped_plan, write_plan, writing_plan
 from workers.backends.tensorrt.slots import Layout, lay_out
+from workers.large_pages import small_pages
 from workers.tensors import ParameterFiles
 
 
@@ -95,7 +96,7 @@ class TensorrtBackend:
             values = self._files.locate(request.parameters, _stepping(report))
         with tempfile.TemporaryDirectory(prefix="graph-", dir=self._scratch) as folder:
             path = graph.write(layout, values, Path(folder))
-            with watch.phase("compile"):
+            with watch.phase("compile"), small_pages():
                 plan = self._compiler.compile(
                     path,
                     request.profiles,

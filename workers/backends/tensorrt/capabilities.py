@@ -64,7 +64,7 @@ class Capabilities:
 
         Our logger is Python's, so a line that one of the refitter's own threads said would wait for that lock for ever.
         `refit_cuda_engine` lets go of it where `refit_cuda_engine_async` came with it, and not in TensorRT 8 (its
-        source, python/src/infer/pyCore.cpp). One thread costs 8 little: its time is a fixed one for each weight.
+        source, python/src/infer/pyCore.cpp). One costs 8 little: 0.14 to 0.19 s for 811 MB where 32 take 0.15 to 0.16.
         """
         return (os.cpu_count() or 1) if self.async_refit else 1
 
