@@ -65,7 +65,7 @@ def _recipe(session: Session, held: Claim, parent: StoredEngine) -> Recipe:
 
 def _request(job: RefitInput, sources: Sources, plans: PlanVerifier, plan: str) -> Refit:
     parent = engine_file(job.parent, sources, plans)
-    return Refit(parent, sources.of(job.recipe.weights), plan, job.materialise, job.recipe.against)
+    return Refit(parent, sources.of(job.recipe.weights), plan if job.materialise else None, job.recipe.against)
 
 
 REFIT = Kind(load, compute, publish)

@@ -78,7 +78,7 @@ class Card:
 
     def refit(self, parent: EngineFile, sources: Sources, *, lazily: bool = False) -> tuple[Refitted, EngineFile]:
         plan = str(self.folder / f"{uuid4().hex}.plan")
-        refitted = self.engines.do(Refit(parent, sources, plan, materialise=not lazily))
+        refitted = self.engines.do(Refit(parent, sources, None if lazily else plan))
         assert isinstance(refitted, Refitted)
         if refitted.plan is None:
             return refitted, replace(parent, parameters=sources, plan_parameters=parent.held)

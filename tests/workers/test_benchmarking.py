@@ -85,7 +85,7 @@ class ScriptedBackend:
     def refit(self, request: Any, resident: Any, report: Report) -> Any:  # noqa: ANN401 - never called
         raise NotImplementedError
 
-    def materialise(self, request: Any, engine: Any, report: Report) -> Any:  # noqa: ANN401 - never called
+    def materialising(self, plan: Any, engine: Any, report: Report) -> Any:  # noqa: ANN401 - never called
         raise NotImplementedError
 
 

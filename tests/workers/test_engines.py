@@ -1,7 +1,11 @@
 """What becomes of resident engines that are refitted in place when something goes wrong; the backend is a stand-in."""
 
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -10,12 +14,16 @@ from tests.workers.networks import Network, bound, checkpoint, perceptron
 from tests.workers.weight_holding import HeldWeights, WeightHolding
 from workers.backends import catalog
 from workers.backends.base import (
+    Arrays,
     BackendError,
     Build,
     Built,
     EngineFile,
     LoadedEngine,
+    Materialised,
+    Message,
     ParameterSource,
+    Progress,
     Refit,
     Refitted,
     Report,
@@ -26,6 +34,7 @@ from workers.backends.base import (
 from workers.engine_host.engines import Engines
 
 Sources = tuple[ParameterSource, ...]
+PATIENCE_S = 20.0
 
 
 @dataclass
@@ -75,14 +84,17 @@ def versions(network: Network, tmp_path: Path) -> list[Sources]:
 
 @pytest.fixture
 def parent(engines: Engines, network: Network, versions: list[Sources], tmp_path: Path) -> EngineFile:
-    request = Build("tensorrt", str(network.path), versions[0], network.inputs, str(tmp_path / "plan"))
-    built = engines.do(request)
+    return built_by(engines, network, versions[0], tmp_path / "plan")
+
+
+def built_by(engines: Engines, network: Network, sources: Sources, plan: Path) -> EngineFile:
+    built = engines.do(Build("tensorrt", str(network.path), sources, network.inputs, str(plan)))
     assert isinstance(built, Built)
-    return EngineFile("tensorrt", built.plan, built.plan_digest, str(network.path), versions[0], network.inputs)
+    return EngineFile("tensorrt", built.plan, built.plan_digest, str(network.path), sources, network.inputs)
 
 
 def refit(engines: Engines, parent: EngineFile, sources: Sources) -> tuple[Refitted, EngineFile]:
-    refitted = engines.do(Refit(parent, sources, "", materialise=False))
+    refitted = engines.do(Refit(parent, sources, plan=None))
     assert isinstance(refitted, Refitted)
     return refitted, replace(parent, parameters=sources, plan_parameters=parent.parameters)
 
@@ -142,6 +154,103 @@ def test_an_engine_that_fails_its_verification_serves_nobody_afterwards(
     refitted, child = refit(engines, parent, versions[1])
     assert not refitted.warm
     assert verify(engines, child).ok
+
+
+@dataclass
+class Writing(WeightHolding):
+    """Writes a plan no sooner than its engine is being verified; the first ones to be serialized fail with `faults`."""
+
+    scratch: Path
+    faults: list[BackendError] = field(default_factory=list)
+    heard: list[str] = field(default_factory=list)
+    serialized: int = 0
+
+    def __post_init__(self) -> None:
+        super().__init__(self.scratch)
+        self._verifying = Event()
+
+    @contextmanager
+    def materialising(self, plan: str, engine: LoadedEngine, report: Report) -> Iterator[Future[Materialised]]:
+        self.serialized += 1
+        if self.faults:
+            raise self.faults.pop(0)
+        self._verifying.clear()
+        with ThreadPoolExecutor(1) as pool, super().materialising(plan, engine, report) as written:
+            yield pool.submit(self._late, written)
+
+    def hear(self, message: Message) -> None:
+        self.heard.append(message.phase if isinstance(message, Progress) else type(message).__name__)
+        if self.heard[-1] == "verify":
+            self._verifying.set()
+
+    def _late(self, written: Future[Materialised]) -> Materialised:
+        if not self._verifying.wait(PATIENCE_S):
+            raise BackendError("too_early", "The plan was waited for before the engine was verified.")
+        return written.result()
+
+
+@pytest.fixture
+def writing(tmp_path: Path) -> tuple[Engines, Writing]:
+    backend = Writing(tmp_path / "scratch")
+    engines = Engines("cpu", 1 << 30, tmp_path / "scratch", backend.hear)
+    engines._backends["tensorrt"] = backend
+    return engines, backend
+
+
+def test_an_engine_is_verified_while_its_plan_is_written(
+    writing: tuple[Engines, Writing], network: Network, versions: list[Sources], tmp_path: Path
+) -> None:
+    engines, backend = writing
+    parent = built_by(engines, network, versions[0], tmp_path / "plan")
+    backend.heard.clear()
+
+    refitted = engines.do(Refit(parent, versions[1], str(tmp_path / "refitted"), "reference"))
+
+    assert isinstance(refitted, Refitted)
+    assert refitted.verification is not None
+    assert refitted.verification.ok
+    assert refitted.plan == str(tmp_path / "refitted")
+    assert sorted(backend.heard) == ["PlanWritten", "verify", "write"]
+    assert set(refitted.timings) == {"refit", "serialize", "write"}
+    child = replace(parent, parameters=versions[1], plan=refitted.plan)
+    engines.do(Refit(parent, versions[0], plan=None))  # so that it is resident no more
+    assert verify(engines, child).ok
+    assert backend.loaded == [child.plan]
+
+
+def test_a_plan_for_which_there_is_no_room_is_made_of_an_engine_loaded_anew(
+    writing: tuple[Engines, Writing], network: Network, versions: list[Sources], tmp_path: Path
+) -> None:
+    engines, backend = writing
+    parent = built_by(engines, network, versions[0], tmp_path / "plan")
+    backend.faults = [full()]
+
+    refitted = engines.do(Refit(parent, versions[1], str(tmp_path / "refitted"), "finite"))
+
+    assert isinstance(refitted, Refitted)
+    assert backend.serialized == 2
+    assert backend.loaded == [parent.plan]
+    assert verify(engines, replace(parent, parameters=versions[1], plan=str(refitted.plan))).ok
+
+
+def test_a_plan_is_told_of_though_its_engine_cannot_be_verified(
+    writing: tuple[Engines, Writing],
+    network: Network,
+    versions: list[Sources],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(_engine: HeldWeights, _inputs: Arrays) -> dict[str, Any]:
+        raise BackendError("run_failed", "It broke.")
+
+    engines, backend = writing
+    parent = built_by(engines, network, versions[0], tmp_path / "plan")
+    backend.heard.clear()
+    monkeypatch.setattr(HeldWeights, "run", broken)
+    with pytest.raises(BackendError, match="run_failed"):
+        engines.do(Refit(parent, versions[1], str(tmp_path / "refitted"), "finite"))
+    assert backend.heard == ["verify", "PlanWritten"]  # whoever puts it into the store leaves it to collection
+    assert (tmp_path / "refitted").exists()
 
 
 @dataclass

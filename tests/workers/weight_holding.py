@@ -5,8 +5,10 @@ A plan is a safetensors file with every parameter, and a number that makes each 
 
 import hashlib
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,6 @@ from workers.backends.base import (
     Built,
     EngineFile,
     LoadedEngine,
-    Materialise,
     Materialised,
     Message,
     Offered,
@@ -97,15 +98,15 @@ class WeightHolding:
         before = {one.name: one.content for one in request.parent.parameters}
         changed = sum(before[one.name] != one.content for one in request.parameters)
         refitted = Refitted(None, None, 0, changed, resident is not None, {}, {"refit": 0.0}, VERSION)
-        if request.materialise:
-            digest, nbytes = self._write(request.plan, engine)
-            refitted = replace(refitted, plan=request.plan, plan_digest=digest, nbytes=nbytes)
         return refitted, engine
 
-    def materialise(self, request: Materialise, engine: LoadedEngine, _report: Report) -> Materialised:
+    @contextmanager
+    def materialising(self, plan: str, engine: LoadedEngine, _report: Report) -> Iterator[Future[Materialised]]:
         assert isinstance(engine, HeldWeights)
-        digest, nbytes = self._write(request.plan, engine)
-        return Materialised(request.plan, digest, nbytes, {"serialize": 0.0})
+        digest, nbytes = self._write(plan, engine)
+        written: Future[Materialised] = Future()
+        written.set_result(Materialised(plan, digest, nbytes, {"serialize": 0.0}))
+        yield written
 
     def _values(self, parameters: tuple[ParameterSource, ...]) -> dict[str, Array]:
         mapped = MappedFiles()

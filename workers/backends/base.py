@@ -6,6 +6,8 @@ messages and one outcome (or one `BackendError`) back. Files travel as paths, ne
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
@@ -151,14 +153,13 @@ class Build:
 class Refit:
     """Make a new engine of `parent`'s plan with other parameters, and verify it.
 
-    Where the backend's plans hold weights the new one is written to `plan`, unless `materialise` is False: then
-    the engine exists on the device only, until a `Materialise`.
+    Where the backend's plans hold weights the new one is written to the path `plan`; where that is None the engine
+    exists on the device only, until a `Materialise`.
     """
 
     parent: EngineFile
     parameters: tuple[ParameterSource, ...]
-    plan: str
-    materialise: bool = True
+    plan: str | None
     against: Against = "none"
 
     def engine(self, refitted: "Refitted") -> EngineFile:
@@ -439,13 +440,18 @@ class Backend(Protocol):
         ...
 
     def refit(self, request: Refit, resident: LoadedEngine | None, report: Report) -> tuple[Refitted, LoadedEngine]:
-        """Make a new engine of the parent's plan.
+        """Make a new engine of the parent's plan; where plans hold weights it has none of its own yet.
 
         `resident` is the parent or, where refits are in place, any engine of the same compiled plan. It is None where
         there is none. Where a refit in place raises, `resident` must not be used again.
         """
         ...
 
-    def materialise(self, request: Materialise, engine: LoadedEngine, report: Report) -> Materialised:
-        """Write the plan of an engine this backend loaded."""
+    def materialising(
+        self, plan: str, engine: LoadedEngine, report: Report
+    ) -> AbstractContextManager[Future[Materialised]]:
+        """Write the plan of an engine this backend loaded to the path `plan`, beside a block.
+
+        `timings` are of what is done before the block begins.
+        """
         ...

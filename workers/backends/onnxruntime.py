@@ -13,6 +13,8 @@ takes half the time for MiniLM and, for 4 GiB of weights, half the memory at the
 
 import hashlib
 from collections.abc import Mapping
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,6 @@ from workers.backends.base import (
     EngineFile,
     LoadedEngine,
     LogLine,
-    Materialise,
     Materialised,
     Offered,
     ParameterSource,
@@ -175,7 +176,9 @@ class OnnxruntimeBackend:
         )
         return refitted, engine
 
-    def materialise(self, _request: Materialise, _engine: LoadedEngine, _report: Report) -> Materialised:
+    def materialising(
+        self, _plan: str, _engine: LoadedEngine, _report: Report
+    ) -> AbstractContextManager[Future[Materialised]]:
         """Raise BackendError: a plan without weights is there from the start."""
         raise BackendError("nothing_to_materialise", "An onnxruntime engine has its plan from the start; download it.")
 

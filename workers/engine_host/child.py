@@ -9,8 +9,9 @@ from argparse import ArgumentParser, Namespace
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
+from threading import RLock
 
-from workers.backends.base import BackendError, Benchmark, Build, Outcome, Refit, Request, Verify
+from workers.backends.base import BackendError, Benchmark, Build, Message, Outcome, Refit, Report, Request, Verify
 from workers.device import describe_device, memory_free, resident_limit
 from workers.engine_host.engines import Engines
 from workers.engine_host.offers import offers
@@ -43,11 +44,22 @@ def _greet(connection: Connection, arguments: Namespace) -> Engines:
     """Open everything ahead of the first request, and say what there is; BackendError where the device is not."""
     device = describe_device(arguments.device)
     limit = resident_limit(device) if arguments.resident_bytes is None else arguments.resident_bytes
-    engines = Engines(arguments.device, limit, arguments.scratch, connection.send)
+    engines = Engines(arguments.device, limit, arguments.scratch, _reporting(connection))
     backends = offers(arguments.device, engines.backend)
     _flush()
     connection.send(Hello(device, backends, limit))
     return engines
+
+
+def _reporting(connection: Connection) -> Report:
+    """Return what sends a message, from any thread; a thread may come back to it while its message is pickled."""
+    sending = RLock()
+
+    def report(message: Message) -> None:
+        with sending:
+            connection.send(message)
+
+    return report
 
 
 def _answer(request: Request, connection: Connection, engines: Engines, device: str) -> None:

@@ -1,8 +1,11 @@
 """What the child does with requests: it owns the backends, the parameter files and the resident engines."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from workers.backends import catalog
 from workers.backends.base import (
@@ -14,6 +17,7 @@ from workers.backends.base import (
     EngineFile,
     LoadedEngine,
     Materialise,
+    Materialised,
     Outcome,
     ParameterSource,
     PlanWritten,
@@ -33,9 +37,11 @@ from workers.run_inputs import check_inputs
 from workers.tensors import ParameterFiles, read_tensors, write_tensors
 from workers.verification import References, verify
 
+T = TypeVar("T")
+
 
 class Engines:
-    """Carries out requests on one device; `report` hears of progress while it does."""
+    """Carries out requests on one device; `report` hears of progress while it does, from several threads at once."""
 
     def __init__(self, device: str, resident_bytes: int, scratch: Path, report: Report) -> None:
         self._device = device
@@ -69,20 +75,20 @@ class Engines:
         match request:
             case Build():
                 built, engine = with_room(lambda: self._build(request))
-                return replace(built, verification=self._verification(engine, request.against, built))
+                self._report(PlanWritten(built.plan, built.plan_digest))
+                return replace(built, verification=self._verification(engine, request.against))
             case Refit():
                 refitted, engine = with_room(lambda: self._refit(request))
-                return replace(refitted, verification=self._verification(engine, request.against, refitted))
+                if refitted.plan is None and request.plan is not None:
+                    return self._materialised_refit(refitted, engine, request.plan, request.against)
+                return replace(refitted, verification=self._verification(engine, request.against))
             case _:
                 return with_room(lambda: self._do(request))
 
     def _do(self, request: Materialise | Run | Verify | Benchmark) -> Outcome:
         match request:
             case Materialise():
-                engine = self._loaded(request.engine)
-                made = self.backend(request.engine.backend).materialise(request, engine, self._report)
-                self._report(PlanWritten(made.plan, made.plan_digest))
-                return made
+                return self._materialise(request.engine, request.plan, beside=lambda: None)[0]
             case Run():
                 return self._run(request)
             case Verify():
@@ -114,10 +120,39 @@ class Engines:
         self._keep(loaded, engine)
         return refitted, engine
 
-    def _verification(self, engine: EngineFile, against: Against, made: Built | Refitted) -> Verified | None:
-        """Verify what was just made; its plan can be put into the store meanwhile, so that comes to be known first."""
-        if made.plan is not None and made.plan_digest is not None:
+    def _materialised_refit(self, refitted: Refitted, engine: EngineFile, plan: str, against: Against) -> Refitted:
+        """Verify what was just refitted while its plan is digested and written."""
+        made, verification = self._materialise(engine, plan, beside=lambda: self._verification(engine, against))
+        return replace(
+            refitted,
+            plan=made.plan,
+            plan_digest=made.plan_digest,
+            nbytes=made.nbytes,
+            timings={**refitted.timings, **made.timings},
+            verification=verification,
+        )
+
+    def _materialise(self, engine: EngineFile, plan: str, beside: Callable[[], T]) -> tuple[Materialised, T]:
+        """Write the plan of an engine that has none of its own, and do something else beside that."""
+        backend, watch = self.backend(engine.backend), Stopwatch(self._report)
+        with ExitStack() as stack:
+            writing = self._resident.with_room(
+                lambda: stack.enter_context(backend.materialising(plan, self._loaded(engine), self._report))
+            )
+            writing.add_done_callback(self._tell_of_plan)
+            result = beside()
+            with watch.phase("write"):
+                made = writing.result()
+        return replace(made, timings={**made.timings, **watch.seconds}), result
+
+    def _tell_of_plan(self, writing: Future[Materialised]) -> None:
+        """Say that a plan is written, if it is: it can be put into the store while its engine is verified."""
+        if writing.exception() is None:
+            made = writing.result()
             self._report(PlanWritten(made.plan, made.plan_digest))
+
+    def _verification(self, engine: EngineFile, against: Against) -> Verified | None:
+        """Verify what was just made."""
         if against == "none":
             return None
         return self._resident.with_room(lambda: self._verify(Verify(engine, against)))
@@ -172,7 +207,7 @@ class Engines:
         resident = self._resident.take(engine.key, engine.root_plan)
         if resident is None:
             return None
-        request = Refit(engine, engine.parameters, plan="", materialise=False)
+        request = Refit(engine, engine.parameters, plan=None)
         return backend.refit(request, resident, self._report)[1]
 
     def _keep(self, loaded: LoadedEngine, engine: EngineFile) -> None:

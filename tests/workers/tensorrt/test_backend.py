@@ -13,8 +13,8 @@ import pytest
 from tests.workers.networks import Network, bound, checkpoint, perceptron
 from tests.workers.tensorrt.cpu_compilation import Workshop, needs_rtx, rows
 from workers.backends import tensorrt
-from workers.backends.base import BackendError, Build, Built, EngineFile, LoadedEngine, Materialise, Refit
-from workers.backends.tensorrt import open_backend
+from workers.backends.base import BackendError, Build, Built, EngineFile, LoadedEngine, Progress, Refit
+from workers.backends.tensorrt import open_backend, plan_file
 from workers.backends.tensorrt.backend import Gpu, TensorrtBackend
 from workers.backends.tensorrt.compiler import Compiler
 from workers.backends.tensorrt.engine import TensorrtEngine
@@ -118,15 +118,17 @@ def test_running_and_refitting_are_refused_for_want_of_a_gpu(workshop: Workshop,
         with pytest.raises(BackendError, match="this worker has no GPU") as error:
             attempt()
         assert error.value.code == "no_gpu"
-    assert not Path(refit.plan).exists()
+    assert not (workshop.folder / "refitted.plan").exists()
 
 
-def test_an_engine_of_another_backend_is_not_serialized(workshop: Workshop, request_: Build) -> None:
-    engine = engine_of(request_, workshop.carry_out(request_))
+def test_an_engine_of_another_backend_is_not_serialized(workshop: Workshop) -> None:
     other: Any = SimpleNamespace(nbytes=1)
     foreign: LoadedEngine = other
-    with pytest.raises(TypeError, match="not an engine of this backend"):
-        workshop.backend.materialise(Materialise(engine, "x.plan"), foreign, workshop.messages.append)
+    with (
+        pytest.raises(TypeError, match="not an engine of this backend"),
+        workshop.backend.materialising("x.plan", foreign, workshop.messages.append),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -229,11 +231,11 @@ def test_a_plan_that_cannot_be_loaded_is_told_with_the_remedy(
 
 
 @pytest.mark.usefixtures("engines")
-def test_a_lazy_refit_writes_no_plan(workshop: Workshop, network: Network, request_: Build) -> None:
+def test_a_refit_writes_no_plan(workshop: Workshop, network: Network, request_: Build) -> None:
     engine = engine_of(request_, workshop.carry_out(request_))
     plan = workshop.folder / "refitted.plan"
     backend = with_gpu(workshop)
-    same = Refit(engine, request_.parameters, str(plan), materialise=False)
+    same = Refit(engine, request_.parameters, str(plan))
 
     refitted, resident = backend.refit(same, None, workshop.messages.append)
     again, _ = backend.refit(same, resident, workshop.messages.append)
@@ -245,6 +247,31 @@ def test_a_lazy_refit_writes_no_plan(workshop: Workshop, network: Network, reque
     other = bound(network, checkpoint(workshop.folder / "other.safetensors", network.weights(2)))
     with pytest.raises(BackendError, match="has not kept"):
         backend.refit(replace(same, parameters=other), resident, workshop.messages.append)
+
+
+@pytest.mark.usefixtures("engines")
+def test_a_plan_is_serialized_at_once_and_written_beside_what_follows(
+    workshop: Workshop, request_: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = with_gpu(workshop)
+    engine = backend.load(engine_of(request_, workshop.carry_out(request_)), workshop.messages.append)
+    monkeypatch.setattr(TensorrtEngine, "serialize", lambda _engine: b"serialized")
+    may_write, write = Event(), plan_file.write_plan
+
+    def slow(plan: Any, path: Path) -> tuple[str, int]:  # noqa: ANN401 - a buffer
+        assert may_write.wait(20.0)
+        return write(plan, path)
+
+    monkeypatch.setattr("workers.backends.tensorrt.backend.write_plan", slow)
+    path = workshop.folder / "later.plan"
+    with backend.materialising(str(path), engine, workshop.messages.append) as writing:
+        assert workshop.messages[-1] == Progress("serialize")
+        assert not writing.done()
+        may_write.set()
+        made = writing.result()
+    assert path.read_bytes() == b"serialized"
+    assert (made.plan, made.nbytes, list(made.timings)) == (str(path), 10, ["serialize"])
+    assert made.plan_digest == f"sha256:{hashlib.sha256(b'serialized').hexdigest()}"
 
 
 @dataclass

@@ -6,7 +6,9 @@ and the option `refit_layout` alone, so it need not be kept with a plan.
 """
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,6 @@ from workers.backends.base import (
     Built,
     EngineFile,
     LoadedEngine,
-    Materialise,
     Materialised,
     Offered,
     ParameterSource,
@@ -150,7 +151,7 @@ class TensorrtBackend:
                 engine, warm = self._unfitted(request.parent, options), False
         count = engine.give(request.parameters, self._files, watch, _stepping(report))
         refitted = Refitted(
-            **self._plan_of(request, engine, options, watch),
+            **_inherited(request.parent, options),
             changed=_changed(request.parent.parameters, request.parameters),
             warm=warm,
             facts=engine.facts | {"plan_holds_weights": not _stripped(options), "weights_set": count},
@@ -159,26 +160,17 @@ class TensorrtBackend:
         )
         return refitted, engine
 
-    def materialise(self, request: Materialise, engine: LoadedEngine, report: Report) -> Materialised:
-        """Serialize an engine with the weights it has now, so that it can be refitted again."""
+    @contextmanager
+    def materialising(self, plan: str, engine: LoadedEngine, report: Report) -> Iterator[Future[Materialised]]:
+        """Serialize an engine with the weights it has now, so that it can be refitted again, and write that."""
         if not isinstance(engine, TensorrtEngine):
             raise TypeError(f"not an engine of this backend: {type(engine).__name__}")
         self._log.attach(report)
         watch = Stopwatch(report)
-        digest, nbytes = _serialized(engine, request.plan, watch)
-        return Materialised(request.plan, digest, nbytes, watch.seconds)
-
-    def _plan_of(
-        self, request: Refit, engine: TensorrtEngine, options: Mapping[str, Any], watch: Stopwatch
-    ) -> dict[str, Any]:
-        """Return path, digest and size of the refitted engine's plan, written if that is asked for."""
-        if _stripped(options):
-            size = Path(request.parent.plan).stat().st_size
-            return {"plan": request.parent.plan, "plan_digest": request.parent.root_plan, "nbytes": size}
-        if not request.materialise:
-            return {"plan": None, "plan_digest": None, "nbytes": 0}
-        digest, nbytes = _serialized(engine, request.plan, watch)
-        return {"plan": request.plan, "plan_digest": digest, "nbytes": nbytes}
+        with watch.phase("serialize"):
+            serialized = engine.serialize()
+        with ThreadPoolExecutor(1) as pool:
+            yield pool.submit(lambda: Materialised(plan, *write_plan(serialized, Path(plan)), watch.seconds))
 
     def _load_compiled(
         self,
@@ -293,11 +285,11 @@ def _layout(definition: str, options: Mapping[str, Any]) -> Layout:
     return lay_out(onnx_graph.parse(Path(definition).read_bytes()), options["refit_layout"])
 
 
-def _serialized(engine: TensorrtEngine, path: str, watch: Stopwatch) -> tuple[str, int]:
-    with watch.phase("serialize"):
-        plan = engine.serialize()
-    with watch.phase("write"):
-        return write_plan(plan, Path(path))
+def _inherited(parent: EngineFile, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return path, digest and size of a refitted engine's plan: its parent's, where that holds no weights, or none."""
+    if _stripped(options):
+        return {"plan": parent.plan, "plan_digest": parent.root_plan, "nbytes": Path(parent.plan).stat().st_size}
+    return {"plan": None, "plan_digest": None, "nbytes": 0}
 
 
 def _changed(before: Sequence[ParameterSource], after: Sequence[ParameterSource]) -> int:
