@@ -41,4 +41,4 @@ bench: install
 	$(BIN)/python -m benchmarks.cpu
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build *.egg-info workers/cuda/*.so

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from sysconfig import get_config_var
 from typing import Any
 
 from app.serve.gpus import listed_gpus
@@ -14,6 +15,8 @@ CPU_RESIDENT_BYTES = 4 * GIB
 DEVICE_FAILED = "device_failed"  # the code of an error after which a device's engine host is replaced
 DEVICE_OUT_OF_MEMORY = "device_out_of_memory"
 SYSTEM_PRELOAD = Path("/etc/ld.so.preload")
+PRELOAD_SEPARATORS = {" ", ":"}  # of LD_PRELOAD, which has no way to write them (man 8 ld.so)
+LARGE_PAGES = "glibc.malloc.hugetlb"
 
 
 def device_environment(device: str, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -34,7 +37,7 @@ def device_environment(device: str, environment: Mapping[str, str] = os.environ)
         "CUDA_DEVICE_ORDER": environment.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID"),
         "CUDA_VISIBLE_DEVICES": _visible(device, int(number), listed_gpus(environment)),
         "CUDA_MODULE_LOADING": environment.get("CUDA_MODULE_LOADING", "LAZY"),
-        "GLIBC_TUNABLES": environment.get("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"),
+        "GLIBC_TUNABLES": _with_large_pages(environment.get("GLIBC_TUNABLES", "")),
         "LD_PRELOAD": ":".join(filter(None, [environment.get("LD_PRELOAD"), device_attributes_library()])),
     }
 
@@ -42,12 +45,17 @@ def device_environment(device: str, environment: Mapping[str, str] = os.environ)
 def device_attributes_library() -> str | None:
     """Return the path of what `cuda/device_attributes.c` becomes where a C compiler is at hand at installation.
 
-    None as well where the system preloads something into every process: what shares a GPU among containers answers
-    the same calls, and would not be asked any more.
+    None as well where its path cannot be told to the loader, and where the system preloads something into every
+    process: what shares a GPU among containers answers the same calls, and would not be asked any more.
     """
     if SYSTEM_PRELOAD.exists() and SYSTEM_PRELOAD.read_text().strip():
         return None
-    return next((str(path) for path in Path(__file__).with_name("cuda").glob("device_attributes*.so")), None)
+    path = Path(__file__).with_name("cuda") / f"device_attributes{get_config_var('EXT_SUFFIX')}"
+    return str(path) if path.exists() and not set(str(path)) & PRELOAD_SEPARATORS else None
+
+
+def _with_large_pages(tunables: str) -> str:
+    return tunables if LARGE_PAGES in tunables else ":".join(filter(None, [tunables, f"{LARGE_PAGES}=1"]))
 
 
 def describe_device(device: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 PR_SET_THP_DISABLE = 41  # linux/prctl.h
+PR_GET_THP_DISABLE = 42
 _prctl = ctypes.CDLL(None).prctl
 
 
@@ -15,8 +16,9 @@ def small_pages() -> Iterator[None]:
     Memory that is filled whole, such as a plan, comes sooner in large ones; of memory that is used in parts, as a
     compiler's, they take more.
     """
+    before = _prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0)
     _prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
     try:
         yield
     finally:
-        _prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0)
+        _prctl(PR_SET_THP_DISABLE, before, 0, 0, 0)

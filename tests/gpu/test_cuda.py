@@ -18,6 +18,7 @@ for _ in range(2):
     status, found = runtime.cudaGetDeviceProperties(0)
     assert int(status) == 0
     print({name: str(getattr(found, name)) for name in dir(found) if isinstance(getattr(found, name), (int, bytes))})
+print("preloaded:", "device_attributes" in open("/proc/self/maps").read())
 """
 
 
@@ -40,9 +41,10 @@ def test_the_gpu_is_described() -> None:
 def test_what_is_remembered_of_the_gpu_is_what_the_driver_says() -> None:
     library = device_attributes_library()
     assert library is not None
-    (plain, _), remembered = properties(""), properties(library)
-    assert remembered == [plain, plain]
-    assert "multiProcessorCount" in plain
+    (plain, again, there), remembered = properties(""), properties(library)
+    assert (plain, there) == (again, "preloaded: False")
+    assert remembered == [plain, plain, "preloaded: True"]
+    assert "clockRate" in plain
 
 
 def test_arrays_come_back_from_the_device_as_they_were() -> None:
@@ -105,6 +107,7 @@ def test_an_engine_host_sees_one_gpu_and_says_what_it_can_do(tmp_path: Path) -> 
     environment = Path(f"/proc/{host.pid}/environ").read_bytes().split(b"\0")
     (visible,) = [entry for entry in environment if entry.startswith(b"CUDA_VISIBLE_DEVICES=")]
     assert b"," not in visible
+    assert "device_attributes" in Path(f"/proc/{host.pid}/maps").read_text()
     host.close()
 
 

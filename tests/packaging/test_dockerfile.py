@@ -59,6 +59,12 @@ def test_a_final_image_holds_no_build_tools_and_takes_its_programs_from_its_buil
     assert stages[name].base == stages[f"{name}-build"].base  # the environment's interpreter is the base's
 
 
+def test_what_workers_with_a_gpu_preload_is_compiled(stages: dict[str, Stage]) -> None:
+    first, *_ = stages["gpu-build"].texts("RUN")
+    assert {"gcc", "libc6-dev"} <= set(first.split())
+    assert "**/*.so" in (ROOT / ".dockerignore").read_text().splitlines()  # one of another machine would be preloaded
+
+
 @pytest.mark.parametrize("name", FINAL)
 def test_the_default_command_and_the_health_check_are_ones_the_command_line_takes(
     stages: dict[str, Stage], name: str

@@ -1,3 +1,4 @@
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,13 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "workers"
 
 
+def compiled(package: Path) -> Path:
+    """Put a library where the installation puts it, and return its path."""
+    path = package / "cuda" / f"device_attributes{sysconfig.get_config_var('EXT_SUFFIX')}"
+    path.touch()
+    return path
+
+
 def test_without_cuda_visible_devices_the_number_counts_all_gpus_in_the_order_of_their_addresses() -> None:
     environment = device_environment("cuda:2", {})
     assert (environment["CUDA_DEVICE_ORDER"], environment["CUDA_VISIBLE_DEVICES"]) == ("PCI_BUS_ID", "2")
@@ -33,7 +41,7 @@ def test_the_number_counts_within_cuda_visible_devices(device: str, shown: str) 
     [
         ("CUDA_DEVICE_ORDER", "PCI_BUS_ID", "FASTEST_FIRST"),
         ("CUDA_MODULE_LOADING", "LAZY", "EAGER"),
-        ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1", "glibc.malloc.arena_max=2"),
+        ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1", "glibc.malloc.hugetlb=0:glibc.malloc.arena_max=2"),
     ],
 )
 def test_what_is_set_is_kept(name: str, otherwise: str, other: str) -> None:
@@ -41,25 +49,40 @@ def test_what_is_set_is_kept(name: str, otherwise: str, other: str) -> None:
     assert device_environment("cuda:0", {name: other})[name] == other
 
 
-@pytest.mark.parametrize(("compiled", "preloaded"), [(True, "{}"), (False, "")])
-def test_what_remembers_attributes_is_preloaded_where_it_was_compiled(
-    package: Path, *, compiled: bool, preloaded: str
-) -> None:
-    library = package / "cuda" / "device_attributes.cpython-311.so"
-    if compiled:
-        library.touch()
-    assert device_environment("cuda:0", {})["LD_PRELOAD"] == preloaded.format(library)
+def test_large_pages_come_with_whatever_else_is_tuned() -> None:
+    environment = device_environment("cuda:0", {"GLIBC_TUNABLES": "glibc.malloc.arena_max=2"})
+    assert environment["GLIBC_TUNABLES"] == "glibc.malloc.arena_max=2:glibc.malloc.hugetlb=1"
+
+
+def test_what_remembers_attributes_is_preloaded_where_it_was_compiled(package: Path) -> None:
+    assert device_environment("cuda:0", {})["LD_PRELOAD"] == ""
+    library = compiled(package)
+    assert device_environment("cuda:0", {})["LD_PRELOAD"] == str(library)
+
+
+def test_what_was_compiled_for_another_interpreter_or_machine_is_not_preloaded(package: Path) -> None:
+    (package / "cuda" / "device_attributes.cpython-39-sparc.so").touch()
+    assert device_environment("cuda:0", {})["LD_PRELOAD"] == ""
 
 
 def test_what_the_user_preloads_comes_first(package: Path) -> None:
-    library = package / "cuda" / "device_attributes.so"
-    library.touch()
+    library = compiled(package)
     assert device_environment("cuda:0", {"LD_PRELOAD": "/lib/other.so"})["LD_PRELOAD"] == f"/lib/other.so:{library}"
 
 
 def test_nothing_is_preloaded_beside_what_the_whole_system_preloads(package: Path, tmp_path: Path) -> None:
-    (package / "cuda" / "device_attributes.so").touch()
+    compiled(package)
     (tmp_path / "ld.so.preload").write_text("/usr/local/vgpu/libvgpu.so\n")
+    assert device_environment("cuda:0", {})["LD_PRELOAD"] == ""
+
+
+@pytest.mark.parametrize("folder", ["two words", "a:b"])
+def test_nothing_is_preloaded_from_a_path_that_the_loader_would_take_apart(
+    package: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    (package / folder / "cuda").mkdir(parents=True)
+    compiled(package / folder)
+    monkeypatch.setattr(device_module, "__file__", str(package / folder / "device.py"))
     assert device_environment("cuda:0", {})["LD_PRELOAD"] == ""
 
 

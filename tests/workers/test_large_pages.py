@@ -39,6 +39,13 @@ def test_memory_filled_within_has_small_pages_and_afterwards_large_ones() -> Non
     assert large_bytes_of_filled_memory() >= 32 * MIB
 
 
+def test_one_block_within_another_leaves_that_one_as_it_was() -> None:
+    with small_pages():
+        with small_pages():
+            pass
+        assert large_bytes_of_filled_memory() == 0
+
+
 def test_they_are_back_after_a_failure() -> None:
     with pytest.raises(ZeroDivisionError), small_pages():
         1 / 0  # noqa: B018

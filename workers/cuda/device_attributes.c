@@ -1,10 +1,11 @@
 /* Asks the driver for each attribute of the device once. An engine host with a GPU is started with this as LD_PRELOAD.
 
 TensorRT 8 asks for seven attributes for each weight that it refits, and for more while it compiles. Some of them the driver
-asks of the GPU's firmware, in 48 calls of 0.1 ms. None changes while a process runs.
+asks of the GPU's firmware, in 48 calls of 0.1 ms.
 
 The runtime is part of TensorRT's library and finds the driver's functions through cuGetProcAddress, and that through
-dlsym, so those two are answered here. An engine host sees one device, number 0; of others nothing is remembered. */
+dlsym, so those two are answered here. An engine host sees one device, number 0; of others nothing is remembered, nor are
+attributes that may change while a process runs. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdatomic.h>
@@ -20,6 +21,7 @@ dlsym, so those two are answered here. An engine host sees one device, number 0;
 #endif
 
 enum { SUCCESS = 0, ATTRIBUTES = 1024, CUDA_12 = 12000 };
+enum { MULTIPROCESSOR_COUNT = 16, KERNEL_EXEC_TIMEOUT = 17, COMPUTE_MODE = 20 }; /* CUdevice_attribute */
 
 typedef void *(*DlSym)(void *, const char *);
 typedef int (*GetAttribute)(int *value, int attribute, int device);
@@ -31,12 +33,20 @@ static GetAttribute real_attribute;
 static GetProcAddress real_proc_address;
 static GetProcAddress2 real_proc_address_2;
 
+static void *_Atomic driver; /* where the library is mapped whose functions these are */
+
 static const int64_t KNOWN = INT64_C(1) << 32;
 static _Atomic int64_t remembered[ATTRIBUTES]; /* KNOWN and the value, or 0 */
 
+/* The number of multiprocessors follows the context where MPS partitions a GPU; two are settings of an administrator. */
+static int may_change(int attribute)
+{
+    return attribute == MULTIPROCESSOR_COUNT || attribute == KERNEL_EXEC_TIMEOUT || attribute == COMPUTE_MODE;
+}
+
 static int get_attribute(int *value, int attribute, int device)
 {
-    int is_kept = device == 0 && attribute >= 0 && attribute < ATTRIBUTES && value;
+    int is_kept = device == 0 && attribute >= 0 && attribute < ATTRIBUTES && !may_change(attribute) && value;
     int64_t found = is_kept ? atomic_load(&remembered[attribute]) : 0;
     if (found) {
         *value = (int)(uint32_t)found;
@@ -51,22 +61,34 @@ static int get_attribute(int *value, int attribute, int device)
 static int get_proc_address(const char *symbol, void **function, int version, uint64_t flags);
 static int get_proc_address_2(const char *symbol, void **function, int version, uint64_t flags, void *status);
 
+/* Whether a function is the driver's: a library in front of it has some of the same names, and calls the driver's. */
+static int is_of_driver(void *function)
+{
+    Dl_info found;
+    void *first = NULL;
+    if (!dladdr(function, &found))
+        return 0;
+    return atomic_compare_exchange_strong(&driver, &first, found.dli_fbase) || first == found.dli_fbase;
+}
+
 /* Return what to call for a function of the driver as of CUDA `version`, 0 where the name says it. */
 static void *ours(const char *symbol, void *function, int version)
 {
-    if (!strcmp(symbol, "cuDeviceGetAttribute")) {
+    int is_attribute = !strcmp(symbol, "cuDeviceGetAttribute");
+    int is_v2 = !strcmp(symbol, "cuGetProcAddress_v2");
+    int is_either = !strcmp(symbol, "cuGetProcAddress");
+    if (!(is_attribute || is_v2 || is_either) || !is_of_driver(function))
+        return function;
+    if (is_attribute) {
         real_attribute = (GetAttribute)function;
         return (void *)get_attribute;
     }
-    if (!strcmp(symbol, "cuGetProcAddress_v2") || (!strcmp(symbol, "cuGetProcAddress") && version >= CUDA_12)) {
+    if (is_v2 || version >= CUDA_12) {
         real_proc_address_2 = (GetProcAddress2)function;
         return (void *)get_proc_address_2;
     }
-    if (!strcmp(symbol, "cuGetProcAddress")) {
-        real_proc_address = (GetProcAddress)function;
-        return (void *)get_proc_address;
-    }
-    return function;
+    real_proc_address = (GetProcAddress)function;
+    return (void *)get_proc_address;
 }
 
 static int get_proc_address(const char *symbol, void **function, int version, uint64_t flags)

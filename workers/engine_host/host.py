@@ -18,7 +18,7 @@ from workers.resident import Residency
 
 HELLO_S = 120.0  # a driver that starts up after a reboot takes half a minute, a runtime's import several seconds
 TICK_S = 0.5
-REINSTALL = "install a C compiler and Enginesmith again, and leave /etc/ld.so.preload empty"
+REINSTALL = "install a C compiler and Enginesmith again, on a path without spaces, with nothing in /etc/ld.so.preload"
 log = structlog.get_logger(__name__)
 
 

@@ -5,16 +5,19 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from workers.device import device_attributes_library
-
 # Counts the calls: a value that is asked of the driver anew is a new one. Attribute 7 is there from the second time on.
 DRIVER = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
 #include <string.h>
 static int asked;
+void *cuMarker(void) { return dlsym(RTLD_DEFAULT, "cuMarker"); }
+void *marker(void) { return dlsym(RTLD_DEFAULT, "marker"); }
 int cuDeviceGetAttribute(int *value, int attribute, int device)
 {
     asked++;
@@ -39,6 +42,17 @@ int cuGetProcAddress_v2(const char *symbol, void **function, int version, unsign
     *status = 0;
     return cuGetProcAddress(symbol, function, version, flags);
 }
+"""
+# A library in front of the driver, which has the driver's names and asks the driver.
+FRONT = r"""
+#include <dlfcn.h>
+static int (*driver)(int *, int, int);
+__attribute__((constructor)) static void find(void)
+{
+    driver = (int (*)(int *, int, int))dlsym(dlopen(DRIVER, RTLD_NOW), "cuDeviceGetAttribute");
+}
+int cuDeviceGetAttribute(int *value, int attribute, int device) { return driver(value, attribute, device); }
+int cuDriverGetVersion(int *version) { *version = 12080; return 0; }
 """
 CLIENT = """
 import ctypes, json, sys
@@ -76,26 +90,47 @@ if way == "dlsym":
 else:
     ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(found(driver.cuGetProcAddress, b"cuDriverGetVersion"))(
         ctypes.byref(version))
+for name in ("marker", "cuMarker") if way != "dlsym" else ():
+    marker = getattr(driver, name)
+    marker.restype = ctypes.c_void_p
+    assert marker() == ctypes.cast(marker, ctypes.c_void_p).value, name
 print(json.dumps([answers, version.value, way != "dlsym" and function(b"cuNoSuchThing")]))
 """
-LIBRARY = device_attributes_library()
+SOURCE = Path(__file__).parents[3] / "workers" / "cuda" / "device_attributes.c"
 COMPILER = shutil.which("cc")
 
-pytestmark = pytest.mark.skipif(LIBRARY is None or COMPILER is None, reason="no C compiler")
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C compiler")
+
+
+def compile_(source: Path, library: Path, *flags: str) -> Path:
+    command = [str(COMPILER), "-O2", "-shared", "-fPIC", *flags, "-o", str(library), str(source), "-ldl"]
+    subprocess.run(command, check=True)
+    return library
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("library") / "device_attributes.so"
+    return compile_(SOURCE, path, "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden")
 
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("driver")
     (folder / "driver.c").write_text(DRIVER)
-    path = folder / "libcuda.so.1"
-    subprocess.run([str(COMPILER), "-w", "-shared", "-fPIC", "-o", path, folder / "driver.c"], check=True)
-    return path
+    return compile_(folder / "driver.c", folder / "libcuda.so.1", "-w", "-O0")  # so that its markers are who asks
 
 
-def answers(driver: Path, way: str, wanted: list[tuple[int, int]], *, preload: str | None = LIBRARY) -> list[int | str]:
+@pytest.fixture(scope="module")
+def front(driver: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("front")
+    (folder / "front.c").write_text(FRONT)
+    return compile_(folder / "front.c", folder / "libcuda.so.1", "-w", f'-DDRIVER="{driver}"')
+
+
+def answers(driver: Path, way: str, wanted: list[tuple[int, int]], preload: Path | None) -> list[int | str]:
     """Ask for (attribute, device) one after the other and return the values, or what failed."""
-    environment = os.environ | {"LD_PRELOAD": preload or ""}
+    environment = os.environ | {"LD_PRELOAD": str(preload or "")}
     command = [sys.executable, "-c", CLIENT, str(driver), way, json.dumps(wanted)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stderr == ""
@@ -107,16 +142,32 @@ def answers(driver: Path, way: str, wanted: list[tuple[int, int]], *, preload: s
 
 
 @pytest.mark.parametrize("way", ["dlsym", "11", "12", "12 through 11"])
-def test_an_attribute_is_asked_of_the_driver_once_however_it_is_found(driver: Path, way: str) -> None:
-    wanted = [(16, 0), (13, 0), (16, 0), (13, 0)]
-    assert answers(driver, way, wanted) == [-1, -2, -1, -2]
-    assert answers(driver, way, wanted, preload=None) == [-1, -2, -3, -4]
+def test_an_attribute_is_asked_of_the_driver_once_however_it_is_found(library: Path, driver: Path, way: str) -> None:
+    wanted = [(36, 0), (13, 0), (36, 0), (13, 0)]
+    assert answers(driver, way, wanted, library) == [-1, -2, -1, -2]
+    assert answers(driver, way, wanted, None) == [-1, -2, -3, -4]
 
 
-def test_of_other_devices_and_unheard_of_attributes_nothing_is_remembered(driver: Path) -> None:
-    wanted = [(16, 1), (16, 1), (-1, 0), (-1, 0), (1 << 20, 0), (1 << 20, 0)]
-    assert answers(driver, "12", wanted) == [-1001, -1002, -3, -4, -5, -6]
+def test_of_other_devices_and_unheard_of_attributes_nothing_is_remembered(library: Path, driver: Path) -> None:
+    wanted = [(36, 1), (36, 1), (-1, 0), (-1, 0), (1 << 20, 0), (1 << 20, 0)]
+    assert answers(driver, "12", wanted, library) == [-1001, -1002, -3, -4, -5, -6]
 
 
-def test_a_failure_is_not_remembered(driver: Path) -> None:
-    assert answers(driver, "12", [(7, 0), (7, 0), (7, 0)]) == ["failed 999", -2, -2]
+def test_what_may_change_is_not_remembered(library: Path, driver: Path) -> None:
+    wanted = [(attribute, 0) for attribute in (16, 17, 20)] * 2
+    assert answers(driver, "12", wanted, library) == [-1, -2, -3, -4, -5, -6]
+
+
+def test_a_failure_is_not_remembered(library: Path, driver: Path) -> None:
+    assert answers(driver, "12", [(7, 0), (7, 0), (7, 0)], library) == ["failed 999", -2, -2]
+
+
+def test_a_library_in_front_of_the_driver_goes_on_asking_it(library: Path, front: Path) -> None:
+    answer = answers(front, "dlsym", [(36, 0), (36, 0), (13, 0)], library)
+    assert answer == [-1, -1, -2]
+
+
+def test_what_is_compiled_at_installation_is_this_source() -> None:
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
+    (module,) = project["tool"]["setuptools"]["ext-modules"]
+    assert module["name"].replace(".", "/") + ".c" == module["sources"][0] == "workers/cuda/device_attributes.c"
