@@ -4,6 +4,7 @@ import http.client
 import json
 import socket
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,11 @@ def _start(
 ) -> None:
     environment = programs.environment(settings, data, _broker(supervisor, settings, data))
     supervisor.run(programs.migration(environment, data.logs))
-    workers = [programs.worker(environment, data.logs, device) for device in devices]
+    workers, now = [programs.worker(environment, data.logs, device) for device in devices], datetime.now(UTC)
     for child in (*workers, programs.api(environment, data.logs, listener.fileno())):
         supervisor.start(child)
     url = url_of(listener)
-    supervisor.wait_until(lambda: unready(url, workers))
+    supervisor.wait_until(lambda: unready(url, workers, since=now))
 
 
 def _broker(supervisor: Supervisor, settings: Settings, data: DataDirectory) -> str:
@@ -69,10 +70,11 @@ def _deaf(path: Path) -> str | None:
         return None if client.connect_ex(str(path)) == 0 else "the bundled broker does not accept connections"
 
 
-def unready(url: str, workers: Sequence[Child]) -> str | None:
+def unready(url: str, workers: Sequence[Child], *, since: datetime) -> str | None:
     """Say what is missing yet, None once the API reaches all it needs and each of `workers` has reported.
 
-    What a build does by default depends on the workers there are, so none may be ahead of the others.
+    What a build does by default depends on the workers there are, so none may be ahead of the others. Those of an
+    earlier run may have had the same process ids, as in a container, so only what started after `since` counts.
     """
     try:
         readiness, fleet = _get(url, "/readyz"), _get(url, "/v1/workers?limit=200")
@@ -80,8 +82,12 @@ def unready(url: str, workers: Sequence[Child]) -> str | None:
         return f"the API does not answer ({error})"
     if not readiness["ready"]:
         return f"the API is not ready: {readiness['checks']}"
-    ours = {worker["pid"] for worker in fleet.get("data", ()) if worker["hostname"] == socket.gethostname()}
-    silent = [child.name for child in workers if child.pid not in ours]
+    reported = {
+        worker["pid"]
+        for worker in fleet.get("data", ())
+        if worker["hostname"] == socket.gethostname() and datetime.fromisoformat(worker["started_at"]) >= since
+    }
+    silent = [child.name for child in workers if child.pid not in reported]
     return f"there is no sign of {' and '.join(silent)} yet" if silent else None
 
 

@@ -1,6 +1,7 @@
 import json
 import socket
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -10,6 +11,8 @@ import pytest
 
 from app.serve.child import Child
 from app.serve.service import unready
+
+START = datetime(2026, 5, 1, 10, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -47,28 +50,28 @@ def workers(tmp_path: Path) -> Iterator[list[Child]]:
         child.kill()
 
 
-def reported(child: Child, hostname: str | None = None) -> dict[str, Any]:
-    return {"pid": child.pid, "hostname": hostname or socket.gethostname()}
+def reported(child: Child, **changes: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
+    return {"pid": child.pid, "hostname": socket.gethostname(), "started_at": "2026-05-01T10:00:01.5Z"} | changes
 
 
 def test_it_is_ready_once_every_worker_has_reported(api: str, answers: dict[str, Any], workers: list[Child]) -> None:
-    assert unready(api, workers) == "there is no sign of worker-cuda-0 and worker-cpu yet"
+    assert unready(api, workers, since=START) == "there is no sign of worker-cuda-0 and worker-cpu yet"
     answers["/v1/workers?limit=200"] = {"data": [reported(workers[1])]}
-    assert unready(api, workers) == "there is no sign of worker-cuda-0 yet"
+    assert unready(api, workers, since=START) == "there is no sign of worker-cuda-0 yet"
     answers["/v1/workers?limit=200"] = {"data": [reported(child) for child in workers]}
-    assert unready(api, workers) is None
+    assert unready(api, workers, since=START) is None
 
 
 def test_workers_of_other_machines_and_of_earlier_runs_do_not_count(
     api: str, answers: dict[str, Any], workers: list[Child]
 ) -> None:
-    others = [reported(workers[0], "elsewhere"), {"pid": 1, "hostname": socket.gethostname()}, reported(workers[1])]
-    answers["/v1/workers?limit=200"] = {"data": others}
-    assert unready(api, workers) == "there is no sign of worker-cuda-0 yet"
+    other, earlier = reported(workers[0], hostname="elsewhere"), reported(workers[0], started_at="2026-05-01T09:59:59Z")
+    answers["/v1/workers?limit=200"] = {"data": [other, earlier, reported(workers[0], pid=1), reported(workers[1])]}
+    assert unready(api, workers, since=START) == "there is no sign of worker-cuda-0 yet"
 
 
 def test_what_the_api_lacks_comes_first(api: str, answers: dict[str, Any], workers: list[Child]) -> None:
     answers["/readyz"] = {"ready": False, "checks": {"broker": "does not answer"}}
     answers["/v1/workers?limit=200"] = {"status": 503, "code": "unavailable"}
-    assert unready(api, workers) == "the API is not ready: {'broker': 'does not answer'}"
-    assert "the API does not answer" in str(unready("http://127.0.0.1:1", workers))
+    assert unready(api, workers, since=START) == "the API is not ready: {'broker': 'does not answer'}"
+    assert "the API does not answer" in str(unready("http://127.0.0.1:1", workers, since=START))
