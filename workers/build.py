@@ -59,7 +59,7 @@ def compute(job: BuildInput, worker: Worker, watch: Watch) -> BuiltEngine:
     request = watch.during(_request, job.recipe, worker.sources, str(watch.folder / "plan"), cache)
     with plan_put(worker, watch) as put:
         built = watch.ask(request, Built, put.begin)
-        engine = new_engine(worker, watch, built, put.end(), Origin(built.platform, built.plan_digest))
+        engine = new_engine(worker, watch, built, put.end(built.plan_digest), Origin(built.platform, built.plan_digest))
         return BuiltEngine(engine, timing_cache.put(job.timings, built.timing_cache, worker, watch))
 
 

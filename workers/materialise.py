@@ -43,7 +43,7 @@ def compute(engine: StoredEngine, worker: Worker, watch: Watch) -> WrittenPlan:
     request = watch.during(_request, engine, worker.sources, worker.plans, str(watch.folder / "plan"))
     with plan_put(worker, watch) as put:
         made = watch.ask(request, Materialised, put.begin)
-        return WrittenPlan(put.end(), dict(made.timings) | {"total": watch.seconds})
+        return WrittenPlan(put.end(made.plan_digest), dict(made.timings) | {"total": watch.seconds})
 
 
 def publish(session: Session, _held: Claim, engine: StoredEngine, made: WrittenPlan) -> dict[str, Any]:

@@ -110,22 +110,26 @@ class PlanPut:
         twin.hardlink_to(self._path)
         self._plan = self._worker.io.submit(self._put, twin, written.plan_digest)
 
-    def end(self) -> StoredPlan:
+    def end(self, digest: str) -> StoredPlan:
         """Wait until it is there, for when the host is done with the file; the inherited plan, where it wrote none.
+
+        `digest` is that of the plan which the host made.
 
         The next refit of this engine need not read the plan to know it, where the file in the store is the one that was
         written and no copy.
         """
         if self._plan is not None and self._path is not None:
             plan = self._watch.join(self._plan)
+            if plan.digest != digest:
+                raise TypeError("the engine host told of another plan than it made")
             stored = self._watch.during(self._worker.store.local_path, plan.digest)
             is_ours = stored.samefile(self._path)
             self._path.unlink()  # which changes what a file is known by
             if is_ours:
                 self._worker.plans.know(stored, plan.digest)
             return plan
-        if self._inherited is None:
-            raise TypeError("the engine host wrote no plan")
+        if self._inherited is None or self._inherited.digest != digest:
+            raise TypeError("the engine host told of no plan")
         return self._inherited
 
     def give_up(self) -> None:

@@ -38,7 +38,8 @@ def compute(job: RefitInput, worker: Worker, watch: Watch) -> NewEngine:
     origin = Origin(job.parent.platform, job.parent.root_plan, job.parent)
     with plan_put(worker, watch, job.parent.plan) as put:
         refitted = watch.ask(request, Refitted, put.begin)
-        made = new_engine(worker, watch, refitted, None if refitted.plan is None else put.end(), origin)
+        plan = None if refitted.plan_digest is None else put.end(refitted.plan_digest)
+        made = new_engine(worker, watch, refitted, plan, origin)
     return replace(made, facts=made.facts | {"changed": refitted.changed, "warm": refitted.warm})
 
 

@@ -3,8 +3,11 @@ import select
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from multiprocessing import Pipe
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -257,13 +260,23 @@ def test_a_failure_of_the_device_is_told_though_the_device_answers_nothing_any_m
     failed = BackendError("device_failed", "CUDA failed (cudaErrorIllegalAddress).")
     sent: list[Any] = []
     engines: Any = SimpleNamespace(do=Mock(side_effect=failed), residency=Residency())
-    connection: Any = SimpleNamespace(send=sent.append)
     request: Any = None
     monkeypatch.setattr(child, "memory_free", Mock(side_effect=failed))
 
-    child._answer(request, connection, engines, "cuda:0")
+    child._answer(request, sent.append, engines, "cuda:0")
 
     assert sent == [Reply(failed, Residency(), memory_free=0)]
+
+
+def test_what_several_threads_send_at_once_arrives_whole() -> None:
+    ours, theirs = Pipe()
+    send = child.one_at_a_time(theirs)
+    messages = [str(number) * 100_000 for number in range(4)]  # more than a pipe takes at once
+    with ThreadPoolExecutor(len(messages)) as pool:
+        for message in messages:
+            pool.submit(lambda text: [send(text) for _ in range(20)], message)
+        arrived = Counter(ours.recv() for _ in range(20 * len(messages)))
+    assert arrived == dict.fromkeys(messages, 20)
 
 
 def test_a_child_that_ends_before_it_has_said_anything_is_an_error(hosting: Hosting) -> None:

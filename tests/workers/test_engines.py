@@ -20,6 +20,7 @@ from workers.backends.base import (
     Built,
     EngineFile,
     LoadedEngine,
+    Materialise,
     Materialised,
     Message,
     ParameterSource,
@@ -230,7 +231,20 @@ def test_a_plan_for_which_there_is_no_room_is_made_of_an_engine_loaded_anew(
     assert isinstance(refitted, Refitted)
     assert backend.serialized == 2
     assert backend.loaded == [parent.plan]
+    engines.do(Refit(parent, versions[0], plan=None))  # so that it is resident no more
     assert verify(engines, replace(parent, parameters=versions[1], plan=str(refitted.plan))).ok
+    assert backend.loaded == [parent.plan, refitted.plan]
+
+
+def test_a_plan_for_which_there_is_never_room_is_tried_twice(
+    writing: tuple[Engines, Writing], network: Network, versions: list[Sources], tmp_path: Path
+) -> None:
+    engines, backend = writing
+    parent = built_by(engines, network, versions[0], tmp_path / "plan")
+    backend.faults = [full() for _ in range(4)]
+    with pytest.raises(BackendError, match="device_out_of_memory"):
+        engines.do(Materialise(parent, str(tmp_path / "again")))
+    assert backend.serialized == 2
 
 
 def test_a_plan_is_told_of_though_its_engine_cannot_be_verified(

@@ -245,8 +245,8 @@ def test_a_plan_is_put_into_the_store_while_the_engine_is_verified(
     assert result["materialised"] is True
 
 
-def test_the_plan_can_still_be_loaded_where_it_was_written_while_it_is_put(
-    net: Service, host: HostInProcess, second: Weights, monkeypatch: pytest.MonkeyPatch
+def test_the_plan_of_a_build_can_still_be_loaded_where_it_was_written_while_it_is_put(
+    net: Service, host: HostInProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = threading.Event()
     put_file = net.worker.store.put_file
@@ -262,8 +262,10 @@ def test_the_plan_can_still_be_loaded_where_it_was_written_while_it_is_put(
 
     monkeypatch.setattr(net.worker.store, "put_file", put)
     verified(monkeypatch, fill)
-    assert net.result("/refits", {"engine": 1, "weights": net.add_weights(second)})["engine"] == 2
-    assert len(host.backend.loaded) == 1
+    request = {"definition": 1, "weights": 1, "backend": "tensorrt", "reuse": False}
+    assert net.result("/builds", request)["engine"] == 2
+    (loaded,) = host.backend.loaded
+    assert not Path(loaded).is_relative_to(net.worker.store.local_path(engine(net, 2)["plan_digest"]).parents[2])
 
 
 def test_a_plan_that_was_written_here_is_not_read_again_before_it_is_refitted(

@@ -450,8 +450,9 @@ class Backend(Protocol):
     def materialising(
         self, plan: str, engine: LoadedEngine, report: Report
     ) -> AbstractContextManager[Future[Materialised]]:
-        """Write the plan of an engine this backend loaded to the path `plan`, beside a block.
+        """Serialize an engine this backend loaded, and write its plan to the path `plan` beside a block.
 
-        `timings` are of what is done before the block begins.
+        `timings` are of what is done before the block begins. The engine is not kept any longer than that, nor its plan
+        in memory once it is written. The future is done, and its callbacks have run, when the block has ended.
         """
         ...

@@ -6,18 +6,20 @@ import os
 import signal
 import sys
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import RLock
 
-from workers.backends.base import BackendError, Benchmark, Build, Message, Outcome, Refit, Report, Request, Verify
+from workers.backends.base import BackendError, Benchmark, Build, Outcome, Refit, Request, Verify
 from workers.device import describe_device, memory_free, resident_limit
 from workers.engine_host.engines import Engines
 from workers.engine_host.offers import offers
 from workers.engine_host.wire import Hello, Reply, RequestReader
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+Send = Callable[[object], None]
 log = logging.getLogger(__name__)
 
 
@@ -27,45 +29,50 @@ def main() -> None:
     _die_with(arguments.parent)
     logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
     with Connection(arguments.socket) as connection:
+        send = one_at_a_time(connection)
         try:
-            engines = _greet(connection, arguments)
+            engines = _greet(send, arguments)
         except BackendError as error:
-            connection.send(error)
+            send(error)
             return
         try:
             reader = RequestReader()
             while True:
-                _answer(reader.read(connection.recv_bytes()), connection, engines, arguments.device)
+                _answer(reader.read(connection.recv_bytes()), send, engines, arguments.device)
         except (EOFError, ConnectionError):
             return
 
 
-def _greet(connection: Connection, arguments: Namespace) -> Engines:
-    """Open everything ahead of the first request, and say what there is; BackendError where the device is not."""
-    device = describe_device(arguments.device)
-    limit = resident_limit(device) if arguments.resident_bytes is None else arguments.resident_bytes
-    engines = Engines(arguments.device, limit, arguments.scratch, _reporting(connection))
-    backends = offers(arguments.device, engines.backend)
-    _flush()
-    connection.send(Hello(device, backends, limit))
-    return engines
+def one_at_a_time(connection: Connection) -> Send:
+    """Return what sends something whole, from any thread.
 
-
-def _reporting(connection: Connection) -> Report:
-    """Return what sends a message, from any thread; a thread may come back to it while its message is pickled."""
+    A thread may come back to it while it pickles: that may collect garbage, and TensorRT's objects say lines as they
+    go.
+    """
     sending = RLock()
 
-    def report(message: Message) -> None:
+    def send(message: object) -> None:
         with sending:
             connection.send(message)
 
-    return report
+    return send
 
 
-def _answer(request: Request, connection: Connection, engines: Engines, device: str) -> None:
+def _greet(send: Send, arguments: Namespace) -> Engines:
+    """Open everything ahead of the first request, and say what there is; BackendError where the device is not."""
+    device = describe_device(arguments.device)
+    limit = resident_limit(device) if arguments.resident_bytes is None else arguments.resident_bytes
+    engines = Engines(arguments.device, limit, arguments.scratch, send)
+    backends = offers(arguments.device, engines.backend)
+    _flush()
+    send(Hello(device, backends, limit))
+    return engines
+
+
+def _answer(request: Request, send: Send, engines: Engines, device: str) -> None:
     result = _result(engines, request)
     _flush()
-    connection.send(Reply(result, engines.residency, _memory_free(device)))
+    send(Reply(result, engines.residency, _memory_free(device)))
     if _takes_much_memory(request):
         _return_memory()
 

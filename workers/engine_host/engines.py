@@ -82,13 +82,13 @@ class Engines:
                 if refitted.plan is None and request.plan is not None:
                     return self._materialised_refit(refitted, engine, request.plan, request.against)
                 return replace(refitted, verification=self._verification(engine, request.against))
+            case Materialise():
+                return self._materialise(request.engine, request.plan, beside=lambda: None)[0]
             case _:
                 return with_room(lambda: self._do(request))
 
-    def _do(self, request: Materialise | Run | Verify | Benchmark) -> Outcome:
+    def _do(self, request: Run | Verify | Benchmark) -> Outcome:
         match request:
-            case Materialise():
-                return self._materialise(request.engine, request.plan, beside=lambda: None)[0]
             case Run():
                 return self._run(request)
             case Verify():

@@ -169,8 +169,11 @@ class TensorrtBackend:
         watch = Stopwatch(report)
         with watch.phase("serialize"):
             serialized = engine.serialize()
+        del engine  # which the block may have to give up
         with ThreadPoolExecutor(1) as pool:
-            yield pool.submit(lambda: Materialised(plan, *write_plan(serialized, Path(plan)), watch.seconds))
+            writing = pool.submit(_write, serialized, plan, watch.seconds)
+            del serialized  # the thread has it for as long as it writes
+            yield writing
 
     def _load_compiled(
         self,
@@ -283,6 +286,10 @@ def _targets(can: Capabilities) -> list[str]:
 
 def _layout(definition: str, options: Mapping[str, Any]) -> Layout:
     return lay_out(onnx_graph.parse(Path(definition).read_bytes()), options["refit_layout"])
+
+
+def _write(serialized: trt.IHostMemory, plan: str, timings: Mapping[str, float]) -> Materialised:
+    return Materialised(plan, *write_plan(serialized, Path(plan)), timings)
 
 
 def _inherited(parent: EngineFile, options: Mapping[str, Any]) -> dict[str, Any]:

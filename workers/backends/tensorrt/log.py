@@ -53,8 +53,9 @@ class Log(trt.ILogger):
     def tell(self, message: LogLine | Progress) -> None:
         """Send a message; several threads of TensorRT may do so at once."""
         with self._lock:
-            if self._report is not None:
-                self._report(message)
+            report = self._report
+        if report is not None:
+            report(message)  # which has a lock of its own, that another thread may hold as it comes here
 
     def failed(self, code: str, what: str, remedy: str = "") -> BackendError:
         """Return the error of a call that failed, with what was said: `code`, or that of a full or broken device."""
