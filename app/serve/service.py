@@ -47,11 +47,11 @@ def _start(
 ) -> None:
     environment = programs.environment(settings, data, _broker(supervisor, settings, data))
     supervisor.run(programs.migration(environment, data.logs))
-    workers, now = [programs.worker(environment, data.logs, device) for device in devices], datetime.now(UTC)
+    since, url = datetime.now(UTC), url_of(listener)
+    workers = [programs.worker(environment, data.logs, device) for device in devices]
     for child in (*workers, programs.api(environment, data.logs, listener.fileno())):
         supervisor.start(child)
-    url = url_of(listener)
-    supervisor.wait_until(lambda: unready(url, workers, since=now))
+    supervisor.wait_until(lambda: unready(url, workers, since=since))
 
 
 def _broker(supervisor: Supervisor, settings: Settings, data: DataDirectory) -> str:
