@@ -2,10 +2,10 @@
 
 import http.client
 import socket
-from urllib.parse import urlsplit
 
 from app.database import Database
 from app.fleet import service as fleet
+from app.serve.answers import get
 from app.serve.errors import CannotStart
 from app.settings import Settings
 
@@ -14,14 +14,10 @@ TIMEOUT_S = 5.0
 
 def check_api(url: str) -> None:
     """Ask an API whether it lives; CannotStart "unhealthy" if not."""
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=TIMEOUT_S)
     try:
-        connection.request("GET", "/healthz")
-        status = connection.getresponse().status
+        status, _ = get(url, "/healthz", TIMEOUT_S)
     except (OSError, http.client.HTTPException) as error:
         raise CannotStart("unhealthy", f"{url}/healthz does not answer: {error}. See the log of the API.") from error
-    finally:
-        connection.close()
     if status != http.client.OK:
         raise CannotStart("unhealthy", f"{url}/healthz answers {status}. See the log of the API.")
 

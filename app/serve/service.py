@@ -6,17 +6,19 @@ import socket
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import typer
 
 from app.serve import programs
+from app.serve.answers import get
 from app.serve.child import Child
 from app.serve.data_directory import DataDirectory
 from app.serve.listening import listen, url_of
 from app.serve.signals import Signals, StopRequested
 from app.serve.supervisor import Supervisor, notice
 from app.settings import Settings
+
+ANSWER_S = 1.0  # for the API to answer while it starts; it is asked again
 
 
 def serve(settings: Settings, host: str, port: int, devices: Sequence[str], *, allow_anonymous: bool) -> int:
@@ -77,7 +79,7 @@ def unready(url: str, workers: Sequence[Child], *, since: datetime) -> str | Non
     earlier run may have had the same process ids, as in a container, so only what started after `since` counts.
     """
     try:
-        readiness, fleet = _get(url, "/readyz"), _get(url, "/v1/workers?limit=200")
+        readiness, fleet = (json.loads(get(url, path, ANSWER_S)[1]) for path in ("/readyz", "/v1/workers?limit=200"))
     except (OSError, http.client.HTTPException, ValueError) as error:
         return f"the API does not answer ({error})"
     if not readiness["ready"]:
@@ -89,12 +91,3 @@ def unready(url: str, workers: Sequence[Child], *, since: datetime) -> str | Non
     }
     silent = [child.name for child in workers if child.pid not in reported]
     return f"there is no sign of {' and '.join(silent)} yet" if silent else None
-
-
-def _get(url: str, path: str) -> Any:  # noqa: ANN401 - JSON
-    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=1.0)
-    try:
-        connection.request("GET", path)
-        return json.loads(connection.getresponse().read())
-    finally:
-        connection.close()

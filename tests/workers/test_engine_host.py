@@ -16,6 +16,7 @@ from unittest.mock import Mock
 import numpy as np
 import onnx
 import pytest
+from structlog.testing import capture_logs
 
 from app.definitions.parameter import InputSpec
 from tests.workers.hosting import Hosting
@@ -266,6 +267,19 @@ def test_a_failure_of_the_device_is_told_though_the_device_answers_nothing_any_m
     child._answer(request, sent.append, engines, "cuda:0")
 
     assert sent == [Reply(failed, Residency(), memory_free=0)]
+
+
+@pytest.mark.parametrize(
+    ("device", "library", "warned"), [("cuda:0", None, 1), ("cuda:0", "it.so", 0), ("cpu", None, 0)]
+)
+def test_a_gpu_whose_attributes_are_not_remembered_is_told_of_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, library: str | None, warned: int
+) -> None:
+    monkeypatch.setattr("workers.engine_host.host.device_attributes_library", lambda: library)
+    monkeypatch.setattr("workers.engine_host.host.EngineHostProcess", Mock())
+    with capture_logs() as lines:
+        EngineHost(device, None, tmp_path).start()
+    assert ["install a C compiler" in line["remedy"] for line in lines] == [True] * warned
 
 
 def test_what_several_threads_send_at_once_arrives_whole() -> None:
