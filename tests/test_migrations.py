@@ -136,6 +136,17 @@ def test_a_binding_of_an_earlier_release_is_found_again_by_its_text(old_url: str
     database.dispose()
 
 
+def test_jobs_of_the_first_releases_say_nothing_of_how_long_others_take(old_url: str) -> None:
+    before = rows_of(old_url, "jobs")
+    upgrade(old_url)
+    after = rows_of(old_url, "jobs")
+    assert [row.pop("likeness") for row in after] == [None] * len(before)
+    assert [row["id"] for row in after] == [row["id"] for row in before]
+    with connected(old_url) as connection:
+        indexes = sa.inspect(connection).get_indexes("jobs")
+    assert ["likeness", "state", "id"] in [index["column_names"] for index in indexes]
+
+
 def test_an_upgraded_database_takes_engines_without_a_plan_and_holds_their_base(old_url: str) -> None:
     upgrade(old_url)
     lazy = lazy_engine(old_url)

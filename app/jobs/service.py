@@ -16,6 +16,7 @@ from app.errors import NotFound
 from app.jobs import events, lease
 from app.jobs.dispatch import Dispatch
 from app.jobs.events import Event
+from app.jobs.likeness import likeness
 from app.jobs.state import State
 from app.jobs.tables import Job
 from app.pagination import PageQuery, Rows, list_rows
@@ -27,10 +28,9 @@ HISTORY = 5  # earlier jobs that say how long the next one takes
 EARLIER = (
     select(Job.started_at, Job.finished_at)
     .where(
-        Job.model_id == bindparam("model"),
-        Job.kind == bindparam("kind"),
+        Job.likeness == bindparam("likeness"),
         Job.state == State.SUCCEEDED,
-        Job.attempt > 0,
+        Job.attempt == 1,  # others have waited for a lease to run out as well
     )
     .order_by(Job.id.desc())
     .limit(HISTORY)
@@ -44,6 +44,7 @@ def bind_dispatch(session: Session, dispatch: Dispatch) -> None:
 
 def create(session: Session, *, kind: str, model_id: int, queue: str, request: Mapping[str, Any]) -> Job:
     """Queue a job; its id goes to the workers after the commit."""
+    work = likeness(session, kind=kind, model_id=model_id, queue=queue, request=request)
     job = Job(
         id=new_id(),
         kind=kind,
@@ -51,7 +52,8 @@ def create(session: Session, *, kind: str, model_id: int, queue: str, request: M
         model=_model_name(session, model_id),
         queue=queue,
         request=dict(request),
-        expected_s=_expected_seconds(session, kind, model_id),
+        likeness=work,
+        expected_s=_expected_seconds(session, work),
         sent_at=now(),
         last_event=1,
     )
@@ -133,11 +135,15 @@ def new_id() -> str:
 
 
 def eta_seconds(job: Job) -> float | None:
-    """Return how long a job is likely to need yet, from the median of earlier ones; None where nobody knows."""
+    """Return how long a job is likely to need yet, from the median of earlier ones of like work.
+
+    None where nobody knows, as of one that takes longer already.
+    """
     if job.expected_s is None or job.finished_at is not None:
         return None
     elapsed = (now() - job.started_at) if job.started_at else timedelta()
-    return round(max(0.0, job.expected_s - elapsed.total_seconds()), 3)
+    left = job.expected_s - elapsed.total_seconds()
+    return round(left, 3) if left >= 0 else None
 
 
 def request_cancel(session: Session, job_id: str) -> Job:
@@ -156,8 +162,10 @@ def _model_name(session: Session, model_id: int) -> str:
     return remembered(session, "model name", model_id, read)
 
 
-def _expected_seconds(session: Session, kind: str, model_id: int) -> float | None:
-    earlier = session.connection().execute(EARLIER, {"model": model_id, "kind": kind})
+def _expected_seconds(session: Session, work: str | None) -> float | None:
+    if work is None:
+        return None
+    earlier = session.connection().execute(EARLIER, {"likeness": work})
     seconds = [
         (finished - started).total_seconds()
         for started, finished in earlier

@@ -18,6 +18,7 @@ class Job(Base):
         Index(None, "state", "queue", "sent_at"),  # the sweep looks for unsent jobs queue by queue
         Index(None, "model_id", "id"),
         Index(None, "model_id", "kind", "state", "id"),
+        Index(None, "likeness", "state", "id"),  # the last ones of like work
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)  # a UUID version 7: sorts by time of creation
@@ -27,7 +28,8 @@ class Job(Base):
     model_id: Mapped[int] = mapped_column(ForeignKey("models.id"))
     model: Mapped[str]
     request: Mapped[dict[str, Any]] = mapped_column(deferred=True)
-    expected_s: Mapped[float | None]  # how long earlier jobs of this kind took
+    likeness: Mapped[str | None] = mapped_column(deferred=True)  # what work it was; null where it was none
+    expected_s: Mapped[float | None]  # how long earlier jobs of like work took
     attempt: Mapped[int] = mapped_column(default=0)
     fence: Mapped[int] = mapped_column(default=0)
     worker: Mapped[str | None]

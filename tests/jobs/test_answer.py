@@ -2,6 +2,7 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import pytest
 from fastapi import FastAPI
@@ -11,7 +12,7 @@ from pydantic import BaseModel
 from sqlalchemy import Connection, event
 from sqlalchemy.orm import Session
 
-from app.database import Database
+from app.database import Database, now
 from app.errors import Invalid
 from app.jobs import lease, service
 from app.jobs.answer import SubmitDep, wait_seconds
@@ -290,6 +291,27 @@ def test_a_later_job_is_expected_to_take_as_long_as_earlier_ones(
     assert _post(client)[1]["progress"]["eta_s"] is None  # type: ignore[index]
     _finish(database, settings, client.get("/v1/jobs").json()["data"][0]["id"])
     assert _post(client)[1]["progress"]["eta_s"] is not None  # type: ignore[index]
+
+
+def test_a_look_is_worth_while_once_a_job_is_likely_to_be_done_and_soon_where_nobody_knows(
+    client: TestClient, database: Database, settings: Settings
+) -> None:
+    _, first = _post(client)
+    _finish(database, settings, str(first["id"]))
+    _let_it_begin(database, str(first["id"]), 20.0)
+    job = client.post("/jobs-for-tests", json={"number": 1}, headers={"Idempotency-Key": "k"})
+    assert job.json()["progress"]["eta_s"] == pytest.approx(20.0, abs=1.0)
+    assert 19 <= int(job.headers["Retry-After"]) <= 21
+    lease.claim(database, job.json()["id"], worker="w", settings=settings)
+    _let_it_begin(database, job.json()["id"], 60.0)
+    again = client.post("/jobs-for-tests", json={"number": 1}, headers={"Idempotency-Key": "k"})
+    assert (again.json()["id"], again.json()["progress"]["eta_s"]) == (job.json()["id"], None)
+    assert again.headers["Retry-After"] == "1"
+
+
+def _let_it_begin(database: Database, job_id: str, seconds_ago: float) -> None:
+    with database.transaction() as session:
+        session.get_one(Job, job_id).started_at = now() - timedelta(seconds=seconds_ago)
 
 
 def test_events_come_in_pages(client: TestClient, database: Database, settings: Settings) -> None:
