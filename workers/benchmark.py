@@ -50,7 +50,7 @@ def compute(job: BenchmarkInput, worker: Worker, watch: Watch) -> Measurements:
     """Have the engine host measure, and put its report into the store."""
     request = watch.during(_request, job, worker.sources, worker.plans, str(watch.folder / "benchmark.json"))
     found = watch.ask(request, Benchmarked)
-    digest, size = watch.during(worker.store.put_file, Path(found.report))
+    digest, size = watch.during(worker.put, Path(found.report))
     return Measurements(found, digest, size)
 
 

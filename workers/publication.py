@@ -1,15 +1,14 @@
 """A new engine, made by a build or a refit, on its way to being published."""
 
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, wait
-from contextlib import contextmanager, suppress
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from sqlalchemy.orm import Session
 
-from app.artifacts import service as artifacts
 from app.engines import service as engines
 from app.jobs.lease import Claim
 from workers.backends.base import Against, Built, PlanWritten, Refitted
@@ -114,45 +113,41 @@ class PlanPut:
         """Wait until it is there, for when the host is done with the file; the inherited plan, where it wrote none.
 
         `digest` is that of the plan which the host made.
-
-        The next refit of this engine need not read the plan to know it, where the file in the store is the one that was
-        written and no copy.
         """
         if self._plan is not None and self._path is not None:
             plan = self._watch.join(self._plan)
             if plan.digest != digest:
                 raise TypeError("the engine host told of another plan than it made")
-            stored = self._watch.during(self._worker.store.local_path, plan.digest)
-            is_ours = stored.samefile(self._path)
-            self._path.unlink()  # which changes what a file is known by
-            if is_ours:
-                self._worker.plans.know(stored, plan.digest)
+            self._know(self._path, plan.digest)
             return plan
         if self._inherited is None or self._inherited.digest != digest:
             raise TypeError("the engine host told of no plan")
         return self._inherited
 
     def give_up(self) -> None:
-        """Leave what was put to collection, once it is put."""
-        if self._plan is None:
-            return
-        with suppress(Exception):  # what failed first is what the client is told
-            self._watch.join(self._plan)  # as long as the job may go on its lease is kept
-        wait([self._plan])  # in any case: the file goes with the job's folder
-        if self._plan.exception() is None:
-            plan = self._plan.result()
-            artifacts.leave_to_collection(self._worker.database, {plan.digest: plan.nbytes})
+        """Wait for nothing: the job's end is written now, and a put that has begun ends by itself or with the file."""
+        if self._plan is not None:
+            self._plan.cancel()
 
     def _put(self, path: Path, digest: str) -> StoredPlan:
-        _, nbytes = self._worker.store.put_file(path, digest=digest)
+        _, nbytes = self._worker.put(path, digest=digest)
         return StoredPlan(digest, nbytes, self._worker.signer.sign(digest))
+
+    def _know(self, path: Path, digest: str) -> None:
+        """Spare the next refit of this engine reading the plan, where the store has the file itself and no copy."""
+        if path.stat().st_nlink == 1:
+            return
+        stored = self._watch.during(self._worker.store.local_path, digest)
+        if stored.samefile(path):
+            path.unlink()  # which changes what a file is known by
+            self._worker.plans.know(stored, digest)
 
 
 @contextmanager
 def plan_put(worker: Worker, watch: Watch, inherited: StoredPlan | None = None) -> Iterator[PlanPut]:
     """Give a block a way to put one plan into the store, while the engine host goes on with its request.
 
-    Where the block fails what was put is left to collection. A plan equal to `inherited` is there already.
+    Where the block fails what was or will be put is left to collection. A plan equal to `inherited` is there already.
     """
     put = PlanPut(worker, watch, inherited)
     try:

@@ -48,7 +48,7 @@ def compute(job: RunInput, worker: Worker, watch: Watch) -> Outputs:
     """Run, and put the outputs into the store."""
     request = watch.during(_request, job, worker.sources, worker.plans, str(watch.folder / "outputs.safetensors"))
     ran = watch.ask(request, Ran)
-    digest, size = watch.during(worker.store.put_file, Path(ran.outputs))
+    digest, size = watch.during(worker.put, Path(ran.outputs))
     return Outputs(digest, size, ran.seconds)
 
 

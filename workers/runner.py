@@ -21,7 +21,6 @@ from workers.kinds import KINDS
 from workers.watch import Watch
 from workers.worker import Worker
 
-PUBLISH_PAUSES_S = (0.2, 1.0, 5.0)  # a compile of minutes is not thrown away for a database that restarts
 log = structlog.get_logger(__name__)
 
 P = ParamSpec("P")
@@ -69,27 +68,12 @@ def _do(worker: Worker, held: Claim, watch: Watch) -> None:
         with worker.database.transaction() as session:
             lease.succeed(session, held, job.result, notify=worker.announce)
         return
-    product = kind.compute(job, worker, watch)
-    _publish(worker, held, watch, kind, job, product)
+    with worker.store.holding():  # a compile may take longer than a cache keeps what nobody asks for
+        product = kind.compute(job, worker, watch)
+    worker.through_outage(_publish, worker, held, watch, kind, job, product)
 
 
 def _publish(worker: Worker, held: Claim, watch: Watch, kind: Kind[Any, Any], job: object, product: Product) -> None:
-    try:
-        for pause in PUBLISH_PAUSES_S:
-            try:
-                return _publish_once(worker, held, watch, kind, job, product)
-            except DATABASE_DOWN as error:
-                log.warning("not published yet", error=str(error), again_in_s=pause)
-                worker.stopping.wait(pause)
-        return _publish_once(worker, held, watch, kind, job, product)
-    except (LeaseLost, CancelAsked):
-        artifacts.leave_to_collection(worker.database, product.blobs)
-        raise
-
-
-def _publish_once(
-    worker: Worker, held: Claim, watch: Watch, kind: Kind[Any, Any], job: object, product: Product
-) -> None:
     """Write what was made and finish the job, or neither of the two."""
     with worker.database.transaction() as session:
         for digest, size in product.blobs.items():

@@ -132,12 +132,12 @@ def check_files(tensors: Iterable[TensorFile]) -> None:
         try:
             size = Path(path).stat().st_size
         except OSError as error:
-            raise BackendError("weights_unreadable", f"{path}: {error.strerror}. {_UPLOAD}") from error
+            raise BackendError("weights_unreadable", f"{path}: {error.strerror}. {_LOST}") from error
         if size < end:
-            raise BackendError("weights_unreadable", f"{path} has {size} bytes, {end} are needed. {_UPLOAD}")
+            raise BackendError("weights_unreadable", f"{path} has {size} bytes, {end} are needed. {_LOST}")
 
 
-_UPLOAD = "The artifact store lost or damaged it; upload the file again."
+_LOST = "It was lost or damaged there. Remove it where it is a cached copy; otherwise upload the file again."
 
 
 def raw(array: Array) -> Array:

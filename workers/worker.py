@@ -8,11 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
+import structlog
+
+from app.artifacts import service as artifacts
 from app.artifacts.signing import PlanSigner, open_signer
 from app.artifacts.store import ArtifactStore, open_store
-from app.database import Database
+from app.database import DATABASE_DOWN, Database
 from app.engines.service import Served
 from app.errors import ServiceError
 from app.fleet.service import WorkerReport
@@ -29,6 +32,11 @@ from workers.plans import PlanVerifier
 from workers.stored import Sources
 
 IO_THREADS = 4  # an upload that a cancel left behind must not hold up the next job
+OUTAGE_PAUSES_S = (0.2, 1.0, 5.0)  # a compile of minutes is not thrown away for a database that restarts
+log = structlog.get_logger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass
@@ -81,6 +89,23 @@ class Worker:
             )
         offer = self.offered[backend]
         return Served([offer["version"]], {*offer["makes"], *offer["loads"]})
+
+    def put(self, path: Path, *, digest: str | None = None) -> tuple[str, int]:
+        """Put a file into the store as `ArtifactStore.put_file` does; collection finds it if no job comes to use it."""
+        used_within_s = self.settings.job_deadline_s
+        return self.through_outage(
+            artifacts.put_file, self.database, self.store, path, digest=digest, used_within_s=used_within_s
+        )
+
+    def through_outage(self, write: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Write to the database, again where it does not answer for a moment."""
+        for pause in OUTAGE_PAUSES_S:
+            try:
+                return write(*args, **kwargs)
+            except DATABASE_DOWN as error:
+                log.warning("not written yet", error=str(error), again_in_s=pause)
+                self.stopping.wait(pause)
+        return write(*args, **kwargs)
 
     def report(self) -> WorkerReport:
         """Say what the fleet shows of this worker."""

@@ -2,22 +2,28 @@
 
 import fcntl
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import structlog
 
 from app.artifacts.digest import hex_of
 from app.artifacts.incoming import locked
 from app.artifacts.local import LocalStore
 from app.errors import Unavailable
+from app.scratch import remove_abandoned, scratch_folder
 
 KEEP_S = 600.0
+log = structlog.get_logger(__name__)
 
 
 class ArtifactCache:
     """A directory of copies, shared by the processes of one machine.
 
     A copy's time of modification says when it was last asked for. A path handed out stays valid for
-    `keep_s` seconds, in which the reader opens it; therefore the cache may for a while hold more than `max_bytes`.
+    `keep_s` seconds, in which the reader opens it, and one that was asked for while `holding` until that ends, by a
+    second name in a folder that its holder has locked; therefore the cache may for a while hold more than `max_bytes`.
     """
 
     def __init__(self, directory: Path, max_bytes: int, *, keep_s: float = KEEP_S) -> None:
@@ -25,6 +31,8 @@ class ArtifactCache:
         self._max_bytes = max_bytes
         self._keep_s = keep_s
         self._files = LocalStore(directory)
+        self._held = directory / "held"
+        self._holders: list[Path] = []
 
     def prepare(self) -> None:
         """Make the directories where they are missing."""
@@ -44,12 +52,30 @@ class ArtifactCache:
                 if not self._files.touch(digest):
                     self._fetch(digest, download())
             self._evict()
-        return self._files.local_path(digest)
+        path = self._files.local_path(digest)
+        for holder in tuple(self._holders):
+            with suppress(OSError):  # it has this copy, or has just ended; a full disk leaves `keep_s` to it
+                (holder / path.name).hardlink_to(path)
+        return path
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """See `ArtifactStore`."""
+        with scratch_folder(self._held, "job") as holder:
+            self._holders.append(holder)
+            try:
+                yield
+            finally:
+                self._holders.remove(holder)
 
     def adopt(self, path: Path, digest: str) -> None:
-        """Take over a file just uploaded, as it is likely to be asked for soon."""
-        self._files.put_file(path, digest=digest)
-        self._evict()
+        """Take over a file just uploaded, as it is likely to be asked for soon; remove it where it cannot be kept."""
+        try:
+            self._files.put_file(path, digest=digest)
+            self._evict()
+        except (OSError, Unavailable) as error:
+            log.warning("what was uploaded is not kept in the cache", digest=digest, error=str(error))
+            path.unlink(missing_ok=True)
 
     def drop(self, digest: str) -> None:
         """Remove the copy if there is one."""
@@ -65,10 +91,11 @@ class ArtifactCache:
             )
 
     def _evict(self) -> None:
+        remove_abandoned(self._held)
         files = sorted(self._files.files(), key=lambda file: file[1].st_mtime)
         excess = sum(state.st_size for _, state in files) - self._max_bytes
         for digest, state in files:
             if excess <= 0 or time.time() - state.st_mtime < self._keep_s:
                 return
-            if self._files.delete_stale(digest, older_than_s=self._keep_s):
+            if state.st_nlink == 1 and self._files.delete_stale(digest, older_than_s=self._keep_s):
                 excess -= state.st_size

@@ -1,6 +1,8 @@
 """The one spelling of a digest: "sha256:" and 64 lower-case hexadecimal digits."""
 
+import hashlib
 import re
+from pathlib import Path
 
 from app.errors import Invalid
 
@@ -21,6 +23,12 @@ def hex_of(digest: str) -> str:
             code="bad_digest",
         )
     return match[1]
+
+
+def file_digest(path: Path) -> str:
+    """Read a file for its digest."""
+    with path.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
 def require_equal(actual: str, expected: str) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from threading import Thread
 from typing import BinaryIO, Self
@@ -116,6 +116,10 @@ class LocalStore:
         if not path.exists():
             raise missing(digest)
         return path
+
+    def holding(self) -> AbstractContextManager[None]:
+        """See `ArtifactStore`. Nothing is evicted here."""
+        return nullcontext()
 
     def touch(self, digest: str) -> bool:
         """Mark the artifact as put just now; return False where there is none."""

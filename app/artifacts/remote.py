@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -14,7 +14,7 @@ from obstore.store import ObjectStore, from_url
 
 from app.artifacts.batches import batched
 from app.artifacts.cache import ArtifactCache
-from app.artifacts.digest import hex_of, require_equal
+from app.artifacts.digest import file_digest, hex_of, require_equal
 from app.artifacts.local import missing
 from app.errors import Unavailable
 from app.settings import MIB
@@ -66,10 +66,8 @@ class RemoteStore:
         return size
 
     def put_file(self, path: Path, *, digest: str | None = None) -> tuple[str, int]:
-        """See `ArtifactStore`. The file moves into the cache."""
-        if digest is None:
-            with path.open("rb") as file:
-                digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+        """See `ArtifactStore`. The file moves into the cache, where that has room."""
+        digest = digest or file_digest(path)
         size = path.stat().st_size
         with _store_errors(WRITING):
             obstore.put(
@@ -108,6 +106,10 @@ class RemoteStore:
     def local_path(self, digest: str) -> Path:
         """See `ArtifactStore`. The copy's digest is checked when it is downloaded."""
         return self._cache.path(digest, lambda: self._whole(digest))
+
+    def holding(self) -> AbstractContextManager[None]:
+        """See `ArtifactStore`."""
+        return self._cache.holding()
 
     def delete(self, digest: str) -> None:
         """See `ArtifactStore`."""

@@ -1,13 +1,15 @@
 """Which artifacts there are, what needs them, and collecting those that nothing needs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
+from pathlib import Path
 
 import structlog
 from sqlalchemy import ColumnElement, delete, exists, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from app.artifacts.digest import file_digest
 from app.artifacts.store import ArtifactStore
 from app.artifacts.tables import Blob, BlobUse
 from app.database import Database, insert_into, now
@@ -16,21 +18,34 @@ from app.errors import FieldError, Invalid, Unavailable
 log = structlog.get_logger()
 
 
-def record(session: Session, digest: str, size: int) -> None:
-    """Note an artifact of `size` bytes that was just put into the store; one known already counts as seen now."""
-    seen = now()
+def record(session: Session, digest: str, size: int, *, used_within_s: float = 0.0) -> None:
+    """Note an artifact of `size` bytes that was put just now, or will be; one known already counts as seen now.
+
+    Its grace begins in `used_within_s` seconds.
+    """
+    moment = now()
+    seen = moment + timedelta(seconds=used_within_s)
     session.execute(
         insert_into(session, Blob)
-        .values(digest=digest, size=size, created_at=seen, seen_at=seen)
+        .values(digest=digest, size=size, created_at=moment, seen_at=seen)
         .on_conflict_do_update(index_elements=["digest"], set_={"seen_at": seen})
     )
 
 
-def leave_to_collection(database: Database, blobs: Mapping[str, int]) -> None:
-    """Record artifacts that were put and that nothing will use, since only recorded ones are ever collected."""
-    with database.transaction() as session:
-        for digest, size in blobs.items():
-            record(session, digest, size)
+def put_file(
+    database: Database, store: ArtifactStore, path: Path, *, digest: str | None = None, used_within_s: float
+) -> tuple[str, int]:
+    """Record a file, put it into the store and return its digest and size; for `digest` see `ArtifactStore`.
+
+    Only what is recorded is ever collected, and who puts a file may be killed before anything uses it, which must come
+    within `used_within_s` seconds and record it again. A power cut in between may take the row: that costs space, and
+    is not worth a wait for the disk.
+    """
+    digest = digest or file_digest(path)
+    size = path.stat().st_size
+    with database.transaction(durable=False) as session:
+        record(session, digest, size, used_within_s=used_within_s)
+    return store.put_file(path, digest=digest)
 
 
 def require(session: Session, digests: str | Sequence[str], pointer: str) -> dict[str, Blob]:
@@ -119,6 +134,8 @@ def collect_orphans(database: Database, store: ArtifactStore, *, older_than_s: f
       there yet. Therefore the file goes last and by `delete_stale`, which spares a file put within the
       grace. A put renews that age even when the bytes were there, and the local store lets no put and
       deletion of one artifact overlap. The row that the upload then writes has its file.
+    * `put_file` writes the row first and puts the file second. Its row is spared for as long as the use may take to
+      come, and for the grace after that.
     * Object stores cannot compare and delete in one step. A put that completes in the milliseconds between
       is found missing by `record_upload`, which asks the client to send it again.
     * Killed between row and file, this leaves a file without a row: space, but no fault. The next upload of

@@ -1,6 +1,7 @@
 """Where artifacts lie: one interface, a local and a remote implementation, chosen by the store URL."""
 
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
@@ -48,8 +49,12 @@ class ArtifactStore(Protocol):
     def local_path(self, digest: str) -> Path:
         """Return a local, read-only file with the artifact's bytes: itself or a cached copy.
 
-        A cached copy may be evicted later: open it within minutes. What is open stays readable.
+        A cached copy may be evicted later: open it within minutes, or ask for it while `holding`. What is open stays
+        readable.
         """
+
+    def holding(self) -> AbstractContextManager[None]:
+        """For as long as the block lasts, keep every file there that `local_path` returns in it, to any thread."""
 
     def delete(self, digest: str) -> None:
         """Remove the artifact if it is there."""

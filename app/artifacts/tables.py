@@ -9,7 +9,10 @@ from app.database import Base, now
 
 
 class Blob(Base):
-    """Bytes in the store; `digest` is "sha256:<64 hex>". `seen_at` moves whenever a client asks for it."""
+    """Bytes in the store; `digest` is "sha256:<64 hex>". `seen_at` moves whenever a client asks for it.
+
+    That of a blob which a job is to use lies ahead.
+    """
 
     __tablename__ = "blobs"
 

@@ -1,4 +1,7 @@
 import os
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,10 +9,23 @@ from pathlib import Path
 import pytest
 
 from app.artifacts.cache import ArtifactCache
+from app.artifacts.local import LocalStore
 from app.errors import Unavailable
 from tests.artifacts.conftest import digest_of
 
 FILES = [bytes([number]) * 1000 for number in range(4)]
+HOLDER = """
+import sys
+from pathlib import Path
+
+from app.artifacts.cache import ArtifactCache
+
+cache = ArtifactCache(Path(sys.argv[1]), 1500)
+with cache.holding():
+    cache.path(sys.argv[2], lambda: [])
+    print("held", flush=True)
+    sys.stdin.read()
+"""
 
 
 def cache_of(tmp_path: Path, max_bytes: int, *, keep_s: float = 0.0) -> ArtifactCache:
@@ -64,6 +80,62 @@ def test_an_open_copy_stays_readable_after_eviction(tmp_path: Path) -> None:
         ask(cache, FILES[1])
         assert not path.exists()
         assert reader.read() == FILES[0]
+
+
+def test_what_is_asked_for_while_holding_stays_until_that_ends(tmp_path: Path) -> None:
+    cache, neighbour = (cache_of(tmp_path, 1500, keep_s=3600) for _ in range(2))
+    with cache.holding():
+        held = ask(cache, FILES[0])
+        ask(cache, FILES[0])
+        passing = ask(neighbour, FILES[1])
+        for path in (held, passing):
+            os.utime(path, (1e9, 1e9))
+        ask(neighbour, FILES[2])
+        assert (held.exists(), passing.exists()) == (True, False)
+    ask(neighbour, FILES[3])
+    assert not held.exists()
+    assert list((tmp_path / "held").iterdir()) == []
+
+
+def test_what_was_asked_for_before_is_not_held(tmp_path: Path) -> None:
+    cache = cache_of(tmp_path, 1500, keep_s=3600)
+    path = ask(cache, FILES[0])
+    os.utime(path, (1e9, 1e9))
+    with cache.holding():
+        ask(cache, FILES[1])
+    assert not path.exists()
+
+
+def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
+    cache = cache_of(tmp_path, 1500, keep_s=3600)
+    path = ask(cache, FILES[0])
+    command = [sys.executable, "-c", HOLDER, str(tmp_path), digest_of(FILES[0])]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        os.utime(path, (1e9, 1e9))
+        ask(cache, FILES[1])
+        assert path.exists()
+        os.kill(holder.pid, signal.SIGKILL)
+    ask(cache, FILES[2])
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("error", [Unavailable("full", code="store_full"), PermissionError("read-only")])
+def test_what_it_has_no_room_for_is_not_kept_and_that_is_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def full(*_args: object, **_kwargs: object) -> None:
+        raise error
+
+    cache = cache_of(tmp_path / "cache", 10_000)
+    path = tmp_path / "plan"
+    path.write_bytes(FILES[0])
+    monkeypatch.setattr(LocalStore, "put_file", full)
+    cache.adopt(path, digest_of(FILES[0]))
+    assert not path.exists()
+    monkeypatch.undo()
+    assert ask(cache, FILES[0]).read_bytes() == FILES[0]
 
 
 def test_keeps_nothing_of_a_damaged_download(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -107,6 +108,49 @@ def test_recording_twice_keeps_one_row(database: Database, local_store: LocalSto
         (blob,) = session.scalars(select(Blob)).all()
         assert now() - blob.seen_at < timedelta(seconds=GRACE_S)
         assert now() - blob.created_at < timedelta(seconds=GRACE_S)
+
+
+@pytest.mark.parametrize("known", [DIGEST, None], ids=["digest known", "digest unknown"])
+def test_what_a_killed_process_put_is_collected(
+    database: Database, local_store: LocalStore, tmp_path: Path, known: str | None
+) -> None:
+    class Killed(Exception):
+        """Stands in for a signal that comes as soon as the file is there."""
+
+    class Deadly(LocalStore):
+        def put_file(self, path: Path, *, digest: str | None = None) -> tuple[str, int]:
+            super().put_file(path, digest=digest)
+            raise Killed
+
+    path = tmp_path / "plan"
+    path.write_bytes(BYTES)
+    with pytest.raises(Killed):
+        service.put_file(database, Deadly(local_store.root), path, digest=known, used_within_s=0)
+    assert local_store.size(DIGEST) == len(BYTES)
+    assert collect(database, local_store) == 0
+    assert service.collect_orphans(database, local_store, older_than_s=-1) == 1
+    assert local_store.size(DIGEST) is None
+
+
+def test_what_a_job_has_put_is_spared_for_as_long_as_it_may_run(
+    database: Database, local_store: LocalStore, tmp_path: Path
+) -> None:
+    path = tmp_path / "plan"
+    path.write_bytes(BYTES)
+    service.put_file(database, local_store, path, used_within_s=60)
+    assert service.collect_orphans(database, local_store, older_than_s=-30) == 0
+    assert local_store.size(DIGEST) == len(BYTES)
+    with database.transaction() as session:
+        service.record(session, DIGEST, len(BYTES))
+    assert service.collect_orphans(database, local_store, older_than_s=-30) == 1
+
+
+def test_a_file_is_put_under_its_digest(database: Database, local_store: LocalStore, tmp_path: Path) -> None:
+    path = tmp_path / "outputs"
+    path.write_bytes(BYTES)
+    assert service.put_file(database, local_store, path, used_within_s=0) == (DIGEST, len(BYTES))
+    assert local_store.read(DIGEST, 0, len(BYTES)) == BYTES
+    assert not path.exists()
 
 
 def test_collects_what_nothing_needs(database: Database, local_store: LocalStore) -> None:

@@ -160,6 +160,30 @@ def test_takes_a_file_over(store: ArtifactStore, tmp_path: Path, remains: Callab
     assert len(remains()) == 1
 
 
+@pytest.mark.usefixtures("s3_environment")
+@pytest.mark.parametrize("url", ["memory:///", "s3://bucket/uncached"])
+def test_a_file_that_reached_the_object_store_is_put_whether_the_cache_has_room_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    def full(*_args: object, **_kwargs: object) -> None:
+        raise Unavailable("no room", code="store_full")
+
+    store = open_store(Settings(data_dir=tmp_path, store_url=url))
+    path = tmp_path / "plan"
+    path.write_bytes(BYTES)
+    monkeypatch.setattr(LocalStore, "put_file", full)
+    assert store.put_file(path) == (digest_of(BYTES), len(BYTES))
+    assert not path.exists()
+    assert store.local_path(digest_of(BYTES)).read_bytes() == BYTES
+
+
+def test_what_is_held_can_be_read(store: ArtifactStore) -> None:
+    digest = put(store, BYTES)
+    with store.holding():
+        assert store.local_path(digest).read_bytes() == BYTES
+    assert store.local_path(digest).read_bytes() == BYTES
+
+
 def test_takes_a_file_over_without_reading_it_for_the_digest_its_writer_has_computed(
     store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

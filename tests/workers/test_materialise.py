@@ -18,6 +18,7 @@ from app.artifacts.service import collect_orphans
 from app.artifacts.store import ArtifactStore
 from app.artifacts.tables import Blob, BlobUse
 from app.jobs.service import create, get_job
+from app.settings import Settings
 from tests.workers.networks import Network, Weights, perceptron
 from tests.workers.service import Service, computed, service_with
 from tests.workers.weight_holding import OFFERED, PLATFORM, HeldWeights, HostInProcess
@@ -34,10 +35,12 @@ from workers.backends.base import (
 )
 from workers.device import DEVICE_OUT_OF_MEMORY
 from workers.runner import run_job
+from workers.watch import Watch
 from workers.worker import Worker
 
 Array = np.ndarray[Any, np.dtype[Any]]
 PATIENCE_S = 30
+DEADLINE_S = Settings().job_deadline_s
 
 
 @pytest.fixture
@@ -331,13 +334,17 @@ def test_the_plan_of_an_engine_that_is_not_published_is_left_to_collection(
     fault: str,
 ) -> None:
     put: list[str] = []
+    done = threading.Event()
     put_file = net.worker.store.put_file
 
     def noted_put(path: Path, *, digest: str | None = None) -> tuple[str, int]:
-        put.append(str(digest))
-        return put_file(path, digest=digest)
+        made = put_file(path, digest=digest)
+        put.append(made[0])
+        done.set()
+        return made
 
     def broken(_engine: HeldWeights, inputs: Arrays) -> dict[str, Array]:
+        assert done.wait(PATIENCE_S)
         if fault == "load_failed":
             raise BackendError(fault, "It broke.")
         return {"y": inputs["x"] - 1}
@@ -350,8 +357,65 @@ def test_the_plan_of_an_engine_that_is_not_published_is_left_to_collection(
     with net.worker.database.reading() as session:
         assert session.get(Blob, put[0]) is not None
         assert session.scalar(select(BlobUse).where(BlobUse.digest == put[0])) is None
-    collect_orphans(net.worker.database, store, older_than_s=-1)
+    collect_orphans(net.worker.database, store, older_than_s=-2 * DEADLINE_S)
     assert store.size(put[0]) is None
+
+
+@pytest.mark.parametrize("state", ["failed", "released", "canceled"])
+def test_a_job_that_has_to_stop_ends_at_once_and_what_it_was_putting_is_collected(
+    net: Service, second: Weights, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    put: list[str] = []
+    ended = threading.Event()
+    put_file = net.worker.store.put_file
+    job = net.post("/refits", {"engine": 1, "weights": net.add_weights(second)})["id"]
+
+    def stop() -> None:
+        if state == "failed":
+            net.worker.settings = net.worker.settings.model_copy(update={"job_deadline_s": 0.0})
+        elif state == "released":
+            net.worker.stopping.set()
+        else:
+            net.client.post(f"/v1/jobs/{job}/cancel")
+
+    def slow_put(path: Path, *, digest: str | None = None) -> tuple[str, int]:
+        stop()
+        made = put_file(path, digest=digest)
+        assert ended.wait(PATIENCE_S)
+        put.append(made[0])
+        return made
+
+    monkeypatch.setattr(net.worker.store, "put_file", slow_put)
+    run_job(net.worker, job)
+    events = net.client.get(f"/v1/jobs/{job}/events").json()["data"]
+    assert (events[-1]["type"], put) == (state, [])
+    assert state != "failed" or net.job(job)["error"]["code"] == "deadline_exceeded"
+    ended.set()
+    net.worker.io.submit(lambda: None).result(PATIENCE_S)  # it has one thread, so the put is over
+    assert store.size(put[0]) is not None
+    collect_orphans(net.worker.database, store, older_than_s=-2 * DEADLINE_S)
+    assert store.size(put[0]) is None
+    assert [row["number"] for row in net.engines()] == [1]
+
+
+def test_a_put_that_has_not_begun_when_its_job_ends_never_does(
+    net: Service, second: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put: list[Path] = []
+    over = threading.Event()
+    net.worker.io.submit(over.wait, PATIENCE_S)  # what an earlier job left behind takes the only thread
+
+    def broken(_engine: HeldWeights, _inputs: Arrays) -> dict[str, Array]:
+        raise BackendError("load_failed", "It broke.")
+
+    job = net.post("/refits", {"engine": 1, "weights": net.add_weights(second)})["id"]
+    monkeypatch.setattr(Watch, "during", lambda _watch, action, *args: action(*args))
+    monkeypatch.setattr(net.worker, "put", lambda path, **_digest: put.append(path))
+    monkeypatch.setattr(HeldWeights, "run", broken)
+    run_job(net.worker, job)
+    over.set()
+    net.worker.io.submit(lambda: None).result(PATIENCE_S)
+    assert (net.job(job)["error"]["code"], put) == ("load_failed", [])
 
 
 def test_a_put_that_fails_fails_the_job_and_leaves_nothing(

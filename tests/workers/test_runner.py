@@ -1,7 +1,8 @@
 """How a job ends, whatever happens to it. The work itself is a stand-in that each test scripts."""
 
+import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,11 @@ import pytest
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
+from app.artifacts import service
+from app.artifacts.service import collect_orphans
+from app.artifacts.store import ArtifactStore
 from app.artifacts.tables import Blob
-from app.database import Database
+from app.database import DATABASE_DOWN, Database
 from app.errors import Invalid, Unavailable
 from app.jobs import events, lease
 from app.jobs.lease import Claim
@@ -18,6 +22,7 @@ from app.jobs.queue import TASK
 from app.jobs.state import State
 from app.jobs.tables import Job, JobEvent
 from workers import kinds, watch
+from workers import worker as worker_module
 from workers.backends.base import BackendError, LogLine, Progress
 from workers.celery import celery_app
 from workers.engine_host.host import EngineHostDied
@@ -30,14 +35,15 @@ from workers.worker import Worker
 
 Post = Callable[[], str]
 Step = Callable[[Worker, Watch], None]
-DIGEST = "sha256:" + "ab" * 32
+CONTENT = b"what the stand-in makes"
+DIGEST = "sha256:" + hashlib.sha256(CONTENT).hexdigest()
 
 
 @dataclass(frozen=True)
 class Made:
-    """What the stand-in makes: an artifact, by name only."""
+    """What the stand-in has put into the store."""
 
-    blobs: Mapping[str, int] = field(default_factory=lambda: {DIGEST: 3})
+    blobs: Mapping[str, int]
 
 
 @pytest.fixture
@@ -47,11 +53,19 @@ def does(monkeypatch: pytest.MonkeyPatch) -> Callable[[Step], None]:
     def script(step: Step) -> None:
         def compute(_job: str, worker: Worker, watch: Watch) -> Made:
             step(worker, watch)
-            return Made()
+            digest, size = worker.put(made_in(watch.folder))
+            return Made({digest: size})
 
         monkeypatch.setitem(kinds.KINDS, "run", Kind(_load, compute, _publish))
 
     return script
+
+
+@pytest.fixture
+def away(monkeypatch: pytest.MonkeyPatch) -> Database:
+    """A database that does not answer, and that nobody waits for."""
+    monkeypatch.setattr(worker_module, "OUTAGE_PAUSES_S", (0.0,))
+    return Database("sqlite:////nowhere/enginesmith.db")
 
 
 @pytest.fixture
@@ -67,6 +81,12 @@ def _load(_session: Session, held: Claim, _worker: Worker) -> str:
 
 def _publish(_session: Session, _held: Claim, _job: str, made: Made) -> dict[str, Any]:
     return {"outputs": next(iter(made.blobs))}
+
+
+def made_in(folder: Path) -> Path:
+    path = folder / "made"
+    path.write_bytes(CONTENT)
+    return path
 
 
 def read(database: Database, job_id: str) -> Job:
@@ -292,9 +312,16 @@ def test_a_failed_verification_says_how_far_off_it_was(
     assert error["figures"] == {"logits": {"max_abs": 3.0}}
 
 
-@pytest.mark.parametrize("error", [Unavailable("the store does not answer"), OSError("disk full")])
+@pytest.mark.parametrize(
+    ("error", "detail"),
+    [
+        (Unavailable("the store does not answer"), "the store does not answer"),
+        (OSError("disk full"), "disk full"),
+        (BackendError("weights_unreadable", "No such file"), "No such file"),
+    ],
+)
 def test_a_fault_that_may_pass_is_tried_again_and_then_fails_with_its_cause(
-    worker: Worker, post: Post, does: Callable[[Step], None], error: Exception
+    worker: Worker, post: Post, does: Callable[[Step], None], error: Exception, detail: str
 ) -> None:
     does(raising(error))
     job_id = post()
@@ -305,7 +332,7 @@ def test_a_fault_that_may_pass_is_tried_again_and_then_fails_with_its_cause(
     assert states == [State.QUEUED, State.QUEUED, State.FAILED]
     job = read(worker.database, job_id)
     assert job.error is not None
-    assert str(error) in job.error["detail"]
+    assert detail in job.error["detail"]
 
 
 def test_a_database_that_fails_for_a_moment_loses_no_result(
@@ -325,6 +352,47 @@ def test_a_database_that_fails_for_a_moment_loses_no_result(
     run_job(worker, job_id)
     assert faults == []
     assert read(worker.database, job_id).state == State.SUCCEEDED
+
+
+def test_what_was_put_and_cannot_be_published_is_collected(
+    worker: Worker, post: Post, does: Callable[[Step], None], store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_args: Any, **_kwargs: Any) -> None:  # noqa: ANN401 - stands in for any call
+        raise OperationalError("INSERT", {}, ConnectionError("database or disk is full"))
+
+    does(lambda _worker, _watch: None)
+    monkeypatch.setattr(worker_module, "OUTAGE_PAUSES_S", (0.0,))
+    monkeypatch.setattr(lease, "succeed", full)
+    job_id = post()
+    run_job(worker, job_id)
+    assert read(worker.database, job_id).state == State.QUEUED
+    assert store.size(DIGEST) == len(CONTENT)
+    collect_orphans(worker.database, store, older_than_s=-2 * worker.settings.job_deadline_s)
+    assert store.size(DIGEST) is None
+
+
+def test_nothing_is_put_that_cannot_be_recorded(worker: Worker, store: ArtifactStore, away: Database) -> None:
+    worker.database = away
+    with pytest.raises(DATABASE_DOWN):
+        worker.put(made_in(worker.scratch))
+    assert store.size(DIGEST) is None
+
+
+def test_a_database_that_fails_for_a_moment_only_puts_off_a_put(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults = [OperationalError("INSERT", {}, ConnectionError("server closed the connection"))]
+    record = service.record
+
+    def flaky(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - stands in for any call
+        if faults:
+            raise faults.pop()
+        record(*args, **kwargs)
+
+    monkeypatch.setattr(service, "record", flaky)
+    assert worker.put(made_in(worker.scratch)) == (DIGEST, len(CONTENT))
+    assert faults == []
+    assert blob_is_recorded(worker.database)
 
 
 @pytest.mark.usefixtures("impatient")

@@ -1,0 +1,37 @@
+"""Whatever a job puts into the store, collection knows of it before: a job may be stopped or killed at any moment."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from safetensors.numpy import save
+
+from app.artifacts.tables import Blob
+from tests.workers.networks import perceptron
+from tests.workers.service import Service, service_with
+from workers.worker import Worker
+
+
+@pytest.fixture
+def net(client: TestClient, worker: Worker, tmp_path: Path) -> Service:
+    network = perceptron(tmp_path / "network.onnx")
+    return service_with(client, worker, network, network.weights(seed=1))
+
+
+def test_what_a_job_puts_is_recorded_before(net: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded: list[bool] = []
+    put_file = net.worker.store.put_file
+
+    def put(path: Path, *, digest: str | None = None) -> tuple[str, int]:
+        with net.worker.database.reading() as session:
+            recorded.append(digest is not None and session.get(Blob, digest) is not None)
+        return put_file(path, digest=digest)
+
+    monkeypatch.setattr(net.worker.store, "put_file", put)
+    net.result("/builds", {"definition": 1, "weights": 1})
+    assert recorded == [True]
+    net.result("/runs", {"engine": 1, "inputs": net.upload(save({"x": np.zeros((1, 8), np.float32)}))})
+    assert recorded == [True] * 2
+    net.result("/benchmarks", {"engine": 1, "iterations": 1})
+    assert recorded == [True] * 3
