@@ -60,9 +60,10 @@ class _Contestant:
         }
 
 
-def benchmark(request: Benchmark, engine: LoadedEngine, backend: Backend, report: Report) -> Benchmarked:
+def benchmark(request: Benchmark, engine: LoadedEngine, backend: Backend, scratch: Path, report: Report) -> Benchmarked:
     """Measure as `request` says, write the report to `request.report`, and return what it comes to.
 
+    The plan of an engine to compare with lies in `scratch` while it is compiled and loaded.
     Raises BackendError, "cannot_compare" where this device compiles the engine to compare with but cannot run it.
     """
     watch = Stopwatch(report)
@@ -70,7 +71,7 @@ def benchmark(request: Benchmark, engine: LoadedEngine, backend: Backend, report
     contestants = [_Contestant(engine, {"options": dict(request.engine.options)})]
     if request.against_not_refittable:
         with watch.phase("build"):
-            contestants.append(_without_refit(request.engine, backend, report))
+            contestants.append(_without_refit(request.engine, backend, scratch, report))
     with watch.phase("measure"):
         _measure(contestants, inputs, request.iterations, request.warmup, report)
     with watch.phase("inspect"):
@@ -112,10 +113,10 @@ def _measure(contestants: Sequence[_Contestant], inputs: Arrays, iterations: int
             one.samples += one.engine.measure(inputs, iterations=runs, warmup=unmeasured)
 
 
-def _without_refit(engine: EngineFile, backend: Backend, report: Report) -> _Contestant:
+def _without_refit(engine: EngineFile, backend: Backend, scratch: Path, report: Report) -> _Contestant:
     """Compile an engine's definition and weights anew, with its options but without refit support."""
     options = {name: value for name, value in engine.options.items() if name not in NEEDS_REFIT} | {"refit": "none"}
-    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+    with tempfile.TemporaryDirectory(prefix="benchmark-", dir=scratch) as folder:
         plan = str(Path(folder) / "plan")
         request = Build(
             engine.backend, engine.definition, engine.parameters, engine.inputs, plan, engine.profiles, options

@@ -50,7 +50,8 @@ def load(session: Session, held: Claim, worker: Worker) -> BuildInput | Ready:
     if ready is not None:
         return ready
     _check_verifiable(held.request, worker)
-    return BuildInput(_recipe(session, held.request), timing_cache.find(session, worker, backend))
+    recipe = _recipe(session, held.request)
+    return BuildInput(recipe, timing_cache.find(session, worker, backend, recipe.options))
 
 
 def compute(job: BuildInput, worker: Worker, watch: Watch) -> BuiltEngine:

@@ -102,11 +102,13 @@ class References:
         return self._sessions[key]
 
 
-def verify(request: Verify, engine: LoadedEngine, backend: Backend, references: References, report: Report) -> Verified:
+def verify(
+    request: Verify, engine: LoadedEngine, backend: Backend, references: References, scratch: Path, report: Report
+) -> Verified:
     """Run and compare as `request.against` says.
 
-    "reference": the definition as it stands, with the same weights. "rebuild": an engine built afresh.
-    "finite": no comparison, outputs must hold no NaN and no infinity. "none": nothing is run.
+    "reference": the definition as it stands, with the same weights. "rebuild": an engine built afresh, whose plan lies
+    in `scratch` meanwhile. "finite": no comparison, outputs must hold no NaN and no infinity. "none": nothing is run.
     """
     tolerance = tolerance_of(request.engine.parameters, request.engine.options)
     bounds = {name: getattr(tolerance, name) for name in Tolerance.__slots__}
@@ -116,7 +118,7 @@ def verify(request: Verify, engine: LoadedEngine, backend: Backend, references: 
     inputs = fixed_inputs(request.engine.inputs, request.engine.profiles)
     others: dict[str, Callable[[], Mapping[str, Array]]] = {
         "reference": lambda: references.run(request.engine, inputs),
-        "rebuild": lambda: _rebuilt(request.engine, backend, report).run(inputs),
+        "rebuild": lambda: _rebuilt(request.engine, backend, scratch, report).run(inputs),
         "finite": dict,
     }
     with watch.phase("verify"):
@@ -206,8 +208,8 @@ def _norm(a: Array) -> float:
     return float(np.sqrt(np.square(a).sum()))
 
 
-def _rebuilt(engine: EngineFile, backend: Backend, report: Report) -> LoadedEngine:
-    with tempfile.TemporaryDirectory(prefix="rebuild-") as folder:
+def _rebuilt(engine: EngineFile, backend: Backend, scratch: Path, report: Report) -> LoadedEngine:
+    with tempfile.TemporaryDirectory(prefix="rebuild-", dir=scratch) as folder:
         plan = str(Path(folder) / "plan")
         request = Build(
             engine.backend, engine.definition, engine.parameters, engine.inputs, plan, engine.profiles, engine.options

@@ -4,7 +4,8 @@ A worker says of each backend {"version", "makes": [...], "loads": [...], "capab
 it compiles for and those whose engines it can load, or {"version", "unavailable": reason} where it is installed
 but cannot be used. `capabilities["options"]` maps the name of each build option to a JSON Schema with a
 default, and `capabilities["lacks"]` maps options ("name") and values ("name=value") it has not to the reason;
-`capabilities["profiles"]` says whether shapes have to be given.
+`capabilities["conflicts"]` lists which exclude each other ({"when": JSON Schema of all options, defaults included,
+"reason"}), and `capabilities["profiles"]` says whether shapes have to be given.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from app.engines.option_schemas import Fault, Schema, fault_of, is_default
+from app.engines.option_schemas import Fault, Schema, conflicts, fault_of, is_default
 from app.engines.refit_option import RefitPatternError, RefitPatterns
 from app.errors import FieldError, Invalid
 from app.fleet.service import alive
@@ -29,7 +30,8 @@ class Offer:
 
     `makes` are the platforms that engines can be compiled for, a worker's default first; `loads` those whose engines
     can be run and refitted. `options` maps each build option to the schemas declared for it, of which any may
-    accept a value. `unavailable` are the reasons of workers that have it installed but cannot use it.
+    accept a value; `conflicts` are those of all of them. `unavailable` are the reasons of workers that have it
+    installed but cannot use it.
     """
 
     versions: frozenset[str] = frozenset()
@@ -37,6 +39,7 @@ class Offer:
     loads: tuple[str, ...] = ()
     options: Mapping[str, Sequence[Schema]] = field(default_factory=dict)
     lacks: Mapping[str, str] = field(default_factory=dict)
+    conflicts: Sequence[Mapping[str, Any]] = ()
     unavailable: tuple[str, ...] = ()
 
     @property
@@ -101,6 +104,7 @@ class Fleet:
             loads=_each(platform for one in said for platform in one.get("loads", ())),
             options=_declared(one.get("options", {}) for one in capabilities),
             lacks={name: reason for one in capabilities for name, reason in one.get("lacks", {}).items()},
+            conflicts=_shared(one.get("conflicts", ()) for one in capabilities),
             unavailable=_each(member.said["unavailable"] for member in members if not member.available),
         )
 
@@ -150,9 +154,10 @@ def settle_options(backend: str, offer: Offer, options: Mapping[str, Any]) -> di
 
 
 def option_faults(offer: Offer, options: Mapping[str, Any]) -> list[FieldError]:
-    """Return what is wrong with the options, the first fault of each."""
+    """Return what is wrong with the options, the first fault of each, and which of them exclude each other."""
     found = {name: _fault(name, value, offer) for name, value in options.items()}
-    return [FieldError(_pointer(name, fault.path), fault.detail) for name, fault in found.items() if fault]
+    faults = [FieldError(_pointer(name, fault.path), fault.detail) for name, fault in found.items() if fault]
+    return faults + [FieldError("/options", reason) for reason in conflicts(options, offer.options, offer.conflicts)]
 
 
 def _fault(name: str, value: object, offer: Offer) -> Fault | None:
@@ -180,6 +185,12 @@ def _declared(declarations: Iterator[Mapping[str, Schema]]) -> dict[str, tuple[S
             earlier = schemas.get(name, ())
             schemas[name] = earlier if schema in earlier else (*earlier, schema)
     return schemas
+
+
+def _shared(lists: Iterator[Sequence[Mapping[str, Any]]]) -> tuple[Mapping[str, Any], ...]:
+    """Return what stands in each list."""
+    first, *others = [*lists] or [()]
+    return tuple(one for one in first if all(one in other for other in others))
 
 
 def _each(values: Iterator[str]) -> tuple[str, ...]:

@@ -48,6 +48,17 @@ def is_default(value: object, schemas: Sequence[Schema]) -> bool:
     return bool(schemas) and all("default" in schema and _same(value, schema["default"]) for schema in schemas)
 
 
+def conflicts(
+    options: Mapping[str, Any], declared: Mapping[str, Sequence[Schema]], rules: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """Return the reasons of the rules, {"when": schema, "reason"}, that these options and the defaults fall under."""
+    defaults = {
+        name: schemas[0]["default"] for name, schemas in declared.items() if all("default" in one for one in schemas)
+    }
+    complete = defaults | {name: value for name, value in options.items() if value is not None}
+    return [str(rule["reason"]) for rule in rules if _schema_fault(rule["when"], complete) is None]
+
+
 def _schema_fault(schema: Schema, value: object) -> Fault | None:
     try:
         Draft202012Validator.check_schema(schema)

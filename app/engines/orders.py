@@ -66,6 +66,7 @@ def settle(
     shapes = to_json(parse_profiles(profiles, inputs))
     if narrowed.needs_profiles and not shapes:
         _check_static(narrowed.backend, inputs)
+    _check_patterns(model, pair, settled)
     return _bound(model, pair, narrowed, profiles=shapes, options=settled, rules=rules)
 
 
@@ -160,6 +161,28 @@ def _check_static(backend: str, inputs: Sequence[InputSpec]) -> None:
         errors=[
             FieldError("/profiles", f"{spec.name} {list(spec.shape)} is dynamic") for spec in inputs if spec.dynamic
         ],
+    )
+
+
+def _check_patterns(model: Model, pair: Pair, options: Mapping[str, Any]) -> None:
+    """Raise Invalid "invalid_options" where a pattern of the option "refit" fits no parameter of the definition."""
+    patterns = RefitPatterns.of(options)
+    idle = frozenset(patterns.idle([parameter.name for parameter in pair.parameters]) if patterns else ())
+    if not idle:
+        return
+    faults = [
+        FieldError(f"/options/refit/{index}", f"{text!r:.120} fits no parameter")
+        for index, text in enumerate(options["refit"])
+        if text in idle
+    ]
+    version = pair.definition.version
+    raise Invalid(
+        f"The option 'refit' lists what no parameter of definition {version} is called: "
+        + "; ".join(f"{fault.pointer}: {fault.detail}" for fault in faults[:MAX_NAMED])
+        + f". GET /v1/models/{model.name}/definitions/{version}/parameters shows their names. Give whole names, or "
+        "regular expressions that match whole names, such as 'encoder.*'.",
+        code="invalid_options",
+        errors=faults,
     )
 
 

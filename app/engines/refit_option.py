@@ -53,7 +53,9 @@ class RefitPatterns:
 
     def idle(self, parameters: Collection[str]) -> list[str]:
         """Return the patterns that match none of these parameters."""
-        return [one.text for one in self.patterns if not any(_matches(one, name) for name in parameters)]
+        names = frozenset(parameters)  # most patterns are one of them
+        regular = (one for one in self.patterns if one.text not in names)
+        return [one.text for one in regular if not any(one.match(name) for name in names)]
 
 
 def beyond(

@@ -1,6 +1,7 @@
 """What compilers measured, kept for the next compilation on the same platform.
 
-A cache only ever saves time: whoever loses one compiles as before, so the last one to be written stands.
+A cache only ever saves time: whoever loses one compiles as before, so the last one to be written stands. Whoever
+writes one has put into it what was there.
 """
 
 from sqlalchemy.orm import Session

@@ -6,8 +6,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 WORKER: dict[str, Any] = {
-    "id": "gpu-7:4121:9f3a",
-    "hostname": "gpu-7",
+    "id": "node-7:4121:9f3a",
+    "hostname": "node-7",
     "pid": 4121,
     "device": {
         "kind": "cpu",
@@ -25,13 +25,16 @@ WORKER: dict[str, Any] = {
                 "refit": True,
                 "run": True,
                 "plan_holds_weights": False,
+                "profiles": "optional",
                 "options": {"optimization": {"enum": ["extended", "basic", "none"], "default": "extended"}},
-                "lacks": {},
+                "lacks": {"refit": "an onnxruntime engine never holds weights, so every one can be refitted"},
             },
         },
-        "tensorrt": {
-            "version": "8.6.1",
-            "unavailable": "tensorrt 8.6.1 needs an NVIDIA GPU. Start a worker on a machine that has one.",
+        "tensorrt_rtx": {
+            "version": "1.7.1.116",
+            "unavailable": "tensorrt_rtx 1.7.1.116 is installed but cannot be imported: libtensorrt_rtx.so.1: cannot "
+            "open shared object file: No such file or directory. Reinstall it with all its libraries (pip install "
+            "--force-reinstall 'enginesmith[tensorrt-rtx]').",
         },
     },
     "queues": ["enginesmith.onnxruntime", "enginesmith.onnxruntime.cpu"],

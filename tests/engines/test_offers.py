@@ -3,11 +3,17 @@ from typing import Any
 import pytest
 
 from app.engines.offers import Fleet, Member, fleet_offers, settle_options
+from app.engines.targets import choose_target, settle_target
 from app.errors import Invalid
 from tests.engines.workbench import OPTIONS, Workbench
 
 H100, A100 = "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB"
 LEVEL = {"type": "integer", "minimum": 0, "maximum": 5, "default": 3}
+FLAG = {"type": "boolean"}
+NOT_FAST_AT_3 = {
+    "when": {"required": ["fast"], "properties": {"fast": {"const": True}, "level": {"const": 3}}},
+    "reason": "fast needs another level",
+}
 ONNXRUNTIME = Member("CPU", "onnxruntime", {"version": "1.32.0", "makes": ["cpu"], "loads": ["cpu"]})
 
 
@@ -45,6 +51,21 @@ class TestOptions:
     def test_true_is_not_one(self) -> None:
         schema = {"type": ["integer", "boolean"], "default": 1}
         assert settle(offering(level=schema), {"level": True}) == {"level": True}
+
+    def test_that_exclude_each_other_are_refused_with_the_reason(self) -> None:
+        fleet = Fleet((tensorrt(options={"level": LEVEL, "fast": FLAG}, conflicts=[NOT_FAST_AT_3]),))
+        assert refused(fleet, {"fast": True}) == {"/options": "fast needs another level"}  # 3 is the default
+        assert refused(fleet, {"fast": True, "level": None}) == {"/options": "fast needs another level"}
+        assert settle(fleet, {"fast": True, "level": 5}) == {"fast": True, "level": 5}
+        assert settle(fleet, {"fast": False}) == {"fast": False}
+
+    def test_that_exclude_each_other_for_one_worker_only_are_for_the_other(self) -> None:
+        options = {"level": LEVEL, "fast": FLAG}
+        strict, lax = tensorrt(options=options, conflicts=[NOT_FAST_AT_3]), tensorrt(A100, options=options)
+        fleet = Fleet((strict, lax))
+        target = choose_target(fleet, "tensorrt", None)
+        assert settle_target(target, {"fast": True})[0].members == (lax,)
+        assert settle_target(target, {"fast": True, "level": 5})[0].members == (strict, lax)
 
     @pytest.mark.parametrize(
         ("options", "pointer", "detail"),

@@ -620,7 +620,7 @@ class TestRefitOfSomeParameters:
         bench.add_weights(tensor("w", (4, 8), "other w"), tensor("b", (4,), "b4"))
         return bench
 
-    @pytest.mark.parametrize("patterns", [["b"], ["[a-c]", "x.*"]])
+    @pytest.mark.parametrize("patterns", [["b"], ["[a-c]", "w.*"]])
     def test_a_refit_may_change_what_they_name(self, gpu: Workbench, patterns: list[str]) -> None:
         number = built_on(gpu, H100, options={"refit": patterns})
         assert gpu.submit(request_refit, RefitRequest(engine=number, weights=2)).kind == "refit"
@@ -634,9 +634,26 @@ class TestRefitOfSomeParameters:
 
     def test_a_pattern_must_match_the_whole_name(self, gpu: Workbench) -> None:
         gpu.add_weights(tensor("w", (4, 8), "w"), tensor("b", (4,), "b5"))
-        number = built_on(gpu, H100, options={"refit": ["x?", "w"]})
+        number = built_on(gpu, H100, options={"refit": ["w?"]})
         with pytest.raises(Invalid, match="change b,"):
             gpu.submit(request_refit, RefitRequest(engine=number, weights=5))
+
+    @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt_rtx"])  # the second is offered by nobody
+    def test_a_pattern_that_fits_no_parameter_is_refused_with_the_way_to_their_names(
+        self, gpu: Workbench, backend: str
+    ) -> None:
+        options = {"refit": ["b", "no.such.parameter", "w.+", "[w]"]}
+        build = BuildRequest.model_validate(TENSORRT | {"backend": backend, "options": options})
+        cheapest = EngineRequest.model_validate({"weights": 1, "backend": backend, "options": options})
+        with pytest.raises(Invalid, match="GET /v1/models/minilm/definitions/1/parameters") as caught:
+            gpu.submit(request_build, build)
+        assert caught.value.code == "invalid_options"
+        assert [(fault.pointer, fault.detail) for fault in caught.value.errors] == [
+            ("/options/refit/1", "'no.such.parameter' fits no parameter"),
+            ("/options/refit/2", "'w.+' fits no parameter"),
+        ]
+        with pytest.raises(Invalid, match="fits no parameter"):
+            gpu.submit(request_engine, cheapest)
 
     def test_the_cheapest_way_refits_what_it_can(self, gpu: Workbench) -> None:
         number = built_on(gpu, H100, options={"refit": ["b"]})

@@ -76,9 +76,11 @@ class Card:
         )
         return built, engine
 
-    def refit(self, parent: EngineFile, sources: Sources, *, lazily: bool = False) -> tuple[Refitted, EngineFile]:
+    def refit(
+        self, parent: EngineFile, sources: Sources, *, lazily: bool = False, against: Against = "none"
+    ) -> tuple[Refitted, EngineFile]:
         plan = str(self.folder / f"{uuid4().hex}.plan")
-        refitted = self.engines.do(Refit(parent, sources, None if lazily else plan))
+        refitted = self.engines.do(Refit(parent, sources, None if lazily else plan, against))
         assert isinstance(refitted, Refitted)
         if refitted.plan is None:
             return refitted, replace(parent, parameters=sources, plan_parameters=parent.held)

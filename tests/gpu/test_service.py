@@ -95,6 +95,7 @@ def test_what_this_release_lacks_is_refused_at_once_with_the_reason(client: Clie
         for one in client.call("GET", "/v1/workers")["data"]
         if "tensorrt" in one["backends"]
     )
+    assert lacks
     for option, reason in lacks.items():
         name, _, value = option.partition("=")
         body = BUILD | {"backend": "tensorrt", "options": {name: value or ["a.*"]}}

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pytest
@@ -22,6 +22,7 @@ from app.weights.dtypes import numpy_dtype
 from benchmarks.checkpoints import gpt2_config
 from benchmarks.service import memory_bytes
 from tests.gpu.card import GIB, Array, Card, Sources
+from tests.gpu.samples import between, rows, text, weights_of
 from tests.workers.hosting import Hosting, direct
 from tests.workers.networks import (
     Network,
@@ -58,16 +59,26 @@ from workers.tensors import MappedFiles
 IMAGE = ((1, 3, 8, 8), (2, 3, 16, 16), (4, 3, 32, 32))
 BIAS = "h.0.mlp.c_fc.bias"
 BROAD_BYTES = 64 * 2**20
+HOST_GROWTH = 64 * 2**20
+HALF = pytest.mark.skipif(not capabilities().fp16_flag, reason="types are the definition's own")
 OCR = ["ch_ppocr_mobile_v2.0_cls_infer", "ch_PP-OCRv4_det_infer", "ch_PP-OCRv4_rec_infer"]
+# In half precision the recognition lies near the bound by rounding alone, and the detection has weights beyond F16.
+HALF_OCR = pytest.param(OCR[0], {"precision": "fp16"}, marks=HALF)
 
 
 @dataclass(frozen=True)
 class Line:
-    """A small GPT-2 in F16, three sets of weights, and the engine built with the first of them."""
+    """A network, three sets of weights for it, and the engine built with the first of them."""
 
     network: Network
     versions: tuple[Sources, Sources, Sources]
     engine: EngineFile
+
+    @classmethod
+    def built(cls, network: Network, profile: Profile, folder: Path) -> Self:
+        first, second, third = (bound(network, weights_of(network, folder, seed)) for seed in (1, 2, 3))
+        _, engine = Card(folder).build(network, first, (profile,))
+        return cls(network, (first, second, third), engine)
 
     @property
     def inputs(self) -> dict[str, Array]:
@@ -76,52 +87,19 @@ class Line:
 
 @pytest.fixture(scope="session")
 def line(tmp_path_factory: pytest.TempPathFactory) -> Line:
-    """Built once: TensorRT takes tens of seconds for it, and a built engine is never changed."""
+    """A small GPT-2 in F16; built once: TensorRT takes tens of seconds, and a built engine is never changed."""
     folder = tmp_path_factory.mktemp("line")
     network = gpt2(folder, "fp16")
-    first, second, third = (bound(network, weights_of(network, folder, seed)) for seed in (1, 2, 3))
-    _, engine = Card(folder).build(network, first, (text(network),))
-    return Line(network, (first, second, third), engine)
+    return Line.built(network, text(network), folder)
 
 
 @pytest.fixture(scope="session")
-def broad(tmp_path_factory: pytest.TempPathFactory) -> EngineFile:
-    """An engine whose weights are far larger than the pieces in which CUDA gives out memory."""
+def broad(tmp_path_factory: pytest.TempPathFactory) -> Line:
+    """Few weights, far larger than the pieces in which CUDA gives out memory."""
     folder = tmp_path_factory.mktemp("broad")
     network = perceptron(folder / "net.onnx", width=2048, depth=4)
     assert sum(value.nbytes for value in network.weights(1).values()) > BROAD_BYTES
-    return Card(folder).build(network, bound(network, weights_of(network, folder, 1)), (rows(network),))[1]
-
-
-@pytest.fixture
-def card(tmp_path: Path) -> Card:
-    return Card(tmp_path)
-
-
-def between(network: Network, low: dict[str, int], best: dict[str, int], high: dict[str, int]) -> Profile:
-    """A profile with sizes by symbol."""
-
-    def shape(spec: InputSpec, sizes: dict[str, int]) -> tuple[int, ...]:
-        return tuple(dim if isinstance(dim, int) else sizes[dim] for dim in spec.shape)
-
-    return {one.name: Range(shape(one, low), shape(one, best), shape(one, high)) for one in network.inputs}
-
-
-def text(network: Network) -> Profile:
-    return between(network, {"batch": 1, "sequence": 1}, {"batch": 2, "sequence": 16}, {"batch": 4, "sequence": 64})
-
-
-def rows(network: Network) -> Profile:
-    return between(network, {"batch": 1}, {"batch": 4}, {"batch": 16})
-
-
-def weights_of(network: Network, folder: Path, seed: int) -> dict[str, TensorFile]:
-    """Random weights: gains of normalisations are near 1, as in any trained network."""
-    values = {name: value * np.asarray(0.3, value.dtype) for name, value in network.weights(seed).items()}
-    values |= {
-        name: values[name] + np.asarray(1, values[name].dtype) for name in values if "ln_" in name or "var" in name
-    }
-    return checkpoint(folder / f"weights-{seed}.safetensors", values)
+    return Line.built(network, rows(network), folder)
 
 
 def elementwise(path: Path, dtype: str) -> Network:
@@ -150,6 +128,19 @@ def rescaled(stored: dict[str, TensorFile], names: list[str], path: Path) -> dic
 # What it computes
 
 
+def test_an_instance_normalization_needs_no_library_beside_tensorrt(card: Card, tmp_path: Path) -> None:
+    nodes = [helper.make_node("InstanceNormalization", ["x", "scale", "bias"], ["y"], epsilon=1e-5)]
+    image = InputSpec("x", "F32", ("batch", 3, "height", "width"))
+    network = network_of(
+        tmp_path / "net.onnx", nodes, {"scale": ("F32", (3,)), "bias": ("F32", (3,))}, (image,), {"y": "F32"}
+    )
+    first, second = (bound(network, weights_of(network, tmp_path, seed)) for seed in (1, 2))
+    built, engine = card.build(network, first, ({"x": Range(*IMAGE)},))
+    assert card.verify(engine).ok
+    if not built.facts["fixed_parameters"]:
+        assert card.verify(card.refit(engine, second)[1]).ok
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_minilm_agrees_with_its_definition_built_and_refitted(
     card: Card, tmp_path: Path, minilm: Path, precision: str
@@ -169,8 +160,10 @@ def test_minilm_agrees_with_its_definition_built_and_refitted(
     assert (refitted.changed, refitted.facts["weights_set"]) == (1, 1)
 
 
-@pytest.mark.parametrize("name", OCR)
-def test_published_convolutional_networks_agree_built_and_refitted(card: Card, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(("name", "options"), [*((name, {}) for name in OCR), HALF_OCR])
+def test_published_convolutional_networks_agree_built_and_refitted(
+    card: Card, tmp_path: Path, name: str, options: dict[str, Any]
+) -> None:
     spec = find_spec("rapidocr_onnxruntime")
     assert spec is not None
     assert spec.submodule_search_locations is not None
@@ -181,13 +174,14 @@ def test_published_convolutional_networks_agree_built_and_refitted(card: Card, t
     floats = [name for name, (dtype, _) in network.parameters.items() if dtype == "F32"]
     other = rescaled(stored, floats[::3], tmp_path / "other.safetensors")
 
-    _, engine = card.build(network, bound(network, stored), (profile,))
+    _, engine = card.build(network, bound(network, stored), (profile,), **options)
     refitted, child = card.refit(engine, bound(network, other))
 
     assert refitted.changed == len(floats[::3])
     for one in (child, engine):
         found = card.verify(one)
         assert found.ok, found.detail
+        assert found.tolerance["dtype"] == ("F16" if options else "F32")
 
 
 @pytest.mark.parametrize(
@@ -243,7 +237,7 @@ def test_any_shape_within_any_profile_runs(card: Card, tmp_path: Path) -> None:
     assert card.verify(engine).ok  # in the first one
 
 
-@pytest.mark.skipif(not capabilities().fp16_flag, reason="types are the definition's own")
+@HALF
 @pytest.mark.parametrize("options", [{"precision": "fp16"}, {"tf32": True}])
 def test_an_engine_that_may_compute_with_fewer_bits_agrees_within_their_tolerance(
     card: Card, tmp_path: Path, options: dict[str, Any]
@@ -450,28 +444,26 @@ def test_engines_are_given_up_and_loaded_again_where_there_is_room_for_one(tmp_p
     assert same(*outputs)
 
 
-def test_resident_engines_make_way_where_the_device_is_full(card: Card, broad: EngineFile) -> None:
-    twins = [replace(broad, root_plan=f"sha256:{number}") for number in range(8)]
-    inputs = fixed_inputs(broad.inputs, broad.profiles)
-    before = card.run(broad, inputs)
+def test_resident_engines_make_way_where_the_device_is_full(card: Card, broad: Line) -> None:
+    twins = [replace(broad.engine, root_plan=f"sha256:{number}") for number in range(8)]
+    before = card.run(broad.engine, broad.inputs)
     with DeviceBuffer(memory_info().free - 3 * BROAD_BYTES):
         for twin in twins:
-            assert same(before, card.run(twin, inputs))
+            assert same(before, card.run(twin, broad.inputs))
         assert card.engines.residency.engines < len(twins)
-    assert same(before, card.run(broad, inputs))
+    assert same(before, card.run(broad.engine, broad.inputs))
 
 
-def test_a_device_without_memory_is_told_and_works_again_later(card: Card, broad: EngineFile) -> None:
-    inputs = fixed_inputs(broad.inputs, broad.profiles)
-    before = card.run(broad, inputs)  # so that the libraries have their own share
+def test_a_device_without_memory_is_told_and_works_again_later(card: Card, broad: Line) -> None:
+    before = card.run(broad.engine, broad.inputs)  # so that the libraries have their own share
     card.restart()
     gc.collect()
     with DeviceBuffer(memory_info().free - BROAD_BYTES // 2), pytest.raises(BackendError) as error:
-        card.run(broad, inputs)
+        card.run(broad.engine, broad.inputs)
     assert error.value.code == "device_out_of_memory"
     assert "ENGINESMITH_RESIDENT_BYTES" in error.value.detail
 
-    assert same(before, card.run(broad, inputs))
+    assert same(before, card.run(broad.engine, broad.inputs))
 
 
 @pytest.fixture
@@ -499,32 +491,51 @@ def test_a_build_is_canceled_in_its_middle(hosting: Hosting, card: Card, tmp_pat
     assert hosting.call(again, Built).nbytes > 0
 
 
-def test_an_engine_host_killed_in_a_refit_takes_nothing_with_it(hosting: Hosting, line: Line, tmp_path: Path) -> None:
-    before = hosting.run(line.engine, line.inputs)
+def test_an_engine_host_killed_in_a_refit_takes_nothing_with_it(hosting: Hosting, broad: Line, tmp_path: Path) -> None:
+    before = hosting.run(broad.engine, broad.inputs)
+    plan, phases = tmp_path / "refitted.plan", []
 
     def kill(message: Message) -> None:
-        if isinstance(message, Progress) and message.phase == "refit" and hosting.host.pid:
-            os.kill(hosting.host.pid, signal.SIGKILL)
+        if isinstance(message, Progress):
+            phases.append(message.phase)
+            if message.phase == "refit" and hosting.host.pid:
+                os.kill(hosting.host.pid, signal.SIGKILL)
 
-    refit_of_all = Refit(line.engine, line.versions[1], str(tmp_path / "refitted.plan"))
     with pytest.raises(EngineHostDied):
-        hosting.host.call(refit_of_all, on_message=kill, tick=lambda: None)
+        hosting.host.call(Refit(broad.engine, broad.versions[1], str(plan)), on_message=kill, tick=lambda: None)
 
-    assert same(before, hosting.run(line.engine, line.inputs))
+    assert phases[-1] == "refit"  # whatever it said before it died has been heard: it did not get to the plan
+    assert not plan.exists()
+    assert same(before, hosting.run(broad.engine, broad.inputs))
 
 
-def test_two_hundred_refits_leave_memory_where_it_was(card: Card, line: Line) -> None:
+@pytest.mark.parametrize(
+    ("name", "plan_every"), [("line", 1), ("broad", 10)], ids=["many small weights", "few large weights"]
+)
+def test_two_hundred_refits_leave_memory_where_it_was(
+    card: Card, request: pytest.FixtureRequest, name: str, plan_every: int
+) -> None:
+    line: Line = request.getfixturevalue(name)
+    plan_bytes = 0
+
     def refits(count: int) -> tuple[int, int]:
+        nonlocal plan_bytes
         for number in range(count):
-            card.refit(line.engine, line.versions[(number + 1) % 2], lazily=number % 10 > 0)
+            lazily = number % plan_every > 0
+            refitted, _ = card.refit(line.engine, line.versions[(number + 1) % 2], lazily=lazily)
+            if refitted.plan is not None:
+                plan_bytes += refitted.nbytes
+                Path(refitted.plan).unlink()
         gc.collect()
         return memory_info().free, memory_bytes("self", "RssAnon")
 
     device, host = refits(20)
+    plan_bytes = 0
     device_after, host_after = refits(200)
 
     assert device - device_after < 16 * 2**20
-    assert host_after - host < 64 * 2**20
+    assert host_after - host < HOST_GROWTH
+    assert plan_bytes > 2 * HOST_GROWTH  # so that plans that were kept would have shown
 
 
 # What it costs

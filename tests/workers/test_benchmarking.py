@@ -104,7 +104,7 @@ class Bench:
 
     def measure(self, **changes: Any) -> Benchmarked:  # noqa: ANN401 - fields of Benchmark
         request = replace(Benchmark(ENGINE, iterations=20, warmup=5, report=str(self.report)), **changes)
-        return benchmark(request, self.engine, self.backend, self.messages.append)
+        return benchmark(request, self.engine, self.backend, self.report.parent, self.messages.append)
 
     def document(self) -> dict[str, Any]:
         document: dict[str, Any] = json.loads(self.report.read_text())
@@ -165,7 +165,8 @@ def test_the_engine_compared_with_is_compiled_without_refit_support_and_what_nee
     (build,) = bench.backend.builds
     assert build.options == {"tf32": False, "refit": "none"}
     assert (build.definition, build.profiles, build.parameters) == ("definition", ENGINE.profiles, ())
-    assert not Path(build.plan).exists()
+    assert Path(build.plan).is_relative_to(bench.report.parent)
+    assert not Path(build.plan).parent.exists()
 
 
 def test_an_engine_that_this_device_cannot_run_is_no_comparison(bench: Bench) -> None:

@@ -1,3 +1,4 @@
+import errno
 import os
 import select
 import signal
@@ -21,9 +22,10 @@ from structlog.testing import capture_logs
 from app.definitions.parameter import InputSpec
 from tests.workers.hosting import Hosting
 from tests.workers.networks import Network, bound, checkpoint, network_of, perceptron
-from workers.backends.base import BackendError, Build, EngineFile, Progress, Run
+from workers.backends.base import BackendError, Build, EngineFile, Progress, Request, Run, Verify
 from workers.engine_host import child
 from workers.engine_host.host import EngineHost, EngineHostDied
+from workers.engine_host.process import EngineHostProcess
 from workers.engine_host.wire import Reply
 from workers.resident import Residency
 from workers.run_inputs import fixed_inputs
@@ -48,7 +50,7 @@ def endless(engine: EngineFile, tmp_path: Path) -> Run:
     return Run(engine, str(tmp_path / "pipe"), str(tmp_path / "never"))
 
 
-def call(hosting: Hosting, request: Run, tick: Tick) -> None:
+def call(hosting: Hosting, request: Request, tick: Tick) -> None:
     hosting.host.call(request, on_message=hosting.messages.append, tick=tick, tick_s=0.05)
 
 
@@ -105,6 +107,32 @@ def test_a_tick_that_raises_kills_the_child_and_passes_through(
         os.kill(first, 0)
     assert not list((tmp_path / "scratch").iterdir())
     assert runs(hosting, engine)
+
+
+@pytest.fixture
+def stuck(engine: EngineFile, tmp_path: Path) -> EngineFile:
+    """An engine that can be run, and whose compilation never ends: its definition is a pipe that nobody writes to."""
+    os.mkfifo(tmp_path / "definition.pipe")
+    return replace(engine, definition=str(tmp_path / "definition.pipe"))
+
+
+@pytest.mark.parametrize("how", ["canceled", "killed"])
+def test_what_is_built_to_compare_with_lies_in_the_childs_folder_and_goes_with_it(
+    hosting: Hosting, stuck: EngineFile, tmp_path: Path, how: str
+) -> None:
+    child = hosting.host.pid
+    assert child is not None
+
+    def end_once_it_builds() -> None:
+        if not list((tmp_path / "scratch").glob("engine-host-*/rebuild-*")):
+            return
+        if how == "canceled":
+            raise Canceled
+        os.kill(child, signal.SIGKILL)
+
+    with pytest.raises(Canceled if how == "canceled" else EngineHostDied):
+        call(hosting, Verify(stuck, "rebuild"), end_once_it_builds)
+    assert not list((tmp_path / "scratch").iterdir())
 
 
 def test_a_listener_that_raises_kills_the_child_too(hosting: Hosting, engine: EngineFile, tmp_path: Path) -> None:
@@ -334,3 +362,15 @@ def test_the_child_reports_nothing_to_the_runtimes_makers(hosting: Hosting, monk
     hosting.host.describe()  # once it has spoken it is past its exec, until when /proc may show nothing
     environment = Path(f"/proc/{hosting.host.pid}/environ")
     assert b"ORT_DISABLE_TELEMETRY=1" in environment.read_bytes().split(b"\0")
+
+
+def test_a_child_that_cannot_be_started_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_arguments: object, **_options: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(subprocess, "Popen", no_memory)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(OSError, match="Cannot allocate"):
+        EngineHostProcess("cpu", None, tmp_path / "scratch")
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert list((tmp_path / "scratch").iterdir()) == []

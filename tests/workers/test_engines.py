@@ -16,18 +16,21 @@ from workers.backends import catalog
 from workers.backends.base import (
     Arrays,
     BackendError,
+    Benchmark,
     Build,
     Built,
     EngineFile,
     LoadedEngine,
     Materialise,
     Materialised,
+    MergeTimings,
     Message,
     ParameterSource,
     Progress,
     Refit,
     Refitted,
     Report,
+    Request,
     Room,
     Verified,
     Verify,
@@ -68,6 +71,7 @@ def backend(tmp_path: Path) -> Faulty:
 
 @pytest.fixture
 def engines(backend: Faulty, tmp_path: Path) -> Engines:
+    (tmp_path / "scratch").mkdir()
     engines = Engines("cpu", 1 << 30, tmp_path / "scratch", lambda _message: None)
     engines._backends["tensorrt"] = backend
     return engines
@@ -155,6 +159,34 @@ def test_an_engine_that_fails_its_verification_serves_nobody_afterwards(
     refitted, child = refit(engines, parent, versions[1])
     assert not refitted.warm
     assert verify(engines, child).ok
+
+
+@pytest.mark.parametrize("kind", ["verify", "benchmark"])
+def test_a_plan_to_compare_with_lies_in_the_scratch_folder_and_is_removed(
+    engines: Engines, backend: Faulty, parent: EngineFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    plans: list[Path] = []
+
+    def build(request: Build, _report: Report) -> Any:  # noqa: ANN401 - it never returns
+        plans.append(Path(request.plan))
+        plans[0].write_bytes(b"plan")
+        raise BackendError("build_failed", "as if")
+
+    monkeypatch.setattr(backend, "build", build)
+    report = str(tmp_path / "report.json")
+    requests: dict[str, Request] = {
+        "verify": Verify(parent, "rebuild"),
+        "benchmark": Benchmark(parent, iterations=1, warmup=0, report=report, against_not_refittable=True),
+    }
+    with pytest.raises(BackendError, match="build_failed"):
+        engines.do(requests[kind])
+    assert [plan.is_relative_to(tmp_path / "scratch") for plan in plans] == [True]
+    assert not list((tmp_path / "scratch").iterdir())
+
+
+def test_a_backend_without_timings_that_could_be_merged_says_so(engines: Engines, tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match="cannot_merge"):
+        engines.do(MergeTimings("tensorrt", (), str(tmp_path / "merged")))
 
 
 @dataclass
@@ -357,3 +389,25 @@ def test_a_load_that_fails_for_another_reason_is_not_tried_again(
         engines.do(request)
     assert backend.steps == ["compile", "load"] * 2
     assert engines.residency.engines == 1
+
+
+def test_a_verification_without_room_looks_at_the_plan_that_was_written(
+    engines: Engines,
+    backend: Faulty,
+    parent: EngineFile,
+    versions: list[Sources],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backend.faults = ["1.bias"]  # what is refitted and written holds a wrong weight
+    run, rooms = HeldWeights.run, iter([full()])
+
+    def run_once_there_is_room(engine: HeldWeights, inputs: Arrays) -> Any:  # noqa: ANN401 - arrays by name
+        for error in rooms:
+            raise error
+        return run(engine, inputs)
+
+    monkeypatch.setattr(HeldWeights, "run", run_once_there_is_room)
+    with pytest.raises(BackendError, match=r"does not hold the 1\.bias"):
+        engines.do(Refit(parent, versions[1], str(tmp_path / "refitted"), "reference"))
+    assert backend.loaded == [str(tmp_path / "refitted")]

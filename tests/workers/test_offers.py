@@ -1,11 +1,15 @@
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
 from app.errors import ServiceError
+from app.fleet.schemas import WORKER
+from workers.backends import catalog
 from workers.backends.base import Backend, BackendError, Offered
+from workers.backends.onnxruntime import OnnxruntimeBackend
 from workers.engine_host.offers import offers
 from workers.worker import usable_backends
 
@@ -58,6 +62,24 @@ def test_a_backend_that_cannot_be_imported_says_why_and_takes_no_other_with_it()
 )
 def test_a_backend_that_does_not_open_says_why(error: Exception, reason: str) -> None:
     assert reason in offers("cuda:0", raising(error))["abacus"]["unavailable"]
+
+
+def test_the_worker_that_the_documentation_shows_says_what_one_like_it_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = WORKER["backends"]
+    versions = {"onnxruntime": shown["onnxruntime"]["version"], "tensorrt_rtx": shown["tensorrt_rtx"]["version"]}
+    monkeypatch.undo()  # here the catalog itself says what a device may have
+
+    def version(entry: catalog.Entry) -> str | None:
+        return versions.get(entry.name)
+
+    def opened(name: str) -> Backend:
+        if name == "onnxruntime":
+            offered = replace(OnnxruntimeBackend.offered, version=versions[name])
+            return cast("Backend", SimpleNamespace(offered=offered))
+        raise ImportError("libtensorrt_rtx.so.1: cannot open shared object file: No such file or directory", name=name)
+
+    monkeypatch.setattr(catalog, "_installed_version", version)
+    assert offers(WORKER["device"]["kind"], opened) == shown
 
 
 def test_a_worker_takes_the_backends_that_can_be_used() -> None:

@@ -5,20 +5,25 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import select
+from sqlalchemy.exc import OperationalError
 
-from app.artifacts.service import collect_orphans
+from app.artifacts.service import collect_orphans, record
 from app.artifacts.store import ArtifactStore
 from app.artifacts.tables import BlobUse
+from app.engines import service as engines
+from app.engines.service import replace_timing_cache
 from app.engines.tables import TimingCache
 from app.errors import Unavailable
 from tests.workers.networks import Network, perceptron
 from tests.workers.service import Service, service_with
 from tests.workers.weight_holding import OFFERED, PLATFORM, HeldWeights, HostInProcess, WeightHolding
-from workers.backends.base import Arrays, Build, Built, LoadedEngine, LogLine, Report
+from workers.backends.base import Arrays, BackendError, Build, Built, LoadedEngine, LogLine, MergeTimings, Report
+from workers.engine_host.host import EngineHostDied
 from workers.worker import Worker
 
 BUILD = {"definition": 1, "weights": 1, "backend": "tensorrt", "reuse": False}
@@ -28,11 +33,15 @@ OWNER = f"timing_cache:{PLATFORM}"
 class Timing(WeightHolding):
     """Adds a line to its timing cache with each build; `given` are the caches that builds were given.
 
-    `lines` is how many it comes to have; `platform` is that of the engines, which may be more than this device's.
+    `lines` is how many it comes to have; `platform` is that of the engines, which may be more than this device's;
+    `meanwhile` is done in the course of a build.
     """
 
     lines = 99
     platform = PLATFORM
+
+    @staticmethod
+    def meanwhile() -> None: ...
 
     def __init__(self, scratch: Path) -> None:
         super().__init__(scratch)
@@ -47,8 +56,12 @@ class Timing(WeightHolding):
             known = []
         path = Path(f"{request.plan}.timings")
         path.write_bytes(b"".join([*known, b"timed\n"][: self.lines]))
+        self.meanwhile()
         built, engine = super().build(request, report)
         return replace(built, timing_cache=str(path), platform=self.platform), engine
+
+    def merge_timings(self, request: MergeTimings, _report: Report) -> None:
+        Path(request.merged).write_bytes(b"".join(Path(cache).read_bytes() for cache in request.caches))
 
 
 @pytest.fixture
@@ -135,6 +148,66 @@ def test_one_that_has_nothing_new_stays_as_it_is(net: Service, backend: Timing, 
     assert (current(net).digest, current(net).updated_at) == (before.digest, before.updated_at)
     collect_orphans(net.worker.database, store, older_than_s=-1)
     assert store.size(before.digest) == 6
+
+
+@pytest.fixture
+def another(net: Service, backend: Timing, store: ArtifactStore, tmp_path: Path) -> Timing:
+    """A backend, while whose next build another worker puts a cache of five lines into the store."""
+
+    def publish() -> None:
+        backend.meanwhile = Timing.meanwhile  # type: ignore[method-assign]
+        (tmp_path / "theirs").write_bytes(b"timed\n" * 5)
+        digest, nbytes = store.put_file(tmp_path / "theirs")
+        with net.worker.database.transaction() as session:
+            record(session, digest, nbytes)
+            replace_timing_cache(session, PLATFORM, digest=digest, nbytes=nbytes)
+
+    net.result("/builds", BUILD)
+    backend.meanwhile = publish  # type: ignore[method-assign]
+    return backend
+
+
+def test_what_another_worker_has_timed_in_the_course_of_a_build_is_kept_with_its_own(
+    net: Service, another: Timing, store: ArtifactStore
+) -> None:
+    job = net.do("/builds", BUILD)
+    assert store.local_path(current(net).digest).read_bytes() == b"timed\n" * 7
+    assert not warnings_of(net, job)
+    net.result("/builds", BUILD)
+    assert another.given == [None, b"timed\n", b"timed\n" * 7]
+    assert store.local_path(current(net).digest).read_bytes() == b"timed\n" * 8
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [BackendError("timings_unreadable", "as if"), EngineHostDied("as if"), OperationalError("as if", {}, Exception())],
+    ids=lambda fault: type(fault).__name__,
+)
+def test_where_that_cannot_be_merged_its_own_is_kept(
+    net: Service, another: Timing, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    publish = another.meanwhile
+
+    def then_fail() -> None:
+        publish()
+        if isinstance(fault, OperationalError):
+            monkeypatch.setattr(engines, "find_timing_cache", Mock(side_effect=fault))
+        else:
+            monkeypatch.setattr(another, "merge_timings", Mock(side_effect=fault))
+
+    another.meanwhile = then_fail  # type: ignore[method-assign]
+    job = net.do("/builds", BUILD)
+    assert job["state"] == "succeeded"
+    assert "without what others have timed since" in warnings_of(net, job)
+    assert store.local_path(current(net).digest).read_bytes() == b"timed\n" * 2
+
+
+def test_a_build_that_is_to_use_none_leaves_it_alone(net: Service, backend: Timing) -> None:
+    net.result("/builds", BUILD)
+    before = current(net)
+    net.result("/builds", BUILD | {"options": {"timing_cache": False}})
+    assert backend.given == [None, None]
+    assert (current(net).digest, current(net).updated_at) == (before.digest, before.updated_at)
 
 
 def test_a_damaged_one_is_begun_anew(net: Service, backend: Timing) -> None:

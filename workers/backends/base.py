@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from app.bindings.report import ParameterBinding
 from app.definitions.parameter import InputSpec
@@ -213,7 +213,16 @@ class Benchmark:
     layers: bool = True
 
 
-Request = Build | Refit | Materialise | Run | Verify | Benchmark
+@dataclass(frozen=True, slots=True)
+class MergeTimings:
+    """Write to the path `merged` a timing cache with all that those at the paths `caches` hold."""
+
+    backend: str
+    caches: tuple[str, ...]
+    merged: str
+
+
+Request = Build | Refit | Materialise | Run | Verify | Benchmark | MergeTimings
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,7 +339,14 @@ class Benchmarked:
     timings: Mapping[str, float]
 
 
-Outcome = Built | Refitted | Materialised | Ran | Verified | Benchmarked
+@dataclass(frozen=True, slots=True)
+class TimingsMerged:
+    """A timing cache was written to the path `merged`."""
+
+    merged: str
+
+
+Outcome = Built | Refitted | Materialised | Ran | Verified | Benchmarked | TimingsMerged
 
 
 @dataclass(frozen=True, slots=True)
@@ -455,4 +471,13 @@ class Backend(Protocol):
         `timings` are of what is done before the block begins. The engine is not kept any longer than that, nor its plan
         in memory once it is written. The future is done, and its callbacks have run, when the block has ended.
         """
+        ...
+
+
+@runtime_checkable
+class MergesTimings(Protocol):
+    """What a backend can do besides, whose timing caches another process can read back."""
+
+    def merge_timings(self, request: MergeTimings, report: Report) -> None:
+        """Carry out the request; BackendError where one of the caches cannot be read or does not go with the others."""
         ...

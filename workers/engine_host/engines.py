@@ -11,6 +11,7 @@ from workers.backends import catalog
 from workers.backends.base import (
     Against,
     Backend,
+    BackendError,
     Benchmark,
     Build,
     Built,
@@ -18,6 +19,8 @@ from workers.backends.base import (
     LoadedEngine,
     Materialise,
     Materialised,
+    MergesTimings,
+    MergeTimings,
     Outcome,
     ParameterSource,
     PlanWritten,
@@ -27,6 +30,7 @@ from workers.backends.base import (
     Report,
     Request,
     Run,
+    TimingsMerged,
     Verified,
     Verify,
 )
@@ -41,7 +45,10 @@ T = TypeVar("T")
 
 
 class Engines:
-    """Carries out requests on one device; `report` hears of progress while it does, from several threads at once."""
+    """Carries out requests on one device; `report` hears of progress while it does, from several threads at once.
+
+    Files that it needs meanwhile lie in `scratch`, which is removed with this process.
+    """
 
     def __init__(self, device: str, resident_bytes: int, scratch: Path, report: Report) -> None:
         self._device = device
@@ -83,7 +90,9 @@ class Engines:
                     return self._materialised_refit(refitted, engine, request.plan, request.against)
                 return replace(refitted, verification=self._verification(engine, request.against))
             case Materialise():
-                return self._materialise(request.engine, request.plan, beside=lambda: None)[0]
+                return self._materialise(request.engine, request.plan, beside=lambda _writing: None)[0]
+            case MergeTimings():
+                return self._merge_timings(request)
             case _:
                 return with_room(lambda: self._do(request))
 
@@ -121,18 +130,30 @@ class Engines:
         return refitted, engine
 
     def _materialised_refit(self, refitted: Refitted, engine: EngineFile, plan: str, against: Against) -> Refitted:
-        """Verify what was just refitted while its plan is digested and written."""
-        made, verification = self._materialise(engine, plan, beside=lambda: self._verification(engine, against))
+        """Verify what was just refitted while its plan is digested and written.
+
+        Where the device has no room for that, the plan is loaded again and verified: an engine refitted once more
+        would say nothing of it.
+        """
+
+        def verification(writing: Future[Materialised]) -> Verified | None:
+            return self._verification(
+                engine, against, lambda: replace(engine, plan=writing.result().plan, plan_parameters=None)
+            )
+
+        made, verified = self._materialise(engine, plan, verification)
         return replace(
             refitted,
             plan=made.plan,
             plan_digest=made.plan_digest,
             nbytes=made.nbytes,
             timings={**refitted.timings, **made.timings},
-            verification=verification,
+            verification=verified,
         )
 
-    def _materialise(self, engine: EngineFile, plan: str, beside: Callable[[], T]) -> tuple[Materialised, T]:
+    def _materialise(
+        self, engine: EngineFile, plan: str, beside: Callable[[Future[Materialised]], T]
+    ) -> tuple[Materialised, T]:
         """Write the plan of an engine that has none of its own, and do something else beside that."""
         backend, watch = self.backend(engine.backend), Stopwatch(self._report)
         with ExitStack() as stack:
@@ -140,7 +161,7 @@ class Engines:
                 lambda: stack.enter_context(backend.materialising(plan, self._loaded(engine), self._report))
             )
             writing.add_done_callback(self._tell_of_plan)
-            result = beside()
+            result = beside(writing)
             with watch.phase("write"):
                 made = writing.result()
         return replace(made, timings={**made.timings, **watch.seconds}), result
@@ -151,16 +172,20 @@ class Engines:
             made = writing.result()
             self._report(PlanWritten(made.plan, made.plan_digest))
 
-    def _verification(self, engine: EngineFile, against: Against) -> Verified | None:
-        """Verify what was just made."""
+    def _verification(
+        self, engine: EngineFile, against: Against, reloaded: Callable[[], EngineFile] | None = None
+    ) -> Verified | None:
+        """Verify what was just made, or `reloaded` where there is no room and all that is loaded is given up."""
         if against == "none":
             return None
-        return self._resident.with_room(lambda: self._verify(Verify(engine, against)))
+        files = iter((lambda: engine, reloaded or (lambda: engine)))
+        return self._resident.with_room(lambda: self._verify(Verify(next(files)(), against)))
 
     def _verify(self, request: Verify) -> Verified:
         """Verify; an engine that fails may not hold the weights it is known by, and is given up."""
         backend = self.backend(request.engine.backend)
-        found = verify(request, self._loaded(request.engine), backend, self._references, self._report)
+        engine = self._loaded(request.engine)
+        found = verify(request, engine, backend, self._references, self._scratch, self._report)
         if not found.ok:
             self._resident.drop(request.engine.key)
         return found
@@ -182,7 +207,14 @@ class Engines:
         if request.against_not_refittable:  # room for both, the engine itself going last
             self._resident.get(request.engine.key)
             self._resident.make_room(_nbytes(request.engine.parameters))
-        return benchmark(request, self._loaded(request.engine), backend, self._report)
+        return benchmark(request, self._loaded(request.engine), backend, self._scratch, self._report)
+
+    def _merge_timings(self, request: MergeTimings) -> TimingsMerged:
+        backend = self.backend(request.backend)
+        if not isinstance(backend, MergesTimings):
+            raise BackendError("cannot_merge", f"{request.backend} has no timings that another process could read.")
+        backend.merge_timings(request, self._report)
+        return TimingsMerged(request.merged)
 
     def _loaded(self, engine: EngineFile) -> LoadedEngine:
         resident = self._resident.get(engine.key)

@@ -43,17 +43,24 @@ class EngineHostProcess:
         if resident_bytes is not None:
             arguments["resident-bytes"] = resident_bytes
         flags = [f"--{key}={value}" for key, value in arguments.items()]
-        self._process = subprocess.Popen(  # noqa: S603 - our own module, arguments of ours
-            [sys.executable, "-m", "workers.engine_host.child", *flags],
-            stdin=subprocess.DEVNULL,
-            stdout=native,
-            stderr=native,
-            pass_fds=[theirs.fileno()],
-            env=environment,
-            start_new_session=True,  # Ctrl-C is for the worker, which then decides about its child
-        )
-        os.close(native)
-        theirs.close()
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 - our own module, arguments of ours
+                [sys.executable, "-m", "workers.engine_host.child", *flags],
+                stdin=subprocess.DEVNULL,
+                stdout=native,
+                stderr=native,
+                pass_fds=[theirs.fileno()],
+                env=environment,
+                start_new_session=True,  # Ctrl-C is for the worker, which then decides about its child
+            )
+        except OSError:
+            ours.close()
+            os.close(log)
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise
+        finally:
+            os.close(native)
+            theirs.close()
         self.connection = Connection(ours.detach())
         self.log = NativeLog(log)
         self.greeted = False

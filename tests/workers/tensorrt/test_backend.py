@@ -420,5 +420,13 @@ def test_a_plan_is_loaded_while_it_is_written(loading: Loading, monkeypatch: pyt
 def test_the_gpu_of_the_device_is_the_one_compiled_for(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorrt, "describe_device", lambda _device: {"name": "L4", "compute_capability": "8.9"})
     backend = open_backend(NAME, "cuda:0", workshop.folder, workshop.files, workshop.resident.with_room)
-    assert backend.offered.makes == backend.offered.loads == (f"{trt.__version__}/L4",)
+    assert backend.offered.makes == (f"{trt.__version__}/L4",)
+    assert backend.offered.loads == (f"{trt.__version__}/L4", f"{trt.__version__}/SM89")
     assert "compute_capability" not in backend.offered.capabilities["options"]
+
+
+@pytest.mark.skipif(NAME != "tensorrt_rtx", reason="tensorrt is installed")
+def test_a_gpu_without_kernels_opens_no_backend(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt, "describe_device", lambda _device: {"name": "H100", "compute_capability": "9.0"})
+    with pytest.raises(BackendError, match="no kernels for the H100"):
+        open_backend(NAME, "cuda:0", workshop.folder, workshop.files, workshop.resident.with_room)

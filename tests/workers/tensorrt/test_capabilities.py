@@ -10,6 +10,7 @@ from jsonschema import Draft202012Validator
 
 from app.engines.option_schemas import fault_of
 from tests.workers.tensorrt.releases import release_8, release_10
+from workers.backends.base import BackendError
 from workers.backends.tensorrt.backend import Gpu, offered
 from workers.backends.tensorrt.capabilities import (
     Capabilities,
@@ -186,7 +187,55 @@ def test_known_faults_of_a_release_are_told(version: str, faults: set[str]) -> N
     can = capabilities(release_10(version))
     assert set(can.faults) == faults
     assert can.readable_timing_cache == ("timing_cache" not in faults)
-    assert offered(can, H100).capabilities["notes"] == dict(can.faults)
+    assert offered(can, H100).capabilities["notes"].items() >= can.faults.items()
+
+
+def test_types_that_a_release_does_without_are_told() -> None:
+    eight, ten = (offered(capabilities(library), H100).capabilities["notes"] for library in (release_8(), release_10()))
+    assert "no BF16" in eight["BF16"]
+    assert "quantized networks only" in eight["I8"]
+    assert ten == {}
+
+
+def test_the_types_of_the_installed_release_are_found() -> None:
+    assert capabilities().bfloat16
+
+
+@pytest.mark.skipif(NAME != "tensorrt_rtx", reason="tensorrt is installed")
+@pytest.mark.parametrize(
+    ("gpu", "there"),
+    [(Gpu("T4", "7.5"), True), (Gpu("L4", "8.9"), True), (H100, False), (Gpu("B200", "10.0"), False)],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_a_gpu_that_tensorrt_rtx_has_nothing_for_is_told_with_those_it_has(gpu: Gpu, *, there: bool) -> None:
+    can = capabilities()
+    if there:
+        assert gpu.supported(can) is gpu
+        return
+    with pytest.raises(BackendError, match=gpu.name) as error:
+        gpu.supported(can)
+    assert error.value.code == "unsupported_gpu"
+    assert "SM89" in error.value.detail
+
+
+def test_tensorrt_itself_is_asked_for_any_gpu() -> None:
+    assert H100.supported(capabilities(release_8())) is H100
+
+
+def test_a_release_that_ignores_compatibility_with_other_versions_does_not_offer_it() -> None:
+    library = release_10()
+    library.ComputeCapability = SimpleNamespace(__members__={"CURRENT": 1, "SM80": 2})
+    can = capabilities(library)
+    assert "version_compatible" not in options_schema(can, refit=False)
+    assert "version_compatible" in lacking(can, refit=False)
+
+
+def test_a_gpu_loads_what_was_compiled_for_its_compute_capability_elsewhere() -> None:
+    library = release_10("1.7")
+    library.ComputeCapability = SimpleNamespace(__members__={"CURRENT": 1, "SM80": 2, "SM89": 3})
+    here, there = offered(capabilities(library), Gpu("L4", "8.9")), offered(capabilities(library), None)
+    assert set(here.loads) & set(there.makes) == {"1.7/SM89"}
+    assert here.makes == ("1.7/L4",)
 
 
 def test_what_others_of_a_kind_run_has_a_platform_that_only_those_load() -> None:

@@ -15,12 +15,9 @@ from app.definitions.profiles import Range
 from tests.workers.networks import Network, bound, checkpoint, from_onnx, network_of, perceptron, tensor_files
 from tests.workers.tensorrt.compiled_graphs import from_family, ocr_networks
 from tests.workers.tensorrt.cpu_compilation import Workshop, needs_rtx, rows
-from tests.workers.tensorrt.releases import release_8, release_10
 from workers.backends.base import BackendError
 from workers.backends.tensorrt.capabilities import capabilities
-from workers.backends.tensorrt.compiler import Compiler
 from workers.backends.tensorrt.library import trt
-from workers.backends.tensorrt.log import Log
 
 pytestmark = needs_rtx
 
@@ -126,7 +123,6 @@ def test_without_options_the_builder_has_the_defaults(workshop: Workshop, networ
         ({"profiling_verbosity": "none"}, {"profiling_verbosity": "NONE"}),
         ({"tf32": True}, {"set": {"TF32"}}),
         ({"workspace_bytes": 1 << 28}, {"workspace": 1 << 28}),
-        ({"version_compatible": True}, {"set": {"VERSION_COMPATIBLE", "EXCLUDE_LEAN_RUNTIME"}}),
         ({"weight_streaming_budget": 0}, {"set": {"WEIGHT_STREAMING"}}),
         ({"tactic_sources": ["jit_convolutions"]}, {"tactics": {"JIT_CONVOLUTIONS"}}),
         ({"tactic_sources": []}, {"tactics": set()}),
@@ -232,103 +228,6 @@ def test_errors_of_one_build_are_not_the_reason_of_the_next(workshop: Workshop, 
 
 
 # Timing caches
-
-
-class TimingCache:
-    """In place of `trt.ITimingCache`; one read from "damaged" is refused where it is combined."""
-
-    def __init__(self, content: bytes = b"") -> None:
-        self.entries = {content} - {b""}
-
-    def combine(self, other: "TimingCache", *, ignore_mismatch: bool) -> bool:
-        assert not ignore_mismatch
-        if b"damaged" in other.entries:
-            return False
-        self.entries |= other.entries
-        return True
-
-    def serialize(self) -> bytes:
-        return b"+".join(sorted(self.entries))
-
-
-class Config:
-    """In place of `trt.IBuilderConfig`; `refuses` is how many caches it does not take."""
-
-    def __init__(self, refuses: int = 0) -> None:
-        self.refuses = refuses
-        self.cache: TimingCache | None = None
-
-    def create_timing_cache(self, content: bytes) -> TimingCache | None:
-        return None if content == b"unreadable" else TimingCache(content)
-
-    def set_timing_cache(self, cache: TimingCache, *, ignore_mismatch: bool) -> bool:
-        assert not ignore_mismatch
-        self.refuses -= 1
-        if self.refuses >= 0:
-            return False
-        self.cache = cache
-        return True
-
-    def entries(self) -> set[bytes]:
-        assert self.cache is not None
-        return self.cache.entries
-
-
-@pytest.fixture
-def log(workshop: Workshop) -> Log:
-    log = Log()
-    log.attach(workshop.messages.append)
-    return log
-
-
-def timings_of(compiler: Compiler, stored: Path | None, config: Config | None = None) -> Config:
-    config = config or Config()
-    builder_config: Any = config
-    compiler._use_timings(builder_config, {"timing_cache": True}, stored)
-    return config
-
-
-def test_what_was_timed_is_kept_for_later_builds_and_written(tmp_path: Path, log: Log) -> None:
-    compiler = Compiler(capabilities(release_10()), log)
-    assert not compiler.write_timings(tmp_path / "nothing yet")
-    first = timings_of(compiler, None)
-    first.entries().add(b"gemm")
-    (tmp_path / "stored").write_bytes(b"conv")
-
-    assert timings_of(compiler, tmp_path / "stored").entries() == {b"conv", b"gemm"}
-
-    assert compiler.write_timings(tmp_path / "timings")
-    another = Compiler(capabilities(release_10()), log)
-    assert timings_of(another, tmp_path / "timings").entries() == {b"conv+gemm"}
-
-
-@pytest.mark.parametrize("content", [b"damaged", b"unreadable", None])
-def test_stored_timings_of_no_use_are_warned_of_and_left_out(
-    workshop: Workshop, tmp_path: Path, log: Log, content: bytes | None
-) -> None:
-    stored = tmp_path / "stored"
-    if content is not None:
-        stored.write_bytes(content)
-    log.errors.append("Myelin error from unknown graph")
-    assert timings_of(Compiler(capabilities(release_10()), log), stored).entries() == set()
-    (warning,) = workshop.log("warning")
-    assert "begun anew" in warning
-    assert log.errors == []  # if the build fails, that is not why
-
-
-def test_timings_that_the_builder_refuses_are_begun_anew(workshop: Workshop, log: Log) -> None:
-    compiler = Compiler(capabilities(release_10()), log)
-    timings_of(compiler, None).entries().add(b"of another device")
-    assert timings_of(compiler, None, Config(refuses=1)).entries() == set()
-    assert len(workshop.log("warning")) == 1
-
-
-def test_a_release_that_cannot_read_timings_shares_them_in_memory(tmp_path: Path, log: Log) -> None:
-    compiler = Compiler(capabilities(release_8()), log)
-    (tmp_path / "stored").write_bytes(b"conv")
-    timings_of(compiler, tmp_path / "stored").entries().add(b"gemm")
-    assert timings_of(compiler, None).entries() == {b"gemm"}
-    assert not compiler.write_timings(tmp_path / "timings")
 
 
 def test_tensorrt_rtx_times_nothing_and_stored_timings_are_no_hindrance(

@@ -26,12 +26,16 @@ Sources = tuple[ParameterSource, ...]
 
 
 class Device:
-    """Stands for a deserialized engine with these replaceable weights; `set` are those it was given last."""
+    """Stands for a deserialized engine with these replaceable weights; `set` are those it was given last.
+
+    `refits` has the names that each refit was given.
+    """
 
     def __init__(self, weights: Iterable[str]) -> None:
         self.weights = frozenset(weights)
         self.set: dict[str, Array] = {}
         self.combined: list[str] = []
+        self.refits: list[set[str]] = []
 
     def refit(
         self,
@@ -40,9 +44,10 @@ class Device:
         _can: object,
         _log: object,
         others: Callable[[Sequence[str]], Iterable[Named]],
-    ) -> int:
+    ) -> set[str]:
         self.set = {name: np.array(array) for name, array, _ in (*weights, *others(self.combined))}
-        return len(self.set)
+        self.refits.append(set(self.set))
+        return self.refits[-1]
 
 
 @pytest.fixture
@@ -75,7 +80,7 @@ def loaded(
     can = capabilities(library or release_10())
     contents = {one.name: one.content for one in held}
     device: Any = SimpleNamespace(refittable=True, num_layers=1, **members)
-    return TensorrtEngine(device, layout, contents, can, Log(), plan_bytes=1, stripped=stripped)
+    return TensorrtEngine(device, layout, contents, can, Log(), weight_bytes=1, stripped=stripped)
 
 
 def give(engine: TensorrtEngine, sources: Sources, folder: Path) -> int:
@@ -184,6 +189,47 @@ def test_a_stripped_engine_is_given_everything_it_can_take_once(
     assert give(engine, bound(network, first), tmp_path) == 3
     assert set(device.set) == {"0.weight", "1.weight", "1.bias"}
     assert give(engine, bound(network, first | {"1.bias": second["1.bias"]}), tmp_path) == 1
+
+
+def test_an_engine_without_its_weights_counts_what_it_is_given(
+    network: Network, device: Device, tmp_path: Path
+) -> None:
+    first, _ = versions(network, tmp_path)
+    device.weights -= {"0.bias"}
+    sizes = [
+        loaded(network, bound(network, first), stripped=stripped, device_memory_size_v2=0).nbytes
+        for stripped in (False, True)
+    ]
+    assert sizes[1] - sizes[0] == sum(network.weights(1)[name].nbytes for name in device.weights)
+
+
+def test_computed_values_are_made_a_batch_at_a_time(
+    device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = convolution(tmp_path / "net.onnx")
+    first, second = versions(network, tmp_path)
+    layout = lay_out(definition_of(network))
+    device.weights = frozenset(slot.name for slot in layout.slots)
+    computed = {slot.name for slot in layout.slots if slot.is_computed}
+    monkeypatch.setattr(module, "BATCH_BYTES", 1)
+
+    count = give(loaded(network, bound(network, first)), bound(network, second), tmp_path)
+
+    assert len(computed) > 1
+    assert [len(names & computed) for names in device.refits] == [1] * len(computed)
+    assert count == len(set.union(*device.refits)) == len(device.weights)
+
+
+def test_what_is_combined_with_several_batches_counts_once(
+    device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = convolution(tmp_path / "net.onnx")
+    first, second = versions(network, tmp_path)
+    slots = lay_out(definition_of(network)).slots
+    device.weights, device.combined = frozenset(slot.name for slot in slots), [slots[0].name]
+    monkeypatch.setattr(module, "BATCH_BYTES", 1)
+
+    assert give(loaded(network, bound(network, first)), bound(network, second), tmp_path) == len(slots)
 
 
 def test_a_normalisation_sets_the_weights_it_is_folded_into(device: Device, tmp_path: Path) -> None:

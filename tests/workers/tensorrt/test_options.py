@@ -5,15 +5,17 @@ import pytest
 
 from tests.workers.tensorrt.releases import release_8, release_10
 from workers.backends.base import BackendError
-from workers.backends.tensorrt.capabilities import capabilities, lacking, options_schema
+from workers.backends.tensorrt.backend import Gpu, offered
+from workers.backends.tensorrt.capabilities import capabilities
 from workers.backends.tensorrt.options import settled
 
-EIGHT, TEN = capabilities(release_8()), capabilities(release_10())
+EIGHT, TEN = (
+    offered(capabilities(library), Gpu("H100", "9.0")).capabilities for library in (release_8(), release_10())
+)
 
 
 def settle(options: Mapping[str, Any], *, eight: bool = False) -> dict[str, Any]:
-    can = EIGHT if eight else TEN
-    return settled(options, options_schema(can, refit=True), lacking(can, refit=True))
+    return settled(options, EIGHT if eight else TEN)
 
 
 def test_options_that_are_left_out_have_their_defaults() -> None:
@@ -46,8 +48,19 @@ def test_weights_may_be_stripped_where_a_refit_can_put_them_back(options: dict[s
     assert settle(options)["strip_weights"]
 
 
-def test_weights_that_no_refit_could_change_are_not_stripped() -> None:
-    with pytest.raises(BackendError, match="strip_weights") as error:
-        settle({"strip_weights": True, "refit": "none"})
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"strip_weights": True, "refit": "none"}, 'refit "none" lets nothing be put back'),
+        ({"weight_streaming_budget": 0, "precision": "fp16"}, 'leave out precision "fp16"'),
+    ],
+)
+def test_options_that_exclude_each_other_are_refused(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(BackendError, match=reason) as error:
+        settle(options)
     assert error.value.code == "bad_option"
-    assert 'Use refit "all"' in error.value.detail
+
+
+@pytest.mark.parametrize("options", [{"refit": "none"}, {"weight_streaming_budget": 0}, {"precision": "fp16"}])
+def test_each_of_them_alone_is_accepted(options: dict[str, Any]) -> None:
+    assert settle(options).items() >= options.items()

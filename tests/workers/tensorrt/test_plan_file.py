@@ -1,3 +1,4 @@
+import errno
 import hashlib
 from pathlib import Path
 
@@ -49,6 +50,16 @@ def test_a_plan_written_beside_a_block_is_there_after_it(tmp_path: Path) -> None
 def test_nothing_is_left_of_a_plan_beside_whose_writing_something_failed(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="as if"), writing_plan(b"plan", tmp_path / "engine.plan"):
         raise RuntimeError("as if")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_left_of_a_plan_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_arguments: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("workers.backends.tensorrt.plan_file.start_writeback", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_plan(b"plan", tmp_path / "engine.plan")
     assert list(tmp_path.iterdir()) == []
 
 

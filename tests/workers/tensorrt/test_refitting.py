@@ -130,7 +130,7 @@ def refitter(cuda: FakeCudart, monkeypatch: pytest.MonkeyPatch) -> Refitter:
     return refitter
 
 
-def put(can: Capabilities, weights: Sequence[tuple[str, Array, Expected]], log: Log | None = None) -> int:
+def put(can: Capabilities, weights: Sequence[tuple[str, Array, Expected]], log: Log | None = None) -> set[str]:
     return refit(ENGINE, weights, can, log or Log())
 
 
@@ -180,7 +180,7 @@ def test_every_weight_is_checked_before_the_first_one_goes_anywhere(refitter: Re
 
 def test_every_weight_is_given_by_its_name_and_counted(refitter: Refitter, can: Capabilities) -> None:
     a, b, c = numbers(4, 6), numbers(3, dtype="F32"), np.array(7, np.int32)
-    assert put(can, [("a", a, exactly(a)), ("b", b, exactly(b)), ("c", c, exactly(c))]) == 3
+    assert put(can, [("a", a, exactly(a)), ("b", b, exactly(b)), ("c", c, exactly(c))]) == {"a", "b", "c"}
     assert refitter.read == {"a": a.tobytes(), "b": b.tobytes(), "c": c.tobytes()}
     assert set(refitter.locations.values()) == {DEVICE if can.async_refit else HOST}
     assert refitter.refits == 1
@@ -196,7 +196,7 @@ def test_weights_of_every_type_arrive(refitter: Refitter, can: Capabilities, dty
         assert (weights.dtype, weights.size) == (getattr(trt, TYPES[dtype]), array.size)
 
     refitter.at_refit = look
-    assert put(can, [("a", array, exactly(array))]) == 1
+    assert put(can, [("a", array, exactly(array))]) == {"a"}
     assert refitter.read["a"] == array.tobytes()
 
 
@@ -261,7 +261,7 @@ def test_weights_that_are_combined_with_a_changed_one_are_given_too(refitter: Re
         asked.append(names)
         return [("b", b, exactly(b))]
 
-    assert refit(ENGINE, [("a", a, F16)], can, Log(), others) == 2
+    assert refit(ENGINE, [("a", a, F16)], can, Log(), others) == {"a", "b"}
     assert (asked, refitter.refits) == ([["b"]], 1)
     assert refitter.read == {"a": a.tobytes(), "b": b.tobytes()}
     assert refitter.locations["a"] == refitter.locations["b"]
@@ -370,16 +370,19 @@ def test_the_devices_memory_is_given_back_by_a_refit_that_fails_though_its_error
     assert error.value.code == "refit_failed"
 
 
-@pytest.mark.parametrize("failing", ["cudaMalloc", "cudaHostAlloc"])
+@pytest.mark.parametrize("failing", ["cudaMalloc", "cudaHostAlloc", "too little for TensorRT itself"])
 def test_weights_stay_on_the_host_where_there_is_no_room_for_them_beside_the_engine(
-    refitter: Refitter, failing: str
+    refitter: Refitter, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
-    refitter.cuda.fails[failing] = OUT_OF_MEMORY[0]
+    if failing.startswith("cuda"):
+        refitter.cuda.fails[failing] = OUT_OF_MEMORY[0]
+    else:
+        monkeypatch.setattr(refitter.cuda, "_cudaMemGetInfo", lambda: (2 * 3 * 256 - 1, 80 << 30))
     log, lines = Log(), list[Any]()
     log.attach(lines.append)
     born: list[weakref.ref[Array]] = []
 
-    assert refit(ENGINE, made_one_by_one(refitter.names, "F16", born), ON_DEVICE, log) == 3
+    assert refit(ENGINE, made_one_by_one(refitter.names, "F16", born), ON_DEVICE, log) == set(refitter.names)
 
     assert refitter.read == dict.fromkeys(refitter.names, numbers(4, 6).tobytes())
     assert set(refitter.locations.values()) == {HOST}
@@ -397,7 +400,7 @@ def test_what_is_combined_with_weights_on_the_host_may_have_room_on_the_device(r
         refitter.cuda.fails.clear()
         return [("b", b, exactly(b))]
 
-    assert refit(ENGINE, [("a", a, F16)], ON_DEVICE, Log(), others) == 2
+    assert refit(ENGINE, [("a", a, F16)], ON_DEVICE, Log(), others) == {"a", "b"}
     assert refitter.locations == {"a": HOST, "b": DEVICE}
     assert refitter.read == {"a": a.tobytes(), "b": b.tobytes()}
 

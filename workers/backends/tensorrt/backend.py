@@ -21,6 +21,7 @@ from workers.backends.base import (
     EngineFile,
     LoadedEngine,
     Materialised,
+    MergeTimings,
     Offered,
     ParameterSource,
     Progress,
@@ -34,9 +35,12 @@ from workers.backends.tensorrt import graph
 from workers.backends.tensorrt.capabilities import (
     Capabilities,
     capabilities,
+    conflicts,
     default_target,
     lacking,
+    notes,
     options_schema,
+    target_name,
 )
 from workers.backends.tensorrt.compiler import Compiler
 from workers.backends.tensorrt.engine import TensorrtEngine
@@ -61,6 +65,16 @@ class Gpu:
         """Whether it runs what TensorRT compiles for Ampere and everything newer."""
         return int(self.compute_capability.partition(".")[0]) >= 8
 
+    def supported(self, can: Capabilities) -> "Gpu":
+        """Return this GPU; BackendError "unsupported_gpu" where this TensorRT has nothing for it."""
+        if can.runs_on(self.compute_capability):
+            return self
+        raise BackendError(
+            "unsupported_gpu",
+            f"{NAME} {can.version} has no kernels for the {self.name} (compute capability {self.compute_capability}), "
+            f"only for {', '.join(can.targets)}. Use TensorRT here, or start a worker with a GPU of these.",
+        )
+
     def shared(self, level: str) -> str:
         """Name this and all other GPUs that run what is compiled here with a level of hardware compatibility."""
         return f"compute_capability_{self.compute_capability}" if level == "same_compute_capability" else level
@@ -72,12 +86,12 @@ class TensorrtBackend:
     refits_in_place = True
 
     def __init__(self, gpu: Gpu | None, scratch: Path, files: ParameterFiles, room: Room) -> None:
-        """Open the backend on a GPU, or without one."""
-        self._gpu = gpu
+        """Open the backend on a GPU, or without one; BackendError "unsupported_gpu"."""
+        self._can = capabilities()
+        self._gpu = gpu.supported(self._can) if gpu is not None else None
         self._scratch = scratch
         self._files = files
         self._room = room
-        self._can = capabilities()
         self._log = process_log()
         self._compiler = Compiler(self._can, self._log)
         self._runtime = trt.Runtime(self._log) if gpu is not None else None
@@ -175,6 +189,12 @@ class TensorrtBackend:
             del serialized  # the thread has it for as long as it writes
             yield writing
 
+    def merge_timings(self, request: MergeTimings, report: Report) -> None:
+        """Merge what several workers have timed, each in a file of its own."""
+        self._log.attach(report)
+        builder = trt.Builder(self._log)
+        self._compiler.timings.merge(builder.create_builder_config(), request.caches, Path(request.merged))
+
     def _load_compiled(
         self,
         plan: trt.IHostMemory,
@@ -209,21 +229,23 @@ class TensorrtBackend:
         if engine is None:
             what = f"{NAME} {self._can.version} cannot load the plan"
             raise self._log.failed("load_failed", what, "Build the engine again here.")
+        weight_bytes = memoryview(plan).nbytes
         if "weight_streaming_budget" in options:
-            engine.weight_streaming_budget_v2 = min(options["weight_streaming_budget"], engine.streamable_weights_size)
+            streamable = engine.streamable_weights_size
+            engine.weight_streaming_budget_v2 = min(int(options["weight_streaming_budget"]), streamable)
+            weight_bytes -= streamable - engine.weight_streaming_budget_v2
         return TensorrtEngine(
             engine,
             layout,
             {one.name: one.content for one in held},
             self._can,
             self._log,
-            plan_bytes=memoryview(plan).nbytes,
+            weight_bytes=weight_bytes,
             stripped=_stripped(options),
         )
 
     def _settled(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        declared = self.offered.capabilities
-        return settled(options, declared["options"], declared["lacks"])
+        return settled(options, self.offered.capabilities)
 
     def _platform(self, options: Mapping[str, Any]) -> str:
         """Name the machines that can load a plan built with these options."""
@@ -244,7 +266,7 @@ class TensorrtBackend:
     def _written_timings(self, request: Build) -> str | None:
         """Return the path of what was timed so far; None where no later build could use it."""
         path = Path(f"{request.plan}.timings")
-        return str(path) if self._compiler.write_timings(path) else None
+        return str(path) if self._compiler.timings.write(path) else None
 
 
 def offered(can: Capabilities, gpu: Gpu | None) -> Offered:
@@ -252,6 +274,7 @@ def offered(can: Capabilities, gpu: Gpu | None) -> Offered:
     refits = gpu is not None
     names = [gpu.name, *_shared_platforms(can, gpu)] if gpu is not None else _targets(can)
     platforms = tuple(f"{can.version}/{name}" for name in names)
+    loads = (*platforms, *(f"{can.version}/{name}" for name in _own_target(can, gpu))) if gpu is not None else ()
     capabilities = {
         "build": True,
         "refit": refits,
@@ -260,16 +283,22 @@ def offered(can: Capabilities, gpu: Gpu | None) -> Offered:
         "profiles": "required for dynamic inputs",
         "options": options_schema(can, refit=refits),
         "lacks": lacking(can, refit=refits),
-        "notes": dict(can.faults),
+        "conflicts": conflicts(can, refit=refits),
+        "notes": notes(can),
         "progress": can.progress_monitor,
         "timing_cache": _timing_cache(can),
         "async_refit": refits and can.async_refit,
     }
-    return Offered(can.version, platforms, platforms if refits else (), capabilities)
+    return Offered(can.version, platforms, loads, capabilities)
 
 
 def _shared_platforms(can: Capabilities, gpu: Gpu) -> list[str]:
     return [gpu.shared(level.lower()) for level in can.hardware_levels if level != "AMPERE_PLUS" or gpu.is_ampere_plus]
+
+
+def _own_target(can: Capabilities, gpu: Gpu) -> list[str]:
+    """Return what a plan compiled elsewhere for this GPU is called."""
+    return [target_name(gpu.compute_capability)] if can.targets else []
 
 
 def _timing_cache(can: Capabilities) -> str:

@@ -1,7 +1,7 @@
 """What the TensorRT at hand can do. Every difference between versions is found out here, by looking for it.
 
 TensorRT 8.6 to 11 and TensorRT-RTX have one Python API that grew and shed members: FP16 is a builder flag up to 10
-and gone in 11, strongly typed networks came with 10, weight stripping with 10, progress monitors with 9.
+and gone in 11, strongly typed networks and progress monitors came with 9, weight stripping with 10.
 The rest of the adapter asks for a capability and never for a version. `FAULTS` is the exception: a fault of a
 release cannot be seen by looking.
 """
@@ -27,12 +27,33 @@ FAULTS: Mapping[str, Mapping[str, str]] = {
 }
 
 
+MEANINGS: Mapping[str, str] = {  # of the build options
+    "refit": "Parameters that refits can change: all, none, or where lists are taken names and patterns (RE2).",
+    "precision": "definition: compute in the definition's own types. fp16: let the compiler take F16 for anything.",
+    "tf32": "Let products of F32 be computed in TF32, which has 10 bits of mantissa. TensorRT's own default is true.",
+    "optimization_level": "How long to look for fast kernels: 0 not at all, 5 longest.",
+    "workspace_bytes": "Device memory a kernel may take while it runs; without it as much as the device has.",
+    "refit_layout": "packed: put small parameters into few weights, for a release that takes long for each weight.",
+    "profiling_verbosity": "What a benchmark's report can say of the layers; detailed: their formats and tactics, too.",
+    "hardware_compatibility": "Other GPUs that can load the plan, which may be slower for it.",
+    "timing_cache": "Use what earlier builds on this kind of device measured, and keep what this one does.",
+    "tactic_sources": "Where kernels may come from; cublas, cublas_lt and cudnn need these libraries installed.",
+    "version_compatible": (
+        "Later releases can load a downloaded plan, with this release's lean runtime library, which it does not "
+        "contain. Workers here load it with their own release only."
+    ),
+    "strip_weights": "Leave out of the plan what a refit can put back; it is taken from the weights at each load.",
+    "weight_streaming_budget": "Bytes of weights to keep on the device; the others come from the host at each run.",
+    "compute_capability": "The GPUs to compile for.",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Capabilities:
     """What one release of TensorRT has, by the names of its own API.
 
     `targets` are the compute capabilities it compiles for without having them, as TensorRT-RTX does. It takes degrees
-    of compatibility with other GPUs, too, and timing caches, and ignores them: here it has no `hardware_levels`.
+    of compatibility with other GPUs and versions, too, and timing caches, and ignores them: here it has none.
     """
 
     version: str
@@ -48,6 +69,10 @@ class Capabilities:
     weight_streaming: bool
     version_compatible: bool
     async_refit: bool
+    native_instance_normalization: bool
+    parser_names_operators: bool
+    memory_size_v2: bool
+    bfloat16: bool
     hardware_levels: tuple[str, ...]
     tactics: tuple[str, ...]
     targets: tuple[str, ...]
@@ -67,6 +92,10 @@ class Capabilities:
         source, python/src/infer/pyCore.cpp). One costs 8 little: 0.14 to 0.19 s for 811 MB where 32 take 0.15 to 0.16.
         """
         return (os.cpu_count() or 1) if self.async_refit else 1
+
+    def runs_on(self, compute_capability: str) -> bool:
+        """Whether it has kernels for a GPU, as far as it tells: TensorRT-RTX lists what it compiles for."""
+        return not self.targets or target_name(compute_capability) in self.targets
 
     @property
     def times_kernels(self) -> bool:
@@ -96,8 +125,12 @@ def capabilities(library: Any = trt) -> Capabilities:  # noqa: ANN401 - a module
         progress_monitor=hasattr(library, "IProgressMonitor"),
         int64=hasattr(library, "int64"),
         weight_streaming="WEIGHT_STREAMING" in flags and hasattr(library.ICudaEngine, "weight_streaming_budget_v2"),
-        version_compatible="VERSION_COMPATIBLE" in flags,
+        version_compatible=not targets and "VERSION_COMPATIBLE" in flags,
         async_refit=all(hasattr(library.Refitter, name) for name in ASYNC_REFIT),
+        native_instance_normalization="NATIVE_INSTANCENORM" in _members(library, "OnnxParserFlag"),
+        parser_names_operators=hasattr(library.ParserError, "node_operator"),
+        memory_size_v2=hasattr(library.ICudaEngine, "device_memory_size_v2"),
+        bfloat16=hasattr(library, "bfloat16"),
         hardware_levels=() if targets else tuple(one for one in HARDWARE_LEVELS if one in levels),
         tactics=_members(library, "TacticSource"),
         targets=targets,
@@ -141,7 +174,23 @@ def options_schema(can: Capabilities, *, refit: bool) -> dict[str, Any]:
         schemas["weight_streaming_budget"] = {"type": "integer", "minimum": 0}
     if can.targets and not refit:
         schemas["compute_capability"] = {"enum": list(can.targets), "default": default_target(can)}
-    return schemas
+    return {name: {"description": MEANINGS[name]} | schema for name, schema in schemas.items()}
+
+
+def conflicts(can: Capabilities, *, refit: bool) -> list[dict[str, Any]]:
+    """Return what options exclude each other: {"when": a JSON Schema of all options, defaults included, "reason"}."""
+    found = []
+    if can.strip_plan and refit:
+        reason = 'strip_weights leaves out what a refit puts back, and refit "none" lets nothing be put back'
+        found.append((_equal(strip_weights=True, refit="none"), reason))
+    if can.weight_streaming and can.fp16_flag:
+        reason = 'weight_streaming_budget needs the definition\'s own types: leave out precision "fp16"'
+        found.append((_equal(precision="fp16") | {"required": ["precision", "weight_streaming_budget"]}, reason))
+    return [{"when": when, "reason": reason} for when, reason in found]
+
+
+def _equal(**options: object) -> dict[str, Any]:
+    return {"required": list(options), "properties": {name: {"const": value} for name, value in options.items()}}
 
 
 def lacking(can: Capabilities, *, refit: bool) -> dict[str, str]:
@@ -151,7 +200,7 @@ def lacking(can: Capabilities, *, refit: bool) -> dict[str, str]:
         no_device = f"{NAME} compiles here without a GPU, and without one an engine cannot be made refittable"
         lacks |= {"refit": no_device, "refit=all": no_device, "strip_weights": no_device}
     elif not can.refit_individual:
-        lacks["refit"] = f'{NAME} {can.version} refits all weights or none; lists came with 10.8. Use "all"'
+        lacks["refit"] = f'{NAME} {can.version} refits all weights or none; later releases take lists. Use "all"'
     if not can.targets:
         lacks["compute_capability"] = f"{NAME} {can.version} compiles for the GPU it runs on; TensorRT-RTX for others"
     elif refit:
@@ -180,6 +229,22 @@ def _absent(can: Capabilities) -> dict[str, str]:
     why = "ignores it; engines are compiled for a compute_capability" if can.targets else "does not have it"
     missing = [level for level in HARDWARE_LEVELS if level not in can.hardware_levels]
     return lacks | {f"hardware_compatibility={level.lower()}": f"{this} {why}" for level in missing}
+
+
+def notes(can: Capabilities) -> dict[str, str]:
+    """Return what else there is to know of this release before a build: its faults, and the types it does without."""
+    this = f"{NAME} {can.version}"
+    found = dict(can.faults)
+    if not can.bfloat16:
+        found["BF16"] = f"{this} has no BF16: a definition with BF16 parameters is refused by its build"
+    if not can.strongly_typed:
+        found["I8"] = f"{this} takes I8 inputs and outputs in quantized networks only"
+    return found
+
+
+def target_name(compute_capability: str) -> str:
+    """Return what TensorRT-RTX calls a compute capability: "8.9" is SM89."""
+    return f"SM{compute_capability.replace('.', '')}"
 
 
 def default_tactics(can: Capabilities) -> tuple[str, ...]:

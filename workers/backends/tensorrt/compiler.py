@@ -6,24 +6,22 @@ from pathlib import Path
 from typing import Any
 
 from app.definitions.profiles import Profile
-from workers.backends.base import BackendError, LogLine, Progress
+from workers.backends.base import BackendError, Progress
 from workers.backends.tensorrt.capabilities import Capabilities
 from workers.backends.tensorrt.library import NAME, extents, trt
 from workers.backends.tensorrt.log import Log
+from workers.backends.tensorrt.timings import Timings
 
 MAX_FAULTS = 5  # of a graph that the parser refuses, named in the error
 
 
 class Compiler:
-    """Compiles graphs on this device; keeps one timing cache for as long as it lives.
-
-    A kernel timed once is not timed again in a later build, also where a serialized cache could not be read back.
-    """
+    """Compiles graphs: on this device for it, or without one for `targets`. Keeps what it timed in `timings`."""
 
     def __init__(self, can: Capabilities, log: Log) -> None:
         self._can = can
         self._log = log
-        self._timings: trt.ITimingCache | None = None  # made with the first build's configuration
+        self.timings = Timings(can, log)
 
     def compile(
         self,
@@ -50,21 +48,18 @@ class Compiler:
         self._configure(config, options, half=half)
         self._mark_refittable(network, options, refittable)
         self._add_profiles(builder, network, config, profiles)
-        self._use_timings(config, options, timing_cache)
+        has_timings = options.get("timing_cache", False) and self.timings.use(config, timing_cache)
         if self._can.progress_monitor:
             config.progress_monitor = _monitor(self._log)
         plan = builder.build_serialized_network(network, config)
+        if plan is None and has_timings and not self._log.blames_device:
+            again = "compiling with the timing cache failed and is tried again with a new one"
+            self.timings.begin_anew(config, f"{again}: {self._log.reason}")
+            plan = builder.build_serialized_network(network, config)
         if plan is None:
             remedy = "Try another optimization_level, a larger workspace_bytes or narrower profiles."
             raise self._log.failed("build_failed", f"{NAME} could not compile the definition", remedy)
         return plan
-
-    def write_timings(self, path: Path) -> bool:
-        """Write the timing cache, everything timed so far; False where it could not be read back anyway."""
-        if self._timings is None or not self._can.readable_timing_cache:
-            return False
-        path.write_bytes(self._timings.serialize())
-        return True
 
     def _network_flags(self, options: Mapping[str, Any]) -> int:
         flags = 0
@@ -80,14 +75,22 @@ class Compiler:
 
     def _parse(self, network: trt.INetworkDefinition, graph: Path) -> None:
         parser = trt.OnnxParser(network, self._log)
+        if self._can.native_instance_normalization:  # the default from 10 on; before, a plugin that needs cuDNN
+            parser.set_flag(trt.OnnxParserFlag.NATIVE_INSTANCENORM)
         if not parser.parse_from_file(str(graph)):
             errors = [parser.get_error(index) for index in range(parser.num_errors)]
-            faults = "; ".join(_fault(error) for error in errors[:MAX_FAULTS]) or self._log.reason
+            faults = "; ".join(self._fault(error) for error in errors[:MAX_FAULTS]) or self._log.reason
             raise BackendError(
                 "graph_refused",
                 f"{NAME} {self._can.version} does not take the definition: {faults}. Export it with other operators "
                 "or a lower opset, or use another backend.",
             )
+
+    def _fault(self, error: trt.ParserError) -> str:
+        """Say what the parser refuses, and where: what it says alone may be no more than "false"."""
+        if not self._can.parser_names_operators:
+            return f"{error.desc()} (node {error.node()})"
+        return f"{error.node_operator()} {error.node_name()!r}: {error.desc()}"
 
     def _refuse_int8(self, network: trt.INetworkDefinition) -> None:
         """Raise BackendError where an input or output is I8, which is a scaled number where types are hints."""
@@ -106,9 +109,7 @@ class Compiler:
             "REFIT": options["refit"] == "all",
             "REFIT_INDIVIDUAL": isinstance(options["refit"], list),
             "STRIP_PLAN": options.get("strip_weights", False),
-            "FP16": self._can.fp16_flag
-            and not self._is_strongly_typed(options)
-            and (half or options["precision"] == "fp16"),
+            "FP16": not self._is_strongly_typed(options) and (half or options["precision"] == "fp16"),
             "VERSION_COMPATIBLE": options.get("version_compatible", False),
             "EXCLUDE_LEAN_RUNTIME": options.get("version_compatible", False),
             "WEIGHT_STREAMING": "weight_streaming_budget" in options,
@@ -130,8 +131,14 @@ class Compiler:
             sources = [getattr(trt.TacticSource, name.upper()) for name in options["tactic_sources"]]
             if not config.set_tactic_sources(sum(1 << int(source) for source in sources)):
                 raise self._log.failed("bad_option", f"{NAME} refuses the tactic sources", "Leave out tactic_sources.")
-        if "compute_capability" in options:
-            _compile_for(options["compute_capability"], config)
+        if self._can.targets:
+            self._compile_for(options.get("compute_capability", "CURRENT"), config)
+
+    def _compile_for(self, target: str, config: Any) -> None:  # noqa: ANN401 - as TensorRT-RTX alone has it
+        """Compile for a compute capability; without one a plan would be for several, and for none before Ampere."""
+        config.num_compute_capabilities = 1
+        if not config.set_compute_capability(trt.ComputeCapability.__members__[target], 0):  # type: ignore[attr-defined]  # RTX only
+            raise self._log.failed("bad_option", f"{NAME} does not compile for {target}", "Choose another one.")
 
     def _mark_refittable(
         self, network: trt.INetworkDefinition, options: Mapping[str, Any], names: Sequence[str]
@@ -167,42 +174,6 @@ class Compiler:
                 profile.set_shape(one.name, *(trt.Dims(list(size)) for size in (sizes.min, sizes.opt, sizes.max)))
             if config.add_optimization_profile(profile) < 0:
                 raise self._log.failed("build_failed", f"{NAME} refuses the profile {shapes}")
-
-    def _use_timings(self, config: trt.IBuilderConfig, options: Mapping[str, Any], stored: Path | None) -> None:
-        if not options.get("timing_cache"):
-            return
-        if self._timings is None:
-            self._timings = config.create_timing_cache(b"")
-        if stored is not None and self._can.readable_timing_cache:
-            self._combine(self._timings, config, stored)
-        if not config.set_timing_cache(self._timings, ignore_mismatch=False):
-            self._log.tell(LogLine("warning", "the timing cache was refused and is begun anew"))
-            self._timings = config.create_timing_cache(b"")
-            config.set_timing_cache(self._timings, ignore_mismatch=False)
-
-    def _combine(self, timings: trt.ITimingCache, config: trt.IBuilderConfig, stored: Path) -> None:
-        """Add the stored timings to those at hand; a cache that cannot be read costs time, never the build."""
-        try:
-            cache = config.create_timing_cache(stored.read_bytes())
-            is_added = cache is not None and timings.combine(cache, ignore_mismatch=False)
-            fault = "" if is_added else self._log.reason
-        except (OSError, RuntimeError, TypeError, ValueError) as error:
-            fault = str(error)
-        if fault:
-            self._log.tell(LogLine("warning", f"the stored timing cache is of no use and is begun anew: {fault}"))
-            self._log.forget()
-
-
-def _compile_for(target: str, config: Any) -> None:  # noqa: ANN401 - trt.IBuilderConfig as TensorRT-RTX alone has it
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(trt.ComputeCapability.__members__[target], 0)  # type: ignore[attr-defined]  # RTX only
-
-
-def _fault(error: trt.ParserError) -> str:
-    """Say what the parser refuses, and where: what it says alone may be no more than "false"."""
-    if not hasattr(error, "node_operator"):  # TensorRT 8
-        return f"{error.desc()} (node {error.node()})"
-    return f"{error.node_operator()} {error.node_name()!r}: {error.desc()}"
 
 
 def _monitor(log: Log) -> "trt.IProgressMonitor":  # a class that 8.6 does not have

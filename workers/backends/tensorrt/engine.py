@@ -18,9 +18,10 @@ from workers.backends.tensorrt.library import NAME, trt
 from workers.backends.tensorrt.log import Log
 from workers.backends.tensorrt.refitting import Expected, Named, refit, refittable_weights
 from workers.backends.tensorrt.slots import Layout, Slot, changed_slots, slot_value
-from workers.tensors import Array, MappedFiles, ParameterFiles
+from workers.tensors import Array, MappedFiles, ParameterFiles, StoredValue
 
 MAX_NAMED = 10
+BATCH_BYTES = 1 << 28  # of computed values in memory at a time
 
 
 class TensorrtEngine:
@@ -34,23 +35,28 @@ class TensorrtEngine:
         can: Capabilities,
         log: Log,
         *,
-        plan_bytes: int,
+        weight_bytes: int,
         stripped: bool = False,
     ) -> None:
-        """`stripped` says that its replaceable weights have yet to be given to it."""
+        """`weight_bytes` is what the plan's weights take on the device.
+
+        `stripped` says that the replaceable ones are not among them, and have yet to be given.
+        """
         self._engine = engine
         self._layout = layout
         self._contents = contents
         self._can = can
         self._log = log
-        self._plan_bytes = plan_bytes
+        self._weight_bytes = weight_bytes
         self._stripped = stripped
+        if stripped:
+            self._weight_bytes += sum(slot.nbytes for slot in layout.slots if slot.name in self.weights)
 
     @property
     def nbytes(self) -> int:
         """Device memory for its weights and for one run, about; inputs and outputs count once it has run with some."""
         buffers = self._execution.nbytes if self._has_run else 0
-        return self._plan_bytes + self._run_bytes + buffers
+        return self._weight_bytes + self._run_bytes + buffers
 
     @cached_property
     def weights(self) -> frozenset[str]:
@@ -86,16 +92,19 @@ class TensorrtEngine:
         self._check_replaceable(changed)
         if self._stripped:
             changed = tuple(slot for slot in self._layout.slots if slot.name in self.weights)
-        count = 0
+        given: set[str] = set()
+        values = _Values(self._layout, parameters, files, step, self._can)
         if changed:
-            values = _Values(self._layout, parameters, files, step, self._can)
             with watch.phase("values"):
-                named = list(values.of(changed))
+                values.locate(changed)
+        for batch in _batches(changed):
+            with watch.phase("values"):
+                named = list(values.of(batch))
             with watch.phase("refit"):
                 self._come_to_rest()
-                count = refit(self._engine, named, self._can, self._log, values.named)
+                given |= refit(self._engine, named, self._can, self._log, values.named)
         self._contents, self._stripped = after, False
-        return count
+        return len(given)
 
     def _come_to_rest(self) -> None:
         """Wait for what a run that failed may have left on the device: to refit an engine at work is undefined."""
@@ -139,16 +148,16 @@ class TensorrtEngine:
         if not self._can.serialization_config:
             return self._engine.serialize()
         config = self._engine.create_serialization_config()
-        config.clear_flag(trt.SerializationFlag.EXCLUDE_WEIGHTS)
-        if self._can.include_refit:
-            config.set_flag(trt.SerializationFlag.INCLUDE_REFIT)  # type: ignore[attr-defined]  # came with 10.14
+        if not config.clear_flag(trt.SerializationFlag.EXCLUDE_WEIGHTS):
+            return None
+        if self._can.include_refit and not config.set_flag(trt.SerializationFlag.INCLUDE_REFIT):  # type: ignore[attr-defined]  # from 10.14
+            return None
         return self._engine.serialize_with_config(config)
 
     @property
     def _run_bytes(self) -> int:
         """Device memory that TensorRT itself takes for a run."""
-        size = "device_memory_size_v2" if hasattr(self._engine, "device_memory_size_v2") else "device_memory_size"
-        return int(getattr(self._engine, size))
+        return int(self._engine.device_memory_size_v2 if self._can.memory_size_v2 else self._engine.device_memory_size)
 
     @property
     def _has_run(self) -> bool:
@@ -188,13 +197,19 @@ class _Values:
         self._step = step
         self._can = can
         self._mapped = MappedFiles()
+        self._located: dict[str, StoredValue] = {}
+
+    def locate(self, slots: Iterable[Slot]) -> None:
+        """Find the parameters that slots are made of, as far as they are not yet found."""
+        needed = {source for slot in slots for source in slot.sources} - self._located.keys()
+        if needed:
+            self._located |= self._files.locate([one for one in self._parameters if one.name in needed], self._step)
 
     def of(self, slots: Sequence[Slot]) -> Iterator[Named]:
         """Yield name, value and what the engine takes."""
-        needed = {source for slot in slots for source in slot.sources}
-        values = self._files.locate([one for one in self._parameters if one.name in needed], self._step)
+        self.locate(slots)
         for slot in slots:
-            yield self._named(slot.name, slot_value(slot, values, self._mapped), slot.dtype, slot.shape)
+            yield self._named(slot.name, slot_value(slot, self._located, self._mapped), slot.dtype, slot.shape)
 
     def named(self, names: Sequence[str]) -> Iterator[Named]:
         """Yield the same for weights by their names, as far as the definition has them."""
@@ -207,6 +222,19 @@ class _Values:
     def _named(self, name: str, array: Array, dtype: str, shape: tuple[int, ...]) -> Named:
         engine_dtype = self._can.engine_dtype(dtype)
         return name, _narrowed(array, engine_dtype), Expected(engine_dtype, shape)
+
+
+def _batches(slots: Sequence[Slot]) -> Iterator[Sequence[Slot]]:
+    """Yield slots in turn, each time as many as are computed in `BATCH_BYTES`, one at least."""
+    start = nbytes = 0
+    for index, slot in enumerate(slots):
+        computed = slot.nbytes if slot.is_computed else 0
+        if nbytes and nbytes + computed > BATCH_BYTES:
+            yield slots[start:index]
+            start, nbytes = index, 0
+        nbytes += computed
+    if slots:
+        yield slots[start:]
 
 
 def _narrowed(array: Array, dtype: "np.dtype[Any]") -> Array:

@@ -71,6 +71,11 @@ class Log(trt.ILogger):
         return BackendError(code, f"{what}: {self.reason}. {remedy}".rstrip())
 
     @property
+    def blames_device(self) -> bool:
+        """Whether this request's errors are those of a full or broken device."""
+        return any(word in self.reason.lower() for word in (*OUT_OF_MEMORY, *BROKEN))
+
+    @property
     def reason(self) -> str:
         """The errors of this request, in words."""
         return "; ".join(self.errors) or "TensorRT gave no reason"

@@ -8,22 +8,19 @@ from jsonschema import Draft202012Validator
 from workers.backends.base import BackendError
 
 
-def settled(options: Mapping[str, Any], schemas: Mapping[str, Any], lacks: Mapping[str, str]) -> dict[str, Any]:
+def settled(options: Mapping[str, Any], declared: Mapping[str, Any]) -> dict[str, Any]:
     """Return every option that has a value or a default; BackendError "bad_option" where one is refused.
 
-    The service has checked them against what some worker offers, not always against what this one does.
+    `declared` are a worker's capabilities. The service has checked the options against what some worker offers, not
+    always against what this one does.
     """
-    faults = [fault for name, value in options.items() if (fault := _fault(name, value, schemas, lacks))]
-    if faults:
-        raise BackendError("bad_option", f"{'; '.join(faults)}. GET /v1/workers shows the options of each worker.")
+    schemas, lacks = declared["options"], declared["lacks"]
     defaults = {name: schema["default"] for name, schema in schemas.items() if "default" in schema}
     complete = {**defaults, **options}
-    if complete.get("strip_weights") and complete["refit"] == "none":
-        raise BackendError(
-            "bad_option",
-            'strip_weights leaves out what a refit can put back: with refit "none" no other weights could be. '
-            'Use refit "all" or a list of parameters.',
-        )
+    faults = [fault for name, value in options.items() if (fault := _fault(name, value, schemas, lacks))]
+    faults += [one["reason"] for one in declared["conflicts"] if Draft202012Validator(one["when"]).is_valid(complete)]
+    if faults:
+        raise BackendError("bad_option", f"{'; '.join(faults)}. GET /v1/workers shows the options of each worker.")
     return complete
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from workers.backends.base import LogLine
 from workers.backends.tensorrt.library import trt
 from workers.backends.tensorrt.log import Log
-from workers.cuda import CudaError, DeviceBuffer, Staging, Stream
+from workers.cuda import CudaError, DeviceBuffer, Staging, Stream, memory_info
 from workers.device import DEVICE_OUT_OF_MEMORY
 from workers.tensors import Array
 
@@ -52,6 +52,7 @@ class OnDevice:
     """Weights brought to the device, from where a refit takes them that is queued behind their copies.
 
     Where the device has no room for them beside the engine they stay on the host, and no engine is given up for them.
+    They get half of what is free at most: TensorRT takes memory for a refit, too.
     """
 
     def __init__(self, refitter: trt.Refitter, staging: Staging, log: Log) -> None:
@@ -101,14 +102,15 @@ class OnDevice:
     def _reserved(self, nbytes: int) -> DeviceBuffer | None:
         try:
             self._staging.reserve()
-            self._buffers.append(DeviceBuffer(nbytes))
+            if nbytes <= memory_info().free // 2:
+                self._buffers.append(DeviceBuffer(nbytes))
+                return self._buffers[-1]
         except CudaError as error:
             if error.code != DEVICE_OUT_OF_MEMORY:
                 raise
-            text = f"the GPU has no room for {nbytes} bytes of weights beside the engine: they are read from the host"
-            self._log.tell(LogLine("info", text))
-            return None
-        return self._buffers[-1]
+        text = f"the GPU has no room for {nbytes} bytes of weights beside the engine: they are read from the host"
+        self._log.tell(LogLine("info", text))
+        return None
 
     def _set(self, name: str, array: Array, address: int) -> bool:
         weights = _weights(array.dtype, address, array.size)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from app.artifacts.writeback import WRITEBACK, start_writeback
 
 @contextmanager
 def writing_plan(plan: Any, path: Path) -> Iterator[Future[tuple[str, int]]]:  # noqa: ANN401 - as below
-    """Write a plan as `write_plan` does, in a thread beside the block; where that fails no file is left."""
+    """Write a plan as `write_plan` does, in a thread beside the block; where either fails no file is left."""
     try:
         with ThreadPoolExecutor(1) as pool:
             yield pool.submit(write_plan, plan, path)
@@ -27,18 +28,26 @@ def write_plan(plan: Any, path: Path) -> tuple[str, int]:  # noqa: ANN401 - trt.
     """Write a plan to the disk and return its digest ("sha256:<64 hex>") and size in bytes.
 
     It is digested meanwhile, and the disk begins before the last byte is written. By the time whoever stores the file
-    wants it on the disk, it is there.
+    wants it on the disk, it is there. Where that fails no file is left: the disk may be full.
     """
     view = memoryview(plan).cast("B")
     with ThreadPoolExecutor(1) as pool, path.open("wb", buffering=0) as file:
         digest = pool.submit(hashlib.sha256, view)  # neither holds the interpreter's lock
-        written = 0
-        while written < view.nbytes:
-            count = file.write(view[written : written + WRITEBACK])
-            start_writeback(file.fileno(), written, count)
-            written += count
-        os.fsync(file.fileno())
+        try:
+            _write(view, file)
+        except Exception:
+            path.unlink()
+            raise
         return f"sha256:{digest.result().hexdigest()}", view.nbytes
+
+
+def _write(view: memoryview, file: FileIO) -> None:
+    written = 0
+    while written < view.nbytes:
+        count = file.write(view[written : written + WRITEBACK])
+        start_writeback(file.fileno(), written, count)
+        written += count
+    os.fsync(file.fileno())
 
 
 @contextmanager

@@ -58,8 +58,8 @@ def refit(
     can: Capabilities,
     log: Log,
     others: Callable[[Sequence[str]], Iterable[Named]] = lambda _names: (),
-) -> int:
-    """Put weights into an engine in place and return how many; the arrays are only read until this returns.
+) -> set[str]:
+    """Put weights into an engine in place and return their names; the arrays are only read until this returns.
 
     TensorRT takes some weights only together with others, those of the layers it fused: `others` gives the values that
     these have already, as far as it knows them. Raises BackendError "wrong_weights", "not_refittable" or
@@ -81,7 +81,7 @@ def refit(
         if not place.refit():
             remedy = "Build an engine for these weights instead."
             raise log.failed("refit_failed", f"{NAME} {can.version} could not refit the engine", remedy)
-    return len(given)
+    return given
 
 
 def refittable_weights(engine: trt.ICudaEngine, log: Log) -> frozenset[str]:
