@@ -128,19 +128,6 @@ def rescaled(stored: dict[str, TensorFile], names: list[str], path: Path) -> dic
 # What it computes
 
 
-def test_an_instance_normalization_needs_no_library_beside_tensorrt(card: Card, tmp_path: Path) -> None:
-    nodes = [helper.make_node("InstanceNormalization", ["x", "scale", "bias"], ["y"], epsilon=1e-5)]
-    image = InputSpec("x", "F32", ("batch", 3, "height", "width"))
-    network = network_of(
-        tmp_path / "net.onnx", nodes, {"scale": ("F32", (3,)), "bias": ("F32", (3,))}, (image,), {"y": "F32"}
-    )
-    first, second = (bound(network, weights_of(network, tmp_path, seed)) for seed in (1, 2))
-    built, engine = card.build(network, first, ({"x": Range(*IMAGE)},))
-    assert card.verify(engine).ok
-    if not built.facts["fixed_parameters"]:
-        assert card.verify(card.refit(engine, second)[1]).ok
-
-
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_minilm_agrees_with_its_definition_built_and_refitted(
     card: Card, tmp_path: Path, minilm: Path, precision: str

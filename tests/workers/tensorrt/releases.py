@@ -56,7 +56,6 @@ def release_8(version: str = "8.6.1") -> SimpleNamespace:
         MemoryPoolType=_enum(*POOLS),
         TacticSource=_enum(*TACTICS),
         DataType=_enum("FLOAT", "HALF", "INT8", "INT32", "BOOL", "UINT8", "FP8"),
-        OnnxParserFlag=_enum("NATIVE_INSTANCENORM"),
         ICudaEngine=_class(*ENGINE, "device_memory_size"),
         Refitter=_class(*REFIT),
         OnnxParser=_class("parse", "parse_from_file"),
@@ -87,7 +86,6 @@ def release_10(version: str = "10.13.0.35") -> SimpleNamespace:
         **_types(
             *("FLOAT", "HALF", "BF16", "INT8", "INT32", "INT64", "BOOL", "UINT8", "FP8", "INT4", "FP4", "E8M0"),
         ),
-        OnnxParserFlag=_enum("NATIVE_INSTANCENORM", "ENABLE_UINT8_AND_ASYMMETRIC_QUANTIZATION_DLA"),
         ICudaEngine=_class(*ENGINE_9, *STREAMING, "device_memory_size", "device_memory_size_v2"),
         Refitter=_class(*REFIT_ASYNC, "get_weights_prototype"),
         OnnxParser=_class("parse", "parse_from_file", "load_initializer"),

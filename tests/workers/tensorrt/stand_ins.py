@@ -116,10 +116,6 @@ class OnnxParser:
     """It refuses a graph in which it finds faults."""
 
     _faults: Sequence[object]
-    flags: int = 0
-
-    def set_flag(self, flag: IntEnum) -> None:
-        self.flags |= 1 << flag
 
     def parse_from_file(self, model: str) -> bool:
         assert Path(model).is_file()
@@ -203,7 +199,6 @@ class Bench:
     dtypes: tuple[str, str] = ("FLOAT", "FLOAT")
     builder: Builder = field(init=False)
     network: NetworkDefinition = field(init=False)
-    parser: OnnxParser = field(init=False)
     config: BuilderConfig = field(init=False)
 
     def __post_init__(self) -> None:
@@ -235,8 +230,7 @@ class Bench:
 
     def _create_parser(self, network: NetworkDefinition, _log: object) -> OnnxParser:
         assert network is self.network
-        self.parser = OnnxParser(self.faults)
-        return self.parser
+        return OnnxParser(self.faults)
 
     def _deserialize(self, plan: bytes) -> SimpleNamespace:
         """Return an engine with as many members as the release's has."""

@@ -260,13 +260,6 @@ def test_a_build_takes_every_processor(bench_of: BenchOf, network: Network) -> N
 # The parser
 
 
-@pytest.mark.parametrize("release", EVERY)
-def test_instances_are_normalized_without_a_plugin(bench_of: BenchOf, network: Network, release: str) -> None:
-    bench = bench_of(release)
-    bench.build(network)
-    assert names(bench.parser.flags, bench.release.OnnxParserFlag) == {"NATIVE_INSTANCENORM"}
-
-
 @pytest.mark.parametrize(
     ("release", "told"), [("8.6", r"definition: false \(node 7\)\. Export"), ("10.13", "definition: Det 'd': false. ")]
 )

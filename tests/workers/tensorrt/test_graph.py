@@ -12,12 +12,12 @@ from app.definitions.parameter import InputSpec
 from app.weights.dtypes import numpy_dtype
 from tests.workers.networks import Network, attention, convolution, from_onnx, network_of
 from tests.workers.tensorrt.compiled_graphs import definition_of, from_family, ocr_networks, stored
-from tests.workers.tensorrt.test_slots import BERT, GPT2, LAYOUTS
+from tests.workers.tensorrt.test_slots import BERT, GPT2
 from workers.backends import onnx_graph
 from workers.backends.base import BackendError
 from workers.backends.tensorrt import graph
 from workers.backends.tensorrt.library import trt
-from workers.backends.tensorrt.slots import lay_out, slot_value
+from workers.backends.tensorrt.slots import LAYOUTS, lay_out, slot_value
 from workers.tensors import Array, MappedFiles, StoredValue
 
 

@@ -25,13 +25,10 @@ from tests.workers.tensorrt.compiled_graphs import (
 )
 from workers.backends import onnx_graph
 from workers.backends.base import BackendError
-from workers.backends.tensorrt import packing
-from workers.backends.tensorrt.packing import SLICE_ALIGNMENT, STRATEGIES
 from workers.backends.tensorrt.slot_kinds import PackedSlot
-from workers.backends.tensorrt.slots import Layout, changed_slots, lay_out, slot_value
+from workers.backends.tensorrt.slots import LAYOUTS, Layout, changed_slots, lay_out, slot_value
 from workers.tensors import MappedFiles, StoredValue, write_tensors
 
-LAYOUTS = ["plain", "packed", *STRATEGIES]
 TOLERANCES = {"F64": 1e-12, "F32": 1e-5, "F16": 1e-2}
 BERT = {
     "model_type": "bert",
@@ -283,33 +280,21 @@ def test_a_parameter_read_inside_a_branch_is_not_packed(tmp_path: Path) -> None:
         helper.make_node("If", ["yes"], ["y"], then_branch=branch("Add"), else_branch=branch("Sub")),
     ]
     network = image_network(tmp_path / "graph.onnx", nodes, dict.fromkeys("abc", ("F32", (4, 1, 1))))
-    laid_out = lay_out(definition_of(network), "split")
+    laid_out = lay_out(definition_of(network), "packed")
 
     assert {slot.sources for slot in laid_out.slots} == {("b",), ("a", "c")}
     assert_same_outputs(network, laid_out, stored(network), 0)
 
 
-@pytest.mark.parametrize("layout", STRATEGIES)
-def test_small_matrices_are_packed_where_that_is_wanted(
-    layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    nodes = [
-        helper.make_node("Add", ["x", "m1.weight"], ["a"]),
-        helper.make_node("Mul", ["a", "m1.gain"], ["b"]),
-        helper.make_node("Add", ["b", "m2.weight"], ["y"]),
-    ]
-    parameters: Parameters = {f"m{index}.weight": ("F32", (32, 64)) for index in (1, 2)}
-    network = image_network(tmp_path / "graph.onnx", nodes, {**parameters, "m1.gain": ("F32", (32, 64))})
-    assert len(lay_out(definition_of(network), layout).slots) == 3
-    monkeypatch.setattr(packing, "MAX_MATRIX_BYTES", 8192)
-    laid_out = lay_out(definition_of(network), layout)
-
-    assert len(laid_out.slots) == (2 if layout == "layer" else 1)
-    assert_same_outputs(network, laid_out, stored(network), 0)
+def test_matrices_are_not_packed(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Add", ["x", "m1"], ["a"]), helper.make_node("Mul", ["a", "m2"], ["y"])]
+    parameters: Parameters = {"m1": ("F32", (32, 64)), "m2": ("F32", (32, 64))}
+    network = image_network(tmp_path / "graph.onnx", nodes, parameters)
+    assert {slot.name for slot in lay_out(definition_of(network), "packed").slots} == {"m1", "m2"}
 
 
-@pytest.mark.parametrize(("opset", "layout"), [(opset, layout) for opset in (9, 11, 13) for layout in STRATEGIES])
-def test_parameters_are_cut_out_as_the_opset_has_it(opset: int, layout: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("opset", [9, 11, 13])
+def test_parameters_are_cut_out_as_the_opset_has_it(opset: int, tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Add", ["x", "a"], ["s"]),
         helper.make_node("Mul", ["s", "b"], ["m"]),
@@ -321,29 +306,7 @@ def test_parameters_are_cut_out_as_the_opset_has_it(opset: int, layout: str, tmp
     model.opset_import[0].version = opset
     network.path.write_bytes(onnx_graph.serialize(model))
 
-    assert_same_outputs(network, lay_out(model, layout), stored(network), 0)
-
-
-def test_slices_begin_where_cuda_would_begin_an_allocation(tmp_path: Path) -> None:
-    packed = [
-        slot
-        for slot in lay_out(definition_of(attention(tmp_path / "g")), "slices").slots
-        if isinstance(slot, PackedSlot)
-    ]
-
-    assert [len(slot.sources) for slot in packed] == [6]
-    assert isinstance(packed[0], PackedSlot)
-    assert all(offset * 4 % SLICE_ALIGNMENT == 0 for offset in packed[0].offsets)
-
-
-def test_a_change_of_one_layer_leaves_the_other_layers_weights(tmp_path: Path) -> None:
-    network = from_family(BERT, "fp32", tmp_path / "graph.onnx")
-    laid_out = lay_out(definition_of(network), "layer")
-    before = dict.fromkeys(network.parameters, "old")
-    after = before | {"encoder.layer.1.output.dense.bias": "new"}
-
-    (changed,) = changed_slots(laid_out, before, after)
-    assert all(source.startswith("encoder.layer.1.") for source in changed.sources)
+    assert_same_outputs(network, lay_out(model, "packed"), stored(network), 0)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -458,7 +421,7 @@ def test_slots_are_found_by_the_names_and_patterns_of_parameters(tmp_path: Path)
 
 def test_an_unknown_layout_is_refused_with_those_there_are(tmp_path: Path) -> None:
     definition = definition_of(convolution(tmp_path / "graph.onnx"))
-    with pytest.raises(BackendError, match="plain, packed, split, slices, rows, layer"):
+    with pytest.raises(BackendError, match="one of plain, packed"):
         lay_out(definition, "dense")
 
 

@@ -69,7 +69,6 @@ class Capabilities:
     weight_streaming: bool
     version_compatible: bool
     async_refit: bool
-    native_instance_normalization: bool
     parser_names_operators: bool
     memory_size_v2: bool
     bfloat16: bool
@@ -127,7 +126,6 @@ def capabilities(library: Any = trt) -> Capabilities:  # noqa: ANN401 - a module
         weight_streaming="WEIGHT_STREAMING" in flags and hasattr(library.ICudaEngine, "weight_streaming_budget_v2"),
         version_compatible=not targets and "VERSION_COMPATIBLE" in flags,
         async_refit=all(hasattr(library.Refitter, name) for name in ASYNC_REFIT),
-        native_instance_normalization="NATIVE_INSTANCENORM" in _members(library, "OnnxParserFlag"),
         parser_names_operators=hasattr(library.ParserError, "node_operator"),
         memory_size_v2=hasattr(library.ICudaEngine, "device_memory_size_v2"),
         bfloat16=hasattr(library, "bfloat16"),

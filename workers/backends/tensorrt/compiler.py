@@ -75,8 +75,6 @@ class Compiler:
 
     def _parse(self, network: trt.INetworkDefinition, graph: Path) -> None:
         parser = trt.OnnxParser(network, self._log)
-        if self._can.native_instance_normalization:  # the default from 10 on; before, a plugin that needs cuDNN
-            parser.set_flag(trt.OnnxParserFlag.NATIVE_INSTANCENORM)
         if not parser.parse_from_file(str(graph)):
             errors = [parser.get_error(index) for index in range(parser.num_errors)]
             faults = "; ".join(self._fault(error) for error in errors[:MAX_FAULTS]) or self._log.reason

@@ -19,12 +19,12 @@ from app.engines.refit_option import RefitPatternError, RefitPatterns
 from workers.backends.base import BackendError
 from workers.backends.tensorrt.batch_normalization import fold_batch_normalizations
 from workers.backends.tensorrt.draft import Draft
-from workers.backends.tensorrt.packing import STRATEGIES, pack
+from workers.backends.tensorrt.packing import pack
 from workers.backends.tensorrt.slot_kinds import Slot
 from workers.backends.tensorrt.turned_weights import turn_weights
 from workers.tensors import Array, MappedFiles, StoredValue
 
-PACKED: Final = "split"  # the strategy that the layout "packed" stands for
+LAYOUTS: Final = ("plain", "packed")  # values of the option `refit_layout`
 
 __all__ = ["Layout", "Slot", "changed_slots", "lay_out", "slot_value"]
 
@@ -69,18 +69,15 @@ class Layout:
 def lay_out(definition: ModelProto, layout: str = "plain") -> Layout:
     """Return the layout of a definition, which is left unchanged.
 
-    "plain" gives each parameter a slot of its own except where a BatchNormalization needs others; "packed" or a
-    strategy of `packing` packs small parameters as well. BackendError "bad_option" for any other word.
+    "plain" gives each parameter a slot of its own except where a BatchNormalization needs others; "packed" packs small
+    parameters as well. BackendError "bad_option" for any other word.
     """
-    strategy = PACKED if layout == "packed" else layout
-    if strategy != "plain" and strategy not in STRATEGIES:
-        raise BackendError(
-            "bad_option", f"refit_layout {layout!r}: it is one of plain, packed, {', '.join(STRATEGIES)}."
-        )
+    if layout not in LAYOUTS:
+        raise BackendError("bad_option", f"refit_layout {layout!r}: it is one of {', '.join(LAYOUTS)}.")
     draft = Draft(definition)
     fold_batch_normalizations(draft)
-    if strategy != "plain":
-        pack(draft, strategy)
+    if layout == "packed":
+        pack(draft)
     turn_weights(draft)
     return Layout(*draft.finish())
 
