@@ -26,7 +26,13 @@ WORKER: dict[str, Any] = {
                 "run": True,
                 "plan_holds_weights": False,
                 "profiles": "optional",
-                "options": {"optimization": {"enum": ["extended", "basic", "none"], "default": "extended"}},
+                "options": {
+                    "optimization": {
+                        "description": "How far the graph is optimised, extended being furthest.",
+                        "enum": ["extended", "basic", "none"],
+                        "default": "extended",
+                    }
+                },
                 "lacks": {"refit": "an onnxruntime engine never holds weights, so every one can be refitted"},
             },
         },
