@@ -12,8 +12,7 @@ from app.jobs.lease import JobError
 from workers.backends.base import BackendError
 from workers.engine_host.host import EngineHostDied
 
-# What a backend reports of its machine, not of the job. Weights may be whole in another machine's cache.
-PASSING = {"file_failed", "weights_unreadable", "out_of_memory", "device_failed"}
+PASSING = {"file_failed", "out_of_memory", "device_failed"}  # what a backend reports of its machine, not of the job
 log = structlog.get_logger(__name__)
 
 

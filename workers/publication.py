@@ -134,7 +134,7 @@ class PlanPut:
         return StoredPlan(digest, nbytes, self._worker.signer.sign(digest))
 
     def _know(self, path: Path, digest: str) -> None:
-        """Spare the next refit of this engine reading the plan, where the store has the file itself and no copy."""
+        """Spare the next refit of this engine reading the plan, where a local store has the file itself and no copy."""
         if path.stat().st_nlink == 1:
             return
         stored = self._watch.during(self._worker.store.local_path, digest)

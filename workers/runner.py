@@ -66,11 +66,11 @@ def _do(worker: Worker, held: Claim, watch: Watch) -> None:
         job = kind.load(session, held, worker)
     if isinstance(job, Ready):
         with worker.database.transaction() as session:
-            lease.succeed(session, held, job.result, notify=worker.announce)
+            lease.succeed(session, held, job.result, was_ready=True, notify=worker.announce)
         return
     with worker.store.holding():  # a compile may take longer than a cache keeps what nobody asks for
         product = kind.compute(job, worker, watch)
-    worker.through_outage(_publish, worker, held, watch, kind, job, product)
+    worker.through_outage(lambda: _publish(worker, held, watch, kind, job, product))
 
 
 def _publish(worker: Worker, held: Claim, watch: Watch, kind: Kind[Any, Any], job: object, product: Product) -> None:

@@ -76,8 +76,8 @@ class ParameterFiles:
     ) -> dict[str, StoredValue]:
         """Return the value of every parameter by name; `step(done, total)` is told of each one computed.
 
-        Raises BackendError "weights_unreadable" where a file is missing or shorter than it should be, and
-        "transform_failed" where a transform does not fit its tensors.
+        Raises BackendError "file_failed" where a file is missing, "weights_unreadable" where it is shorter than it
+        should be, and "transform_failed" where a transform does not fit its tensors.
         """
         check_files(tensor for source in sources for tensor in source.tensors)
         values = {source.name: value for source in sources if (value := _direct(source) or self._known(source))}
@@ -121,7 +121,7 @@ class MappedFiles:
 
 
 def check_files(tensors: Iterable[TensorFile]) -> None:
-    """Raise BackendError "weights_unreadable" where a file does not hold the bytes it should.
+    """Raise BackendError "file_failed" where a file is missing, "weights_unreadable" where it is too short.
 
     A mapped file that is too short kills the process that reads past its end, so this comes first.
     """
@@ -132,12 +132,12 @@ def check_files(tensors: Iterable[TensorFile]) -> None:
         try:
             size = Path(path).stat().st_size
         except OSError as error:
-            raise BackendError("weights_unreadable", f"{path}: {error.strerror}. {_LOST}") from error
+            raise BackendError("file_failed", f"{path}: {error.strerror}") from error  # a copy is fetched again
         if size < end:
-            raise BackendError("weights_unreadable", f"{path} has {size} bytes, {end} are needed. {_LOST}")
+            raise BackendError("weights_unreadable", f"{path} has {size} bytes, {end} are needed. {_UPLOAD}")
 
 
-_LOST = "It was lost or damaged there. Remove it where it is a cached copy; otherwise upload the file again."
+_UPLOAD = "The artifact store lost or damaged it; upload the file again."
 
 
 def raw(array: Array) -> Array:

@@ -2,13 +2,14 @@
 
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import Event
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import structlog
 
@@ -33,9 +34,9 @@ from workers.stored import Sources
 
 IO_THREADS = 4  # an upload that a cancel left behind must not hold up the next job
 OUTAGE_PAUSES_S = (0.2, 1.0, 5.0)  # a compile of minutes is not thrown away for a database that restarts
+PUT_PAUSES_S = (*OUTAGE_PAUSES_S, *(5.0,) * 5)  # beside the job, which may lose its lease meanwhile
 log = structlog.get_logger(__name__)
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -93,19 +94,18 @@ class Worker:
     def put(self, path: Path, *, digest: str | None = None) -> tuple[str, int]:
         """Put a file into the store as `ArtifactStore.put_file` does; collection finds it if no job comes to use it."""
         used_within_s = self.settings.job_deadline_s
-        return self.through_outage(
-            artifacts.put_file, self.database, self.store, path, digest=digest, used_within_s=used_within_s
-        )
+        put = partial(artifacts.put_file, self.database, self.store, path, digest=digest, used_within_s=used_within_s)
+        return self.through_outage(put, PUT_PAUSES_S)
 
-    def through_outage(self, write: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    def through_outage(self, write: Callable[[], T], pauses_s: Sequence[float] = OUTAGE_PAUSES_S) -> T:
         """Write to the database, again where it does not answer for a moment."""
-        for pause in OUTAGE_PAUSES_S:
+        for pause in pauses_s:
             try:
-                return write(*args, **kwargs)
+                return write()
             except DATABASE_DOWN as error:
                 log.warning("not written yet", error=str(error), again_in_s=pause)
                 self.stopping.wait(pause)
-        return write(*args, **kwargs)
+        return write()
 
     def report(self) -> WorkerReport:
         """Say what the fleet shows of this worker."""

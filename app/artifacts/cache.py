@@ -3,7 +3,7 @@
 import fcntl
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import structlog
@@ -60,13 +60,16 @@ class ArtifactCache:
 
     @contextmanager
     def holding(self) -> Iterator[None]:
-        """See `ArtifactStore`."""
-        with scratch_folder(self._held, "job") as holder:
-            self._holders.append(holder)
+        """See `ArtifactStore`. On a full disk there is `keep_s` only."""
+        with ExitStack() as stack:
             try:
-                yield
-            finally:
-                self._holders.remove(holder)
+                holder = stack.enter_context(scratch_folder(self._held, "job"))
+            except OSError as error:
+                log.warning("the files of a job are not held", error=str(error))
+            else:
+                self._holders.append(holder)
+                stack.callback(self._holders.remove, holder)
+            yield
 
     def adopt(self, path: Path, digest: str) -> None:
         """Take over a file just uploaded, as it is likely to be asked for soon; remove it where it cannot be kept."""

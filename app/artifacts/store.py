@@ -54,7 +54,7 @@ class ArtifactStore(Protocol):
         """
 
     def holding(self) -> AbstractContextManager[None]:
-        """For as long as the block lasts, keep every file there that `local_path` returns in it, to any thread."""
+        """For as long as the block lasts, evict no file that `local_path` returns in it, to any thread."""
 
     def delete(self, digest: str) -> None:
         """Remove the artifact if it is there."""

@@ -11,7 +11,7 @@ from app.database import Base, now
 class Blob(Base):
     """Bytes in the store; `digest` is "sha256:<64 hex>". `seen_at` moves whenever a client asks for it.
 
-    That of a blob which a job is to use lies ahead.
+    That of a blob which a job is to use lies ahead; the job records it first, so it may not be there yet, or ever.
     """
 
     __tablename__ = "blobs"

@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from app.engines.option_schemas import Fault, Schema, conflicts, fault_of, is_default
+from app.engines.option_schemas import Fault, Schema, fault_of, is_default, reasons_against
 from app.engines.refit_option import RefitPatternError, RefitPatterns
 from app.errors import FieldError, Invalid
 from app.fleet.service import alive
@@ -157,7 +157,8 @@ def option_faults(offer: Offer, options: Mapping[str, Any]) -> list[FieldError]:
     """Return what is wrong with the options, the first fault of each, and which of them exclude each other."""
     found = {name: _fault(name, value, offer) for name, value in options.items()}
     faults = [FieldError(_pointer(name, fault.path), fault.detail) for name, fault in found.items() if fault]
-    return faults + [FieldError("/options", reason) for reason in conflicts(options, offer.options, offer.conflicts)]
+    excluded = reasons_against(options, offer.options, offer.conflicts)
+    return faults + [FieldError("/options", reason) for reason in excluded]
 
 
 def _fault(name: str, value: object, offer: Offer) -> Fault | None:

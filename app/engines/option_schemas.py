@@ -48,7 +48,7 @@ def is_default(value: object, schemas: Sequence[Schema]) -> bool:
     return bool(schemas) and all("default" in schema and _same(value, schema["default"]) for schema in schemas)
 
 
-def conflicts(
+def reasons_against(
     options: Mapping[str, Any], declared: Mapping[str, Sequence[Schema]], rules: Sequence[Mapping[str, Any]]
 ) -> list[str]:
     """Return the reasons of the rules, {"when": schema, "reason"}, that these options and the defaults fall under."""

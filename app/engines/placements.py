@@ -32,7 +32,8 @@ class QueuedJob:
     """A job that a worker of a backend is to do, one of those that listen to `queue`.
 
     `offer` is what is alive of the backend. `platform` and `needs` are those of the engine to work on where there
-    is one: the platform it has to be loaded on, and the version it is of. `binding` is that of the engine to be made.
+    is one: the platform it has to be loaded on, and the version it is of. `recipe` is that of the engine to work on or
+    to be made, `binding` that of the engine to be made.
     """
 
     kind: Kind
@@ -41,6 +42,7 @@ class QueuedJob:
     offer: Offer
     request: dict[str, Any]
     queue: str
+    recipe: str
     platform: str | None = None
     needs: str | None = None
     binding: bindings.Draft | None = None
@@ -48,7 +50,9 @@ class QueuedJob:
     def __call__(self, session: Session) -> Job:
         """Queue it; where the fleet of the moment does not have what it needs, an event says so."""
         request = self.asked(session)
-        job = jobs.create(session, kind=self.kind, model_id=self.model_id, queue=self.queue, request=request)
+        job = jobs.create(
+            session, kind=self.kind, model_id=self.model_id, queue=self.queue, request=request, recipe=self.recipe
+        )
         about = {"backend": self.backend, "platform": self.platform}
         if self.platform is not None and self.platform not in self.offer.loads:
             events.append(session, job.id, "no_worker", about | {"detail": self._nobody_of_platform()})
@@ -90,7 +94,16 @@ def engine_job(
     """Return a job on an engine that there is, for those who can load it."""
     queue = queue_of(engine.backend, engine.platform)
     return QueuedJob(
-        kind, engine.model_id, engine.backend, offer, request, queue, engine.platform, engine.backend_version, binding
+        kind,
+        engine.model_id,
+        engine.backend,
+        offer,
+        request,
+        queue,
+        engine.recipe,
+        platform=engine.platform,
+        needs=engine.backend_version,
+        binding=binding,
     )
 
 
@@ -105,7 +118,9 @@ def build_job(order: Order, verify: VerifyChoice, *, reuse: bool) -> QueuedJob:
     }
     target = order.target
     queue = queue_of(target.backend, target.platform)
-    return QueuedJob("build", order.model_id, target.backend, target.offer, request, queue, binding=order.binding)
+    return QueuedJob(
+        "build", order.model_id, target.backend, target.offer, request, queue, order.recipe, binding=order.binding
+    )
 
 
 def refit_job(

@@ -1,7 +1,7 @@
 """What compilers measured, kept for the next compilation on the same platform.
 
 A cache only ever saves time: whoever loses one compiles as before, so the last one to be written stands. Whoever
-writes one has put into it what was there.
+writes one has put into it what was there, as far as that could be merged.
 """
 
 from sqlalchemy.orm import Session

@@ -20,7 +20,6 @@ from sqlalchemy.orm import Session
 from app.database import Database, now
 from app.jobs import events as job_events
 from app.jobs.events import Event
-from app.jobs.likeness import was_there
 from app.jobs.state import HELD, State, before
 from app.jobs.tables import Job
 from app.jobs.transition import Notify, ended, requeued, tell, write
@@ -147,17 +146,18 @@ def succeed(
     held: Claim,
     result: dict[str, Any],
     *,
+    was_ready: bool = False,
     events: Sequence[Event] = (),
     notify: Notify | None = None,
 ) -> None:
     """Finish the job in the caller's transaction, the same that publishes what it made.
 
-    `events` are those not yet written; "succeeded" follows them. A job that found its result says nothing of how
+    `events` are those not yet written; "succeeded" follows them. A job whose result `was_ready` says nothing of how
     long like ones take. After LeaseLost or CancelAsked the caller's transaction must be rolled back.
     """
     told = [*events, Event("succeeded", {"result": result})]
     values = ended(State.SUCCEEDED) | {"result": result}
-    if was_there(result):
+    if was_ready:
         values |= {"likeness": None}
     if _write(session, held, before(State.SUCCEEDED), values, told) is None:
         raise CancelAsked(held.job_id) if _read(session, held) == State.CANCELING else LeaseLost(held.job_id)

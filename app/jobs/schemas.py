@@ -34,7 +34,8 @@ class ProgressAnswer(BaseModel):
     """Where a job is: `phase` is "done" once it has succeeded; `step` of `total` where the phase has steps.
 
     `eta_s` is the time it is likely to need yet, in seconds, from earlier jobs of like work: of the same model, kind,
-    backend, definition and options. Null where nobody knows, as of a job that takes longer already.
+    backend, definition and options, and of a run on the same inputs. Null where nobody knows, as of a job that takes
+    longer already.
     """
 
     phase: str | None

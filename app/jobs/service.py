@@ -42,9 +42,22 @@ def bind_dispatch(session: Session, dispatch: Dispatch) -> None:
     session.info["dispatch"] = dispatch
 
 
-def create(session: Session, *, kind: str, model_id: int, queue: str, request: Mapping[str, Any]) -> Job:
-    """Queue a job; its id goes to the workers after the commit."""
-    work = likeness(session, kind=kind, model_id=model_id, queue=queue, request=request)
+def create(
+    session: Session,
+    *,
+    kind: str,
+    model_id: int,
+    queue: str,
+    request: Mapping[str, Any],
+    recipe: str | None = None,
+) -> Job:
+    """Queue a job; its id goes to the workers after the commit.
+
+    `recipe` is that of the engine to make or to work on; a job without one is like no other.
+    """
+    work = None
+    if recipe is not None:
+        work = likeness(kind=kind, model_id=model_id, queue=queue, request=request, recipe=recipe)
     job = Job(
         id=new_id(),
         kind=kind,

@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import subprocess
@@ -104,6 +105,16 @@ def test_what_was_asked_for_before_is_not_held(tmp_path: Path) -> None:
     with cache.holding():
         ask(cache, FILES[1])
     assert not path.exists()
+
+
+def test_a_disk_without_room_for_a_folder_fails_no_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(**_options: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    cache = cache_of(tmp_path, max_bytes=1000)
+    monkeypatch.setattr("app.scratch.tempfile.mkdtemp", full)
+    with cache.holding():
+        assert ask(cache, b"data").read_bytes() == b"data"
 
 
 def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """Of which earlier jobs a new one is expected to take as long."""
 
-from collections.abc import Mapping, Sequence
+import subprocess
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -20,20 +22,16 @@ from app.engines.requests import (
 from app.engines.schemas import BenchmarkRequest, BuildRequest, EngineRequest, RefitRequest, RunRequest, VerifyRequest
 from app.jobs import lease, service
 from app.jobs.lease import Claim, JobError
-from app.jobs.likeness import was_there
 from app.jobs.tables import Job
 from app.registry.service import create_model
 from app.settings import Settings
 from tests.engines.workbench import Workbench, digest_of, tensor
-from workers.kind import Ready
-from workers.materialise import MATERIALISE
-from workers.worker import Worker
 
 PROFILES: list[Any] = [{"x": {"min": [1, 8], "opt": [4, 8], "max": [16, 8]}}]
 DONE = {"engine": 1, "reused": False, "method": "build", "seconds": {"total": 75.0}}
 REUSED = {"engine": 1, "reused": True, "method": "reuse"}
-NOTHING_TO_WRITE = {"engine": 1, "plan_digest": "sha256:00", "seconds": {"total": 0.0}}
 QUEUE = "enginesmith.tensorrt"
+RECIPE = "sha256:00"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +43,13 @@ class History:
     model_id: int
     request: dict[str, Any] = field(default_factory=lambda: {"definition_id": 1, "backend": "tensorrt", "options": {}})
 
-    def post(self, **request: Any) -> Job:  # noqa: ANN401 - JSON
+    def post(self, recipe: str | None = RECIPE, **request: Any) -> Job:  # noqa: ANN401 - JSON
         """Queue a build; `request` replaces what it says."""
         with self.database.transaction() as session:
             asked = self.request | request
-            return service.create(session, kind="build", model_id=self.model_id, queue=QUEUE, request=asked)
+            return service.create(
+                session, kind="build", model_id=self.model_id, queue=QUEUE, request=asked, recipe=recipe
+            )
 
     def claim(self, job: Job) -> Claim:
         """Have a worker begin with a job."""
@@ -57,11 +57,11 @@ class History:
         assert held is not None
         return held
 
-    def finish(self, job: Job, seconds: float, result: Mapping[str, Any] = DONE) -> None:
+    def finish(self, job: Job, seconds: float, *, was_ready: bool = False) -> None:
         """Let a job succeed that took so long."""
         held = self.claim(job)
         with self.database.transaction() as session:
-            lease.succeed(session, held, dict(result))
+            lease.succeed(session, held, REUSED if was_ready else DONE, was_ready=was_ready)
             session.flush()
             ended = session.get_one(Job, job.id)
             assert ended.finished_at is not None
@@ -98,7 +98,7 @@ def test_an_unlike_job_says_nothing(history: History, unlike: dict[str, Any]) ->
     assert history.post(**unlike).expected_s is None
 
 
-def test_neither_does_one_of_another_kind_queue_or_model(history: History) -> None:
+def test_neither_does_one_of_another_kind_queue_model_or_recipe(history: History) -> None:
     history.finish(history.post(), 75.0)
     with history.database.transaction() as session:
         same: dict[str, Any] = {
@@ -106,23 +106,23 @@ def test_neither_does_one_of_another_kind_queue_or_model(history: History) -> No
             "model_id": history.model_id,
             "queue": QUEUE,
             "request": history.request,
+            "recipe": RECIPE,
         }
         other = create_model(session, "other", "", {}).id
-        for unlike in ({"kind": "benchmark"}, {"queue": f"{QUEUE}.h100"}, {"model_id": other}):
+        for unlike in ({"kind": "benchmark"}, {"queue": f"{QUEUE}.h100"}, {"model_id": other}, {"recipe": "other"}):
             assert service.create(session, **same | unlike).expected_s is None, unlike
         assert service.create(session, **same).expected_s == 75.0
 
 
-@pytest.mark.parametrize("result", [REUSED, NOTHING_TO_WRITE])
-def test_a_job_that_found_its_result_says_nothing(history: History, result: dict[str, Any]) -> None:
-    history.finish(history.post(), 0.01, result)
+def test_a_job_that_found_its_result_says_nothing(history: History) -> None:
+    history.finish(history.post(), 0.01, was_ready=True)
     assert history.post().expected_s is None
 
 
 def test_jobs_that_found_their_results_do_not_hide_one_that_worked(history: History) -> None:
     history.finish(history.post(), 75.0)
     for _ in range(service.HISTORY):
-        history.finish(history.post(), 0.01, REUSED)
+        history.finish(history.post(), 0.01, was_ready=True)
         with history.database.transaction() as session:
             service.create_finished(
                 session, kind="build", model_id=history.model_id, queue=QUEUE, request=history.request, result=REUSED
@@ -142,9 +142,22 @@ def test_a_job_that_failed_says_nothing(history: History) -> None:
     assert history.post().expected_s is None
 
 
-def test_a_job_on_an_engine_that_is_not_there_is_like_no_other(history: History) -> None:
-    history.finish(history.post(engine_id=1), 75.0)
-    assert history.post(engine_id=1).expected_s is None
+def test_a_job_without_a_recipe_is_like_no_other(history: History) -> None:
+    history.finish(history.post(recipe=None), 75.0)
+    assert history.post(recipe=None).expected_s is None
+
+
+@pytest.mark.parametrize("name", ["engine_id", "parent_id"])
+def test_an_engine_to_work_on_counts_by_its_recipe(history: History, name: str) -> None:
+    one, another = ({name: number} for number in (1, 2))
+    history.finish(history.post(RECIPE, **one), 75.0)
+    assert history.post(RECIPE, **another).expected_s == 75.0
+    assert history.post("other", **one).expected_s is None
+
+
+def test_jobs_know_nothing_of_what_is_made_by_them() -> None:
+    script = "import sys, app.jobs.router; sys.exit('app.engines' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_how_long_a_job_needs_yet_is_unknown_once_it_takes_longer(history: History) -> None:
@@ -244,30 +257,25 @@ class TestOfEngines:
         self, bench: Workbench, history: History, engine: int
     ) -> None:
         relatives = [self._lazily_refitted(bench, engine, weights) for weights in (2, 3)]
-        for seconds, job in enumerate(self._jobs_on(bench, relatives[0], digest_of("checkpoint")), 1):
+        for seconds, job in enumerate(self._jobs_on(bench, relatives[0]), 1):
             assert job.expected_s is None
             history.finish(job, seconds)
-        assert [job.expected_s for job in self._jobs_on(bench, relatives[1], digest_of("first"))] == [1, 2, 3, 4]
+        assert [job.expected_s for job in self._jobs_on(bench, relatives[1])] == [1, 2, 3, 4]
 
-    def test_a_worker_that_finds_the_plan_written_says_so_in_its_result(
-        self, bench: Workbench, history: History, engine: int
-    ) -> None:
-        lazy = self._lazily_refitted(bench, engine, 2)
-        held = history.claim(bench.place(request_materialise(bench.database, bench.settings, "minilm", lazy)))
-        held.request["engine_id"] = bench.engine(engine).id
-        with bench.database.reading() as session:
-            found = MATERIALISE.load(session, held, cast("Worker", None))
-        assert isinstance(found, Ready)
-        assert was_there(found.result)
+    def test_a_run_on_other_inputs_is_unlike(self, bench: Workbench, history: History, engine: int) -> None:
+        first, other = digest_of("checkpoint"), digest_of("first")
+        history.finish(bench.submit(request_run, RunRequest(engine=engine, inputs=first)), 0.1)
+        assert bench.submit(request_run, RunRequest(engine=engine, inputs=other)).expected_s is None
+        assert bench.submit(request_run, RunRequest(engine=engine, inputs=first)).expected_s == pytest.approx(0.1)
 
     def _lazily_refitted(self, bench: Workbench, engine: int, weights: int) -> int:
         body = RefitRequest(engine=engine, weights=weights, materialise="lazy")
         return bench.publish(bench.submit(request_refit, body))
 
-    def _jobs_on(self, bench: Workbench, number: int, inputs: str) -> Sequence[Job]:
+    def _jobs_on(self, bench: Workbench, number: int) -> Sequence[Job]:
         database, settings = bench.database, bench.settings
         return [
-            bench.submit(request_run, RunRequest(engine=number, inputs=inputs)),
+            bench.submit(request_run, RunRequest(engine=number, inputs=digest_of("checkpoint"))),
             bench.submit(request_benchmark, BenchmarkRequest(engine=number)),
             bench.place(request_verify(database, settings, "minilm", number, VerifyRequest())),
             bench.place(request_materialise(database, settings, "minilm", number)),

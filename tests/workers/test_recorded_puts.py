@@ -1,12 +1,15 @@
 """Whatever a job puts into the store, collection knows of it before: a job may be stopped or killed at any moment."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from safetensors.numpy import save
+from sqlalchemy.exc import OperationalError
 
+from app.artifacts import service as artifacts
 from app.artifacts.tables import Blob
 from tests.workers.networks import perceptron
 from tests.workers.service import Service, service_with
@@ -35,3 +38,19 @@ def test_what_a_job_puts_is_recorded_before(net: Service, monkeypatch: pytest.Mo
     assert recorded == [True] * 2
     net.result("/benchmarks", {"engine": 1, "iterations": 1})
     assert recorded == [True] * 3
+
+
+def test_a_database_that_is_away_while_a_plan_is_put_throws_no_compile_away(
+    net: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = iter(range(6))  # more often than publishing waits for
+    put_file = artifacts.put_file
+
+    def put(*arguments: Any, **options: Any) -> tuple[str, int]:  # noqa: ANN401 - as it has them
+        for _ in away:
+            raise OperationalError("INSERT", {}, Exception("the server is starting up"))
+        return put_file(*arguments, **options)
+
+    monkeypatch.setattr(artifacts, "put_file", put)
+    monkeypatch.setattr(net.worker.stopping, "wait", lambda _seconds: False)
+    assert net.result("/builds", {"definition": 1, "weights": 1})["method"] == "build"

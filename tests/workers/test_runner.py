@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
@@ -148,6 +149,26 @@ def test_a_result_that_is_there_already_computes_nothing(
     job_id = post()
     run_job(worker, job_id)
     assert read(worker.database, job_id).result == {"engine": 7, "reused": True}
+
+
+@pytest.mark.parametrize("ready", [False, True])
+def test_a_job_that_computed_nothing_says_nothing_of_like_ones(
+    worker: Worker, post: Post, monkeypatch: pytest.MonkeyPatch, *, ready: bool
+) -> None:
+    def load(_session: Session, held: Claim, _worker: Worker) -> str | Ready:
+        return Ready({}) if ready else held.job_id
+
+    def compute(_job: str, _worker: Worker, _watch: Watch) -> Made:
+        return Made({DIGEST: len(CONTENT)})
+
+    monkeypatch.setitem(kinds.KINDS, "run", Kind(load, compute, _publish))
+    job_id = post()
+    of_job = select(Job.likeness).where(Job.id == job_id)
+    with worker.database.transaction() as session:
+        session.get_one(Job, job_id).likeness = "like"
+    run_job(worker, job_id)
+    with worker.database.reading() as session:
+        assert session.scalar(of_job) == (None if ready else "like")
 
 
 @pytest.mark.usefixtures("impatient")
@@ -317,7 +338,7 @@ def test_a_failed_verification_says_how_far_off_it_was(
     [
         (Unavailable("the store does not answer"), "the store does not answer"),
         (OSError("disk full"), "disk full"),
-        (BackendError("weights_unreadable", "No such file"), "No such file"),
+        (BackendError("file_failed", "No such file"), "No such file"),
     ],
 )
 def test_a_fault_that_may_pass_is_tried_again_and_then_fails_with_its_cause(

@@ -91,7 +91,7 @@ def test_a_file_that_is_missing_or_too_short_is_named(tensors: dict[str, TensorF
         ParameterFiles(tmp_path).locate([source])
 
     path.unlink()
-    with pytest.raises(BackendError, match=f"weights_unreadable: {path}: No such file"):
+    with pytest.raises(BackendError, match=f"file_failed: {path}: No such file"):
         ParameterFiles(tmp_path).locate([source])
 
 

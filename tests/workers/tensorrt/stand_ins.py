@@ -234,6 +234,6 @@ class Bench:
 
     def _deserialize(self, plan: bytes) -> SimpleNamespace:
         """Return an engine with as many members as the release's has."""
-        assert plan == PLAN
+        assert bytes(plan) == PLAN
         whole, theirs = CudaEngine(self.release), vars(self.release.ICudaEngine)
         return SimpleNamespace(**{name: getattr(whole, name) for name in theirs if not name.startswith("_")})

@@ -160,7 +160,7 @@ def test_weights_that_were_lost_are_told_before_anything_is_compiled(workshop: W
     (workshop.folder / "weights.safetensors").unlink()
     with pytest.raises(BackendError) as error:
         workshop.carry_out(request_)
-    assert error.value.code == "weights_unreadable"
+    assert error.value.code == "file_failed"
     assert not workshop.seen
 
 

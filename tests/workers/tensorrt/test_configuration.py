@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from tests.workers.networks import Network, convolution, perceptron
+from tests.workers.networks import Network, bound, checkpoint, convolution, perceptron
 from tests.workers.tensorrt import stand_ins
 from tests.workers.tensorrt.releases import RELEASES
-from tests.workers.tensorrt.stand_ins import Bench, BuilderConfig, names
-from workers.backends.base import BackendError
+from tests.workers.tensorrt.stand_ins import PLAN, Bench, BuilderConfig, names
+from workers.backends.base import BackendError, EngineFile
+from workers.backends.tensorrt.library import NAME
 
 EVERY = tuple(RELEASES)
 BEFORE_10, FROM_10 = EVERY[:2], EVERY[2:]
@@ -314,3 +315,22 @@ def test_a_compute_capability_that_is_refused_is_told(
     with pytest.raises(BackendError, match="does not compile for CURRENT") as error:
         rtx(tmp_path, monkeypatch, Refusing).build(network)
     assert error.value.code == "bad_option"
+
+
+def test_an_engine_that_another_worker_compiled_for_this_gpu_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: Network
+) -> None:
+    bench = rtx(tmp_path, monkeypatch)
+    plan = tmp_path / "other.plan"
+    plan.write_bytes(PLAN)
+    sources = bound(network, checkpoint(tmp_path / "w.safetensors", network.weights(1)))
+    engine = EngineFile(
+        NAME,
+        str(plan),
+        "sha256:",
+        str(network.path),
+        sources,
+        network.inputs,
+        options={"compute_capability": "SM90"},  # which a worker with a GPU takes for no build of its own
+    )
+    assert bench.backend.load(engine, lambda _message: None)

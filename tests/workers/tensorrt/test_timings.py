@@ -154,3 +154,17 @@ def test_timings_of_no_use_are_not_merged(tmp_path: Path, log: Log, content: byt
     with pytest.raises(BackendError, match="timings_unreadable"):
         Timings(capabilities(release_10()), log).merge(builder_config, [str(tmp_path / "theirs")], tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize("fault", ["no room on the disk", "nothing to write"])
+def test_timings_that_cannot_be_written_fail_no_build(
+    heard: list[Any], log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    timings = Timings(capabilities(release_10()), log)
+    used(timings, None)
+    path = tmp_path / ("missing/timings" if fault.startswith("no room") else "timings")
+    if fault == "nothing to write":
+        monkeypatch.setattr(TimingCache, "serialize", lambda _cache: None)
+    assert not timings.write(path)
+    assert [(line.level, "not kept" in line.text) for line in heard] == [("warning", True)]
+    assert not path.exists()

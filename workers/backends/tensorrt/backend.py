@@ -46,7 +46,7 @@ from workers.backends.tensorrt.compiler import Compiler
 from workers.backends.tensorrt.engine import TensorrtEngine
 from workers.backends.tensorrt.library import NAME, trt
 from workers.backends.tensorrt.log import process_log
-from workers.backends.tensorrt.options import settled
+from workers.backends.tensorrt.options import completed, settled
 from workers.backends.tensorrt.plan_file import mapped_plan, write_plan, writing_plan
 from workers.backends.tensorrt.slots import Layout, lay_out
 from workers.large_pages import small_pages
@@ -105,7 +105,7 @@ class TensorrtBackend:
         """
         self._log.attach(report)
         watch = Stopwatch(report)
-        options = self._settled(request.options)
+        options = settled(request.options, self.offered.capabilities)
         layout = _layout(request.definition, options)
         with watch.phase("map"):
             values = self._files.locate(request.parameters, _stepping(report))
@@ -143,7 +143,7 @@ class TensorrtBackend:
         """Deserialize a plan and give it the engine's weights where the plan holds others."""
         self._log.attach(report)
         watch = Stopwatch(report)
-        options = self._settled(engine.options)
+        options = completed(engine.options, self.offered.capabilities)
         with watch.phase("load"):
             loaded = self._unfitted(engine, options)
         loaded.give(engine.parameters, self._files, watch, _stepping(report))
@@ -157,7 +157,7 @@ class TensorrtBackend:
         """
         self._log.attach(report)
         watch = Stopwatch(report)
-        options = self._settled(request.parent.options)
+        options = completed(request.parent.options, self.offered.capabilities)
         if isinstance(resident, TensorrtEngine):
             engine, warm = resident, True
         else:
@@ -243,9 +243,6 @@ class TensorrtBackend:
             weight_bytes=weight_bytes,
             stripped=_stripped(options),
         )
-
-    def _settled(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        return settled(options, self.offered.capabilities)
 
     def _platform(self, options: Mapping[str, Any]) -> str:
         """Name the machines that can load a plan built with these options."""

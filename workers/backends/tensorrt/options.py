@@ -5,6 +5,7 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
+from app.engines.option_schemas import reasons_against
 from workers.backends.base import BackendError
 
 
@@ -15,13 +16,17 @@ def settled(options: Mapping[str, Any], declared: Mapping[str, Any]) -> dict[str
     always against what this one does.
     """
     schemas, lacks = declared["options"], declared["lacks"]
-    defaults = {name: schema["default"] for name, schema in schemas.items() if "default" in schema}
-    complete = {**defaults, **options}
     faults = [fault for name, value in options.items() if (fault := _fault(name, value, schemas, lacks))]
-    faults += [one["reason"] for one in declared["conflicts"] if Draft202012Validator(one["when"]).is_valid(complete)]
+    faults += reasons_against(options, {name: [schema] for name, schema in schemas.items()}, declared["conflicts"])
     if faults:
         raise BackendError("bad_option", f"{'; '.join(faults)}. GET /v1/workers shows the options of each worker.")
-    return complete
+    return completed(options, declared)
+
+
+def completed(options: Mapping[str, Any], declared: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of an engine that is there, and the defaults; who built it may take more than this worker."""
+    schemas = declared["options"]
+    return {name: schema["default"] for name, schema in schemas.items() if "default" in schema} | dict(options)
 
 
 def _fault(name: str, value: object, schemas: Mapping[str, Any], lacks: Mapping[str, str]) -> str:

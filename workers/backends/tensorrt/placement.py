@@ -108,7 +108,9 @@ class OnDevice:
         except CudaError as error:
             if error.code != DEVICE_OUT_OF_MEMORY:
                 raise
-        text = f"the GPU has no room for {nbytes} bytes of weights beside the engine: they are read from the host"
+        text = (
+            f"the GPU has too little room for {nbytes} bytes of weights beside the engine: they are read from the host"
+        )
         self._log.tell(LogLine("info", text))
         return None
 

@@ -41,10 +41,15 @@ class Timings:
             config.set_flag(trt.BuilderFlag.DISABLE_TIMING_CACHE)
 
     def write(self, path: Path) -> bool:
-        """Write everything timed so far; False where it could not be read back anyway."""
+        """Write everything timed so far; False where that fails, and where it could not be read back anyway."""
         if self._cache is None or not self._can.readable_timing_cache:
             return False
-        path.write_bytes(self._cache.serialize())
+        try:
+            path.write_bytes(self._cache.serialize())
+        except (OSError, TypeError) as error:  # no room on the disk, or in memory for what TensorRT makes of it
+            path.unlink(missing_ok=True)
+            self._warn(f"the timing cache is not kept for later builds: {error}")
+            return False
         return True
 
     def merge(self, config: trt.IBuilderConfig, caches: Sequence[str], merged: Path) -> None:
