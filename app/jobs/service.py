@@ -42,22 +42,12 @@ def bind_dispatch(session: Session, dispatch: Dispatch) -> None:
     session.info["dispatch"] = dispatch
 
 
-def create(
-    session: Session,
-    *,
-    kind: str,
-    model_id: int,
-    queue: str,
-    request: Mapping[str, Any],
-    recipe: str | None = None,
-) -> Job:
+def create(session: Session, *, kind: str, model_id: int, queue: str, request: Mapping[str, Any], recipe: str) -> Job:
     """Queue a job; its id goes to the workers after the commit.
 
-    `recipe` is that of the engine to make or to work on; a job without one is like no other.
+    `recipe` is that of the engine to make or to work on.
     """
-    work = None
-    if recipe is not None:
-        work = likeness(kind=kind, model_id=model_id, queue=queue, request=request, recipe=recipe)
+    work = likeness(kind=kind, model_id=model_id, queue=queue, request=request, recipe=recipe)
     job = Job(
         id=new_id(),
         kind=kind,
@@ -175,9 +165,7 @@ def _model_name(session: Session, model_id: int) -> str:
     return remembered(session, "model name", model_id, read)
 
 
-def _expected_seconds(session: Session, work: str | None) -> float | None:
-    if work is None:
-        return None
+def _expected_seconds(session: Session, work: str) -> float | None:
     earlier = session.connection().execute(EARLIER, {"likeness": work})
     seconds = [
         (finished - started).total_seconds()

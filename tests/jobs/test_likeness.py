@@ -43,7 +43,7 @@ class History:
     model_id: int
     request: dict[str, Any] = field(default_factory=lambda: {"definition_id": 1, "backend": "tensorrt", "options": {}})
 
-    def post(self, recipe: str | None = RECIPE, **request: Any) -> Job:  # noqa: ANN401 - JSON
+    def post(self, recipe: str = RECIPE, **request: Any) -> Job:  # noqa: ANN401 - JSON
         """Queue a build; `request` replaces what it says."""
         with self.database.transaction() as session:
             asked = self.request | request
@@ -140,11 +140,6 @@ def test_a_job_that_was_taken_up_again_says_nothing(history: History) -> None:
 def test_a_job_that_failed_says_nothing(history: History) -> None:
     lease.fail(history.database, history.claim(history.post()), JobError("bad", "Do better."))
     assert history.post().expected_s is None
-
-
-def test_a_job_without_a_recipe_is_like_no_other(history: History) -> None:
-    history.finish(history.post(recipe=None), 75.0)
-    assert history.post(recipe=None).expected_s is None
 
 
 @pytest.mark.parametrize("name", ["engine_id", "parent_id"])

@@ -69,7 +69,12 @@ def post(database: Database) -> Post:
     def post() -> str:
         with database.transaction() as session:
             job = service.create(
-                session, kind="run", model_id=model_id, queue=queue_of("onnxruntime"), request={"engine_id": 1}
+                session,
+                kind="run",
+                model_id=model_id,
+                queue=queue_of("onnxruntime"),
+                request={"engine_id": 1},
+                recipe="any",
             )
             job.sent_at = now()
         return job.id

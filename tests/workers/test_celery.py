@@ -103,7 +103,7 @@ def post(database: Database) -> Post:
 
     def post(**request: object) -> str:
         with database.transaction() as session:
-            return service.create(session, kind="run", model_id=model_id, queue=QUEUE, request=request).id
+            return service.create(session, kind="run", model_id=model_id, queue=QUEUE, request=request, recipe="any").id
 
     return post
 

@@ -195,7 +195,7 @@ def test_of_two_jobs_that_write_a_plan_the_slower_takes_what_is_there(
         """Do another job for the same plan, from its load to its end, while the first one writes."""
         with net.worker.database.transaction() as session:
             request = {"engine_id": get_job(session, slower).request["engine_id"]}
-            job = create(session, kind="materialise", model_id=1, queue="any", request=request)
+            job = create(session, kind="materialise", model_id=1, queue="any", request=request, recipe="any")
         faster.append(job.id)
         run_job(net.worker, job.id)
 
@@ -213,7 +213,7 @@ def test_a_job_that_finds_the_plan_written_succeeds_with_it(net: Service, second
     first = net.post("/engines/2/materialise", {})["id"]
     with net.worker.database.transaction() as session:
         request = get_job(session, first).request
-        late = create(session, kind="materialise", model_id=1, queue="any", request=request).id
+        late = create(session, kind="materialise", model_id=1, queue="any", request=request, recipe="any").id
     for job_id in (first, late):
         run_job(net.worker, job_id)
     assert net.job(late)["result"] == net.job(first)["result"] | {"seconds": {"total": 0.0}}

@@ -51,7 +51,7 @@ def test_weights_may_be_stripped_where_a_refit_can_put_them_back(options: dict[s
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"strip_weights": True, "refit": "none"}, 'refit "none" lets nothing be put back'),
+        ({"strip_weights": True, "refit": "none"}, 'refit "none" lets it put back nothing: use "all"'),
         ({"weight_streaming_budget": 0, "precision": "fp16"}, 'leave out precision "fp16"'),
     ],
 )

@@ -179,7 +179,7 @@ def conflicts(can: Capabilities, *, refit: bool) -> list[dict[str, Any]]:
     """Return what options exclude each other: {"when": a JSON Schema of all options, defaults included, "reason"}."""
     found = []
     if can.strip_plan and refit:
-        reason = 'strip_weights leaves out what a refit puts back, and refit "none" lets nothing be put back'
+        reason = 'strip_weights leaves out what a refit puts back, and refit "none" lets it put back nothing: use "all"'
         found.append((_equal(strip_weights=True, refit="none"), reason))
     if can.weight_streaming and can.fp16_flag:
         reason = 'weight_streaming_budget needs the definition\'s own types: leave out precision "fp16"'
