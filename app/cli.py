@@ -54,7 +54,7 @@ def serve(
     allow_anonymous: AllowAnonymous = False,
 ) -> None:
     """Run the whole service on this machine until Ctrl-C: API, a worker per device, broker and database."""
-    from app.serve.gpus import all_devices
+    from app.processes.gpus import all_devices
     from app.serve.service import serve as run
 
     devices = list(dict.fromkeys(map(_device, device or all_devices())))
@@ -89,7 +89,7 @@ def api(
 @app.command()
 def worker(*, device: Annotated[str, typer.Option(help="cpu, or cuda:N for the Nth GPU.")] = "cpu") -> None:
     """Run one worker on one device."""
-    from app.serve.python import python_environment
+    from app.processes.environment import python_environment
 
     arguments = [sys.executable, "-m", "workers", "--device", _device(device)]
     _settings()

@@ -12,9 +12,10 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.dependencies import DatabaseDep, SettingsDep, StoreDep
+from app.artifacts.dependencies import StoreDep
 from app.errors import ServiceError
 from app.fleet import service as fleet
+from app.http.dependencies import DatabaseDep, SettingsDep
 from app.jobs import service as jobs
 
 router = APIRouter(tags=["health"])

@@ -8,28 +8,31 @@ from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CollectorRegistry
 
-from app import health, openapi, problems
+from app import health
+from app.aliases.router import router as aliases_router
 from app.artifacts.router import router as artifacts_router
 from app.artifacts.store import open_store
 from app.bindings.router import router as bindings_router
-from app.body_limit import BodyLimit
 from app.database import Database
 from app.definitions.router import router as definitions_router
 from app.engines.router import router as engines_router
 from app.fleet.router import router as fleet_router
+from app.http import openapi, problems
+from app.http.body_limit import BodyLimit
+from app.http.request_body import check_address
 from app.jobs.dispatch import Dispatch
 from app.jobs.notices import Announcer, Listener
 from app.jobs.queue import JobQueue, redis_url
 from app.jobs.router import router as jobs_router
 from app.observability import Metrics, RequestObserver, note_route
 from app.registry.router import router as registry_router
-from app.request_body import check_address
 from app.scratch import remove_abandoned
 from app.settings import Settings
 from app.weights.router import router as weights_router
 
 ROUTERS = (
     registry_router,
+    aliases_router,
     artifacts_router,
     definitions_router,
     weights_router,

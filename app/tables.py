@@ -1,5 +1,6 @@
 """Every table of every slice, imported so that `Base.metadata` is complete."""
 
+from app.aliases.tables import Alias, AliasMove
 from app.artifacts.tables import Blob, BlobUse
 from app.bindings.tables import Binding
 from app.database import Base
@@ -7,7 +8,7 @@ from app.definitions.tables import Definition
 from app.engines.tables import Engine, TimingCache
 from app.fleet.tables import Worker
 from app.jobs.tables import IdempotencyKey, Job, JobEvent
-from app.registry.tables import Alias, AliasMove, Model
+from app.registry.tables import Model
 from app.weights.tables import CheckpointFile, WeightVersion
 
 __all__ = [

@@ -16,9 +16,9 @@ from sqlalchemy.orm import Session
 
 from app.database import Database, now
 from app.engines import service as engines
+from app.http.pagination import PageQuery
 from app.jobs import lease
 from app.jobs import service as jobs
-from app.pagination import PageQuery
 from app.registry.service import create_model
 from app.settings import Settings
 from app.tables import Binding, Blob, Definition, Engine, Job, WeightVersion

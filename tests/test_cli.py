@@ -133,7 +133,7 @@ def test_serve_has_a_worker_on_each_device_named_or_else_on_all_there_are(
         return 0
 
     monkeypatch.setattr("app.serve.service.serve", serve)
-    monkeypatch.setattr("app.serve.gpus.all_devices", lambda: ["cpu", "cuda:0"])
+    monkeypatch.setattr("app.processes.gpus.all_devices", lambda: ["cpu", "cuda:0"])
     assert CliRunner().invoke(app, ["serve", *arguments]).exit_code == 0
     assert served == [devices]
 

@@ -9,9 +9,9 @@ from app.database import Database
 from app.errors import ServiceError
 from app.observability import configure_logging
 from app.settings import Settings, get_settings
-from workers.backends.base import BackendError
 from workers.celery import consume
-from workers.engine_host.host import EngineHostDied
+from workers.channel.host import EngineHostDied
+from workers.channel.messages import BackendError
 from workers.housekeeping import housekeeping
 from workers.worker import open_worker
 

@@ -26,11 +26,11 @@ from app.jobs.sweep import Backlog, Sender
 from app.jobs.transition import Notify
 from app.scratch import remove_abandoned, scratch_folder
 from app.settings import Settings
-from workers.backends import catalog
-from workers.engine_host.host import EngineHost
+from workers.channel.host import EngineHost
+from workers.engine_host.backends import catalog
 from workers.identity import new_identity
-from workers.plans import PlanVerifier
-from workers.stored import Sources
+from workers.jobs.plans import PlanVerifier
+from workers.jobs.stored import Sources
 
 IO_THREADS = 4  # an upload that a cancel left behind must not hold up the next job
 OUTAGE_PAUSES_S = (0.2, 1.0, 5.0)  # a compile of minutes is not thrown away for a database that restarts

@@ -9,14 +9,15 @@ from starlette.requests import ClientDisconnect
 
 from app.artifacts import service
 from app.artifacts.batches import too_large
+from app.artifacts.dependencies import StoreDep
 from app.artifacts.digest import hex_of
 from app.artifacts.local import missing
 from app.artifacts.schemas import EXAMPLE_DIGEST, BlobAnswer
 from app.artifacts.serving import MEDIA_TYPE, serve_blob
 from app.database import Database
-from app.dependencies import DatabaseDep, SettingsDep, StoreDep
 from app.errors import TooLarge
-from app.problems import problem_response, problems
+from app.http.dependencies import DatabaseDep, SettingsDep
+from app.http.problems import problem_response, problems
 from app.settings import Settings
 
 router = APIRouter(prefix="/blobs", tags=["blobs"])

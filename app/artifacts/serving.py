@@ -10,7 +10,7 @@ from app.artifacts.byte_ranges import ByteRange, parse_range
 from app.artifacts.local import missing
 from app.artifacts.store import ArtifactStore
 from app.errors import PreconditionFailed, RangeNotSatisfiable
-from app.problems import problem_response
+from app.http.problems import problem_response
 
 MEDIA_TYPE = "application/octet-stream"
 ENTITY_TAG = re.compile(r'(?:W/)?("[^"]*")')

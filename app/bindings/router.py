@@ -6,8 +6,8 @@ from fastapi import APIRouter
 
 from app.bindings import service
 from app.bindings.schemas import BindingRequest, ReportAnswer
-from app.dependencies import DatabaseDep
-from app.problems import problems
+from app.http.dependencies import DatabaseDep
+from app.http.problems import problems
 from app.registry import service as registry
 
 router = APIRouter(prefix="/models/{model}/bindings", tags=["bindings"])

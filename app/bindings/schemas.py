@@ -6,8 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.bindings.report import ProblemKind
 from app.bindings.rules import MAX_RULES
-from app.fields import Number
-from app.request_body import RequestBody
+from app.http.fields import Number
+from app.http.request_body import RequestBody
 
 RULES: list[Any] = [
     {"parameter": "(.*)", "tensors": [r"bert.\1"]},

@@ -4,12 +4,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Response
 
+from app.artifacts.dependencies import StoreDep
 from app.definitions import service
 from app.definitions.schemas import DefinitionAnswer, DefinitionRequest, ParameterAnswer
-from app.dependencies import DatabaseDep, SessionDep, SettingsDep, StoreDep
-from app.fields import Number
-from app.pagination import Listing, PageDep, list_items
-from app.problems import problems
+from app.http.dependencies import DatabaseDep, SessionDep, SettingsDep
+from app.http.fields import Number
+from app.http.pagination import Listing, PageDep, list_items
+from app.http.problems import problems
 from app.registry import service as registry
 
 router = APIRouter(prefix="/models/{model}/definitions", tags=["definitions"])

@@ -5,9 +5,9 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from app.artifacts.fields import Digest
 from app.definitions.families.registry import Precision
-from app.fields import Digest
-from app.request_body import RequestBody
+from app.http.request_body import RequestBody
 
 FAMILY_REQUEST: dict[str, Any] = {
     "family": "bert",

@@ -18,13 +18,13 @@ from app.definitions.sandbox import Made
 from app.definitions.schemas import DefinitionRequest
 from app.definitions.tables import Definition
 from app.errors import FieldError, Invalid, NotFound
-from app.pagination import PageQuery, Rows, list_rows
+from app.http.pagination import PageQuery, Rows, list_rows
 from app.registry import service as registry
 from app.remembered import remembered
 from app.settings import Settings
 from app.weights import service as weights
+from app.weights.formats.safetensors import CheckpointError
 from app.weights.manifest import Manifest
-from app.weights.safetensors_file import CheckpointError
 
 BY_NUMBER = select(Definition).where(
     Definition.model_id == bindparam("model"), Definition.version == bindparam("version")

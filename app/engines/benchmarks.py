@@ -6,10 +6,10 @@ from typing import Any
 
 from app.definitions.parameter import InputSpec
 from app.definitions.profiles import parse_profiles, settle_shapes
-from app.engines.offers import Offer, settle_options
 from app.engines.schemas import BenchmarkRequest
 from app.engines.tables import Engine
 from app.errors import FieldError, Invalid
+from app.fleet.offers import Offer, settle_options
 from app.weights.dtypes import DTYPES
 
 MAX_INPUT_BYTES = 1 << 30

@@ -6,7 +6,7 @@ from sqlalchemy.orm import Session
 
 from app.bindings.service import load_report
 from app.definitions.tables import Definition
-from app.engines.catalogue import get_engine, load_family
+from app.engines.queries import get_engine, load_family
 from app.engines.tables import Engine
 from app.jobs.service import get_job
 from app.jobs.tables import Job

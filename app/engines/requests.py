@@ -13,10 +13,8 @@ from app.bindings.service import Pair
 from app.database import Database
 from app.definitions.service import get_definition, inputs_of
 from app.engines.benchmarks import settle_benchmark
-from app.engines.catalogue import INPUTS, find_example, find_families, fixed_parameters, get_engine, load_values
-from app.engines.offers import Offer, fleet_offers
-from app.engines.orders import Order, out_of_reach, settle, settle_refit, settle_verify
-from app.engines.placements import (
+from app.engines.checks import Order, out_of_reach, settle, settle_refit, settle_verify
+from app.engines.enqueue import (
     CheapestWay,
     MaterialiseJob,
     ReuseFirst,
@@ -26,11 +24,13 @@ from app.engines.placements import (
     refit_job,
     refits,
 )
-from app.engines.refit_option import RefitPatterns
+from app.engines.queries import INPUTS, find_example, find_families, fixed_parameters, get_engine, load_values
 from app.engines.schemas import BenchmarkRequest, BuildRequest, EngineRequest, RefitRequest, RunRequest, VerifyRequest
 from app.engines.tables import Engine
 from app.engines.targets import Target, choose_target
 from app.errors import NotFound
+from app.fleet.offers import Offer, fleet_offers
+from app.fleet.refit_patterns import RefitPatterns
 from app.jobs.service import Place
 from app.registry.service import get_model
 from app.registry.tables import Model

@@ -5,10 +5,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
+from app.artifacts.dependencies import StoreDep
 from app.artifacts.serving import MEDIA_TYPE, serve_blob
 from app.artifacts.store import ArtifactStore
 from app.database import Database
-from app.dependencies import DatabaseDep, SessionDep, SettingsDep, StoreDep
 from app.engines import service
 from app.engines.lineage import Family, Relative
 from app.engines.schemas import (
@@ -27,12 +27,13 @@ from app.engines.schemas import (
 )
 from app.engines.tables import Engine
 from app.errors import Conflict, ServiceError
-from app.fields import Number
-from app.jobs.answer import JOB_HEADERS, JOB_RESPONSES, PatientSubmitDep, Submit, SubmitDep
+from app.http.dependencies import DatabaseDep, SessionDep, SettingsDep
+from app.http.fields import Number
+from app.http.pagination import MAX_LIMIT, Listing, PageDep
+from app.http.problems import problems
 from app.jobs.schemas import JobAnswer
 from app.jobs.state import FINAL
-from app.pagination import MAX_LIMIT, Listing, PageDep
-from app.problems import problems
+from app.jobs.submission import JOB_HEADERS, JOB_RESPONSES, PatientSubmitDep, Submit, SubmitDep
 from app.registry.service import get_model
 from app.settings import Settings
 

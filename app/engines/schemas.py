@@ -5,8 +5,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from app.fields import Digest, Number
-from app.request_body import RequestBody
+from app.artifacts.fields import Digest
+from app.http.fields import Number
+from app.http.request_body import RequestBody
 
 Backend = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,64}$")]
 Options = Annotated[dict[str, Any], Field(max_length=64)]

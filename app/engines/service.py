@@ -1,9 +1,8 @@
 """Engines, for the other slices and the workers."""
 
-from app.engines.catalogue import DETAIL, Served, find_equal, get_engine, list_engines, load_family
-from app.engines.changes import count_changed_tensors
 from app.engines.manifest import engine_manifest
 from app.engines.publish import publish_engine, publish_plan
+from app.engines.queries import DETAIL, Served, count_changed_tensors, find_equal, get_engine, list_engines, load_family
 from app.engines.requests import (
     materialise,
     request_benchmark,

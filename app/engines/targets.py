@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from app.engines.offers import Fleet, Member, Offer, option_faults, settle_options
 from app.errors import FieldError, Invalid
+from app.fleet.offers import Fleet, Member, Offer, option_faults, settle_options
 
 BACKENDS = ("onnxruntime", "tensorrt", "tensorrt_rtx")
 MAX_NAMED = 5  # workers that refuse options

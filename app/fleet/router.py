@@ -4,10 +4,10 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from app.dependencies import SessionDep, SettingsDep
 from app.fleet import service
 from app.fleet.schemas import WorkerAnswer
-from app.pagination import Listing, PageDep, list_items
+from app.http.dependencies import SessionDep, SettingsDep
+from app.http.pagination import Listing, PageDep, list_items
 
 router = APIRouter(prefix="/workers", tags=["fleet"])
 

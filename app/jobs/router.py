@@ -7,15 +7,15 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from sqlalchemy import select
 
 from app.database import Database
-from app.dependencies import DatabaseDep, SessionDep
 from app.errors import FieldError, Invalid
+from app.http.dependencies import DatabaseDep, SessionDep
+from app.http.pagination import Listing, PageDep, PageQuery, Rows, list_rows
+from app.http.problems import problems
 from app.jobs import service
 from app.jobs.schemas import EVENT, EventAnswer, JobAnswer, job_answer
 from app.jobs.state import State
 from app.jobs.stream import stream
 from app.jobs.tables import JobEvent
-from app.pagination import Listing, PageDep, PageQuery, Rows, list_rows
-from app.problems import problems
 from app.registry.service import get_model
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])

@@ -13,13 +13,13 @@ from sqlalchemy.orm import Session
 
 from app.database import after_commit, now
 from app.errors import NotFound
+from app.http.pagination import PageQuery, Rows, list_rows
 from app.jobs import events, lease
 from app.jobs.dispatch import Dispatch
 from app.jobs.events import Event
 from app.jobs.likeness import likeness
 from app.jobs.state import State
 from app.jobs.tables import Job
-from app.pagination import PageQuery, Rows, list_rows
 from app.registry.tables import Model
 from app.remembered import remembered
 

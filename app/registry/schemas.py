@@ -1,12 +1,11 @@
-"""Models and aliases as clients see them."""
+"""Models as clients see them."""
 
 from datetime import datetime
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from app.fields import Number
-from app.request_body import RequestBody
+from app.http.request_body import RequestBody
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,127}$")]
 Label = Annotated[str, StringConstraints(max_length=256)]
@@ -17,7 +16,6 @@ MODEL: dict[str, Any] = {
     "labels": {"team": "search"},
     "created_at": "2026-11-22T10:00:00Z",
 }
-ALIAS: dict[str, Any] = {"alias": "production", "engine": 2, "revision": 3, "updated_at": "2026-11-22T10:00:00Z"}
 
 
 class ModelRequest(RequestBody):
@@ -43,35 +41,3 @@ class ModelAnswer(BaseModel):
     description: str
     labels: dict[str, str]
     created_at: datetime
-
-
-class AliasRequest(RequestBody):
-    """Where an alias shall point."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"engine": 2}]})
-
-    engine: Number
-
-
-class AliasAnswer(BaseModel):
-    """Where an alias points; its ETag is the quoted revision."""
-
-    model_config = ConfigDict(from_attributes=True, json_schema_extra={"examples": [ALIAS]})
-
-    alias: str = Field(validation_alias="name")
-    engine: int
-    revision: int
-    updated_at: datetime
-
-
-class AliasMoveAnswer(BaseModel):
-    """One step of an alias's history; `engine` is null where the alias was deleted."""
-
-    model_config = ConfigDict(
-        from_attributes=True,
-        json_schema_extra={"examples": [{"engine": 2, "revision": 3, "moved_at": "2026-11-22T10:00:00Z"}]},
-    )
-
-    engine: int | None
-    revision: int
-    moved_at: datetime

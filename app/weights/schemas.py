@@ -5,9 +5,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.fields import Digest, Number
-from app.pagination import Listing
-from app.request_body import RequestBody
+from app.artifacts.fields import Digest
+from app.http.fields import Number
+from app.http.pagination import Listing
+from app.http.request_body import RequestBody
 from app.weights.diff import Change
 
 FILE = "sha256:53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"

@@ -16,11 +16,11 @@ from app.artifacts import service as artifacts
 from app.artifacts.store import ArtifactStore
 from app.database import Database, JsonText
 from app.errors import FieldError, Invalid, NotFound, Unavailable
-from app.pagination import PageQuery, Rows, list_rows
+from app.http.pagination import PageQuery, Rows, list_rows
 from app.registry import service as registry
 from app.remembered import remembered
+from app.weights.formats.safetensors import MAX_TENSORS, CheckpointError, TensorSlot, read_slots, slices_of
 from app.weights.manifest import Manifest, TensorEntry, entries_from_json, entries_to_json
-from app.weights.safetensors_file import MAX_TENSORS, CheckpointError, TensorSlot, read_slots, slices_of
 from app.weights.tables import CheckpointFile, WeightVersion
 
 HASH_CHUNK_BYTES = 4 * 1024 * 1024

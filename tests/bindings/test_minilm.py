@@ -11,7 +11,7 @@ from app.bindings.binding import bind
 from app.bindings.rules import parse_rules
 from app.definitions.parameter import Parameter
 from app.weights.dtypes import numpy_dtype
-from app.weights.safetensors_file import TensorSlot, read_slots, view
+from app.weights.formats.safetensors import TensorSlot, read_slots, view
 
 
 @pytest.fixture

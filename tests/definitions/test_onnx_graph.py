@@ -18,7 +18,7 @@ from app.definitions.parameter import Parameter
 from app.definitions.tensor_data import tensor_bytes
 from app.definitions.weights_file import write_weights
 from app.weights.dtypes import numpy_dtype
-from app.weights.safetensors_file import read_slots
+from app.weights.formats.safetensors import read_slots
 from tests.definitions.conftest import OpenSession, Tensors
 
 Make = Callable[..., ModelProto]

@@ -13,7 +13,7 @@ from app.weights.dtypes import DTYPES
 
 trt: Any = pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx")
 
-from workers.backends.tensorrt.log import process_log  # noqa: E402 - needs the library, and is the process's only one
+from workers.engine_host.backends.tensorrt.log import process_log  # noqa: E402 - needs the library, and is the process's only one
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "bert": {

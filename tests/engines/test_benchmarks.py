@@ -4,10 +4,10 @@ import pytest
 
 from app.definitions.parameter import InputSpec
 from app.engines.benchmarks import settle_benchmark
-from app.engines.offers import Offer
 from app.engines.schemas import BenchmarkRequest
 from app.engines.tables import Engine
 from app.errors import FieldError, Invalid
+from app.fleet.offers import Offer
 
 INPUTS = (InputSpec("x", "F32", ("batch", 8)), InputSpec("mask", "I64", ("batch",)))
 PROFILES: list[Any] = [{"x": {"min": [1, 8], "opt": [4, 8], "max": [16, 8]}}]

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from app.engines.offers import Fleet, Member
 from app.engines.targets import Target, choose_target, settle_target
 from app.errors import Invalid
+from app.fleet.offers import Fleet, Member
 from app.jobs.queue import BUILD_ONLY
 
 H100, A100 = "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB"

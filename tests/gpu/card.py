@@ -10,7 +10,7 @@ import numpy as np
 
 from app.definitions.profiles import Profile
 from tests.workers.networks import Network
-from workers.backends.base import (
+from workers.channel.messages import (
     Against,
     Build,
     Built,
@@ -27,7 +27,7 @@ from workers.backends.base import (
     Verify,
 )
 from workers.engine_host.engines import Engines
-from workers.tensors import read_tensors, write_tensors
+from workers.engine_host.tensors import read_tensors, write_tensors
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Sources = tuple[ParameterSource, ...]

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.gpu.card import Card
-from workers.backends import catalog
-from workers.backends.base import BackendError
-from workers.device import describe_device
+from workers.channel.messages import BackendError
+from workers.engine_host.backends import catalog
+from workers.engine_host.device import describe_device
 
 WITHOUT_TENSORRT = "test_cuda.py"
 NO_TENSORRT = "TensorRT is not installed (TensorRT-RTX does not stand in for it here)"

@@ -7,7 +7,7 @@ import numpy as np
 from app.definitions.parameter import InputSpec
 from app.definitions.profiles import Profile, Range
 from tests.workers.networks import Network, checkpoint
-from workers.backends.base import TensorFile
+from workers.channel.messages import TensorFile
 
 
 def between(network: Network, low: dict[str, int], best: dict[str, int], high: dict[str, int]) -> Profile:

@@ -8,7 +8,7 @@ from jsonschema import Draft202012Validator
 from tests.gpu.card import Card
 from tests.gpu.samples import rows, weights_of
 from tests.workers.networks import bound, perceptron
-from workers.backends.tensorrt.capabilities import capabilities, options_schema
+from workers.engine_host.backends.tensorrt.capabilities import capabilities, options_schema
 
 OPTIONS = [
     ("version_compatible", True),

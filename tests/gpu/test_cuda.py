@@ -7,9 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from workers.cuda import CudaError, DeviceBuffer, Event, Staging, Stream, copy_to_device, copy_to_host, memory_info
-from workers.device import describe_device, device_attributes_library
-from workers.engine_host.host import EngineHost
+from workers.channel.device_environment import device_attributes_library
+from workers.channel.host import EngineHost
+from workers.engine_host.cuda import (
+    CudaError,
+    DeviceBuffer,
+    Event,
+    Staging,
+    Stream,
+    copy_to_device,
+    copy_to_host,
+    memory_info,
+)
+from workers.engine_host.device import describe_device
 
 GIB = 1 << 30
 PROPERTIES = """

@@ -36,7 +36,8 @@ from tests.workers.networks import (
     perceptron,
     tensor_files,
 )
-from workers.backends.base import (
+from workers.channel.host import EngineHost, EngineHostDied
+from workers.channel.messages import (
     BackendError,
     Benchmark,
     Benchmarked,
@@ -47,14 +48,13 @@ from workers.backends.base import (
     Refit,
     TensorFile,
 )
-from workers.backends.tensorrt.capabilities import capabilities
-from workers.backends.tensorrt.engine import TensorrtEngine
-from workers.backends.tensorrt.placement import OnDevice, OnHost
-from workers.backends.tensorrt.refitting import Expected, refit
-from workers.cuda import DeviceBuffer, memory_info
-from workers.engine_host.host import EngineHost, EngineHostDied
-from workers.run_inputs import fixed_inputs
-from workers.tensors import MappedFiles
+from workers.engine_host.backends.tensorrt.capabilities import capabilities
+from workers.engine_host.backends.tensorrt.engine import TensorrtEngine
+from workers.engine_host.backends.tensorrt.refitting import Expected, refit
+from workers.engine_host.backends.tensorrt.tensor_location import OnDevice, OnHost
+from workers.engine_host.cuda import DeviceBuffer, memory_info
+from workers.engine_host.run_inputs import fixed_inputs
+from workers.engine_host.tensors import MappedFiles
 
 IMAGE = ((1, 3, 8, 8), (2, 3, 16, 16), (4, 3, 32, 32))
 BIAS = "h.0.mlp.c_fc.bias"

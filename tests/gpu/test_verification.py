@@ -7,7 +7,7 @@ import numpy as np
 from tests.gpu.card import Card
 from tests.gpu.samples import rows, weights_of
 from tests.workers.networks import bound, checkpoint, perceptron
-from workers.backends.base import OutputDifference, Verified
+from workers.channel.messages import OutputDifference, Verified
 
 
 def assert_agrees(found: Verified | None) -> None:

@@ -17,8 +17,8 @@ from app.jobs.sweep import Backlog
 from app.registry.tables import Model
 from app.settings import Settings
 from tests.workers.hosting import Hosting
-from workers.engine_host.host import EngineHost
-from workers.plans import PlanVerifier
+from workers.channel.host import EngineHost
+from workers.jobs.plans import PlanVerifier
 from workers.worker import Worker
 
 Post = Callable[[], str]

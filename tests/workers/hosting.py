@@ -9,8 +9,8 @@ import numpy as np
 import onnxruntime as ort
 
 from tests.workers.networks import Network, Weights
-from workers.backends import onnx_graph
-from workers.backends.base import (
+from workers.channel.host import EngineHost
+from workers.channel.messages import (
     Against,
     Build,
     Built,
@@ -27,8 +27,8 @@ from workers.backends.base import (
     Verified,
     Verify,
 )
-from workers.engine_host.host import EngineHost
-from workers.tensors import read_tensors, write_tensors
+from workers.engine_host.backends import onnx_graph
+from workers.engine_host.tensors import read_tensors, write_tensors
 
 Array = np.ndarray[Any, np.dtype[Any]]
 OutcomeT = TypeVar("OutcomeT", bound=Outcome)

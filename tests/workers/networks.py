@@ -17,10 +17,10 @@ from app.definitions.construction import construct
 from app.definitions.parameter import InputSpec, Parameter
 from app.definitions.profiles import Profile, Range
 from app.weights.dtypes import numpy_dtype
-from app.weights.safetensors_file import TensorSlot, read_slots
-from workers.backends.base import Build, Built, EngineFile, ParameterSource, Refitted, TensorFile
-from workers.backends.onnx_graph import ONNX_TYPES
-from workers.tensors import write_tensors
+from app.weights.formats.safetensors import TensorSlot, read_slots
+from workers.channel.messages import Build, Built, EngineFile, ParameterSource, Refitted, TensorFile
+from workers.engine_host.backends.onnx_graph import ONNX_TYPES
+from workers.engine_host.tensors import write_tensors
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Weights = Mapping[str, Array]

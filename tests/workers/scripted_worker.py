@@ -8,9 +8,9 @@ from sqlalchemy.orm import Session
 
 from app.jobs.lease import Claim
 from workers import __main__ as program
-from workers import kinds
-from workers.kind import Kind
-from workers.watch import Watch
+from workers.jobs import kinds
+from workers.jobs.kind import Kind
+from workers.jobs.watch import Watch
 from workers.worker import Worker
 
 

@@ -14,16 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from workers.backends.base import (
-    Arrays,
+from workers.channel.messages import (
     BackendError,
     Build,
     Built,
     EngineFile,
-    LoadedEngine,
     Materialised,
     Message,
-    Offered,
     Outcome,
     ParameterSource,
     Refit,
@@ -31,8 +28,9 @@ from workers.backends.base import (
     Report,
     Request,
 )
+from workers.engine_host.backends.base import Arrays, LoadedEngine, Offered
 from workers.engine_host.engines import Engines
-from workers.tensors import MappedFiles, ParameterFiles, read_tensors, write_tensors
+from workers.engine_host.tensors import MappedFiles, ParameterFiles, read_tensors, write_tensors
 
 Array = np.ndarray[Any, np.dtype[Any]]
 PLATFORM = "1.0/test device"

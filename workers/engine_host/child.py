@@ -12,11 +12,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import RLock
 
-from workers.backends.base import BackendError, Benchmark, Build, Outcome, Refit, Request, Verify
-from workers.device import describe_device, memory_free, resident_limit
+from workers.channel.messages import BackendError, Benchmark, Build, Outcome, Refit, Request, Verify
+from workers.channel.wire import Hello, Reply, RequestReader
+from workers.engine_host.device import describe_device, memory_free, resident_limit
 from workers.engine_host.engines import Engines
 from workers.engine_host.offers import offers
-from workers.engine_host.wire import Hello, Reply, RequestReader
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 Send = Callable[[object], None]

@@ -7,19 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from workers.backends import catalog
-from workers.backends.base import (
+from workers.channel.messages import (
     Against,
-    Backend,
     BackendError,
     Benchmark,
     Build,
     Built,
     EngineFile,
-    LoadedEngine,
     Materialise,
     Materialised,
-    MergesTimings,
     MergeTimings,
     Outcome,
     ParameterSource,
@@ -29,17 +25,20 @@ from workers.backends.base import (
     Refitted,
     Report,
     Request,
+    Residency,
     Run,
     TimingsMerged,
     Verified,
     Verify,
 )
-from workers.backends.stopwatch import Stopwatch
-from workers.benchmarking import benchmark
-from workers.resident import Residency, ResidentEngines
-from workers.run_inputs import check_inputs
-from workers.tensors import ParameterFiles, read_tensors, write_tensors
-from workers.verification import References, verify
+from workers.engine_host.backends import catalog
+from workers.engine_host.backends.base import Backend, LoadedEngine, MergesTimings
+from workers.engine_host.backends.stopwatch import Stopwatch
+from workers.engine_host.benchmarking import benchmark
+from workers.engine_host.resident import ResidentEngines
+from workers.engine_host.run_inputs import check_inputs
+from workers.engine_host.tensors import ParameterFiles, read_tensors, write_tensors
+from workers.engine_host.verification import References, verify
 
 T = TypeVar("T")
 

@@ -4,8 +4,9 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from workers.backends import catalog
-from workers.backends.base import Backend, BackendError
+from workers.channel.messages import BackendError
+from workers.engine_host.backends import catalog
+from workers.engine_host.backends.base import Backend
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Names that move between engines."""

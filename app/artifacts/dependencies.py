@@ -1,0 +1,15 @@
+"""What an endpoint may ask for to reach the artifacts."""
+
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from app.artifacts.store import ArtifactStore
+
+
+def _store(request: Request) -> ArtifactStore:
+    store: ArtifactStore = request.app.state.store
+    return store
+
+
+StoreDep = Annotated[ArtifactStore, Depends(_store)]

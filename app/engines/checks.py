@@ -1,0 +1,223 @@
+"""What a request asks for, checked and settled as far as that goes without a device.
+
+Nothing here needs a session: binding alone may take seconds, and the database is not to wait for it.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from json import dumps
+from typing import Any
+
+from app.bindings.report import BindingReport
+from app.bindings.service import Draft, Pair
+from app.definitions.parameter import InputSpec
+from app.definitions.profiles import example_profile, parse_profiles, to_json
+from app.definitions.service import inputs_of
+from app.engines import fingerprint as digests
+from app.engines.queries import Values
+from app.engines.refit_reach import beyond, parameter_contents
+from app.engines.schemas import VerifyChoice
+from app.engines.tables import Engine
+from app.engines.targets import Target, settle_target
+from app.errors import FieldError, Invalid
+from app.fleet.refit_patterns import RefitPatterns
+from app.registry.tables import Model
+from app.weights.manifest import Manifest
+
+MAX_FAULTS = 1000
+MAX_NAMED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """An engine that can be made as far as can be told: every part exists and the weights bind.
+
+    `target` says where it is made, `binding` is what is stored of the binding `report`. The fingerprint is equal for
+    engines that compute the same, the recipe for engines that differ in their weights at most.
+    """
+
+    model_id: int
+    definition_id: int
+    weights_id: int
+    target: Target
+    profiles: Sequence[Any]
+    options: Mapping[str, Any]
+    rules: Sequence[Any]
+    report: BindingReport
+    binding: Draft
+    fingerprint: str
+    recipe: str
+
+
+def settle(
+    model: Model,
+    pair: Pair,
+    target: Target,
+    *,
+    profiles: Sequence[Any],
+    options: Mapping[str, Any],
+    rules: Sequence[Any],
+) -> Order:
+    """Check everything a build needs; Invalid with a pointer to each fault.
+
+    The order's target is `target` narrowed to the workers that take the options.
+    """
+    narrowed, settled = settle_target(target, options)
+    inputs = inputs_of(pair.definition)
+    shapes = to_json(parse_profiles(profiles, inputs))
+    if narrowed.needs_profiles and not shapes:
+        _check_static(narrowed.backend, inputs)
+    _check_patterns(model, pair, settled)
+    return _bound(model, pair, narrowed, profiles=shapes, options=settled, rules=rules)
+
+
+def settle_verify(asked: VerifyChoice | None, target: Target) -> VerifyChoice:
+    """Return how a new engine is verified: against the reference unless asked otherwise; Invalid "cannot_verify".
+
+    Where it cannot be run on the device that makes it there is nothing to compare, and nothing is unless asked.
+    """
+    if target.runs:
+        return asked or VerifyChoice()
+    if asked is not None and asked.against != "none":
+        raise _cannot_verify(target, asked)
+    return VerifyChoice(against="none")
+
+
+def settle_refit(model: Model, pair: Pair, target: Target, parent: Engine, held: Values | None) -> Order:
+    """Check everything a refit needs; Invalid where it cannot be done.
+
+    The parent was loaded with its profiles, options and rules, and what was accepted for it is not checked again.
+    `held` is what it holds, where there are parameters of it that no refit can change.
+    """
+    if not parent.refittable:
+        raise Invalid(
+            f"Engine {parent.number} cannot be refitted. Build one that can with POST …/builds, or let the "
+            "service choose the way with POST …/engines.",
+            code="engine_not_refittable",
+            errors=[FieldError("/engine", "not refittable")],
+        )
+    order = _bound(model, pair, target, profiles=parent.profiles, options=parent.options, rules=parent.rules)
+    if held is not None and (names := out_of_reach(order, pair, held)):
+        raise _out_of_reach(model, pair, parent, names)
+    return order
+
+
+def out_of_reach(order: Order, pair: Pair, held: Values) -> list[str]:
+    """Return the parameters that an engine holding `held` would have to change for the order and cannot, sorted."""
+    before = _contents(BindingReport.from_json(held.binding), held.rows)
+    after = _contents(order.report, pair.tensors)
+    return beyond(before, after, RefitPatterns.of(order.options), held.fixed)
+
+
+def _contents(report: BindingReport, rows: Sequence[Any]) -> dict[str, Hashable]:
+    return parameter_contents(report, Manifest.from_json(rows).tensors)
+
+
+def _bound(
+    model: Model,
+    pair: Pair,
+    target: Target,
+    *,
+    profiles: Sequence[Any],
+    options: Mapping[str, Any],
+    rules: Sequence[Any],
+) -> Order:
+    report = pair.bind(rules)
+    if not report.ok:
+        raise _binding_failed(model, pair, report)
+    digest = pair.definition.digest
+    return Order(
+        model_id=model.id,
+        definition_id=pair.definition.id,
+        weights_id=pair.weights.id,
+        target=target,
+        profiles=profiles,
+        options=options,
+        rules=rules,
+        report=report,
+        binding=Draft.of(report),
+        fingerprint=digests.fingerprint(
+            definition_digest=digest,
+            weights_digest=pair.weights.digest,
+            binding_digest=report.digest,
+            backend=target.backend,
+            profiles=profiles,
+            options=options,
+        ),
+        recipe=digests.recipe(
+            definition_digest=digest, backend=target.backend, profiles=profiles, options=options, rules=rules
+        ),
+    )
+
+
+def _check_static(backend: str, inputs: Sequence[InputSpec]) -> None:
+    """Raise Invalid "profiles_required" where an input is dynamic."""
+    example = example_profile(inputs)
+    if not example:
+        return
+    raise Invalid(
+        f"The inputs {', '.join(example)} have dynamic dimensions, and {backend} compiles for ranges of shapes. "
+        f'Give at least one profile with the sizes you need, such as "profiles": {dumps([example])}.',
+        code="profiles_required",
+        errors=[
+            FieldError("/profiles", f"{spec.name} {list(spec.shape)} is dynamic") for spec in inputs if spec.dynamic
+        ],
+    )
+
+
+def _check_patterns(model: Model, pair: Pair, options: Mapping[str, Any]) -> None:
+    """Raise Invalid "invalid_options" where a pattern of the option "refit" fits no parameter of the definition."""
+    patterns = RefitPatterns.of(options)
+    idle = frozenset(patterns.idle([parameter.name for parameter in pair.parameters]) if patterns else ())
+    if not idle:
+        return
+    faults = [
+        FieldError(f"/options/refit/{index}", f"{text!r:.120} fits no parameter")
+        for index, text in enumerate(options["refit"])
+        if text in idle
+    ]
+    version = pair.definition.version
+    raise Invalid(
+        f"The option 'refit' lists what no parameter of definition {version} is called: "
+        + "; ".join(f"{fault.pointer}: {fault.detail}" for fault in faults[:MAX_NAMED])
+        + f". GET /v1/models/{model.name}/definitions/{version}/parameters shows their names. Give whole names, or "
+        "regular expressions that match whole names, such as 'encoder.*'.",
+        code="invalid_options",
+        errors=faults,
+    )
+
+
+def _cannot_verify(target: Target, asked: VerifyChoice) -> Invalid:
+    devices = ", ".join(dict.fromkeys(member.device for member in target.members))
+    return Invalid(
+        f"The workers that would make this engine ({devices}) compile '{target.backend}' for other devices and "
+        f'cannot run it, which a verification against "{asked.against}" needs. Ask with "verify": {{"against": '
+        '"none"}, or leave verify out, and verify the engine where it runs.',
+        code="cannot_verify",
+        errors=[FieldError("/verify/against", f"{asked.against} needs a worker that runs the engine; give none")],
+    )
+
+
+def _binding_failed(model: Model, pair: Pair, report: BindingReport) -> Invalid:
+    count = len(report.problems)
+    shown = f"; the first {MAX_FAULTS} are listed" if count > MAX_FAULTS else ""
+    return Invalid(
+        f"Weights {pair.weights.version} do not bind to definition {pair.definition.version}: {count} "
+        f"problem{'' if count == 1 else 's'}{shown}. POST /v1/models/{model.name}/bindings/check answers the whole "
+        "report and lets you try rules until it is ok.",
+        code="binding_failed",
+        errors=[FieldError("/weights", problem.detail) for problem in report.problems[:MAX_FAULTS]],
+    )
+
+
+def _out_of_reach(model: Model, pair: Pair, parent: Engine, names: Sequence[str]) -> Invalid:
+    count = len(names)
+    named = ", ".join(names[:MAX_NAMED]) + (f" and {count - MAX_NAMED} more" if count > MAX_NAMED else "")
+    return Invalid(
+        f"Weights {pair.weights.version} change {named}, which a refit of engine {parent.number} cannot: its option "
+        f"'refit' does not name {'it' if count == 1 else 'them'}, or it was not kept when the engine was compiled "
+        "(see its facts). Let the service choose the way with POST "
+        f"/v1/models/{model.name}/engines, or build an engine.",
+        code="parameters_not_refittable",
+        errors=[FieldError("/weights", f"changes {name}") for name in names[:MAX_FAULTS]],
+    )

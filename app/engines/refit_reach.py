@@ -1,0 +1,34 @@
+"""Which parameters a refit would have to change and cannot."""
+
+from collections.abc import Collection, Hashable, Mapping
+
+from app.bindings.report import BindingReport
+from app.fleet.refit_patterns import RefitPatterns
+from app.weights.manifest import TensorEntry
+
+
+def beyond(
+    before: Mapping[str, Hashable],
+    after: Mapping[str, Hashable],
+    patterns: RefitPatterns | None,
+    fixed: Collection[str] = (),
+) -> list[str]:
+    """Return the parameters, sorted, that differ and that no refit can change; contents by parameter.
+
+    These are what no pattern names, where there are patterns, and what the compiled form has not kept (`fixed`).
+    """
+    differing = (name for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name))
+    return [name for name in differing if name in fixed or (patterns is not None and not patterns.match(name))]
+
+
+def parameter_contents(report: BindingReport, tensors: Mapping[str, TensorEntry]) -> dict[str, Hashable]:
+    """Return by parameter what decides its value: dtype, shape, transforms and stored tensors."""
+    return {
+        binding.parameter: (
+            binding.dtype,
+            binding.shape,
+            binding.transforms,
+            tuple((one.dtype, one.shape, one.blake3) for one in (tensors[name] for name in binding.tensors)),
+        )
+        for binding in report.bindings
+    }

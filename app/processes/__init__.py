@@ -1,0 +1,1 @@
+"""What every process of this service shares: its environment, its GPUs, its end."""

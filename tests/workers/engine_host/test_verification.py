@@ -1,0 +1,233 @@
+from dataclasses import replace
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+
+from app.bindings.transforms import Cast
+from app.definitions.parameter import InputSpec
+from app.definitions.profiles import Range
+from app.weights.dtypes import numpy_dtype
+from tests.workers.hosting import Hosting
+from tests.workers.networks import attention, bound, checkpoint, network_of, perceptron
+from tests.workers.processes import status_bytes
+from workers.channel.messages import Against, BackendError, EngineFile, OutputDifference
+from workers.engine_host.run_inputs import digest_of, fixed_inputs
+from workers.engine_host.verification import difference, fault_of, is_finite, tolerance_of
+
+F32 = tolerance_of((), {})
+
+
+@pytest.fixture
+def engine(hosting: Hosting, tmp_path: Path) -> EngineFile:
+    network = attention(tmp_path / "definition.onnx")
+    return hosting.build(network, bound(network, checkpoint(tmp_path / "a.safetensors", network.weights(1))))[1]
+
+
+def test_an_engine_agrees_with_its_definition(hosting: Hosting, engine: EngineFile) -> None:
+    verified = hosting.verify(engine)
+
+    assert verified.ok
+    assert verified.against == "reference"
+    assert verified.outputs["y"].finite
+    assert 0 < (verified.outputs["y"].relative_l2 or 0) <= verified.tolerance["relative_l2"]
+    assert verified.tolerance["dtype"] == "F32"
+    assert verified.inputs == digest_of(fixed_inputs(engine.inputs, ()))
+
+
+def test_an_engine_that_does_not_have_the_weights_it_claims_fails(
+    hosting: Hosting, engine: EngineFile, tmp_path: Path
+) -> None:
+    network = attention(tmp_path / "other.onnx")
+    others = checkpoint(tmp_path / "b.safetensors", network.weights(2))
+    claimed = tuple(  # the resident engine is found by these digests; the reference reads what the files hold
+        replace(one, tensors=(replace(others[one.name], blake3=one.tensors[0].blake3),)) for one in engine.parameters
+    )
+
+    verified = hosting.verify(replace(engine, parameters=claimed))
+
+    assert not verified.ok
+    assert "output y differs by" in verified.detail
+    assert (verified.outputs["y"].relative_l2 or 0) > 0.01
+
+
+@pytest.mark.parametrize("against", ["rebuild", "finite", "none"])
+def test_other_kinds_of_verification(hosting: Hosting, engine: EngineFile, against: Against) -> None:
+    verified = hosting.verify(engine, against)
+
+    assert verified.ok
+    assert verified.against == against
+    assert set(verified.outputs) == (set() if against == "none" else {"y"})
+    if against == "rebuild":
+        assert verified.outputs["y"] == OutputDifference(0.0, 0.0, 1.0, finite=True)
+    if against == "finite":
+        assert verified.outputs["y"] == OutputDifference(None, None, None, finite=True)
+
+
+@pytest.mark.parametrize("against", ["reference", "finite"])
+def test_nan_is_never_ok(hosting: Hosting, tmp_path: Path, against: Against) -> None:
+    network = perceptron(tmp_path / "definition.onnx")
+    weights = network.weights(1)
+    weights["1.bias"][3] = np.nan
+    _, engine = hosting.build(network, bound(network, checkpoint(tmp_path / "a.safetensors", weights)))
+
+    verified = hosting.verify(engine, against)
+
+    assert not verified.ok
+    assert "NaN" in verified.detail
+
+
+def test_transformed_weights_are_verified(hosting: Hosting, tmp_path: Path) -> None:
+    network = attention(tmp_path / "definition.onnx")
+    half = {name: value.astype(np.float16) for name, value in network.weights(1).items()}
+    transforms = {name: (Cast("F32"),) for name in half}
+    _, engine = hosting.build(network, bound(network, checkpoint(tmp_path / "a.safetensors", half), transforms))
+
+    assert hosting.verify(engine).ok
+
+
+def test_a_reference_serves_every_weight_version_of_a_definition(
+    hosting: Hosting, engine: EngineFile, tmp_path: Path
+) -> None:
+    network = attention(tmp_path / "same.onnx")
+    tensors = {one.name: one.tensors[0] for one in engine.parameters}
+    changed = checkpoint(tmp_path / "b.safetensors", {"v.bias": np.ones(16, np.float32)})
+    _, refitted = hosting.refit(network, engine, bound(network, tensors | changed))
+
+    first, second, third = (hosting.verify(one) for one in (engine, refitted, engine))
+
+    assert first.ok
+    assert second.ok
+    assert first.outputs == third.outputs != second.outputs
+
+
+def test_neither_engine_nor_reference_holds_its_weights_widened_all_at_once(hosting: Hosting, tmp_path: Path) -> None:
+    network = perceptron(tmp_path / "half.onnx", "F16", width=2048, depth=12)
+    weights = {name: np.full(shape, 1e-4, np.float16) for name, (_, shape) in network.parameters.items()}
+    _, engine = hosting.build(network, bound(network, checkpoint(tmp_path / "a.safetensors", weights)))
+    process = Path(f"/proc/{hosting.host.pid}")
+    (process / "clear_refs").write_text("5")  # the peak starts anew from the present
+    before = status_bytes((process / "status").read_text(), "VmRSS")
+
+    assert hosting.verify(engine).ok
+
+    stored = sum(one.tensors[0].nbytes for one in engine.parameters)
+    mapped, widened = 2 * stored, 2 * stored  # both of them map the file
+    assert status_bytes((process / "status").read_text(), "VmHWM") - before < mapped + widened // 4
+
+
+def test_fixed_inputs_are_the_same_everywhere() -> None:
+    inputs = (
+        InputSpec("ids", "I64", ("batch", "sequence"), 100),
+        InputSpec("mask", "I64", ("batch", "sequence")),
+        InputSpec("image", "F16", ("batch", 3, 4, 4)),
+        InputSpec("flag", "BOOL", (1,)),
+    )
+    arrays = fixed_inputs(inputs, ())
+
+    assert digest_of(arrays) == "sha256:541a6d66e52dab9a93bfadeb432abafdbb6657c9e93c91d6eaf394a1295c0ee2"
+    assert arrays["ids"].shape == arrays["mask"].shape == (2, 16)
+    assert 0 <= arrays["ids"].min() <= arrays["ids"].max() < 100
+    assert len(np.unique(arrays["ids"])) > 5
+    assert (arrays["mask"] == 1).all()
+    assert arrays["image"].dtype == np.float16
+    assert arrays["flag"].all()
+
+
+def test_fixed_inputs_take_the_shapes_of_the_first_profile() -> None:
+    profile = {"ids": Range((1, 1), (3, 5), (4, 8))}
+    assert fixed_inputs((InputSpec("ids", "I64", ("b", "s"), 9),), (profile,))["ids"].shape == (3, 5)
+
+
+def test_fixed_inputs_take_the_shapes_given_for_them() -> None:
+    inputs = (InputSpec("ids", "I64", ("b", "s"), 9), InputSpec("mask", "I64", ("b", "s")))
+    arrays = fixed_inputs(inputs, (), {"ids": (1, 7)})
+    assert (arrays["ids"].shape, arrays["mask"].shape) == ((1, 7), (2, 16))
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16", "F32", "F64", "F8_E4M3", "I16"])
+def test_nan_and_infinity_are_found_wherever_they_are(dtype: str) -> None:
+    kind = numpy_dtype(dtype)
+    values = np.array([[0.0, -0.0], [1.5, -2.0]]).astype(kind)
+    assert is_finite(values)
+    assert is_finite(values[:0])
+    if dtype == "I16":
+        return
+    largest = ml_dtypes.finfo(kind).max  # type: ignore[no-untyped-call]
+    values[1] = largest, -largest
+    assert is_finite(values)
+    bad = [np.nan, -np.nan] if dtype == "F8_E4M3" else [np.nan, -np.nan, np.inf, -np.inf]  # it has no infinity
+    for value in bad:
+        for place in np.ndindex(values.shape):
+            other = values.copy()
+            other[place] = np.array(value).astype(kind)
+            assert not is_finite(other), (value, place)
+            assert not is_finite(other.T)
+
+
+def test_differences_are_computed_in_float64() -> None:
+    a = np.array([3.0, 4.0], np.float16)
+    one = difference(a, np.array([3.0, 0.0], np.float16))
+    assert (one.max_abs, one.relative_l2, one.cosine) == (4.0, 4 / 3, 0.6)
+
+    large = np.full(4, 60000, np.float16)  # its squares do not fit in float16
+    assert difference(large, -large) == OutputDifference(120000.0, 2.0, -1.0, finite=True)
+
+
+@pytest.mark.parametrize(
+    ("actual", "expected", "fault"),
+    [
+        ([1.0, 2.0], [1.0, 2.0], ""),
+        ([0.0, 0.0], [0.0, 0.0], ""),
+        ([1e-8, 0.0], [0.0, 0.0], ""),
+        ([1.0, 0.0], [0.0, 0.0], "relative L2"),
+        ([1.0, 2.1], [1.0, 2.0], "relative L2"),
+        ([-1.0, -2.0], [1.0, 2.0], "relative L2"),
+        ([np.inf, 2.0], [np.inf, 2.0], "NaN or infinity"),
+        ([1.0, 2.0], [1.0, np.nan], "NaN or infinity"),
+    ],
+)
+def test_what_is_out_of_tolerance(actual: list[float], expected: list[float], fault: str) -> None:
+    found = fault_of("y", difference(np.array(actual, np.float32), np.array(expected, np.float32)), F32)
+    assert fault in found
+    assert bool(fault) == bool(found)
+
+
+def test_a_similar_length_in_another_direction_is_out_of_tolerance() -> None:
+    one = OutputDifference(max_abs=1.0, relative_l2=1e-6, cosine=0.9, finite=True)
+    assert "cosine 0.9" in fault_of("y", one, F32)
+
+
+def test_outputs_of_another_shape_are_an_error() -> None:
+    with pytest.raises(BackendError, match="outputs_differ"):
+        difference(np.zeros((2, 1)), np.zeros((1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("options", "dtype"),
+    [
+        ({}, "F32"),
+        ({"precision": "definition", "tf32": False}, "F32"),
+        ({"precision": "fp16"}, "F16"),
+        ({"tf32": True}, "F16"),
+    ],
+)
+def test_options_that_allow_a_lower_precision_set_the_tolerance(options: dict[str, object], dtype: str) -> None:
+    assert tolerance_of((), options).dtype == dtype
+
+
+def test_the_tolerance_of_an_engine_goes_by_its_options(hosting: Hosting, engine: EngineFile) -> None:
+    assert hosting.verify(replace(engine, options={"precision": "fp16"})).tolerance["dtype"] == "F16"
+
+
+def test_the_lowest_precision_sets_the_tolerance(hosting: Hosting, tmp_path: Path) -> None:
+    nodes = [onnx.helper.make_node("Cast", ["h"], ["f"], to=onnx.TensorProto.FLOAT)]
+    nodes += [onnx.helper.make_node("Add", ["f", "w"], ["s"]), onnx.helper.make_node("Add", ["s", "x"], ["y"])]
+    inputs = (InputSpec("x", "F32", ("n",)),)
+    parameters: dict[str, tuple[str, tuple[int, ...]]] = {"h": ("BF16", (1,)), "w": ("F32", (1,))}
+    network = network_of(tmp_path / "definition.onnx", nodes, parameters, inputs, {"y": "F32"})
+    _, engine = hosting.build(network, bound(network, checkpoint(tmp_path / "a.safetensors", network.weights(1))))
+
+    assert hosting.verify(engine).tolerance["dtype"] == "BF16"

@@ -1,0 +1,467 @@
+"""How a job ends, whatever happens to it. The work itself is a stand-in that each test scripts."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from app.artifacts import service
+from app.artifacts.service import collect_orphans
+from app.artifacts.store import ArtifactStore
+from app.artifacts.tables import Blob
+from app.database import DATABASE_DOWN, Database
+from app.errors import Invalid, Unavailable
+from app.jobs import events, lease
+from app.jobs.lease import Claim
+from app.jobs.queue import TASK
+from app.jobs.state import State
+from app.jobs.tables import Job, JobEvent
+from workers import worker as worker_module
+from workers.celery import celery_app
+from workers.channel.host import EngineHostDied
+from workers.channel.messages import BackendError, LogLine, Progress
+from workers.jobs import kinds, watch
+from workers.jobs.faults import VerificationFailed
+from workers.jobs.kind import Kind, Ready
+from workers.jobs.news import MAX_LINES
+from workers.jobs.runner import run_job
+from workers.jobs.watch import Watch
+from workers.worker import Worker
+
+Post = Callable[[], str]
+Step = Callable[[Worker, Watch], None]
+CONTENT = b"what the stand-in makes"
+DIGEST = "sha256:" + hashlib.sha256(CONTENT).hexdigest()
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the stand-in has put into the store."""
+
+    blobs: Mapping[str, int]
+
+
+@pytest.fixture
+def does(monkeypatch: pytest.MonkeyPatch) -> Callable[[Step], None]:
+    """Say what "run" jobs do while they compute."""
+
+    def script(step: Step) -> None:
+        def compute(_job: str, worker: Worker, watch: Watch) -> Made:
+            step(worker, watch)
+            digest, size = worker.put(made_in(watch.folder))
+            return Made({digest: size})
+
+        monkeypatch.setitem(kinds.KINDS, "run", Kind(_load, compute, _publish))
+
+    return script
+
+
+@pytest.fixture
+def away(monkeypatch: pytest.MonkeyPatch) -> Database:
+    """A database that does not answer, and that nobody waits for."""
+    monkeypatch.setattr(worker_module, "OUTAGE_PAUSES_S", (0.0,))
+    return Database("sqlite:////nowhere/enginesmith.db")
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every tick look and tell, instead of now and then."""
+    monkeypatch.setattr(watch, "TICK_S", 0.0)
+    monkeypatch.setattr(watch, "NEWS_S", 0.0)
+
+
+def _load(_session: Session, held: Claim, _worker: Worker) -> str:
+    return held.job_id
+
+
+def _publish(_session: Session, _held: Claim, _job: str, made: Made) -> dict[str, Any]:
+    return {"outputs": next(iter(made.blobs))}
+
+
+def made_in(folder: Path) -> Path:
+    path = folder / "made"
+    path.write_bytes(CONTENT)
+    return path
+
+
+def read(database: Database, job_id: str) -> Job:
+    with database.reading() as session:
+        return session.get_one(Job, job_id)
+
+
+def history(database: Database, job_id: str) -> list[JobEvent]:
+    with database.reading() as session:
+        return list(events.list(session, job_id, 0, 100))
+
+
+def told(database: Database, job_id: str) -> list[str]:
+    return [event.type for event in history(database, job_id)]
+
+
+def blob_is_recorded(database: Database) -> bool:
+    with database.reading() as session:
+        return session.get(Blob, DIGEST) is not None
+
+
+def raising(error: Exception) -> Step:
+    def step(_worker: Worker, _watch: Watch) -> None:
+        raise error
+
+    return step
+
+
+def test_a_job_that_is_done_publishes_and_succeeds(worker: Worker, post: Post, does: Callable[[Step], None]) -> None:
+    does(lambda _worker, watch: watch.news.hear(LogLine("info", "optimised 412 nodes")))
+    job_id = post()
+    run_job(worker, job_id)
+    job = read(worker.database, job_id)
+    assert (job.state, job.result, job.attempt) == (State.SUCCEEDED, {"outputs": DIGEST}, 1)
+    assert told(worker.database, job_id) == ["queued", "running", "log", "succeeded"]
+    assert blob_is_recorded(worker.database)
+    assert worker.job_id is None
+
+
+def test_a_message_that_comes_twice_does_the_job_once(worker: Worker, post: Post, does: Callable[[Step], None]) -> None:
+    done: list[str] = []
+    does(lambda worker, _watch: done.append(str(worker.job_id)))
+    job_id = post()
+    run_job(worker, job_id)
+    run_job(worker, job_id)
+    assert done == [job_id]
+
+
+def test_a_result_that_is_there_already_computes_nothing(
+    worker: Worker, post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(_session: Session, _held: Claim, _worker: Worker) -> Ready:
+        return Ready({"engine": 7, "reused": True})
+
+    def compute(_job: str, _worker: Worker, _watch: Watch) -> Made:
+        raise LookupError("computed")
+
+    monkeypatch.setitem(kinds.KINDS, "run", Kind(load, compute, _publish))
+    job_id = post()
+    run_job(worker, job_id)
+    assert read(worker.database, job_id).result == {"engine": 7, "reused": True}
+
+
+@pytest.mark.parametrize("ready", [False, True])
+def test_a_job_that_computed_nothing_says_nothing_of_like_ones(
+    worker: Worker, post: Post, monkeypatch: pytest.MonkeyPatch, *, ready: bool
+) -> None:
+    def load(_session: Session, held: Claim, _worker: Worker) -> str | Ready:
+        return Ready({}) if ready else held.job_id
+
+    def compute(_job: str, _worker: Worker, _watch: Watch) -> Made:
+        return Made({DIGEST: len(CONTENT)})
+
+    monkeypatch.setitem(kinds.KINDS, "run", Kind(load, compute, _publish))
+    job_id = post()
+    of_job = select(Job.likeness).where(Job.id == job_id)
+    with worker.database.transaction() as session:
+        session.get_one(Job, job_id).likeness = "like"
+    run_job(worker, job_id)
+    with worker.database.reading() as session:
+        assert session.scalar(of_job) == (None if ready else "like")
+
+
+@pytest.mark.usefixtures("impatient")
+def test_progress_and_log_can_be_followed_while_the_job_runs(
+    worker: Worker, post: Post, does: Callable[[Step], None]
+) -> None:
+    seen: list[tuple[str | None, int | None, list[str]]] = []
+
+    def step(worker: Worker, watch: Watch) -> None:
+        watch.news.hear(Progress("compile", 1, 4))
+        watch.news.hear(LogLine("info", "first"))
+        watch.news.hear(LogLine("info", "second"))
+        watch.tick()
+        job = read(worker.database, str(worker.job_id))
+        seen.append((job.phase, job.step, told(worker.database, job.id)))
+
+    does(step)
+    job_id = post()
+    run_job(worker, job_id)
+    assert seen == [("compile", 1, ["queued", "running", "phase", "log"])]
+    assert history(worker.database, job_id)[3].data == {"level": "info", "lines": ["first", "second"]}
+    assert told(worker.database, job_id)[-2:] == ["log", "succeeded"]
+
+
+def test_a_log_without_end_is_cut_off_and_says_so(worker: Worker, post: Post, does: Callable[[Step], None]) -> None:
+    def step(_worker: Worker, watch: Watch) -> None:
+        for number in range(MAX_LINES + 500):
+            watch.news.hear(LogLine("info", str(number)))
+
+    does(step)
+    job_id = post()
+    run_job(worker, job_id)
+    logs = [event.data for event in history(worker.database, job_id) if event.type == "log"]
+    assert [len(log["lines"]) for log in logs] == [MAX_LINES, 1]
+    assert "left out" in logs[1]["lines"][0]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_canceled_job_stops_and_publishes_nothing(worker: Worker, post: Post, does: Callable[[Step], None]) -> None:
+    job_id = post()
+
+    def step(worker: Worker, watch: Watch) -> None:
+        _ask_cancel(worker.database, job_id)
+        watch.tick()
+
+    does(step)
+    run_job(worker, job_id)
+    assert read(worker.database, job_id).state == State.CANCELED
+    assert not blob_is_recorded(worker.database)
+
+
+def test_a_cancel_that_comes_just_before_the_result_wins(
+    worker: Worker, post: Post, does: Callable[[Step], None]
+) -> None:
+    job_id = post()
+    does(lambda worker, _watch: _ask_cancel(worker.database, job_id))
+    run_job(worker, job_id)
+    job = read(worker.database, job_id)
+    assert (job.state, job.result) == (State.CANCELED, None)
+    assert blob_is_recorded(worker.database)  # so that it is collected: nothing refers to it
+
+
+def test_a_worker_that_is_to_end_gives_its_job_back(worker: Worker, post: Post, does: Callable[[Step], None]) -> None:
+    def step(worker: Worker, watch: Watch) -> None:
+        worker.stopping.set()
+        watch.tick()
+
+    does(step)
+    job_id = post()
+    run_job(worker, job_id)
+    job = read(worker.database, job_id)
+    assert (job.state, job.attempt, job.worker) == (State.QUEUED, 0, None)
+    assert told(worker.database, job_id)[-1] == "released"
+
+
+def test_an_engine_host_that_ends_with_its_worker_costs_no_attempt(
+    worker: Worker, post: Post, does: Callable[[Step], None]
+) -> None:
+    def step(worker: Worker, _watch: Watch) -> None:
+        worker.stopping.set()
+        raise EngineHostDied("killed by SIGTERM")
+
+    does(step)
+    job_id = post()
+    run_job(worker, job_id)
+    job = read(worker.database, job_id)
+    assert (job.state, job.attempt) == (State.QUEUED, 0)
+
+
+def test_a_worker_that_is_to_end_claims_nothing(worker: Worker, post: Post) -> None:
+    worker.stopping.set()
+    job_id = post()
+    run_job(worker, job_id)
+    assert told(worker.database, job_id) == ["queued"]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_worker_whose_lease_was_lost_stops_and_changes_nothing(
+    worker: Worker, post: Post, does: Callable[[Step], None]
+) -> None:
+    job_id = post()
+
+    def step(worker: Worker, watch: Watch) -> None:
+        _take_over(worker, job_id)
+        watch.tick()
+
+    does(step)
+    run_job(worker, job_id)
+    job = read(worker.database, job_id)
+    assert (job.state, job.worker) == (State.RUNNING, "another")
+
+
+def test_a_late_result_is_thrown_away_and_its_artifact_left_to_collection(
+    worker: Worker, post: Post, does: Callable[[Step], None]
+) -> None:
+    job_id = post()
+    does(lambda worker, _watch: _take_over(worker, job_id))
+    run_job(worker, job_id)
+    job = read(worker.database, job_id)
+    assert (job.state, job.worker, job.result) == (State.RUNNING, "another", None)
+    assert blob_is_recorded(worker.database)
+
+
+def test_a_job_past_its_deadline_fails(worker: Worker, post: Post, does: Callable[[Step], None]) -> None:
+    worker.settings = worker.settings.model_copy(update={"job_deadline_s": 0.0})
+    does(lambda _worker, watch: watch.tick())
+    job_id = post()
+    run_job(worker, job_id)
+    job = read(worker.database, job_id)
+    assert job.error is not None
+    assert (job.state, job.error["code"]) == (State.FAILED, "deadline_exceeded")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (BackendError("unsupported_operator", "no kernel for Foo"), "unsupported_operator"),
+        (VerificationFailed("too far off", {"logits": {"max_abs": 3.0}}), "verification_failed"),
+        (Invalid("bad weights", code="weights_damaged"), "weights_damaged"),
+        (LookupError("a fault of our own"), "internal_error"),
+    ],
+)
+def test_a_fault_that_will_come_again_fails_the_job_at_once(
+    worker: Worker, post: Post, does: Callable[[Step], None], error: Exception, code: str
+) -> None:
+    does(raising(error))
+    job_id = post()
+    run_job(worker, job_id)
+    job = read(worker.database, job_id)
+    assert job.error is not None
+    assert (job.state, job.attempt, job.error["code"]) == (State.FAILED, 1, code)
+
+
+def test_a_failed_verification_says_how_far_off_it_was(
+    worker: Worker, post: Post, does: Callable[[Step], None]
+) -> None:
+    does(raising(VerificationFailed("too far off", {"logits": {"max_abs": 3.0}})))
+    job_id = post()
+    run_job(worker, job_id)
+    error = read(worker.database, job_id).error
+    assert error is not None
+    assert error["figures"] == {"logits": {"max_abs": 3.0}}
+
+
+@pytest.mark.parametrize(
+    ("error", "detail"),
+    [
+        (Unavailable("the store does not answer"), "the store does not answer"),
+        (OSError("disk full"), "disk full"),
+        (BackendError("file_failed", "No such file"), "No such file"),
+    ],
+)
+def test_a_fault_that_may_pass_is_tried_again_and_then_fails_with_its_cause(
+    worker: Worker, post: Post, does: Callable[[Step], None], error: Exception, detail: str
+) -> None:
+    does(raising(error))
+    job_id = post()
+    states = []
+    for _ in range(worker.settings.max_attempts):
+        run_job(worker, job_id)
+        states.append(read(worker.database, job_id).state)
+    assert states == [State.QUEUED, State.QUEUED, State.FAILED]
+    job = read(worker.database, job_id)
+    assert job.error is not None
+    assert detail in job.error["detail"]
+
+
+def test_a_database_that_fails_for_a_moment_loses_no_result(
+    worker: Worker, post: Post, does: Callable[[Step], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    does(lambda _worker, _watch: None)
+    faults = [OperationalError("UPDATE jobs", {}, ConnectionError("server closed the connection"))]
+    succeed = lease.succeed
+
+    def flaky(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - stands in for any call
+        if faults:
+            raise faults.pop()
+        succeed(*args, **kwargs)
+
+    monkeypatch.setattr(lease, "succeed", flaky)
+    job_id = post()
+    run_job(worker, job_id)
+    assert faults == []
+    assert read(worker.database, job_id).state == State.SUCCEEDED
+
+
+def test_what_was_put_and_cannot_be_published_is_collected(
+    worker: Worker, post: Post, does: Callable[[Step], None], store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_args: Any, **_kwargs: Any) -> None:  # noqa: ANN401 - stands in for any call
+        raise OperationalError("INSERT", {}, ConnectionError("database or disk is full"))
+
+    does(lambda _worker, _watch: None)
+    monkeypatch.setattr(worker_module, "OUTAGE_PAUSES_S", (0.0,))
+    monkeypatch.setattr(lease, "succeed", full)
+    job_id = post()
+    run_job(worker, job_id)
+    assert read(worker.database, job_id).state == State.QUEUED
+    assert store.size(DIGEST) == len(CONTENT)
+    collect_orphans(worker.database, store, older_than_s=-2 * worker.settings.job_deadline_s)
+    assert store.size(DIGEST) is None
+
+
+def test_nothing_is_put_that_cannot_be_recorded(worker: Worker, store: ArtifactStore, away: Database) -> None:
+    worker.database = away
+    with pytest.raises(DATABASE_DOWN):
+        worker.put(made_in(worker.scratch))
+    assert store.size(DIGEST) is None
+
+
+def test_a_database_that_fails_for_a_moment_only_puts_off_a_put(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults = [OperationalError("INSERT", {}, ConnectionError("server closed the connection"))]
+    record = service.record
+
+    def flaky(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - stands in for any call
+        if faults:
+            raise faults.pop()
+        record(*args, **kwargs)
+
+    monkeypatch.setattr(service, "record", flaky)
+    assert worker.put(made_in(worker.scratch)) == (DIGEST, len(CONTENT))
+    assert faults == []
+    assert blob_is_recorded(worker.database)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_database_that_is_away_for_a_while_stops_no_work(
+    worker: Worker, post: Post, does: Callable[[Step], None]
+) -> None:
+    def step(worker: Worker, watch: Watch) -> None:
+        database, worker.database = worker.database, Database("sqlite:////nowhere/enginesmith.db")
+        watch.news.hear(LogLine("info", "said while it was away"))
+        watch.tick()
+        worker.database = database
+        watch.tick()
+
+    does(step)
+    job_id = post()
+    run_job(worker, job_id)
+    assert read(worker.database, job_id).state == State.SUCCEEDED
+    assert told(worker.database, job_id) == ["queued", "running", "log", "succeeded"]
+
+
+def test_a_job_that_cannot_be_claimed_now_stays_for_later(worker: Worker, post: Post) -> None:
+    job_id = post()
+    database, worker.database = worker.database, Database("sqlite:////nowhere/enginesmith.db")
+    celery_app(worker).tasks[TASK](job_id)
+    assert read(database, job_id).state == State.QUEUED
+
+
+def test_nothing_is_left_in_the_scratch_folder(worker: Worker, post: Post, does: Callable[[Step], None]) -> None:
+    folders: list[Path] = []
+
+    def step(_worker: Worker, watch: Watch) -> None:
+        folders.append(watch.folder)
+        (watch.folder / "plan").write_bytes(b"plan")
+
+    does(step)
+    run_job(worker, post())
+    assert not folders[0].exists()
+
+
+def _ask_cancel(database: Database, job_id: str) -> None:
+    with database.transaction() as session:
+        lease.request_cancel(session, job_id)
+
+
+def _take_over(worker: Worker, job_id: str) -> None:
+    """Let the lease pass to another worker, as after it ran out."""
+    with worker.database.transaction() as session:
+        job = session.get_one(Job, job_id)
+        job.state = State.QUEUED
+    taken = lease.claim(worker.database, job_id, worker="another", settings=worker.settings)
+    assert taken is not None

@@ -1,0 +1,230 @@
+"""The worker's side of the engine host."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from multiprocessing.connection import wait
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import structlog
+
+from workers.channel.device_environment import device_attributes_library
+from workers.channel.messages import DEVICE_FAILED, BackendError, LogLine, Message, Outcome, Request, Residency
+from workers.channel.process import EngineHostProcess
+from workers.channel.wire import Hello, Reply
+
+HELLO_S = 120.0  # a driver that starts up after a reboot takes half a minute, a runtime's import several seconds
+TICK_S = 0.5
+REINSTALL = "install a C compiler and Enginesmith again, on a path without spaces, with nothing in /etc/ld.so.preload"
+log = structlog.get_logger(__name__)
+
+
+class EngineHostDied(Exception):
+    """The child ended in the middle of a request; `log` holds the last lines it wrote."""
+
+    code = "engine_host_died"
+
+    def __init__(self, detail: str, log: Sequence[str] = ()) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.log = list(log)
+
+
+class EngineHost:
+    """Sends requests to the child that owns `device` ("cpu", "cuda:0") and spawns it when there is none.
+
+    One request at a time. The child keeps up to `resident_bytes` of engines loaded (None: as much as suits the
+    device) and its files below `scratch`. It dies with the thread that made the call that spawned it (Linux ties
+    a death signal to a thread), so call from the thread that lives as long as the worker.
+    """
+
+    def __init__(self, device: str, resident_bytes: int | None, scratch: Path) -> None:
+        self._device = device
+        self._resident_bytes = resident_bytes
+        self._scratch = scratch
+        self._process: EngineHostProcess | None = None
+        self._hello: Hello | None = None
+        self._residency = Residency()
+        self._conversing = Lock()
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id, or None where none runs."""
+        return self._process.pid if self._process is not None and self._process.is_alive else None
+
+    def start(self) -> EngineHostProcess:
+        """Return the child, spawned if there is none; called ahead of the first request, it spares that its imports.
+
+        Raises BackendError "unknown_device".
+        """
+        if self._process is not None and not self._process.is_alive:
+            self.close()
+        if self._process is None:
+            if self._device != "cpu" and device_attributes_library() is None:
+                log.warning("device attributes are not remembered: TensorRT 8 will be slow", remedy=REINSTALL)
+            self._process = EngineHostProcess(self._device, self._resident_bytes, self._scratch)
+        return self._process
+
+    def call(
+        self,
+        request: Request,
+        *,
+        on_message: Callable[[Message], None],
+        tick: Callable[[], None],
+        tick_s: float = TICK_S,
+    ) -> Outcome:
+        """Have the child do something and return what came of it.
+
+        `on_message` gets progress and log lines as they come; `tick` is called at least every `tick_s` seconds.
+        If either raises, the child is killed and the exception passes through. Raises BackendError, after
+        which the child goes on as before, and EngineHostDied, after which the next call spawns another.
+        """
+        with self._conversing:
+            process = self.start()
+            try:
+                conversation = _Conversation(process, on_message, tick, tick_s)
+                self._greet(process, conversation)
+                reply = conversation.ask(request)
+            except BaseException:
+                self.close()
+                raise
+            self._learn(reply)
+            if isinstance(reply.result, BackendError) and reply.result.code == DEVICE_FAILED:
+                self.close()
+        if isinstance(reply.result, BackendError):
+            raise reply.result
+        return reply.result
+
+    def describe(self, tick: Callable[[], None] = lambda: None) -> dict[str, Any]:
+        """Return {"device", "backends", "resident"} as the fleet shows them.
+
+        They are what the child last said, whether it still runs or not; the first call waits for a child to say
+        it, and calls `tick` meanwhile. Raises BackendError where the device is not there, and EngineHostDied.
+        """
+        hello, kept = self._hello or self._first_hello(tick), self._residency
+        return {
+            "device": dict(hello.device),
+            "backends": {name: dict(offer) for name, offer in hello.backends.items()},
+            "resident": {"engines": kept.engines, "bytes": kept.nbytes, "limit": hello.resident_bytes},
+        }
+
+    def close(self) -> None:
+        """Kill the child, if there is one; the next call spawns another."""
+        if self._process is not None:
+            self._process.kill()
+        self._process = None
+        self._residency = Residency()
+
+    def _first_hello(self, tick: Callable[[], None]) -> Hello:
+        deadline = time.monotonic() + HELLO_S
+
+        def tick_in_time() -> None:
+            tick()
+            if time.monotonic() > deadline:
+                raise EngineHostDied(
+                    f"The engine host of {self._device} did not start within {HELLO_S:.0f} s and was killed. "
+                    "Look whether the device answers (`nvidia-smi`) and what its log says."
+                )
+
+        with self._conversing:
+            if self._hello is not None:
+                return self._hello
+            process = self.start()
+            try:
+                return self._greet(process, _Conversation(process, _log_message, tick_in_time, TICK_S))
+            except BaseException:
+                self.close()
+                raise
+
+    def _greet(self, process: EngineHostProcess, conversation: "_Conversation") -> Hello:
+        """Return what this child said of itself, which it does once."""
+        if self._hello is None or not process.greeted:
+            self._hello = conversation.hello()
+            process.greeted = True
+        return self._hello
+
+    def _learn(self, reply: Reply) -> None:
+        self._residency = reply.residency
+        if self._hello is not None:
+            self._hello = replace(self._hello, device={**self._hello.device, "memory_free": reply.memory_free})
+
+
+class _Conversation:
+    """What is said between one child and one caller."""
+
+    def __init__(
+        self,
+        process: EngineHostProcess,
+        on_message: Callable[[Message], None],
+        tick: Callable[[], None],
+        tick_s: float,
+    ) -> None:
+        self._process = process
+        self._on_message = on_message
+        self._tick = tick
+        self._tick_s = tick_s
+        self._tick_at = time.monotonic() + tick_s
+
+    def hello(self) -> Hello:
+        """Wait for the first thing a child says; raises the BackendError for which it does not start."""
+        said = self._listen()
+        if isinstance(said, BackendError):
+            raise said
+        if not isinstance(said, Hello):
+            raise TypeError(f"the engine host began with {type(said).__name__}")
+        return said
+
+    def ask(self, request: Request) -> Reply:
+        """Send a request and wait for its end."""
+        self._process.send(request)
+        said = self._listen()
+        if not isinstance(said, Reply):
+            raise TypeError(f"the engine host answered with {type(said).__name__}")
+        return said
+
+    def _listen(self) -> Hello | BackendError | Reply:
+        try:
+            return self._next()
+        except (EOFError, ConnectionError) as error:
+            how = self._process.end()
+            self._pass_on_log()
+            tail = self._process.log.tail
+            last = f" Its last line was: {tail[-1]}" if tail else ""
+            raise EngineHostDied(f"The engine host {how}.{last}", tail) from error
+
+    def _next(self) -> Hello | BackendError | Reply:
+        """Return the next thing that is no message; messages and log lines are passed on."""
+        while True:
+            ready = self._wait()
+            if self._process.log in ready:
+                for line in self._process.log.read():
+                    self._on_message(line)
+            if self._process.connection in ready:
+                received = self._process.connection.recv()
+                if isinstance(received, Hello | BackendError | Reply):
+                    self._pass_on_log()
+                    return received
+                self._on_message(received)
+            self._tick_when_due()
+
+    def _wait(self) -> list[Any]:
+        sources: list[Any] = [self._process.connection]
+        if not self._process.log.ended:
+            sources.append(self._process.log)
+        return wait(sources, max(0.0, self._tick_at - time.monotonic()))
+
+    def _tick_when_due(self) -> None:
+        if time.monotonic() >= self._tick_at:
+            self._tick()
+            self._tick_at = time.monotonic() + self._tick_s
+
+    def _pass_on_log(self) -> None:
+        for line in self._process.log.drain():
+            self._on_message(line)
+
+
+def _log_message(message: Message) -> None:
+    if isinstance(message, LogLine):
+        getattr(log, message.level)("engine host", line=message.text)

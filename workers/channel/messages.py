@@ -1,0 +1,387 @@
+"""What the worker asks of the engine host and what it is answered.
+
+Requests, outcomes and messages are frozen values. The worker pickles a request to its engine host and gets
+messages and one outcome (or one `BackendError`) back. Files travel as paths, never as bytes.
+"""
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal
+
+from app.bindings.report import ParameterBinding
+from app.definitions.parameter import InputSpec
+from app.definitions.profiles import Profile
+
+DEVICE_FAILED = "device_failed"  # the code of an error after which a device's engine host is replaced
+
+
+DEVICE_OUT_OF_MEMORY = "device_out_of_memory"
+
+
+Against = Literal["reference", "rebuild", "finite", "none"]
+
+
+class BackendError(Exception):
+    """The backend refused or failed; `code` is a stable word, `detail` names the fault and its remedy."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(code, detail)
+        self.code = code
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.detail}"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFile:
+    """One stored tensor: `nbytes` bytes at `offset` of the file at `path`; `blake3` is 64 hex digits of them."""
+
+    path: str
+    offset: int
+    nbytes: int
+    dtype: str
+    shape: tuple[int, ...]
+    blake3: str
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as a call, several times faster than a dataclass with slots does by itself."""
+        return TensorFile, (self.path, self.offset, self.nbytes, self.dtype, self.shape, self.blake3)
+
+
+@dataclass(frozen=True)
+class ParameterSource:
+    """A parameter's binding together with its tensors, in the order the binding names them."""
+
+    binding: ParameterBinding
+    tensors: tuple[TensorFile, ...]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as a call, likewise."""
+        return ParameterSource, (self.binding, self.tensors)
+
+    @property
+    def name(self) -> str:
+        """The parameter, which is also the initializer's name in the definition."""
+        return self.binding.parameter
+
+    @cached_property
+    def content(self) -> Hashable:
+        """Stored values, transforms, dtype and shape: equal contents mean equal parameter values."""
+        stored = tuple([(tensor.dtype, tensor.shape, tensor.blake3) for tensor in self.tensors])
+        return self.binding.dtype, self.binding.shape, self.binding.transforms, stored
+
+
+@dataclass(frozen=True)
+class EngineFile:
+    """A stored engine: what the host needs to load it when it is not resident.
+
+    `plan` is the path of a plan and `definition` that of the weightless ONNX file it was compiled from.
+    `root_plan` is the digest ("sha256:<64 hex>") of the plan that was compiled: every engine refitted from it, over
+    however many generations, has the same. `plan_parameters` are the values that the plan at `plan` was made
+    with, None where they are the engine's own; an engine whose plan is not materialised yet is loaded from
+    another one's and refitted with what differs.
+    """
+
+    backend: str
+    plan: str
+    root_plan: str
+    definition: str
+    parameters: tuple[ParameterSource, ...]
+    inputs: tuple[InputSpec, ...]
+    plan_parameters: tuple[ParameterSource, ...] | None = None
+    profiles: tuple[Profile, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _make_picklable(self)
+
+    @property
+    def held(self) -> tuple[ParameterSource, ...]:
+        """The values that the plan at `plan` was made with."""
+        return self.parameters if self.plan_parameters is None else self.plan_parameters
+
+    @cached_property
+    def key(self) -> Hashable:
+        """What a resident engine is found by: the plan it goes back to and its parameters' content, in any order."""
+        return self.root_plan, frozenset([(parameter.name, parameter.content) for parameter in self.parameters])
+
+
+def _make_picklable(value: "EngineFile | Build") -> None:
+    """Turn read-only mappings, which pickle refuses, into dicts."""
+    object.__setattr__(value, "profiles", tuple(dict(profile) for profile in value.profiles))
+    object.__setattr__(value, "options", dict(value.options))
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """Compile the definition with these parameters, write the plan to the path `plan` and verify the engine.
+
+    `timing_cache` is the path of what earlier builds on such a device timed, where there is something.
+    """
+
+    backend: str
+    definition: str
+    parameters: tuple[ParameterSource, ...]
+    inputs: tuple[InputSpec, ...]
+    plan: str
+    profiles: tuple[Profile, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    timing_cache: str | None = None
+    against: Against = "none"
+
+    def __post_init__(self) -> None:
+        _make_picklable(self)
+
+    def engine(self, built: "Built") -> EngineFile:
+        """Say how the engine that came of it is loaded."""
+        return EngineFile(
+            backend=self.backend,
+            plan=built.plan,
+            root_plan=built.plan_digest,
+            definition=self.definition,
+            parameters=self.parameters,
+            inputs=self.inputs,
+            profiles=self.profiles,
+            options=self.options,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Refit:
+    """Make a new engine of `parent`'s plan with other parameters, and verify it.
+
+    Where the backend's plans hold weights the new one is written to the path `plan`; where that is None the engine
+    exists on the device only, until a `Materialise`.
+    """
+
+    parent: EngineFile
+    parameters: tuple[ParameterSource, ...]
+    plan: str | None
+    against: Against = "none"
+
+    def engine(self, refitted: "Refitted") -> EngineFile:
+        """Say how the engine that came of it is loaded: from its own plan, or as its parent is, and refitted again."""
+        if refitted.plan is not None:
+            return replace(self.parent, plan=refitted.plan, parameters=self.parameters, plan_parameters=None)
+        return replace(self.parent, parameters=self.parameters, plan_parameters=self.parent.held)
+
+
+@dataclass(frozen=True, slots=True)
+class Materialise:
+    """Write the plan of an engine that has none of its own yet to the path `plan`."""
+
+    engine: EngineFile
+    plan: str
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Run an engine on the safetensors file `inputs` and write its outputs to the safetensors file `outputs`."""
+
+    engine: EngineFile
+    inputs: str
+    outputs: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verify:
+    """Compare an engine's outputs on fixed inputs with an independent computation of the same definition."""
+
+    engine: EngineFile
+    against: Against = "reference"
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """Measure an engine on fixed inputs.
+
+    `shapes` gives each input's shape; inputs it leaves out have that of the first profile's `opt`. `iterations` runs
+    are timed one by one after `warmup` untimed ones. `against_not_refittable` compiles the same definition and
+    weights again without refit support and measures it as well, in turns with the engine. `layers` adds a time
+    per layer.
+    """
+
+    engine: EngineFile
+    iterations: int
+    warmup: int
+    report: str
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    against_not_refittable: bool = False
+    layers: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class MergeTimings:
+    """Write to the path `merged` a timing cache with all that those at the paths `caches` hold."""
+
+    backend: str
+    caches: tuple[str, ...]
+    merged: str
+
+
+Request = Build | Refit | Materialise | Run | Verify | Benchmark | MergeTimings
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A compiled engine, now resident.
+
+    `platform` names what a worker must offer to load it (see `Offered`). `facts` says what the backend knows of
+    it; `timings` are seconds by phase. `timing_cache` is the path of what has been timed by now, for later builds,
+    where the backend can read it back. `verification` is None where none was asked for.
+    """
+
+    plan: str
+    plan_digest: str
+    nbytes: int
+    platform: str
+    facts: Mapping[str, Any]
+    timings: Mapping[str, float]
+    backend_version: str
+    timing_cache: str | None = None
+    verification: "Verified | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refitted:
+    """A refitted engine, now resident beside its parent.
+
+    `plan` is the path of its plan, None where it is not materialised. Where plans hold no weights it is the
+    parent's own path and `plan_digest` the parent's too. `changed` counts the parameters whose values differ from
+    the parent's; `warm` says whether an engine of the same compiled plan was resident. `verification` is None where
+    none was asked for.
+    """
+
+    plan: str | None
+    plan_digest: str | None
+    nbytes: int
+    changed: int
+    warm: bool
+    facts: Mapping[str, Any]
+    timings: Mapping[str, float]
+    backend_version: str
+    verification: "Verified | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class Materialised:
+    """The plan was written to the path `plan`; `timings` are seconds by phase."""
+
+    plan: str
+    plan_digest: str
+    nbytes: int
+    timings: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """Outputs were written to the path `outputs`; `seconds` is the engine's own time, without loading or files."""
+
+    outputs: str
+    seconds: float
+    timings: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class OutputDifference:
+    """One output of an engine against the same output of what it is verified against, computed in float64.
+
+    `relative_l2` is |a - b| / |b|; `cosine` is a.b / (|a||b|); a figure that does not exist is None (no comparison
+    was made, or a value is not finite).
+    """
+
+    max_abs: float | None
+    relative_l2: float | None
+    cosine: float | None
+    finite: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What a verification found. `inputs` digests the fixed inputs; `detail` says in words why it is not ok."""
+
+    ok: bool
+    against: Against
+    outputs: Mapping[str, OutputDifference]
+    tolerance: Mapping[str, Any]
+    inputs: str
+    detail: str
+    timings: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Seconds one run takes from inputs on the device to outputs on the device; `throughput` is runs a second."""
+
+    median: float
+    p99: float
+    mean: float
+    throughput: float
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmarked:
+    """What a benchmark found.
+
+    `not_refittable` is the same of the engine compiled without refit support, where it was asked for. `layers`
+    are (name, seconds) as the runtime's profiler tells them, in order of execution. `report` is the path of a JSON
+    file with all of it and with what the backend's inspector says of each layer.
+    """
+
+    engine: Latency
+    not_refittable: Latency | None
+    layers: tuple[tuple[str, float], ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    report: str
+    timings: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class TimingsMerged:
+    """A timing cache was written to the path `merged`."""
+
+    merged: str
+
+
+Outcome = Built | Refitted | Materialised | Ran | Verified | Benchmarked | TimingsMerged
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Step `step` of `total` in `phase` has begun; total 0 means it is not known."""
+
+    phase: str
+    step: int = 0
+    total: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """One line a backend wrote; `level` is "info", "warning" or "error"."""
+
+    level: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlanWritten:
+    """A plan lies whole at the path `plan`; its engine is yet to be verified."""
+
+    plan: str
+    plan_digest: str
+
+
+Message = Progress | LogLine | PlanWritten
+
+
+Report = Callable[[Message], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Residency:
+    """How many engines are kept, and the memory they keep, in bytes."""
+
+    engines: int = 0
+    nbytes: int = 0

@@ -1,0 +1,111 @@
+"""What parent and child say to each other over their socket: pickles, as both are of one installation.
+
+Child to parent: first one `Hello`, or the `BackendError` for which the child ends. Then, for each `Request` of the
+parent, any number of messages and one `Reply`.
+
+A request names hundreds of parameters, nearly all of them the same as in the request before. So a parameter's source
+goes over once, and is a number from then on; at both ends it stays one object.
+"""
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+from workers.channel.messages import BackendError, Outcome, ParameterSource, Request, Residency
+
+MAX_SOURCES = 50_000  # remembered at both ends, about a kilobyte each; more where requests are larger than half of it
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """What the child works with.
+
+    `device` is {"kind", "name", "memory_total", "memory_free"} with bytes, and more where the kind has more.
+    `backends` maps the name of each installed backend to {"version", "makes", "loads", "capabilities"}, or to
+    {"version", "unavailable"}, the reason with its remedy. `resident_bytes` is the memory for engines kept loaded.
+    """
+
+    device: Mapping[str, Any]
+    backends: Mapping[str, Mapping[str, Any]]
+    resident_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The end of a request, what the child keeps resident after it, and the device's free memory in bytes."""
+
+    result: Outcome | BackendError
+    residency: Residency
+    memory_free: int
+
+
+class RequestWriter:
+    """Pickles the requests to one child, in the order in which it reads them."""
+
+    def __init__(self, max_sources: int = MAX_SOURCES) -> None:
+        self._max_sources = max_sources
+        self._largest = 0  # request, in sources
+        self._sent: dict[int, tuple[int, ParameterSource]] = {}  # by address, which is the source's while it is here
+
+    def write(self, request: Request) -> bytes:
+        """Return a request's pickle."""
+        if len(self._sent) > max(self._max_sources, 2 * self._largest):
+            self._sent.clear()
+        buffer = BytesIO()
+        pickler = _Pickler(buffer, self._sent)
+        try:
+            pickler.dump(request)
+        except BaseException:
+            self._sent.clear()  # the child never hears of those that were numbered
+            raise
+        self._largest = max(self._largest, pickler.count)
+        return buffer.getvalue()
+
+
+class RequestReader:
+    """Reads what a `RequestWriter` wrote."""
+
+    def __init__(self) -> None:
+        self._received: list[ParameterSource] = []
+
+    def read(self, pickled: bytes) -> Request:
+        """Return the request."""
+        request: Request = _Unpickler(BytesIO(pickled), self._received).load()
+        return request
+
+
+class _Pickler(pickle.Pickler):
+    def __init__(self, file: BytesIO, sent: dict[int, tuple[int, ParameterSource]]) -> None:
+        super().__init__(file, pickle.HIGHEST_PROTOCOL)
+        self._sent = sent
+        self.count = 0
+
+    def persistent_id(self, one: Any) -> Any:  # noqa: ANN401 - any object in a request
+        """Return a source's number, or all of one that has none yet; number 0 begins anew."""
+        if type(one) is not ParameterSource:
+            return None
+        self.count += 1
+        known = self._sent.get(id(one))
+        if known is not None:
+            return known[0]
+        number = len(self._sent)
+        self._sent[id(one)] = number, one
+        return number, one.binding, one.tensors
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: BytesIO, received: list[ParameterSource]) -> None:
+        super().__init__(file)
+        self._received = received
+
+    def persistent_load(self, said: Any) -> ParameterSource:  # noqa: ANN401 - as `persistent_id` returns it
+        if isinstance(said, int):
+            return self._received[said]
+        number, binding, tensors = said
+        if number == 0:
+            self._received.clear()
+        source = ParameterSource(binding, tensors)
+        self._received.append(source)
+        return source

@@ -1,0 +1,1 @@
+"""What makes a device or a compiler faster without changing what it computes."""

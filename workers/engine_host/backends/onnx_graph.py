@@ -1,0 +1,207 @@
+"""Weightless ONNX graphs: parameters as declared initializers, as inputs, or pointed at their bytes.
+
+A parameter is an initializer whose data are external (https://onnx.ai/onnx/repo-docs/ExternalData.html); every
+other initializer is a constant of the graph and keeps its value inside the file.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import prod
+from typing import Any
+
+import onnx
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+
+from app.weights.dtypes import DTYPES
+from workers.channel.messages import BackendError
+from workers.engine_host.tensors import StoredValue
+
+ONNX_TYPES: Mapping[str, int] = {
+    "F64": TensorProto.DOUBLE,
+    "F32": TensorProto.FLOAT,
+    "F16": TensorProto.FLOAT16,
+    "BF16": TensorProto.BFLOAT16,
+    "F8_E4M3": TensorProto.FLOAT8E4M3FN,
+    "F8_E5M2": TensorProto.FLOAT8E5M2,
+    "I64": TensorProto.INT64,
+    "I32": TensorProto.INT32,
+    "I16": TensorProto.INT16,
+    "I8": TensorProto.INT8,
+    "U64": TensorProto.UINT64,
+    "U32": TensorProto.UINT32,
+    "U16": TensorProto.UINT16,
+    "U8": TensorProto.UINT8,
+    "BOOL": TensorProto.BOOL,
+}
+DTYPE_NAMES: Mapping[int, str] = {code: name for name, code in ONNX_TYPES.items()}
+ROOT = "/"  # external locations are relative; relative to the root they may name any file of ours
+
+
+def parse(data: bytes) -> ModelProto:
+    """Return the graph in these bytes; its external data are not read."""
+    model: ModelProto = onnx.load_from_string(data)
+    return model
+
+
+def serialize(model: ModelProto) -> bytes:
+    """Return the same bytes for the same graph."""
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
+
+
+def parameters_of(model: ModelProto) -> dict[str, TensorProto]:
+    """Return the initializers without values, by name."""
+    return {one.name: one for one in model.graph.initializer if one.data_location == TensorProto.EXTERNAL}
+
+
+def constants_of(model: ModelProto) -> Iterator[tuple[str, TensorProto]]:
+    """Yield name and value of the graph's own constants: initializers, and Constants that are given as tensors."""
+    for one in model.graph.initializer:
+        if one.data_location != TensorProto.EXTERNAL:
+            yield one.name, one
+    for node in model.graph.node:
+        if node.op_type == "Constant":
+            yield from ((node.output[0], attribute.t) for attribute in node.attribute if attribute.name == "value")
+
+
+def with_parameters_as_inputs(definition: ModelProto) -> ModelProto:
+    """Return a copy of a definition that takes its parameters as inputs, so that it holds no value of any."""
+    model = ModelProto()
+    model.CopyFrom(definition)
+    parameters = parameters_of(model)
+    known = {one.name for one in model.graph.input}
+    model.graph.input.extend(_as_input(one) for name, one in parameters.items() if name not in known)
+    _replace(model.graph.initializer, [one for one in model.graph.initializer if one.name not in parameters])
+    return model
+
+
+def with_inputs_as_parameters(model: ModelProto, definition: ModelProto) -> ModelProto:
+    """Return a graph whose parameter inputs are initializers again, as the definition declares them.
+
+    Parameters that nothing reads any more are left out. The bytes do not depend on the order in which a
+    runtime's hash tables gave out names.
+    """
+    plan = ModelProto()
+    plan.CopyFrom(model)
+    parameters = parameters_of(definition)
+    read = names_read(plan.graph)
+    kept = [one for name, one in parameters.items() if name in read]
+    _replace(plan.graph.input, [one for one in plan.graph.input if one.name not in parameters])
+    _replace(plan.graph.initializer, sorted([*plan.graph.initializer, *kept], key=_name))
+    _replace(plan.graph.value_info, [])
+    return plan
+
+
+def point_at(plan: bytes, values: Mapping[str, StoredValue]) -> tuple[bytes, tuple[str, ...]]:
+    """Return a plan with every parameter pointing at its value's bytes, relative to `ROOT`, and their names.
+
+    Raises BackendError "missing_weights" or "wrong_weights", naming every parameter without a value or
+    with one of another dtype, shape or length: no runtime gets to see those.
+    """
+    model = parse(plan)
+    parameters = parameters_of(model)
+    check_values(parameters, values)
+    for name, parameter in parameters.items():
+        point(parameter, values[name], os.path.relpath(values[name].path, ROOT))
+    return serialize(model), tuple(parameters)
+
+
+def point(parameter: TensorProto, value: StoredValue, location: str) -> None:
+    """Make a parameter's external data the value's bytes in the file at `location`, a relative path."""
+    del parameter.external_data[:]
+    if not value.nbytes:  # an empty tensor has no bytes to point at
+        parameter.data_location, parameter.raw_data = TensorProto.DEFAULT, b""
+        return
+    for key, text in (("location", location), ("offset", value.offset), ("length", value.nbytes)):
+        parameter.external_data.add(key=key, value=str(text))
+
+
+def check_values(parameters: Mapping[str, TensorProto], values: Mapping[str, StoredValue]) -> None:
+    """Raise BackendError "missing_weights" or "wrong_weights" unless each parameter has a value that fits."""
+    missing = sorted(parameters.keys() - values.keys())
+    if missing:
+        raise BackendError(
+            "missing_weights",
+            f"{len(missing)} parameters have no weights: {_listed(missing)}. Bind a tensor to each.",
+        )
+    wrong = [
+        f"{name} is {_type_of(one)}, its weights are {values[name].dtype}{list(values[name].shape)}"
+        for name, one in sorted(parameters.items())
+        if not _fits(one, values[name])
+    ]
+    if wrong:
+        raise BackendError("wrong_weights", f"{_listed(wrong)}. Check the binding against these weights again.")
+
+
+def names_read(graph: GraphProto) -> set[str]:
+    """Return every name that a node or an output of the graph, or of a graph inside it, reads."""
+    read = {one.name for one in graph.output}
+    for node in graph.node:
+        read.update(node.input)
+        for inner in _inner_graphs(node):
+            read |= names_read(inner)
+    return read
+
+
+def operators(graph: GraphProto) -> dict[str, int]:
+    """Count the graph's nodes by operator, in order of name."""
+    counts: dict[str, int] = {}
+    for node in graph.node:
+        counts[node.op_type] = counts.get(node.op_type, 0) + 1
+    return dict(sorted(counts.items()))
+
+
+def nodes(graph: GraphProto) -> list[dict[str, Any]]:
+    """Return name, operator, domain, inputs and outputs of each node, as JSON; not those of inner graphs."""
+    return [
+        {
+            "name": node.name,
+            "op_type": node.op_type,
+            "domain": node.domain,
+            "inputs": list(node.input),
+            "outputs": list(node.output),
+        }
+        for node in graph.node
+    ]
+
+
+def interface(values: Sequence[ValueInfoProto]) -> list[tuple[str, int]]:
+    """Return name and element type of inputs or outputs, in order of name."""
+    return sorted((one.name, one.type.tensor_type.elem_type) for one in values)
+
+
+def _inner_graphs(node: NodeProto) -> Iterator[GraphProto]:
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def _as_input(parameter: TensorProto) -> ValueInfoProto:
+    return helper.make_tensor_value_info(parameter.name, parameter.data_type, list(parameter.dims))
+
+
+def _fits(parameter: TensorProto, value: StoredValue) -> bool:
+    same = tuple(parameter.dims) == value.shape and DTYPE_NAMES.get(parameter.data_type) == value.dtype
+    return same and value.nbytes == prod(value.shape) * DTYPES[value.dtype].itemsize
+
+
+def _type_of(parameter: TensorProto) -> str:
+    return f"{DTYPE_NAMES.get(parameter.data_type, '?')}{list(parameter.dims)}"
+
+
+def _listed(faults: Sequence[str]) -> str:
+    rest = len(faults) - 20
+    return "; ".join(faults[:20]) + (f"; and {rest} more" if rest > 0 else "")
+
+
+def _name(tensor: TensorProto) -> str:
+    name: str = tensor.name
+    return name
+
+
+def _replace(field: Any, items: Iterable[Any]) -> None:  # noqa: ANN401 - protobuf names no type for it
+    """Give a repeated protobuf field other items."""
+    kept = list(items)
+    del field[:]
+    field.extend(kept)

@@ -1,0 +1,25 @@
+"""Time and progress by phase."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from workers.channel.messages import Progress, Report
+
+
+class Stopwatch:
+    """Tells of each phase as it begins and adds up its seconds."""
+
+    def __init__(self, report: Report) -> None:
+        self.seconds: dict[str, float] = {}
+        self._report = report
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count what happens inside towards `name`, whether or not it succeeds."""
+        self._report(Progress(name))
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started

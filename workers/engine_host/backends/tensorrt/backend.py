@@ -1,0 +1,338 @@
+"""The TensorRT backend: plans hold weights, and a refit replaces them in the engine on the device.
+
+Between a definition's parameters and an engine's weights lies a layout of slots (`slots`): most slots are one
+parameter's bytes where they lie in a checkpoint file, a few are computed from several. It follows from the definition
+and the option `refit_layout` alone, so it need not be kept with a plan.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workers.channel.messages import (
+    BackendError,
+    Build,
+    Built,
+    EngineFile,
+    Materialised,
+    MergeTimings,
+    ParameterSource,
+    Progress,
+    Refit,
+    Refitted,
+    Report,
+)
+from workers.engine_host.accelerate.large_pages import small_pages
+from workers.engine_host.backends import onnx_graph
+from workers.engine_host.backends.base import LoadedEngine, Offered, Room
+from workers.engine_host.backends.stopwatch import Stopwatch
+from workers.engine_host.backends.tensorrt import external_data as graph
+from workers.engine_host.backends.tensorrt.capabilities import (
+    Capabilities,
+    capabilities,
+    conflicts,
+    default_target,
+    lacking,
+    notes,
+    options_schema,
+    target_name,
+)
+from workers.engine_host.backends.tensorrt.compiler import Compiler
+from workers.engine_host.backends.tensorrt.engine import TensorrtEngine
+from workers.engine_host.backends.tensorrt.layout import Layout, lay_out
+from workers.engine_host.backends.tensorrt.library import NAME, trt
+from workers.engine_host.backends.tensorrt.log import process_log
+from workers.engine_host.backends.tensorrt.options import completed, settled
+from workers.engine_host.backends.tensorrt.plan_file import mapped_plan, write_plan, writing_plan
+from workers.engine_host.tensors import ParameterFiles
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """The GPU engines are compiled for and run on: its name, and its compute capability ("9.0")."""
+
+    name: str
+    compute_capability: str
+
+    @property
+    def is_ampere_plus(self) -> bool:
+        """Whether it runs what TensorRT compiles for Ampere and everything newer."""
+        return int(self.compute_capability.partition(".")[0]) >= 8
+
+    def supported(self, can: Capabilities) -> "Gpu":
+        """Return this GPU; BackendError "unsupported_gpu" where this TensorRT has nothing for it."""
+        if can.runs_on(self.compute_capability):
+            return self
+        raise BackendError(
+            "unsupported_gpu",
+            f"{NAME} {can.version} has no kernels for the {self.name} (compute capability {self.compute_capability}), "
+            f"only for {', '.join(can.targets)}. Use TensorRT here, or start a worker with a GPU of these.",
+        )
+
+    def shared(self, level: str) -> str:
+        """Name this and all other GPUs that run what is compiled here with a level of hardware compatibility."""
+        return f"compute_capability_{self.compute_capability}" if level == "same_compute_capability" else level
+
+
+class TensorrtBackend:
+    """Compiles, refits and runs on one GPU; on a machine without one, TensorRT-RTX compiles for others."""
+
+    refits_in_place = True
+
+    def __init__(self, gpu: Gpu | None, scratch: Path, files: ParameterFiles, room: Room) -> None:
+        """Open the backend on a GPU, or without one; BackendError "unsupported_gpu"."""
+        self._can = capabilities()
+        self._gpu = gpu.supported(self._can) if gpu is not None else None
+        self._scratch = scratch
+        self._files = files
+        self._room = room
+        self._log = process_log()
+        self._compiler = Compiler(self._can, self._log)
+        self._runtime = trt.Runtime(self._log) if gpu is not None else None
+        self.offered = offered(self._can, gpu)
+
+    def build(self, request: Build, report: Report) -> tuple[Built, LoadedEngine | None]:
+        """Compile, write the plan, and load it where this device can.
+
+        Facts say which parameters the compiled form has not kept as weights of their own (`fixed_parameters`): other
+        values of these take another build.
+        """
+        self._log.attach(report)
+        watch = Stopwatch(report)
+        options = settled(request.options, self.offered.capabilities)
+        layout = _layout(request.definition, options)
+        with watch.phase("map"):
+            values = self._files.locate(request.parameters, _stepping(report))
+        with tempfile.TemporaryDirectory(prefix="graph-", dir=self._scratch) as folder:
+            path = graph.write(layout, values, Path(folder))
+            with watch.phase("compile"), small_pages():
+                plan = self._compiler.compile(
+                    path,
+                    request.profiles,
+                    options,
+                    half=layout.holds("F16"),
+                    refittable=layout.slots_of(options["refit"]) if isinstance(options["refit"], list) else (),
+                    timing_cache=Path(request.timing_cache) if request.timing_cache else None,
+                )
+        del values
+        with writing_plan(plan, Path(request.plan)) as written:
+            engine = None
+            if self._runtime is not None:
+                engine = self._room(lambda: self._load_compiled(plan, layout, options, request, watch, report))
+            with watch.phase("write"):
+                digest, nbytes = written.result()
+        built = Built(
+            plan=request.plan,
+            plan_digest=digest,
+            nbytes=nbytes,
+            platform=self._platform(options),
+            facts=self._facts(layout, options, engine),
+            timings=watch.seconds,
+            backend_version=self._can.version,
+            timing_cache=self._written_timings(request),
+        )
+        return built, engine
+
+    def load(self, engine: EngineFile, report: Report) -> TensorrtEngine:
+        """Deserialize a plan and give it the engine's weights where the plan holds others."""
+        self._log.attach(report)
+        watch = Stopwatch(report)
+        options = completed(engine.options, self.offered.capabilities)
+        with watch.phase("load"):
+            loaded = self._unfitted(engine, options)
+        loaded.give(engine.parameters, self._files, watch, _stepping(report))
+        return loaded
+
+    def refit(self, request: Refit, resident: LoadedEngine | None, report: Report) -> tuple[Refitted, LoadedEngine]:
+        """Replace the weights that differ, in place; where no engine of the compiled plan is resident, load it first.
+
+        Facts count the engine's weights that were set (`weights_set`): they are fewer than the parameters
+        changed where the layout packs several into one.
+        """
+        self._log.attach(report)
+        watch = Stopwatch(report)
+        options = completed(request.parent.options, self.offered.capabilities)
+        if isinstance(resident, TensorrtEngine):
+            engine, warm = resident, True
+        else:
+            with watch.phase("load"):
+                engine, warm = self._unfitted(request.parent, options), False
+        count = engine.give(request.parameters, self._files, watch, _stepping(report))
+        refitted = Refitted(
+            **_inherited(request.parent, options),
+            changed=_changed(request.parent.parameters, request.parameters),
+            warm=warm,
+            facts=engine.facts | {"plan_holds_weights": not _stripped(options), "weights_set": count},
+            timings=watch.seconds,
+            backend_version=self._can.version,
+        )
+        return refitted, engine
+
+    @contextmanager
+    def materialising(self, plan: str, engine: LoadedEngine, report: Report) -> Iterator[Future[Materialised]]:
+        """Serialize an engine with the weights it has now, so that it can be refitted again, and write that."""
+        if not isinstance(engine, TensorrtEngine):
+            raise TypeError(f"not an engine of this backend: {type(engine).__name__}")
+        self._log.attach(report)
+        watch = Stopwatch(report)
+        with watch.phase("serialize"):
+            serialized = engine.serialize()
+        del engine  # which the block may have to give up
+        with ThreadPoolExecutor(1) as pool:
+            writing = pool.submit(_write, serialized, plan, watch.seconds)
+            del serialized  # the thread has it for as long as it writes
+            yield writing
+
+    def merge_timings(self, request: MergeTimings, report: Report) -> None:
+        """Merge what several workers have timed, each in a file of its own."""
+        self._log.attach(report)
+        builder = trt.Builder(self._log)
+        self._compiler.timings.merge(builder.create_builder_config(), request.caches, Path(request.merged))
+
+    def _load_compiled(
+        self,
+        plan: trt.IHostMemory,
+        layout: Layout,
+        options: Mapping[str, Any],
+        request: Build,
+        watch: Stopwatch,
+        report: Report,
+    ) -> TensorrtEngine:
+        """Load what was compiled, and give it what was stripped."""
+        with watch.phase("load"):
+            engine = self._loaded(plan, layout, options, request.parameters)
+        engine.give(request.parameters, self._files, watch, _stepping(report))
+        return engine
+
+    def _unfitted(self, engine: EngineFile, options: Mapping[str, Any]) -> TensorrtEngine:
+        """Deserialize an engine's plan with whatever weights it holds."""
+        with mapped_plan(Path(engine.plan)) as plan:
+            return self._loaded(plan, _layout(engine.definition, options), options, engine.held)
+
+    def _loaded(
+        self,
+        plan: Any,  # noqa: ANN401 - trt.IHostMemory or a mapped file, a buffer
+        layout: Layout,
+        options: Mapping[str, Any],
+        held: Sequence[ParameterSource],
+    ) -> TensorrtEngine:
+        if self._runtime is None:
+            raise BackendError("no_gpu", f"{NAME} compiles here but runs nothing: this worker has no GPU.")
+        self._log.forget()  # what the compiler, or an attempt that had no room, said on the way
+        engine = self._runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            what = f"{NAME} {self._can.version} cannot load the plan"
+            raise self._log.failed("load_failed", what, "Build the engine again here.")
+        weight_bytes = memoryview(plan).nbytes
+        if "weight_streaming_budget" in options:
+            streamable = engine.streamable_weights_size
+            engine.weight_streaming_budget_v2 = min(int(options["weight_streaming_budget"]), streamable)
+            weight_bytes -= streamable - engine.weight_streaming_budget_v2
+        return TensorrtEngine(
+            engine,
+            layout,
+            {one.name: one.content for one in held},
+            self._can,
+            self._log,
+            weight_bytes=weight_bytes,
+            stripped=_stripped(options),
+        )
+
+    def _platform(self, options: Mapping[str, Any]) -> str:
+        """Name the machines that can load a plan built with these options."""
+        level = options["hardware_compatibility"]
+        if self._gpu is None:
+            return f"{self._can.version}/{options['compute_capability']}"
+        return f"{self._can.version}/{self._gpu.name if level == 'none' else self._gpu.shared(level)}"
+
+    def _facts(self, layout: Layout, options: Mapping[str, Any], engine: TensorrtEngine | None) -> dict[str, Any]:
+        facts = {
+            "library": NAME,
+            "plan_holds_weights": not _stripped(options),
+            "refit_layout": options["refit_layout"],
+            "slots": len(layout.slots),
+        }
+        return facts | (engine.facts if engine is not None else {"refittable": options["refit"] != "none"})
+
+    def _written_timings(self, request: Build) -> str | None:
+        """Return the path of what was timed so far; None where no later build could use it."""
+        path = Path(f"{request.plan}.timings")
+        return str(path) if self._compiler.timings.write(path) else None
+
+
+def offered(can: Capabilities, gpu: Gpu | None) -> Offered:
+    """Return what the fleet shows of this TensorRT on this GPU, or without one."""
+    refits = gpu is not None
+    names = [gpu.name, *_shared_platforms(can, gpu)] if gpu is not None else _targets(can)
+    platforms = tuple(f"{can.version}/{name}" for name in names)
+    loads = (*platforms, *(f"{can.version}/{name}" for name in _own_target(can, gpu))) if gpu is not None else ()
+    capabilities = {
+        "build": True,
+        "refit": refits,
+        "run": refits,
+        "plan_holds_weights": True,
+        "profiles": "required for dynamic inputs",
+        "options": options_schema(can, refit=refits),
+        "lacks": lacking(can, refit=refits),
+        "conflicts": conflicts(can, refit=refits),
+        "notes": notes(can),
+        "progress": can.progress_monitor,
+        "timing_cache": _timing_cache(can),
+        "async_refit": refits and can.async_refit,
+    }
+    return Offered(can.version, platforms, loads, capabilities)
+
+
+def _shared_platforms(can: Capabilities, gpu: Gpu) -> list[str]:
+    return [gpu.shared(level.lower()) for level in can.hardware_levels if level != "AMPERE_PLUS" or gpu.is_ampere_plus]
+
+
+def _own_target(can: Capabilities, gpu: Gpu) -> list[str]:
+    """Return what a plan compiled elsewhere for this GPU is called."""
+    return [target_name(gpu.compute_capability)] if can.targets else []
+
+
+def _timing_cache(can: Capabilities) -> str:
+    if not can.times_kernels:
+        return "none"
+    return "stored" if can.readable_timing_cache else "kept in memory"
+
+
+def _targets(can: Capabilities) -> list[str]:
+    """Return the GPUs compiled for where none is here, the default first."""
+    first = default_target(can)
+    return [first, *(target for target in can.targets if target != first)]
+
+
+def _layout(definition: str, options: Mapping[str, Any]) -> Layout:
+    return lay_out(onnx_graph.parse(Path(definition).read_bytes()), options["refit_layout"])
+
+
+def _write(serialized: trt.IHostMemory, plan: str, timings: Mapping[str, float]) -> Materialised:
+    return Materialised(plan, *write_plan(serialized, Path(plan)), timings)
+
+
+def _inherited(parent: EngineFile, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return path, digest and size of a refitted engine's plan: its parent's, where that holds no weights, or none."""
+    if _stripped(options):
+        return {"plan": parent.plan, "plan_digest": parent.root_plan, "nbytes": Path(parent.plan).stat().st_size}
+    return {"plan": None, "plan_digest": None, "nbytes": 0}
+
+
+def _changed(before: Sequence[ParameterSource], after: Sequence[ParameterSource]) -> int:
+    """Count the parameters whose values differ."""
+    contents = {one.name: one.content for one in before}
+    return sum(contents.get(one.name) != one.content for one in after)
+
+
+def _stripped(options: Mapping[str, Any]) -> bool:
+    return bool(options.get("strip_weights"))
+
+
+def _stepping(report: Report) -> Callable[[int, int], None]:
+    """Report each parameter that has to be computed."""
+    return lambda done, total: report(Progress("transform", done, total))

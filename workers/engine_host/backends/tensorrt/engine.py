@@ -1,0 +1,249 @@
+"""A deserialized engine: the weights it holds at the moment, and running it."""
+
+import json
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from onnx import numpy_helper
+
+from app.weights.dtypes import numpy_dtype
+from workers.channel.messages import BackendError, ParameterSource
+from workers.engine_host.backends import onnx_graph
+from workers.engine_host.backends.base import Arrays
+from workers.engine_host.backends.stopwatch import Stopwatch
+from workers.engine_host.backends.tensorrt.capabilities import Capabilities
+from workers.engine_host.backends.tensorrt.execution import Execution
+from workers.engine_host.backends.tensorrt.layout import Layout, Slot, changed_slots, slot_value
+from workers.engine_host.backends.tensorrt.library import NAME, trt
+from workers.engine_host.backends.tensorrt.log import Log
+from workers.engine_host.backends.tensorrt.refitting import Expected, Named, refit, refittable_weights
+from workers.engine_host.tensors import Array, MappedFiles, ParameterFiles, StoredValue
+
+MAX_NAMED = 10
+BATCH_BYTES = 1 << 28  # of computed values in memory at a time
+
+
+class TensorrtEngine:
+    """An engine on the device. `contents` says which values it holds, by parameter; a refit moves it on to others."""
+
+    def __init__(
+        self,
+        engine: trt.ICudaEngine,
+        layout: Layout,
+        contents: Mapping[str, Hashable],
+        can: Capabilities,
+        log: Log,
+        *,
+        weight_bytes: int,
+        stripped: bool = False,
+    ) -> None:
+        """`weight_bytes` is what the plan's weights take on the device.
+
+        `stripped` says that the replaceable ones are not among them, and have yet to be given.
+        """
+        self._engine = engine
+        self._layout = layout
+        self._contents = contents
+        self._can = can
+        self._log = log
+        self._weight_bytes = weight_bytes
+        self._stripped = stripped
+        if stripped:
+            self._weight_bytes += sum(slot.nbytes for slot in layout.slots if slot.name in self.weights)
+
+    @property
+    def nbytes(self) -> int:
+        """Device memory for its weights and for one run, about; inputs and outputs count once it has run with some."""
+        buffers = self._execution.nbytes if self._has_run else 0
+        return self._weight_bytes + self._run_bytes + buffers
+
+    @cached_property
+    def weights(self) -> frozenset[str]:
+        """The names of the weights that can be replaced."""
+        return refittable_weights(self._engine, self._log)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What there is to know of the compiled form."""
+        fixed = {source for slot in self._layout.slots if slot.name not in self.weights for source in slot.sources}
+        return {
+            "refittable": bool(self._engine.refittable),
+            "fixed_parameters": sorted(fixed) if self._engine.refittable else [],
+            "weights": len(self.weights),
+            "layers": self._engine.num_layers,
+            "run_bytes": self._run_bytes,
+        }
+
+    def give(
+        self,
+        parameters: Sequence[ParameterSource],
+        files: ParameterFiles,
+        watch: Stopwatch,
+        step: Callable[[int, int], None],
+    ) -> int:
+        """Replace the weights that other parameter values change, and return how many; BackendError.
+
+        Only what changed is located, computed (the phase "values") and set ("refit"). After an error the engine is in
+        no defined state.
+        """
+        after = {one.name: one.content for one in parameters}
+        changed = changed_slots(self._layout, self._contents, after)
+        self._check_replaceable(changed)
+        if self._stripped:
+            changed = tuple(slot for slot in self._layout.slots if slot.name in self.weights)
+        given: set[str] = set()
+        values = _Values(self._layout, parameters, files, step, self._can)
+        if changed:
+            with watch.phase("values"):
+                values.locate(changed)
+        for batch in _batches(changed):
+            with watch.phase("values"):
+                named = list(values.of(batch))
+            with watch.phase("refit"):
+                self._come_to_rest()
+                given |= refit(self._engine, named, self._can, self._log, values.named)
+        self._contents, self._stripped = after, False
+        return len(given)
+
+    def _come_to_rest(self) -> None:
+        """Wait for what a run that failed may have left on the device: to refit an engine at work is undefined."""
+        if self._has_run:
+            self._execution.wait()
+
+    def run(self, inputs: Arrays) -> dict[str, Array]:
+        """Run once; inputs and outputs by name, in the dtypes of the definition."""
+        return self._execution.run(inputs)
+
+    def measure(self, inputs: Arrays, *, iterations: int, warmup: int) -> Sequence[float]:
+        """Return the seconds each of `iterations` runs took on the device, after `warmup` others."""
+        return self._execution.measure(inputs, iterations=iterations, warmup=warmup)
+
+    def layers(self, inputs: Arrays) -> tuple[tuple[str, float], ...]:
+        """Return (name, seconds) of each layer of one run."""
+        return self._execution.layers(inputs)
+
+    def inspect(self) -> Any:  # noqa: ANN401 - JSON
+        """Return what TensorRT's engine inspector says; more where the engine was built with detailed profiling."""
+        text = self._engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+        try:
+            return json.loads(text, strict=False)  # layers' names may have control characters in them
+        except ValueError:
+            return text
+
+    def serialize(self) -> trt.IHostMemory:
+        """Return the plan with the weights held now, from which the engine can be loaded and refitted again.
+
+        Raises BackendError "serialize_failed".
+        """
+        plan = self._serialized()
+        if plan is None:
+            what = f"{NAME} {self._can.version} cannot write the plan"
+            raise self._log.failed(
+                "serialize_failed", what, "Look whether this machine has memory for it, and try again."
+            )
+        return plan
+
+    def _serialized(self) -> trt.IHostMemory | None:
+        if not self._can.serialization_config:
+            return self._engine.serialize()
+        config = self._engine.create_serialization_config()
+        if not config.clear_flag(trt.SerializationFlag.EXCLUDE_WEIGHTS):
+            return None
+        if self._can.include_refit and not config.set_flag(trt.SerializationFlag.INCLUDE_REFIT):  # type: ignore[attr-defined]  # from 10.14
+            return None
+        return self._engine.serialize_with_config(config)
+
+    @property
+    def _run_bytes(self) -> int:
+        """Device memory that TensorRT itself takes for a run."""
+        return int(self._engine.device_memory_size_v2 if self._can.memory_size_v2 else self._engine.device_memory_size)
+
+    @property
+    def _has_run(self) -> bool:
+        return "_execution" in vars(self)
+
+    @cached_property
+    def _execution(self) -> Execution:
+        outputs = onnx_graph.interface(self._layout.model.graph.output)
+        dtypes = {name: numpy_dtype(onnx_graph.DTYPE_NAMES[dtype]) for name, dtype in outputs}
+        return Execution(self._engine, dtypes, self._log)
+
+    def _check_replaceable(self, changed: Iterable[Slot]) -> None:
+        fixed = sorted({source for slot in changed if slot.name not in self.weights for source in slot.sources})
+        if fixed:
+            more = f" and {len(fixed) - MAX_NAMED} more" if len(fixed) > MAX_NAMED else ""
+            raise BackendError(
+                "not_refittable",
+                f"The compiled engine has not kept {', '.join(fixed[:MAX_NAMED])}{more} as weights that can be "
+                "replaced, and the new values differ. Build an engine for these weights instead.",
+            )
+
+
+class _Values:
+    """What an engine's weights are to be: slots located or computed one by one, and the graph's own constants."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        parameters: Sequence[ParameterSource],
+        files: ParameterFiles,
+        step: Callable[[int, int], None],
+        can: Capabilities,
+    ) -> None:
+        self._layout = layout
+        self._parameters = parameters
+        self._files = files
+        self._step = step
+        self._can = can
+        self._mapped = MappedFiles()
+        self._located: dict[str, StoredValue] = {}
+
+    def locate(self, slots: Iterable[Slot]) -> None:
+        """Find the parameters that slots are made of, as far as they are not yet found."""
+        needed = {source for slot in slots for source in slot.sources} - self._located.keys()
+        if needed:
+            self._located |= self._files.locate([one for one in self._parameters if one.name in needed], self._step)
+
+    def of(self, slots: Sequence[Slot]) -> Iterator[Named]:
+        """Yield name, value and what the engine takes."""
+        self.locate(slots)
+        for slot in slots:
+            yield self._named(slot.name, slot_value(slot, self._located, self._mapped), slot.dtype, slot.shape)
+
+    def named(self, names: Sequence[str]) -> Iterator[Named]:
+        """Yield the same for weights by their names, as far as the definition has them."""
+        yield from self.of([slot for slot in self._layout.slots if slot.name in names])
+        for name, tensor in onnx_graph.constants_of(self._layout.model):
+            if name in names:
+                dtype = onnx_graph.DTYPE_NAMES[tensor.data_type]
+                yield self._named(name, numpy_helper.to_array(tensor), dtype, tuple(tensor.dims))
+
+    def _named(self, name: str, array: Array, dtype: str, shape: tuple[int, ...]) -> Named:
+        engine_dtype = self._can.engine_dtype(dtype)
+        return name, _narrowed(array, engine_dtype), Expected(engine_dtype, shape)
+
+
+def _batches(slots: Sequence[Slot]) -> Iterator[Sequence[Slot]]:
+    """Yield slots in turn, each time as many as are computed in `BATCH_BYTES`, one at least."""
+    start = nbytes = 0
+    for index, slot in enumerate(slots):
+        computed = slot.nbytes if slot.is_computed else 0
+        if nbytes and nbytes + computed > BATCH_BYTES:
+            yield slots[start:index]
+            start, nbytes = index, 0
+        nbytes += computed
+    if slots:
+        yield slots[start:]
+
+
+def _narrowed(array: Array, dtype: "np.dtype[Any]") -> Array:
+    """Return integers and doubles as the narrower type in which TensorRT computes them; anything else as it is.
+
+    Values beyond it become its largest or smallest, as its ONNX parser has it.
+    """
+    if array.dtype.kind not in "if" or not array.dtype.itemsize > dtype.itemsize == 4:
+        return array
+    bounds = np.iinfo(dtype) if dtype.kind == "i" else np.finfo(dtype)
+    return np.clip(array, bounds.min, bounds.max).astype(dtype)

@@ -1,0 +1,97 @@
+"""A graph on its way from a definition to what is compiled."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+
+from app.definitions.graph_walk import attribute_graphs
+from app.definitions.tensor_data import DTYPE_NAMES, external_tensor
+from workers.engine_host.backends.tensorrt.slots import Slot, Type
+
+
+class Draft:
+    """A copy of a definition whose nodes are rewritten while its slots are declared.
+
+    A slot's name is its initializer's; slots that nothing reads in the end are left out.
+    """
+
+    def __init__(self, definition: ModelProto) -> None:
+        self.definition = definition
+        self.model = ModelProto()
+        self.model.CopyFrom(definition)
+        self.graph = self.model.graph
+        self.opset = next(one.version for one in self.model.opset_import if one.domain in {"", "ai.onnx"})
+        self.parameters: dict[str, TensorProto] = {}
+        self.constants: list[TensorProto] = []
+        for tensor in self.graph.initializer:
+            if tensor.data_location == TensorProto.EXTERNAL:
+                self.parameters[tensor.name] = tensor
+            else:
+                self.constants.append(tensor)
+        self.slots: dict[str, Slot] = {name: _stored(one) for name, one in self.parameters.items()}
+
+    @cached_property
+    def _names(self) -> set[str]:
+        """Every name a value of the graph has."""
+        names = {*reads(self.definition.graph), *self.slots}
+        names.update(name for node in self.definition.graph.node for name in node.output)
+        return names | {one.name for one in self.constants} | {one.name for one in self.definition.graph.input}
+
+    def new_name(self, wanted: str) -> str:
+        """Return a name that no value of the graph has: the one wanted, if need be with apostrophes."""
+        while wanted in self._names:
+            wanted += "'"
+        self._names.add(wanted)
+        return wanted
+
+    def types(self, parameters: Iterable[str]) -> tuple[Type, ...]:
+        """Return dtype and shape of parameters."""
+        tensors = [self.parameters[name] for name in parameters]
+        return tuple((DTYPE_NAMES[one.data_type], tuple(one.dims)) for one in tensors)
+
+    def declare(self, slot: Slot) -> str:
+        """Add a slot and return its name."""
+        self.slots[slot.name] = slot
+        return slot.name
+
+    def replace_nodes(self, nodes: Iterable[NodeProto]) -> None:
+        """Give the graph these nodes, in topological order, instead of its own."""
+        kept = list(nodes)
+        del self.graph.node[:]
+        self.graph.node.extend(kept)
+
+    def finish(self) -> tuple[ModelProto, tuple[Slot, ...]]:
+        """Return the rewritten graph, every slot an initializer without a value, and the slots in that order."""
+        read = reads(self.graph)
+        slots = tuple(slot for slot in self.slots.values() if slot.name in read)
+        initializers = [self.parameters.get(slot.name) or _placeholder(slot) for slot in slots]
+        constants = [one for one in self.constants if one.name in read]
+        del self.graph.initializer[:]
+        self.graph.initializer.extend([*initializers, *constants])
+        return self.model, slots
+
+
+def reads(graph: GraphProto) -> Counter[str]:
+    """Count how often nodes and outputs of a graph, and of the graphs inside it, read each name."""
+    return Counter(_names_read(graph))
+
+
+def _names_read(graph: GraphProto) -> Iterator[str]:
+    for one in graph.output:
+        yield one.name
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            for inner in attribute_graphs(attribute):
+                yield from _names_read(inner)
+
+
+def _stored(parameter: TensorProto) -> Slot:
+    dtype, shape = DTYPE_NAMES[parameter.data_type], tuple(parameter.dims)
+    return Slot(parameter.name, dtype, shape, (parameter.name,), ((dtype, shape),))
+
+
+def _placeholder(slot: Slot) -> TensorProto:
+    return external_tensor(slot.name, slot.dtype, slot.shape)

@@ -1,0 +1,23 @@
+"""The TensorRT this process uses: `tensorrt` itself, or else `tensorrt_rtx`, whose Python API is the same.
+
+One process uses one of them. Where both are installed it is TensorRT, and TensorRT-RTX needs an environment of its own.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from workers.engine_host.backends import catalog
+
+__all__ = ["NAME", "extents", "trt"]
+
+NAME = "tensorrt" if catalog.is_installed("tensorrt") else "tensorrt_rtx"
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+else:
+    trt = import_module(NAME)
+
+
+def extents(dims: trt.Dims) -> tuple[int, ...]:
+    """Return the size of each axis; -1 where it is not known yet."""
+    return tuple(dims[axis] for axis in range(len(dims)))

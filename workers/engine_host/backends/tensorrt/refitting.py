@@ -1,0 +1,115 @@
+"""New weights for a deserialized engine, every one of them checked before TensorRT sees it.
+
+`Refitter.set_named_weights` protects nobody: TensorRT 8.6 returned True for a transposed tensor, for one that was an
+element too short and for F32 where the weight is F16, and would have read past the buffer; later releases check
+count and type but never the shape. A refit that fails may have changed some of the weights, so whoever calls this
+throws the engine away when it raises. Where the weights lie meanwhile is a matter of `placement`.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from workers.channel.messages import BackendError
+from workers.engine_host.backends.tensorrt.capabilities import Capabilities
+from workers.engine_host.backends.tensorrt.library import NAME, trt
+from workers.engine_host.backends.tensorrt.log import Log
+from workers.engine_host.backends.tensorrt.tensor_location import OnDevice, OnHost, process_staging
+from workers.engine_host.tensors import Array
+
+MAX_NAMED = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What an engine's weight must look like; `shape` is row-major."""
+
+    dtype: "np.dtype[Any]"
+    shape: tuple[int, ...]
+
+
+Named = tuple[str, Array, Expected]
+
+
+def check_weight(name: str, array: Array, expected: Expected) -> None:
+    """Raise BackendError "wrong_weights" unless an array is exactly what the engine's weight takes."""
+    faults = []
+    if array.dtype != expected.dtype:
+        faults.append(f"is {array.dtype}, not {expected.dtype}")
+    if array.shape != expected.shape:
+        faults.append(f"has shape {list(array.shape)}, not {list(expected.shape)}")
+    if not array.flags.c_contiguous:
+        faults.append("is not contiguous in row-major order")
+    if array.nbytes != prod(expected.shape) * expected.dtype.itemsize:
+        faults.append(f"has {array.nbytes} bytes, not {prod(expected.shape) * expected.dtype.itemsize}")
+    if faults:
+        raise BackendError(
+            "wrong_weights", f"The weight {name} {', '.join(faults)}. Check the binding against these weights again."
+        )
+
+
+def refit(
+    engine: trt.ICudaEngine,
+    weights: Iterable[Named],
+    can: Capabilities,
+    log: Log,
+    others: Callable[[Sequence[str]], Iterable[Named]] = lambda _names: (),
+) -> set[str]:
+    """Put weights into an engine in place and return their names; the arrays are only read until this returns.
+
+    TensorRT takes some weights only together with others, those of the layers it fused: `others` gives the values that
+    these have already, as far as it knows them. Raises BackendError "wrong_weights", "not_refittable" or
+    "refit_failed", and CudaError. After any of them the engine is in no defined state.
+    """
+    refitter = trt.Refitter(engine, log)
+    refitter.max_threads = can.refit_threads
+    with closing(_place(refitter, can, log)) as place:
+        given = _give(place, weights, refitter, log)
+        while missing := refitter.get_missing_weights():
+            combined = _give(place, (one for one in others(missing) if one[0] not in given), refitter, log)
+            if not combined:
+                raise BackendError(
+                    "refit_failed",
+                    f"{NAME} {can.version} wants more weights than were given: {', '.join(missing[:MAX_NAMED])}. "
+                    "Build an engine for these weights instead.",
+                )
+            given |= combined
+        if not place.refit():
+            remedy = "Build an engine for these weights instead."
+            raise log.failed("refit_failed", f"{NAME} {can.version} could not refit the engine", remedy)
+    return given
+
+
+def refittable_weights(engine: trt.ICudaEngine, log: Log) -> frozenset[str]:
+    """Return the names of the weights an engine lets go of; none where it was compiled without refit support."""
+    return frozenset(trt.Refitter(engine, log).get_all_weights()) if engine.refittable else frozenset()
+
+
+def _place(refitter: trt.Refitter, can: Capabilities, log: Log) -> OnHost | OnDevice:
+    return OnDevice(refitter, process_staging(), log) if can.async_refit else OnHost(refitter)
+
+
+def _give(place: OnHost | OnDevice, weights: Iterable[Named], refitter: trt.Refitter, log: Log) -> set[str]:
+    """Check weights, all of them before the first one goes anywhere, give them to the place and return their names."""
+    arrays = {}
+    for name, array, expected in weights:
+        check_weight(name, array, expected)
+        arrays[name] = array
+    refused = place.give(arrays)
+    if refused:
+        raise BackendError("not_refittable", _unknown(refused[0], refitter, log))
+    return set(arrays)
+
+
+def _unknown(name: str, refitter: trt.Refitter, log: Log) -> str:
+    known = refitter.get_all_weights()
+    if name in known:
+        return f"{NAME} refused the weight {name}: {log.reason}. Build the engine again."
+    return (
+        f"The engine's compiled form has no weight {name} that could be replaced (it has {len(known)}). Build an "
+        "engine for these weights instead."
+    )

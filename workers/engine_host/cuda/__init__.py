@@ -1,0 +1,24 @@
+"""CUDA as far as engines need it: a thin, checked layer over cuda-bindings.
+
+The engine host of a GPU is the only process that uses it, on the one GPU that it sees.
+"""
+
+from workers.engine_host.cuda.device import MemoryInfo, device_facts, memory_info
+from workers.engine_host.cuda.memory import DeviceBuffer, copy_to_device, copy_to_host, page_locked
+from workers.engine_host.cuda.runtime import CudaError
+from workers.engine_host.cuda.staging import Staging
+from workers.engine_host.cuda.stream import Event, Stream
+
+__all__ = [
+    "CudaError",
+    "DeviceBuffer",
+    "Event",
+    "MemoryInfo",
+    "Staging",
+    "Stream",
+    "copy_to_device",
+    "copy_to_host",
+    "device_facts",
+    "memory_info",
+    "page_locked",
+]

@@ -1,0 +1,75 @@
+"""What CUDA says of the one GPU that this process sees."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from workers.channel.messages import BackendError
+from workers.engine_host.cuda.runtime import check, cudart, failure
+
+NO_DRIVER = "cudaErrorInsufficientDriver"
+NO_GPU = "cudaErrorNoDevice"
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryInfo:
+    """Bytes of device memory, of all processes together."""
+
+    free: int
+    total: int
+
+
+def memory_info() -> MemoryInfo:
+    """Return the device's memory; raises CudaError."""
+    return MemoryInfo(*map(int, check(cudart().cudaMemGetInfo())))
+
+
+def device_facts(device: str) -> dict[str, Any]:
+    """Return what the fleet shows of the GPU, which errors call `device` (see `engine_host.device.describe_device`).
+
+    Raises BackendError "no_driver", "no_gpu" or "cuda_not_installed", and CudaError.
+    """
+    _check_present(device)
+    properties = check(cudart().cudaGetDeviceProperties(0))
+    memory = memory_info()
+    return {
+        "kind": "cuda",
+        "name": properties.name.decode(errors="replace").rstrip("\0"),
+        "memory_total": memory.total,
+        "memory_free": memory.free,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "driver": _cuda_version(check(cudart().cudaDriverGetVersion())),
+    }
+
+
+def _check_present(device: str) -> None:
+    status, count = cudart().cudaGetDeviceCount()
+    if int(status) == 0 and count:
+        return
+    error = failure(status)
+    if error.name == NO_DRIVER:
+        raise BackendError("no_driver", _no_driver(device))
+    if error.name == NO_GPU or not count:
+        raise BackendError(
+            "no_gpu",
+            f"{device}: the NVIDIA driver shows no such GPU ({error.name}). `nvidia-smi -L` lists those there are; "
+            "look at CUDA_VISIBLE_DEVICES and at what the container was given, or use --device cpu.",
+        )
+    raise error
+
+
+def _no_driver(device: str) -> str:
+    driver, runtime = (check(call()) for call in (cudart().cudaDriverGetVersion, cudart().cudaRuntimeGetVersion))
+    if driver == 0:
+        return (
+            f"{device}: no NVIDIA driver. Install it on this machine; a container needs the NVIDIA Container Toolkit "
+            "and a GPU (docker run --gpus all). Or use --device cpu."
+        )
+    return (
+        f"{device}: the NVIDIA driver takes CUDA up to {_cuda_version(driver)}, cuda-bindings is of CUDA "
+        f"{_cuda_version(runtime)}. Install a newer driver, or pip install 'cuda-bindings<{driver // 1000 + 1}'."
+    )
+
+
+def _cuda_version(number: int) -> str:
+    """Turn CUDA's 12080 into "12.8"."""
+    return f"{number // 1000}.{number % 1000 // 10}"

@@ -1,0 +1,64 @@
+"""The device of a worker: which one it is, and what its engine host says of it."""
+
+import os
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+GIB = 1 << 30
+CPU_RESIDENT_BYTES = 4 * GIB
+
+
+def describe_device(device: str) -> dict[str, Any]:
+    """Return {"kind", "name", "memory_total", "memory_free"}, memory in bytes; for a GPU its engine host only.
+
+    A GPU has "compute_capability" ("9.0") and "driver" (the newest CUDA version it takes, "12.8") as well. Raises
+    BackendError "no_driver", "no_gpu" or "cuda_not_installed".
+    """
+    return _describe_gpu(device) if device.startswith("cuda") else _describe_cpu()
+
+
+def memory_free(device: str) -> int:
+    """Return the bytes of memory free on the device of this process."""
+    if device.startswith("cuda"):
+        from workers.engine_host.cuda import memory_info  # noqa: PLC0415 - CUDA is loaded in the engine host of a GPU only
+
+        return memory_info().free
+    return _memory().get("MemAvailable", 0)
+
+
+def resident_limit(device: Mapping[str, Any]) -> int:
+    """Return the memory that engines kept loaded may take where no setting says: 4 GiB, or half of a GPU's."""
+    return CPU_RESIDENT_BYTES if device["kind"] == "cpu" else int(device["memory_total"]) // 2
+
+
+def _describe_gpu(device: str) -> dict[str, Any]:
+    from workers.engine_host.cuda import device_facts  # noqa: PLC0415 - CUDA is loaded in the engine host of a GPU only
+
+    return device_facts(device)
+
+
+def _describe_cpu() -> dict[str, Any]:
+    memory = _memory()
+    return {
+        "kind": "cpu",
+        "name": f"{_processor()} ({len(os.sched_getaffinity(0))} cores)",
+        "memory_total": memory.get("MemTotal", 0),
+        "memory_free": memory.get("MemAvailable", 0),
+    }
+
+
+def _memory() -> dict[str, int]:
+    """Read /proc/meminfo, whose "kB" are 1024 bytes (man 5 proc_meminfo)."""
+    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    return {parts[0].rstrip(":"): int(parts[1]) * 1024 for parts in lines}
+
+
+@cache
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            return value.strip()
+    return os.uname().machine

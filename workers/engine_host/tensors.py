@@ -1,0 +1,208 @@
+"""Parameter values as byte ranges of files, so that binding without a transform reads and copies nothing.
+
+A runtime that can map files is given the range itself. A parameter whose transforms change its bytes is
+computed once into a scratch file, one parameter at a time, and is a byte range like any other from then on.
+"""
+
+import json
+import mmap
+import os
+import struct
+import weakref
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+
+from app.bindings.transforms import TransformError
+from app.weights.dtypes import DTYPES, numpy_dtype
+from app.weights.formats.safetensors import CheckpointError, read_slots
+from app.weights.formats.safetensors import view as view_buffer
+from workers.channel.messages import BackendError, ParameterSource, TensorFile
+
+Array = np.ndarray[Any, np.dtype[Any]]
+ALIGNMENT = 64  # bytes, a cache line: what vector loads like best
+NAMES = {numpy_dtype(name): name for name in DTYPES}
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
+class StoredValue:
+    """A parameter's value: `nbytes` bytes at `offset` of the file at `path`, row-major.
+
+    `owner` is the scratch file they lie in, if it is one; it is removed when the last value in it is let go.
+    """
+
+    path: str
+    offset: int
+    nbytes: int
+    dtype: str
+    shape: tuple[int, ...]
+    owner: "ScratchFile | None" = field(default=None, repr=False)
+
+
+class ScratchFile:
+    """A file for transformed parameters that is removed with its last user."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / f"{uuid4().hex}.bin"
+        self._file = self.path.open("xb")
+        self._remove = weakref.finalize(self, self.path.unlink, missing_ok=True)
+
+    def append(self, array: Array, dtype: str) -> StoredValue:
+        """Write an array's bytes, aligned; the file's owner is the value returned."""
+        offset = -(-self._file.tell() // ALIGNMENT) * ALIGNMENT
+        self._file.seek(offset)
+        self._file.write(raw(array).data)
+        return StoredValue(str(self.path), offset, array.nbytes, dtype, array.shape, self)
+
+    def close(self) -> None:
+        """Make what was written visible to others; nothing can be appended any more."""
+        self._file.close()
+
+
+class ParameterFiles:
+    """Finds or makes the stored value of each parameter; equal contents are made once while any engine holds them."""
+
+    def __init__(self, scratch: Path) -> None:
+        self._scratch = scratch
+        self._made: weakref.WeakValueDictionary[Hashable, StoredValue] = weakref.WeakValueDictionary()
+
+    def locate(
+        self, sources: Sequence[ParameterSource], step: Callable[[int, int], None] | None = None
+    ) -> dict[str, StoredValue]:
+        """Return the value of every parameter by name; `step(done, total)` is told of each one computed.
+
+        Raises BackendError "file_failed" where a file is missing, "weights_unreadable" where it is shorter than it
+        should be, and "transform_failed" where a transform does not fit its tensors.
+        """
+        check_files(tensor for source in sources for tensor in source.tensors)
+        values = {source.name: value for source in sources if (value := _direct(source) or self._known(source))}
+        missing = [source for source in sources if source.name not in values]
+        if missing:
+            values |= self._make(missing, step or _ignore)
+        return values
+
+    def _known(self, source: ParameterSource) -> StoredValue | None:
+        return self._made.get(source.content)
+
+    def _make(self, sources: Sequence[ParameterSource], step: Callable[[int, int], None]) -> dict[str, StoredValue]:
+        files, scratch = MappedFiles(), ScratchFile(self._scratch)
+        values = {}
+        for index, source in enumerate(sources):
+            step(index, len(sources))
+            value = self._known(source) or scratch.append(_compute(source, files), source.binding.dtype)
+            self._made[source.content] = value
+            values[source.name] = value
+        scratch.close()
+        return values
+
+
+class MappedFiles:
+    """Files mapped read-only, each once, for as long as an array viewing it lives."""
+
+    def __init__(self) -> None:
+        self._maps: dict[str, mmap.mmap] = {}
+
+    def view(self, value: StoredValue | TensorFile) -> Array:
+        """Return the array at that byte range, sharing the file's pages."""
+        if not value.nbytes:
+            return np.empty(value.shape, numpy_dtype(value.dtype))
+        return view_buffer(self._mapped(value.path), value.dtype, value.shape, value.offset)
+
+    def _mapped(self, path: str) -> mmap.mmap:
+        if path not in self._maps:
+            with Path(path).open("rb") as file:
+                self._maps[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return self._maps[path]
+
+
+def check_files(tensors: Iterable[TensorFile]) -> None:
+    """Raise BackendError "file_failed" where a file is missing, "weights_unreadable" where it is too short.
+
+    A mapped file that is too short kills the process that reads past its end, so this comes first.
+    """
+    ends: dict[str, int] = {}
+    for tensor in tensors:
+        ends[tensor.path] = max(ends.get(tensor.path, 0), tensor.offset + tensor.nbytes)
+    for path, end in ends.items():
+        try:
+            size = Path(path).stat().st_size
+        except OSError as error:
+            raise BackendError("file_failed", f"{path}: {error.strerror}") from error  # a copy is fetched again
+        if size < end:
+            raise BackendError("weights_unreadable", f"{path} has {size} bytes, {end} are needed. {_UPLOAD}")
+
+
+_UPLOAD = "The artifact store lost or damaged it; upload the file again."
+
+
+def raw(array: Array) -> Array:
+    """Return an array's bytes as U8, flat; a view where it is C-contiguous."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def dtype_name(array: Array) -> str:
+    """Return the safetensors name of an array's dtype."""
+    return NAMES[array.dtype]
+
+
+def read_tensors(path: str) -> dict[str, Array]:
+    """Map a safetensors file and return its tensors by name; BackendError "bad_inputs" where it is not one."""
+    file = Path(path)
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        try:
+            slots = read_slots(lambda offset, length: os.pread(stream.fileno(), length, offset), size)
+        except CheckpointError as error:
+            raise BackendError("bad_inputs", f"The inputs are no usable safetensors file: {error.detail}") from error
+        mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    return {slot.name: view_buffer(mapped, slot.dtype, slot.shape, slot.offset) for slot in slots}
+
+
+def write_tensors(path: str, arrays: Mapping[str, Array]) -> None:
+    """Write arrays as a safetensors file, which appears whole or not at all.
+
+    The same arrays give the same bytes: tensors lie in order of falling element size, then name, so that
+    each is aligned to its own.
+    """
+    ordered = sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0]))
+    header, end = {}, 0
+    for name, array in ordered:
+        offsets = [end, end := end + array.nbytes]
+        header[name] = {"dtype": dtype_name(array), "shape": list(array.shape), "data_offsets": offsets}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    partial = Path(f"{path}.{uuid4().hex}.partial")
+    try:
+        with partial.open("xb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            for _, array in ordered:
+                file.write(raw(array).data)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _direct(source: ParameterSource) -> StoredValue | None:
+    """Return the tensor itself where the parameter is exactly its bytes, aligned to its elements."""
+    if source.binding.transforms or len(source.tensors) != 1:
+        return None
+    tensor, binding = source.tensors[0], source.binding
+    if (tensor.dtype, tensor.shape) != (binding.dtype, binding.shape) or tensor.offset % DTYPES[tensor.dtype].itemsize:
+        return None
+    return StoredValue(tensor.path, tensor.offset, tensor.nbytes, tensor.dtype, tensor.shape)
+
+
+def _compute(source: ParameterSource, files: MappedFiles) -> Array:
+    try:
+        return source.binding.apply([files.view(tensor) for tensor in source.tensors])
+    except TransformError as error:
+        raise BackendError("transform_failed", f"{error}. Check the binding against these weights again.") from error
+
+
+def _ignore(_done: int, _total: int) -> None:
+    """Tell nobody."""

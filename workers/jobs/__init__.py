@@ -1,0 +1,1 @@
+"""The worker process: one job from its claim to its end."""

@@ -1,0 +1,97 @@
+"""Benchmark jobs: how long an engine takes, and what being refittable costs it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from app.artifacts import service as artifacts
+from app.jobs.lease import Claim
+from workers.channel.messages import Benchmark, Benchmarked
+from workers.jobs.kind import Kind
+from workers.jobs.plans import PlanVerifier
+from workers.jobs.stored import Sources, StoredEngine, engine_file, load_engine
+from workers.jobs.watch import Watch
+from workers.worker import Worker
+
+MAX_LAYERS = 500  # in the job's result; the report has all
+
+
+@dataclass(frozen=True, slots=True)
+class BenchmarkInput:
+    """The engine to measure; `request` is the job's, with every input's shape."""
+
+    engine: StoredEngine
+    request: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Measurements:
+    """What was measured; `digest` and `size` are those of the report in the store."""
+
+    found: Benchmarked
+    digest: str
+    size: int
+
+    @property
+    def blobs(self) -> Mapping[str, int]:
+        """The report."""
+        return {self.digest: self.size}
+
+
+def load(session: Session, held: Claim, _worker: Worker) -> BenchmarkInput:
+    """Read the engine."""
+    return BenchmarkInput(load_engine(session, held.request["engine_id"]), held.request)
+
+
+def compute(job: BenchmarkInput, worker: Worker, watch: Watch) -> Measurements:
+    """Have the engine host measure, and put its report into the store."""
+    request = watch.during(_request, job, worker.sources, worker.plans, str(watch.folder / "benchmark.json"))
+    found = watch.ask(request, Benchmarked)
+    digest, size = watch.during(worker.put, Path(found.report))
+    return Measurements(found, digest, size)
+
+
+def publish(session: Session, held: Claim, _job: BenchmarkInput, made: Measurements) -> dict[str, Any]:
+    """Keep the report for as long as the job is, and return the figures.
+
+    `ratio` is the engine's median over that of the engine compiled without refit support.
+    """
+    artifacts.keep(session, made.digest, f"job:{held.job_id}")
+    found = made.found
+    other = found.not_refittable
+    layers = slowest(found.layers, MAX_LAYERS)
+    return {
+        "latency": asdict(found.engine),
+        "not_refittable": None if other is None else asdict(other),
+        "ratio": None if other is None else found.engine.median / other.median,
+        "layers": [{"name": name, "seconds": seconds} for name, seconds in layers],
+        "layers_omitted": len(found.layers) - len(layers),
+        "shapes": {name: list(shape) for name, shape in found.shapes.items()},
+        "report": made.digest,
+        "seconds": sum(found.timings.values()),
+    }
+
+
+def slowest(layers: Sequence[tuple[str, float]], count: int) -> list[tuple[str, float]]:
+    """Return the `count` layers that take the most time, in order of execution."""
+    kept = sorted(range(len(layers)), key=lambda index: -layers[index][1])[:count]
+    return [layers[index] for index in sorted(kept)]
+
+
+def _request(job: BenchmarkInput, sources: Sources, plans: PlanVerifier, report: str) -> Benchmark:
+    asked = job.request
+    return Benchmark(
+        engine=engine_file(job.engine, sources, plans),
+        iterations=asked["iterations"],
+        warmup=asked["warmup"],
+        report=report,
+        shapes={name: tuple(shape) for name, shape in asked["shapes"].items()},
+        against_not_refittable=asked["against"] == "not_refittable",
+        layers=asked["layers"],
+    )
+
+
+BENCHMARK = Kind(load, compute, publish)

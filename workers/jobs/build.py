@@ -1,0 +1,111 @@
+"""Build jobs: compile a definition with one weight version."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from app.definitions.profiles import parse_profiles
+from app.errors import ServiceError
+from app.jobs.lease import Claim
+from workers.channel.messages import Build, Built
+from workers.jobs import timing_cache
+from workers.jobs.kind import Kind, Ready
+from workers.jobs.publication import NewEngine, Origin, Recipe, equal_engine, new_engine, plan_put, publish_as
+from workers.jobs.stored import Sources, load_definition, load_weights
+from workers.jobs.timing_cache import NewTimings, TimingCache
+from workers.jobs.watch import Watch
+from workers.worker import Worker
+
+
+@dataclass(frozen=True, slots=True)
+class BuildInput:
+    """What is compiled, and the timing cache of the device that does, where it has one."""
+
+    recipe: Recipe
+    timings: TimingCache | None
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltEngine:
+    """A verified engine, and the timing cache its compilation left where that is a new one."""
+
+    engine: NewEngine
+    timings: NewTimings | None
+
+    @property
+    def blobs(self) -> Mapping[str, int]:
+        """The plan and the timing cache."""
+        return {**self.engine.blobs, **(self.timings.blobs if self.timings is not None else {})}
+
+
+def load(session: Session, held: Claim, worker: Worker) -> BuildInput | Ready:
+    """Read what is to be compiled, unless an equal engine has come into being meanwhile.
+
+    Raises ServiceError "cannot_verify" where the engine is to be verified and this device could not run it.
+    """
+    backend = held.request["backend"]
+    ready = equal_engine(session, held, worker.served(backend))
+    if ready is not None:
+        return ready
+    _check_verifiable(held.request, worker)
+    recipe = _recipe(session, held.request)
+    return BuildInput(recipe, timing_cache.find(session, worker, backend, recipe.options))
+
+
+def compute(job: BuildInput, worker: Worker, watch: Watch) -> BuiltEngine:
+    """Compile and verify."""
+    cache = timing_cache.fetch(job.timings, worker, watch)
+    request = watch.during(_request, job.recipe, worker.sources, str(watch.folder / "plan"), cache)
+    with plan_put(worker, watch) as put:
+        built = watch.ask(request, Built, put.begin)
+        engine = new_engine(worker, watch, built, put.end(built.plan_digest), Origin(built.platform, built.plan_digest))
+        return BuiltEngine(engine, timing_cache.put(job.timings, built.timing_cache, worker, watch))
+
+
+def publish(session: Session, held: Claim, job: BuildInput, made: BuiltEngine) -> dict[str, Any]:
+    """Insert the engine, and keep what was timed for the next build."""
+    if made.timings is not None:
+        timing_cache.publish(session, made.timings)
+    return publish_as(session, held, job.recipe, made.engine, method="build")
+
+
+def _check_verifiable(request: Mapping[str, Any], worker: Worker) -> None:
+    backend, against = request["backend"], request["verify"]["against"]
+    if against != "none" and not worker.offered[backend]["loads"]:
+        raise ServiceError(
+            f"{worker.device} compiles '{backend}' for other devices and cannot run the engine, which a verification "
+            f'against "{against}" needs. Ask with "verify": {{"against": "none"}}, and verify it where it runs.',
+            code="cannot_verify",
+        )
+
+
+def _recipe(session: Session, request: Mapping[str, Any]) -> Recipe:
+    return Recipe(
+        definition=load_definition(session, request["definition_id"]),
+        weights=load_weights(session, request["weights_id"], request["binding_id"]),
+        backend=request["backend"],
+        profiles=request["profiles"],
+        options=request["options"],
+        rules=request["rules"],
+        fingerprint=request["fingerprint"],
+        against=request["verify"]["against"],
+    )
+
+
+def _request(recipe: Recipe, sources: Sources, plan: str, cache: str | None) -> Build:
+    return Build(
+        backend=recipe.backend,
+        definition=str(sources.store.local_path(recipe.definition.digest)),
+        parameters=sources.of(recipe.weights),
+        inputs=recipe.definition.inputs,
+        plan=plan,
+        profiles=parse_profiles(recipe.profiles, recipe.definition.inputs),
+        options=recipe.options,
+        timing_cache=cache,
+        against=recipe.against,
+    )
+
+
+BUILD = Kind(load, compute, publish)

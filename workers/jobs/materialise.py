@@ -1,0 +1,66 @@
+"""Materialise jobs: the plan of an engine that was refitted lazily, written as a file."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from app.engines import service as engines
+from app.jobs.lease import Claim
+from workers.channel.messages import Materialise, Materialised
+from workers.jobs.kind import Kind, Ready
+from workers.jobs.plans import PlanVerifier
+from workers.jobs.publication import plan_put
+from workers.jobs.stored import BasePlan, Sources, StoredEngine, StoredPlan, engine_file, load_engine
+from workers.jobs.watch import Watch
+from workers.worker import Worker
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenPlan:
+    """A plan in the store; `timings` are seconds by phase."""
+
+    plan: StoredPlan
+    timings: dict[str, float]
+
+    @property
+    def blobs(self) -> Mapping[str, int]:
+        """The plan."""
+        return {self.plan.digest: self.plan.nbytes}
+
+
+def load(session: Session, held: Claim, _worker: Worker) -> StoredEngine | Ready:
+    """Read the engine, unless its plan is there by now."""
+    engine = load_engine(session, held.request["engine_id"])
+    if isinstance(engine.source, BasePlan):
+        return engine
+    return Ready(_result(engine.number, engine.plan.digest, {"total": 0.0}))
+
+
+def compute(engine: StoredEngine, worker: Worker, watch: Watch) -> WrittenPlan:
+    """Have the engine host write the plan, and put it into the store."""
+    request = watch.during(_request, engine, worker.sources, worker.plans, str(watch.folder / "plan"))
+    with plan_put(worker, watch) as put:
+        made = watch.ask(request, Materialised, put.begin)
+        return WrittenPlan(put.end(made.plan_digest), dict(made.timings) | {"total": watch.seconds})
+
+
+def publish(session: Session, _held: Claim, engine: StoredEngine, made: WrittenPlan) -> dict[str, Any]:
+    """Give the engine its plan; where another job was faster that one's stays, and this one is collected."""
+    plan = made.plan
+    published = engines.publish_plan(
+        session, engine.id, digest=plan.digest, nbytes=plan.nbytes, signature=plan.signature
+    )
+    return _result(engine.number, published.plan_digest, made.timings)
+
+
+def _request(engine: StoredEngine, sources: Sources, plans: PlanVerifier, plan: str) -> Materialise:
+    return Materialise(engine_file(engine, sources, plans), plan)
+
+
+def _result(number: int, digest: str | None, timings: Mapping[str, float]) -> dict[str, Any]:
+    return {"engine": number, "plan_digest": digest, "seconds": dict(timings)}
+
+
+MATERIALISE = Kind(load, compute, publish)

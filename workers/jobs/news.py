@@ -1,0 +1,75 @@
+"""What an engine host says while it works, on its way to the job's events."""
+
+from collections import deque
+from collections.abc import Sequence
+
+from app.jobs.events import Event
+from app.jobs.lease import Progress
+from workers.channel import messages
+
+MAX_LINES = 2000  # of one job; a compiler that says more repeats itself
+MAX_LINE_LENGTH = 2000
+TAIL_LINES = 40  # of a failed job's log, kept in its error
+
+
+class News:
+    """The lines and steps of one job that are not yet written, and the tail of its log."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+        self._progress: Progress | None = None
+        self._phase: str | None = None
+        self._lines = 0
+        self._tail: deque[str] = deque(maxlen=TAIL_LINES)
+
+    def hear(self, message: messages.Progress | messages.LogLine) -> None:
+        """Keep a message; a new phase and each log line become events, steps only move the progress."""
+        if isinstance(message, messages.LogLine):
+            self._hear_line(message)
+            return
+        self._progress = Progress(message.phase, message.step, message.total or None)
+        if message.phase != self._phase:
+            self._phase = message.phase
+            self._events.append(Event("phase", {"phase": message.phase}))
+
+    @property
+    def pending(self) -> bool:
+        """Whether there is anything to write."""
+        return bool(self._events) or self._progress is not None
+
+    @property
+    def events(self) -> Sequence[Event]:
+        """The events not yet written."""
+        return tuple(self._events)
+
+    @property
+    def progress(self) -> Progress | None:
+        """The newest progress not yet written."""
+        return self._progress
+
+    @property
+    def tail(self) -> list[str]:
+        """The log's last lines, written or not."""
+        return list(self._tail)
+
+    def written(self) -> None:
+        """Forget what has been written."""
+        self._events = []
+        self._progress = None
+
+    def _hear_line(self, line: messages.LogLine) -> None:
+        text = line.text[:MAX_LINE_LENGTH]
+        self._tail.append(text)
+        self._lines += 1
+        if self._lines <= MAX_LINES:
+            self._add(line.level, text)
+        elif self._lines == MAX_LINES + 1:
+            self._add("warning", f"the log is longer than {MAX_LINES} lines; the rest is left out")
+
+    def _add(self, level: str, text: str) -> None:
+        """Append to the last event where it is of the same level, so that many lines make few rows."""
+        last = self._events[-1] if self._events else None
+        if last is not None and last.type == "log" and last.data["level"] == level:
+            last.data["lines"].append(text)
+        else:
+            self._events.append(Event("log", {"level": level, "lines": [text]}))

@@ -1,0 +1,196 @@
+"""A new engine, made by a build or a refit, on its way to being published."""
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sqlalchemy.orm import Session
+
+from app.engines import service as engines
+from app.jobs.lease import Claim
+from workers.channel.messages import Against, Built, PlanWritten, Refitted
+from workers.jobs.kind import Ready
+from workers.jobs.stored import BoundWeights, StoredDefinition, StoredEngine, StoredPlan
+from workers.jobs.verify import passed
+from workers.jobs.watch import Watch
+from workers.worker import Worker
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What an engine is made from, as the job asks for it."""
+
+    definition: StoredDefinition
+    weights: BoundWeights
+    backend: str
+    profiles: list[Any]
+    options: dict[str, Any]
+    rules: list[Any]
+    fingerprint: str
+    against: Against
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a new engine's plan works, the compiled plan it goes back to, and the engine it was refitted from."""
+
+    platform: str
+    root_plan: str
+    parent: StoredEngine | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewEngine:
+    """A verified engine. `plan` is in the store, None where it is not materialised; `timings` are seconds by phase."""
+
+    origin: Origin
+    plan: StoredPlan | None
+    backend_version: str
+    device: str
+    facts: dict[str, Any]
+    verification: dict[str, Any]
+    timings: dict[str, float]
+
+    @property
+    def blobs(self) -> Mapping[str, int]:
+        """The plan."""
+        return {} if self.plan is None else {self.plan.digest: self.plan.nbytes}
+
+
+def equal_engine(session: Session, held: Claim, served: engines.Served) -> Ready | None:
+    """Return the result where an equal engine that is served here has been made meanwhile.
+
+    One without a plan of its own is not equal to what a job shall make that is to write a plan.
+    """
+    if not held.request["reuse"]:
+        return None
+    engine = engines.find_equal(session, held.model_id, held.request["fingerprint"], served)
+    lazy = held.request.get("materialise") == "lazy"
+    if engine is None or not (lazy or engine.materialised):
+        return None
+    return Ready({"engine": engine.number, "reused": True, "method": "reuse"})
+
+
+def new_engine(
+    worker: Worker, watch: Watch, made: Built | Refitted, plan: StoredPlan | None, origin: Origin
+) -> NewEngine:
+    """Gather what is to be published; an engine that failed its verification never is: VerificationFailed."""
+    verification = passed(made.verification)
+    return NewEngine(
+        origin=origin,
+        plan=plan,
+        backend_version=made.backend_version,
+        device=worker.device,
+        facts=dict(made.facts),
+        verification=verification,
+        timings=dict(made.timings) | {"verify": verification.get("seconds", 0.0), "total": watch.seconds},
+    )
+
+
+class PlanPut:
+    """Puts a plan of the engine host's into the store and signs it, in a thread of the worker's."""
+
+    def __init__(self, worker: Worker, watch: Watch, inherited: StoredPlan | None) -> None:
+        self._worker = worker
+        self._watch = watch
+        self._inherited = inherited
+        self._path: Path | None = None
+        self._plan: Future[StoredPlan] | None = None
+
+    def begin(self, written: PlanWritten) -> None:
+        """Begin to put it; the file stays where it is, as the host may load it in this time."""
+        if self._inherited is not None and written.plan_digest == self._inherited.digest:
+            return
+        self._path = Path(written.plan)
+        twin = self._path.with_name(f"{self._path.name}.put")
+        twin.hardlink_to(self._path)
+        self._plan = self._worker.io.submit(self._put, twin, written.plan_digest)
+
+    def end(self, digest: str) -> StoredPlan:
+        """Wait until it is there, for when the host is done with the file; the inherited plan, where it wrote none.
+
+        `digest` is that of the plan which the host made.
+        """
+        if self._plan is not None and self._path is not None:
+            plan = self._watch.join(self._plan)
+            if plan.digest != digest:
+                raise TypeError("the engine host told of another plan than it made")
+            self._know(self._path, plan.digest)
+            return plan
+        if self._inherited is None or self._inherited.digest != digest:
+            raise TypeError("the engine host told of no plan")
+        return self._inherited
+
+    def give_up(self) -> None:
+        """Wait for nothing: the job's end is written now, and a put that has begun ends by itself or with the file."""
+        if self._plan is not None:
+            self._plan.cancel()
+
+    def _put(self, path: Path, digest: str) -> StoredPlan:
+        _, nbytes = self._worker.put(path, digest=digest)
+        return StoredPlan(digest, nbytes, self._worker.signer.sign(digest))
+
+    def _know(self, path: Path, digest: str) -> None:
+        """Spare the next refit of this engine reading the plan, where a local store has the file itself and no copy."""
+        if path.stat().st_nlink == 1:
+            return
+        stored = self._watch.during(self._worker.store.local_path, digest)
+        if stored.samefile(path):
+            path.unlink()  # which changes what a file is known by
+            self._worker.plans.know(stored, digest)
+
+
+@contextmanager
+def plan_put(worker: Worker, watch: Watch, inherited: StoredPlan | None = None) -> Iterator[PlanPut]:
+    """Give a block a way to put one plan into the store, while the engine host goes on with its request.
+
+    Where the block fails what was or will be put is left to collection. A plan equal to `inherited` is there already.
+    """
+    put = PlanPut(worker, watch, inherited)
+    try:
+        yield put
+    except Exception:
+        put.give_up()
+        raise
+
+
+def publish_as(
+    session: Session,
+    held: Claim,
+    recipe: Recipe,
+    made: NewEngine,
+    *,
+    method: Literal["build", "refit"],
+) -> dict[str, Any]:
+    """Insert the engine; returns the job's result."""
+    parent, plan = made.origin.parent, made.plan
+    number = engines.publish_engine(
+        session,
+        model_id=held.model_id,
+        method=method,
+        parent=None if parent is None else parent.number,
+        definition_id=recipe.definition.id,
+        weights_id=recipe.weights.weights_id,
+        backend=recipe.backend,
+        backend_version=made.backend_version,
+        device=made.device,
+        platform=made.origin.platform,
+        profiles=recipe.profiles,
+        options=recipe.options,
+        rules=recipe.rules,
+        binding_id=recipe.weights.binding_id,
+        fingerprint=recipe.fingerprint,
+        root_plan=made.origin.root_plan,
+        plan_digest=None if plan is None else plan.digest,
+        plan_bytes=None if plan is None else plan.nbytes,
+        plan_signature=None if plan is None else plan.signature,
+        base_id=None if plan is not None or parent is None else parent.materialised_id,
+        verification=made.verification,
+        facts=made.facts,
+        timings=made.timings,
+        job_id=held.job_id,
+    )
+    return {"engine": number, "reused": False, "method": method, "seconds": made.timings}

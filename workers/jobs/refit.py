@@ -1,0 +1,72 @@
+"""Refit jobs: a new engine from an existing one's plan and other weights."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from app.jobs.lease import Claim
+from workers.channel.messages import Refit, Refitted
+from workers.jobs.kind import Kind, Ready
+from workers.jobs.plans import PlanVerifier
+from workers.jobs.publication import NewEngine, Origin, Recipe, equal_engine, new_engine, plan_put, publish_as
+from workers.jobs.stored import Sources, StoredEngine, engine_file, load_engine, load_weights
+from workers.jobs.watch import Watch
+from workers.worker import Worker
+
+
+@dataclass(frozen=True, slots=True)
+class RefitInput:
+    """The engine whose plan is refitted, what the new one is made from, and whether its plan is written at once."""
+
+    parent: StoredEngine
+    recipe: Recipe
+    materialise: bool
+
+
+def load(session: Session, held: Claim, worker: Worker) -> RefitInput | Ready:
+    """Read the parent and the new weights, unless an equal engine has come into being meanwhile."""
+    parent = load_engine(session, held.request["parent_id"])
+    ready = equal_engine(session, held, worker.served(parent.backend))
+    eager = held.request.get("materialise", "eager") == "eager"
+    return ready or RefitInput(parent, _recipe(session, held, parent), eager)
+
+
+def compute(job: RefitInput, worker: Worker, watch: Watch) -> NewEngine:
+    """Refit and verify; the parent's plan is checked before anything loads it."""
+    request = watch.during(_request, job, worker.sources, worker.plans, str(watch.folder / "plan"))
+    origin = Origin(job.parent.platform, job.parent.root_plan, job.parent)
+    with plan_put(worker, watch, job.parent.plan) as put:
+        refitted = watch.ask(request, Refitted, put.begin)
+        plan = None if refitted.plan_digest is None else put.end(refitted.plan_digest)
+        made = new_engine(worker, watch, refitted, plan, origin)
+    return replace(made, facts=made.facts | {"changed": refitted.changed, "warm": refitted.warm})
+
+
+def publish(session: Session, held: Claim, job: RefitInput, made: NewEngine) -> dict[str, Any]:
+    """Insert the engine; `changed` in the result counts the parameters whose values are not the parent's."""
+    result = publish_as(session, held, job.recipe, made, method="refit")
+    figures = {"changed": made.facts["changed"], "warm": made.facts["warm"]}
+    return result | figures | {"materialised": made.plan is not None}
+
+
+def _recipe(session: Session, held: Claim, parent: StoredEngine) -> Recipe:
+    request = held.request
+    return Recipe(
+        definition=parent.definition,
+        weights=load_weights(session, request["weights_id"], request["binding_id"]),
+        backend=parent.backend,
+        profiles=parent.profiles_json,
+        options=dict(parent.options),
+        rules=request["rules"],
+        fingerprint=request["fingerprint"],
+        against=request["verify"]["against"],
+    )
+
+
+def _request(job: RefitInput, sources: Sources, plans: PlanVerifier, plan: str) -> Refit:
+    parent = engine_file(job.parent, sources, plans)
+    return Refit(parent, sources.of(job.recipe.weights), plan if job.materialise else None, job.recipe.against)
+
+
+REFIT = Kind(load, compute, publish)

@@ -1,0 +1,224 @@
+"""What the database says of weights and engines, and the files that hold it."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any, NamedTuple
+
+from cachetools import LRUCache
+from sqlalchemy.orm import Session, undefer
+
+from app.artifacts.store import ArtifactStore
+from app.bindings.report import ParameterBinding
+from app.bindings.service import StoredBinding, load_binding
+from app.definitions.parameter import InputSpec
+from app.definitions.profiles import Profile, parse_profiles
+from app.definitions.service import inputs_of
+from app.definitions.tables import Definition
+from app.engines.tables import Engine
+from app.errors import ServiceError
+from app.remembered import KEPT_ROWS, remembered
+from app.weights.manifest import TensorEntry, entries_from_json
+from app.weights.service import load_rows
+from workers.channel.messages import EngineFile, ParameterSource, TensorFile
+from workers.jobs.plans import PlanVerifier
+
+
+@dataclass(frozen=True, slots=True)
+class BoundWeights:
+    """A weight version, the rows of its manifest as JSON, and how its tensors feed the parameters.
+
+    Reading them is for after the session (see `Sources`).
+    """
+
+    weights_id: int
+    binding_id: int
+    rows: list[Any]
+    binding: StoredBinding
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDefinition:
+    """A definition; `digest` is its ONNX file."""
+
+    id: int
+    digest: str
+    inputs: tuple[InputSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPlan:
+    """A signed plan in the store, of `nbytes` bytes."""
+
+    digest: str
+    nbytes: int
+    signature: str
+
+
+@dataclass(frozen=True, slots=True)
+class BasePlan:
+    """The plan an engine is loaded from as long as it has none of its own: that of engine `engine_id`."""
+
+    engine_id: int
+    plan: StoredPlan
+    weights: BoundWeights
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEngine:
+    """A published engine, with all it takes to load it again; `profiles_json` as it was asked for.
+
+    `source` is its own plan once it is materialised, and before that the plan of another.
+    """
+
+    id: int
+    number: int
+    backend: str
+    platform: str
+    root_plan: str
+    source: StoredPlan | BasePlan
+    definition: StoredDefinition
+    weights: BoundWeights
+    profiles: tuple[Profile, ...]
+    profiles_json: list[Any]
+    options: Mapping[str, Any]
+
+    @property
+    def plan(self) -> StoredPlan:
+        """The plan it is loaded from."""
+        return self.source.plan if isinstance(self.source, BasePlan) else self.source
+
+    @property
+    def materialised_id(self) -> int:
+        """The engine whose plan that is: what an engine refitted from this one is based on."""
+        return self.source.engine_id if isinstance(self.source, BasePlan) else self.id
+
+
+def load_definition(session: Session, definition_id: int) -> StoredDefinition:
+    """Read a definition by its key."""
+
+    def read() -> StoredDefinition:
+        definition = session.get_one(Definition, definition_id)
+        return StoredDefinition(definition.id, definition.digest, inputs_of(definition))
+
+    return remembered(session, "definition", definition_id, read)
+
+
+def load_weights(session: Session, weights_id: int, binding_id: int) -> BoundWeights:
+    """Read a weight version and a binding by their keys."""
+    return BoundWeights(weights_id, binding_id, load_rows(session, weights_id), load_binding(session, binding_id))
+
+
+def load_engine(session: Session, engine_id: int) -> StoredEngine:
+    """Read an engine by its key."""
+    columns = (Engine.profiles, Engine.options)
+    engine = session.get_one(Engine, engine_id, options=[undefer(column) for column in columns])
+    definition = load_definition(session, engine.definition_id)
+    return StoredEngine(
+        id=engine.id,
+        number=engine.number,
+        backend=engine.backend,
+        platform=engine.platform,
+        root_plan=engine.root_plan,
+        source=_source_of(session, engine),
+        definition=definition,
+        weights=load_weights(session, engine.weights_id, engine.binding_id),
+        profiles=parse_profiles(engine.profiles, definition.inputs),
+        profiles_json=engine.profiles,
+        options=engine.options,
+    )
+
+
+def _source_of(session: Session, engine: Engine) -> StoredPlan | BasePlan:
+    if engine.base_id is None:
+        return _plan_of(engine)
+    base = session.get_one(Engine, engine.base_id)
+    return BasePlan(base.id, _plan_of(base), load_weights(session, base.weights_id, base.binding_id))
+
+
+def _plan_of(engine: Engine) -> StoredPlan:
+    if engine.plan_digest is None or engine.plan_bytes is None or engine.plan_signature is None:
+        raise ServiceError(
+            f"Engine {engine.number} has no plan, and none it could be loaded from. Build it again.",
+            code="plan_missing",
+        )
+    return StoredPlan(engine.plan_digest, engine.plan_bytes, engine.plan_signature)
+
+
+class Sources:
+    """Says where the tensors lie that feed the parameters, and gets their files onto this machine.
+
+    Weight versions have most of their values in common, and a line of refits reads the same few over and over. Where
+    binding and tensors of a parameter are the same as before its source is the same object, which is made once and
+    which the engine host is told once.
+    """
+
+    def __init__(self, store: ArtifactStore) -> None:
+        self.store = store
+        self._lock = Lock()  # what a canceled job left behind may still be at it; never held while files are fetched
+        self._known: LRUCache[tuple[int, int], _Known] = LRUCache(KEPT_ROWS, getsizeof=lambda one: len(one.sources))
+        self._made: dict[str, ParameterSource] = {}  # the last one of each parameter
+
+    def of(self, weights: BoundWeights) -> tuple[ParameterSource, ...]:
+        """Return the source of every parameter, in the order of the binding report."""
+        key = weights.weights_id, weights.binding_id
+        with self._lock:
+            known = self._known.get(key)
+        if known is None or known.paths != self._paths(known.paths):
+            known = self._read(weights)
+            with self._lock:
+                if len(known.sources) <= self._known.maxsize:
+                    self._known[key] = known
+        return known.sources
+
+    def _read(self, weights: BoundWeights) -> "_Known":
+        entries = {one.name: one for one in entries_from_json(weights.rows)}
+        fed = [(one, [entries[name] for name in one.tensors]) for one in weights.binding.parameters]
+        paths = self._paths({entry.blob for _, used in fed for entry in used})
+        with self._lock:
+            if len(self._made) > max(KEPT_ROWS, 2 * len(fed)):
+                self._made.clear()
+            return _Known(paths, tuple([self._source(binding, used, paths) for binding, used in fed]))
+
+    def _source(
+        self, binding: ParameterBinding, entries: Iterable[TensorEntry], paths: Mapping[str, str]
+    ) -> ParameterSource:
+        source = ParameterSource(binding, tuple([_file(entry, paths[entry.blob]) for entry in entries]))
+        made = self._made.get(binding.parameter)
+        if made == source:
+            return made
+        self._made[binding.parameter] = source
+        return source
+
+    def _paths(self, digests: Iterable[str]) -> dict[str, str]:
+        return {digest: str(self.store.local_path(digest)) for digest in digests}
+
+
+class _Known(NamedTuple):
+    """The sources of a weight version, and where its blobs lay when they were made."""
+
+    paths: dict[str, str]
+    sources: tuple[ParameterSource, ...]
+
+
+def _file(entry: TensorEntry, path: str) -> TensorFile:
+    return TensorFile(path, entry.offset, entry.nbytes, entry.dtype, entry.shape, entry.blake3)
+
+
+def engine_file(engine: StoredEngine, sources: Sources, plans: PlanVerifier) -> EngineFile:
+    """Get an engine's files onto this machine; raises ServiceError where the plan it is loaded from is not ours."""
+    store = sources.store
+    plan = store.local_path(engine.plan.digest)
+    plans.verify(plan, engine.plan.digest, engine.plan.signature)
+    base = engine.source if isinstance(engine.source, BasePlan) else None
+    return EngineFile(
+        backend=engine.backend,
+        plan=str(plan),
+        root_plan=engine.root_plan,
+        definition=str(store.local_path(engine.definition.digest)),
+        parameters=sources.of(engine.weights),
+        inputs=engine.definition.inputs,
+        plan_parameters=None if base is None else sources.of(base.weights),
+        profiles=engine.profiles,
+        options=engine.options,
+    )

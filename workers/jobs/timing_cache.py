@@ -1,0 +1,106 @@
+"""What the compilers of a device measured: out of the store before a build, and back into it after one.
+
+A timing cache belongs to the platform of the device that measured, whatever other devices the engine works on. What
+another worker has put there in the course of a build is merged with what this one measured.
+It only ever saves time. One that cannot be had, merged or kept is a warning among the job's events.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from app.database import DATABASE_DOWN
+from app.engines import service as engines
+from app.errors import ServiceError
+from workers.channel.host import EngineHostDied
+from workers.channel.messages import BackendError, LogLine, MergeTimings, TimingsMerged
+from workers.jobs.watch import Watch
+from workers.worker import Worker
+
+STORED = "stored"  # what a backend says of "timing_cache" that can read one back in another process
+
+
+@dataclass(frozen=True, slots=True)
+class TimingCache:
+    """The timing cache of a platform, filled by a backend; `digest` is None where there is none yet."""
+
+    backend: str
+    platform: str
+    digest: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class NewTimings:
+    """A timing cache that was put into the store, of `nbytes` bytes, to be its platform's."""
+
+    platform: str
+    digest: str
+    nbytes: int
+
+    @property
+    def blobs(self) -> Mapping[str, int]:
+        """The cache."""
+        return {self.digest: self.nbytes}
+
+
+def find(session: Session, worker: Worker, backend: str, options: Mapping[str, Any]) -> TimingCache | None:
+    """Return the timing cache of a worker's own device.
+
+    None where its backend cannot read one back, and where a build with these options uses none.
+    """
+    offer = worker.offered[backend]
+    if offer["capabilities"].get("timing_cache") != STORED or not options.get("timing_cache", True):
+        return None
+    platform = offer["makes"][0]
+    return TimingCache(backend, platform, engines.find_timing_cache(session, platform))
+
+
+def fetch(cache: TimingCache | None, worker: Worker, watch: Watch) -> str | None:
+    """Get a timing cache onto this machine and return its path; None where there is none to be had."""
+    if cache is None or cache.digest is None:
+        return None
+    try:
+        return str(watch.during(worker.store.local_path, cache.digest))
+    except (ServiceError, OSError) as error:
+        _warn(watch, f"the timing cache of '{cache.platform}' cannot be read and is begun anew: {error}")
+        return None
+
+
+def put(cache: TimingCache | None, written: str | None, worker: Worker, watch: Watch) -> NewTimings | None:
+    """Put what a build wrote into the store, merged with what is there by now; None where it wrote nothing new."""
+    if cache is None or written is None:
+        return None
+    path = _with_others(cache, written, worker, watch)
+    try:
+        digest, nbytes = watch.during(worker.put, Path(path))
+    except (ServiceError, OSError, *DATABASE_DOWN) as error:
+        _warn(watch, f"the timing cache of '{cache.platform}' is not kept for later builds: {error}")
+        return None
+    return None if digest == cache.digest else NewTimings(cache.platform, digest, nbytes)
+
+
+def publish(session: Session, made: NewTimings) -> None:
+    """Make it the timing cache of its platform; its blob is recorded already."""
+    engines.replace_timing_cache(session, made.platform, digest=made.digest, nbytes=made.nbytes)
+
+
+def _with_others(cache: TimingCache, written: str, worker: Worker, watch: Watch) -> str:
+    """Return the path of what a build wrote, with what another worker has put into the store since it began."""
+    try:
+        with worker.database.reading() as session:
+            newest = replace(cache, digest=engines.find_timing_cache(session, cache.platform))
+        theirs = fetch(newest, worker, watch) if newest != cache else None
+        if theirs is None:
+            return written
+        request = MergeTimings(cache.backend, (theirs, written), f"{written}.merged")
+        return watch.ask(request, TimingsMerged).merged
+    except (BackendError, EngineHostDied, *DATABASE_DOWN) as error:
+        _warn(watch, f"the timing cache of '{cache.platform}' is kept without what others have timed since: {error}")
+        return written
+
+
+def _warn(watch: Watch, text: str) -> None:
+    watch.news.hear(LogLine("warning", text))

@@ -1,0 +1,118 @@
+"""Keeps a job's lease while something works on it, and says when that has to stop."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import structlog
+
+from app.database import DATABASE_DOWN
+from app.jobs import lease
+from app.jobs.lease import CancelAsked, Claim
+from app.jobs.state import State
+from workers.channel.messages import Message, Outcome, PlanWritten, Request
+from workers.jobs.faults import DeadlineExceeded, ShuttingDown
+from workers.jobs.news import News
+from workers.worker import Worker
+
+TICK_S = 0.5  # a cancel is noticed within this time
+NEWS_S = 1.0  # news are written this often, so a client can follow a job without a row per line
+log = structlog.get_logger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+OutcomeT = TypeVar("OutcomeT", bound=Outcome)
+
+
+class Watch:
+    """One claim's clock. `folder` is scratch space that lasts as long as the job."""
+
+    def __init__(self, worker: Worker, held: Claim, folder: Path) -> None:
+        self.news = News()
+        self.folder = folder
+        self._worker = worker
+        self._held = held
+        self._started = time.monotonic()
+        self._renew_at = self._started + held.lease_s / 3
+        self._tell_at = self._started + NEWS_S
+        self._look_at = self._started + TICK_S
+
+    @property
+    def seconds(self) -> float:
+        """Time since the claim."""
+        return time.monotonic() - self._started
+
+    def ask(
+        self,
+        request: Request,
+        expected: type[OutcomeT],
+        on_plan: Callable[[PlanWritten], None] = lambda _written: None,
+    ) -> OutcomeT:
+        """Have the engine host do something; the host is killed when the job has to stop.
+
+        `on_plan` is told of a plan that the host wrote. Raises BackendError, EngineHostDied and what `tick` raises.
+        """
+
+        def hear(message: Message) -> None:
+            if isinstance(message, PlanWritten):
+                on_plan(message)
+            else:
+                self.news.hear(message)
+
+        outcome = self._worker.host.call(request, on_message=hear, tick=self.tick, tick_s=TICK_S)
+        if not isinstance(outcome, expected):
+            raise TypeError(f"the engine host answered {type(request).__name__} with {type(outcome).__name__}")
+        return outcome
+
+    def during(self, action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Move artifacts in a thread; when the job has to stop the thread is left to end by itself."""
+        return self.join(self._worker.io.submit(action, *args, **kwargs))
+
+    def join(self, future: Future[T]) -> T:
+        """Wait for a thread likewise."""
+        while not wait([future], timeout=TICK_S).done:
+            self.tick()
+        return future.result()
+
+    def tick(self) -> None:
+        """Renew, tell and look where it is time to.
+
+        Raises LeaseLost, CancelAsked, DeadlineExceeded or ShuttingDown. A database that is down for a
+        moment stops no compile: if the lease is gone afterwards, the fence sees to it.
+        """
+        if self._worker.stopping.is_set():
+            raise ShuttingDown
+        moment = time.monotonic()
+        if moment - self._started >= self._worker.settings.job_deadline_s:
+            raise DeadlineExceeded(self._worker.settings.job_deadline_s)
+        try:
+            state = self._look(moment)
+        except DATABASE_DOWN as error:
+            log.warning("lease not renewed", error=str(error))
+            return
+        if state is State.CANCELING:
+            raise CancelAsked(self._held.job_id)
+
+    def _look(self, moment: float) -> State:
+        if moment >= self._renew_at or (self.news.pending and moment >= self._tell_at):
+            return self._renew(moment)
+        if moment >= self._look_at:
+            self._look_at = moment + TICK_S
+            return lease.state_of(self._worker.database, self._held)
+        return State.RUNNING
+
+    def _renew(self, moment: float) -> State:
+        state = lease.renew(
+            self._worker.database,
+            self._held,
+            progress=self.news.progress,
+            events=self.news.events,
+            notify=self._worker.announce,
+        )
+        self.news.written()
+        self._renew_at = moment + self._held.lease_s / 3
+        self._tell_at = moment + NEWS_S
+        self._look_at = moment + TICK_S
+        return state
