@@ -5,7 +5,7 @@ from celery import Celery
 
 from app.database import DATABASE_DOWN
 from app.jobs.queue import TASK
-from workers.jobs.runner import run_job
+from workers.jobs.attempt import run_job
 from workers.worker import Worker
 
 log = structlog.get_logger(__name__)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import Event
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import structlog
 
@@ -17,8 +17,9 @@ from app.artifacts import service as artifacts
 from app.artifacts.signing import PlanSigner, open_signer
 from app.artifacts.store import ArtifactStore, open_store
 from app.database import DATABASE_DOWN, Database
-from app.engines.service import Served
+from app.engines.queries import Served
 from app.errors import ServiceError
+from app.fleet.backend_offer import BackendOffer
 from app.fleet.service import WorkerReport
 from app.jobs.notices import Announcer
 from app.jobs.queue import BUILD_ONLY, JobQueue, queue_of, redis_url
@@ -44,8 +45,8 @@ T = TypeVar("T")
 class Worker:
     """What the jobs of one process work with.
 
-    `device` is its name as engines record it, `offered` says by name what the backends that can be used on it offer,
-    as the fleet shows it. `stopping` is set once the process is to end; `job_id` is the job at hand.
+    `device` is its name as engines record it. `offered` has by name what the backends that can be used on it offer.
+    `stopping` is set once the process is to end. `job_id` is the job at hand.
     """
 
     id: str
@@ -61,7 +62,7 @@ class Worker:
     io: ThreadPoolExecutor
     scratch: Path
     device: str
-    offered: Mapping[str, Mapping[str, Any]]
+    offered: Mapping[str, BackendOffer]
     sources: Sources = field(init=False)
     stopping: Event = field(default_factory=Event)
     job_id: str | None = None
@@ -78,7 +79,7 @@ class Worker:
         return tuple(
             queue_of(backend, platform)
             for backend, offer in sorted(self.offered.items())
-            for platform in (None, *(offer["loads"] or [BUILD_ONLY]))
+            for platform in (None, *(offer.loads or [BUILD_ONLY]))
         )
 
     def served(self, backend: str) -> Served:
@@ -89,7 +90,7 @@ class Worker:
                 code="backend_not_offered",
             )
         offer = self.offered[backend]
-        return Served([offer["version"]], {*offer["makes"], *offer["loads"]})
+        return Served([offer.version], {*offer.makes, *offer.loads})
 
     def put(self, path: Path, *, digest: str | None = None) -> tuple[str, int]:
         """Put a file into the store as `ArtifactStore.put_file` does; collection finds it if no job comes to use it."""
@@ -114,19 +115,19 @@ class Worker:
             id=self.id,
             hostname=socket.gethostname(),
             pid=os.getpid(),
-            device=described["device"],
-            backends=described["backends"],
+            device=described.device,
+            backends=described.backends,
             queues=self.queues,
             job_id=self.job_id,
         )
 
 
-def usable_backends(device: str, backends: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+def usable_backends(device: str, backends: Mapping[str, BackendOffer]) -> dict[str, BackendOffer]:
     """Return those of a host's backends that can be used; ServiceError "no_backend" where none can."""
-    usable = {name: offer for name, offer in backends.items() if "unavailable" not in offer}
+    usable = {name: offer for name, offer in backends.items() if offer.available}
     if usable:
         return usable
-    reasons = [f"{name}: {offer['unavailable']}" for name, offer in sorted(backends.items())]
+    reasons = [f"{name}: {offer.unavailable}" for name, offer in sorted(backends.items())]
     remedies = [f"Install one with {missing}."] if (missing := catalog.remedies(device)) else []
     raise ServiceError(" ".join([f"No backend can be used on {device}.", *reasons, *remedies]), code="no_backend")
 
@@ -151,7 +152,7 @@ def open_worker(settings: Settings, device: str) -> Iterator[Worker]:
         host = EngineHost(device, settings.resident_bytes, scratch)
         try:
             described = host.describe()
-            usable = usable_backends(device, described["backends"])
+            usable = usable_backends(device, described.backends)
             yield Worker(
                 id=new_identity(),
                 settings=settings,
@@ -165,7 +166,7 @@ def open_worker(settings: Settings, device: str) -> Iterator[Worker]:
                 announce=announce,
                 io=io,
                 scratch=scratch,
-                device=described["device"]["name"],
+                device=described.device["name"],
                 offered=usable,
             )
         finally:

@@ -6,7 +6,8 @@ from fastapi import APIRouter, Header, Path, Request, Response
 
 from app.aliases import service
 from app.aliases.schemas import AliasAnswer, AliasMoveAnswer, AliasRequest
-from app.engines import service as engines
+from app.engines.enqueue import materialise
+from app.engines.queries import get_engine
 from app.http.dependencies import SessionDep, SettingsDep
 from app.http.pagination import Listing, PageDep
 from app.http.problems import problems
@@ -58,12 +59,12 @@ def move_alias(
     An engine that was refitted lazily gets its plan written: what has a name is to be downloaded.
     """
     owner = get_model(session, model)
-    engine = engines.get_engine(session, owner.id, body.engine)
+    engine = get_engine(session, owner.id, body.engine)
     row, created = service.move_alias(
         session, owner, alias, engine.number, if_match=if_match, if_none_match=if_none_match
     )
     jobs.bind_dispatch(session, request.app.state.dispatch)
-    engines.materialise(session, settings, engine)
+    materialise(session, settings, engine)
     response.headers["ETag"] = service.etag(row)
     response.status_code = 201 if created else 200
     return row

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from math import prod
-from typing import Any
 
 from app.definitions.parameter import InputSpec
 from app.definitions.profiles import parse_profiles, settle_shapes
 from app.engines.schemas import BenchmarkRequest
 from app.engines.tables import Engine
+from app.engines.work import BenchmarkWork
 from app.errors import FieldError, Invalid
 from app.fleet.offers import Offer, settle_options
 from app.weights.dtypes import DTYPES
@@ -17,8 +17,8 @@ MAX_INPUT_BYTES = 1 << 30
 
 def settle_benchmark(
     engine: Engine, inputs: Sequence[InputSpec], offer: Offer, body: BenchmarkRequest
-) -> dict[str, Any]:
-    """Return the job's request, with the shape of every input; Invalid with a pointer to each fault.
+) -> BenchmarkWork:
+    """Return the job's work, with the shape of every input; Invalid with a pointer to each fault.
 
     The engine was loaded with its profiles; `inputs` are its definition's, and `offer` is its backend's.
     """
@@ -26,14 +26,14 @@ def settle_benchmark(
     _check_bytes(shapes, inputs)
     if body.against == "not_refittable":
         _check_comparable(engine, offer)
-    return {
-        "engine_id": engine.id,
-        "iterations": body.iterations,
-        "warmup": body.warmup,
-        "shapes": {name: list(shape) for name, shape in shapes.items()},
-        "against": body.against,
-        "layers": body.layers,
-    }
+    return BenchmarkWork(
+        engine_id=engine.id,
+        iterations=body.iterations,
+        warmup=body.warmup,
+        shapes=shapes,
+        against=body.against,
+        layers=body.layers,
+    )
 
 
 def _check_bytes(shapes: Mapping[str, tuple[int, ...]], inputs: Sequence[InputSpec]) -> None:

@@ -106,7 +106,7 @@ def out_of_reach(order: Order, pair: Pair, held: Values) -> list[str]:
     """Return the parameters that an engine holding `held` would have to change for the order and cannot, sorted."""
     before = _contents(BindingReport.from_json(held.binding), held.rows)
     after = _contents(order.report, pair.tensors)
-    return beyond(before, after, RefitPatterns.of(order.options), held.fixed)
+    return beyond(before, after, RefitPatterns.of(order.options), held.facts.fixed_parameters)
 
 
 def _contents(report: BindingReport, rows: Sequence[Any]) -> dict[str, Hashable]:

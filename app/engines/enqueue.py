@@ -1,12 +1,12 @@
 """What is left of a request for the transaction that makes its job.
 
-Each placement is called once with that transaction's session, or again with another one where the first was
-rolled back. By then everything is computed: there are only rows to look for and to insert.
+By then everything is computed: there are only rows to look for and to insert. If the transaction is rolled back, the
+same placement makes the job in another one.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, TypedDict
 
 from sqlalchemy.orm import Session
 
@@ -14,61 +14,66 @@ from app.artifacts.service import keep, require
 from app.bindings import service as bindings
 from app.engines.checks import Order
 from app.engines.queries import Served, find_equal, find_parent
-from app.engines.schemas import Materialise, VerifyChoice
+from app.engines.schemas import VerifyChoice
 from app.engines.tables import Engine
-from app.fleet.offers import Offer
+from app.engines.work import (
+    BuildWork,
+    Materialise,
+    MaterialiseWork,
+    RefitWork,
+    RunWork,
+    UseEngine,
+    Verification,
+    Work,
+)
+from app.fleet.offers import Offer, fleet_offers
 from app.jobs import events
 from app.jobs import service as jobs
 from app.jobs.queue import queue_of
 from app.jobs.state import State
 from app.jobs.tables import Job
 from app.registry.service import lock_model
-
-Kind = Literal["build", "refit", "materialise", "run", "verify", "benchmark"]
+from app.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
-class QueuedJob:
+class WorkPlacement:
     """A job that a worker of a backend is to do, one of those that listen to `queue`.
 
-    `offer` is what is alive of the backend. `platform` and `needs` are those of the engine to work on where there
-    is one: the platform it has to be loaded on, and the version it is of. `recipe` is that of the engine to work on or
-    to be made, `binding` that of the engine to be made.
+    `offer` is what is alive of the backend. `recipe` is the recipe of the engine to make or to work on. A job on an
+    engine that exists has the `platform` on which that engine has to be loaded, and the `version` of the backend that
+    made it.
     """
 
-    kind: Kind
+    work: Work
     model_id: int
     backend: str
     offer: Offer
-    request: dict[str, Any]
     queue: str
     recipe: str
     platform: str | None = None
-    needs: str | None = None
-    binding: bindings.Draft | None = None
+    version: str | None = None
 
-    def __call__(self, session: Session) -> Job:
-        """Queue it; where the fleet of the moment does not have what it needs, an event says so."""
-        request = self.asked(session)
+    def place(self, session: Session) -> Job:
+        """Queue the job; if the fleet of the moment lacks what it needs, an event says so."""
         job = jobs.create(
-            session, kind=self.kind, model_id=self.model_id, queue=self.queue, request=request, recipe=self.recipe
+            session,
+            kind=self.work.kind,
+            model_id=self.model_id,
+            queue=self.queue,
+            request=self.work.to_json(),
+            likeness=self.work.likeness(model_id=self.model_id, queue=self.queue, recipe=self.recipe),
         )
         about = {"backend": self.backend, "platform": self.platform}
         if self.platform is not None and self.platform not in self.offer.loads:
             events.append(session, job.id, "no_worker", about | {"detail": self._nobody_of_platform()})
         elif not self.offer.versions:
             events.append(session, job.id, "no_worker", about | {"detail": self._nobody()})
-        elif self.needs is not None and self.needs not in self.offer.versions:
+        elif self.version is not None and self.version not in self.offer.versions:
             alive = ", ".join(sorted(self.offer.versions))
-            detail = f"The engine is of {self.backend} {self.needs}; alive are {alive}."
+            detail = f"The engine is of {self.backend} {self.version}; alive are {alive}."
             events.append(session, job.id, "other_backend_version", about | {"detail": detail})
         return job
-
-    def asked(self, session: Session) -> dict[str, Any]:
-        """Return the request as the job has it, with its binding stored and named by its id."""
-        if self.binding is None:
-            return self.request
-        return self.request | {"binding_id": bindings.record(session, self.binding)}
 
     def _nobody(self) -> str:
         return (
@@ -88,78 +93,121 @@ class QueuedJob:
         return "".join(f" A worker has it installed but cannot use it: {one}" for one in self.offer.unavailable)
 
 
-def engine_job(
-    kind: Kind, engine: Engine, offer: Offer, request: dict[str, Any], binding: bindings.Draft | None = None
-) -> QueuedJob:
-    """Return a job on an engine that there is, for those who can load it."""
-    queue = queue_of(engine.backend, engine.platform)
-    return QueuedJob(
-        kind,
+def on_engine(work: UseEngine | RefitWork, engine: Engine, offer: Offer) -> WorkPlacement:
+    """Return the placement of work on an engine that exists, for those workers who can load it."""
+    return WorkPlacement(
+        work,
         engine.model_id,
         engine.backend,
         offer,
-        request,
-        queue,
+        queue_of(engine.backend, engine.platform),
         engine.recipe,
         platform=engine.platform,
-        needs=engine.backend_version,
-        binding=binding,
+        version=engine.backend_version,
     )
-
-
-def build_job(order: Order, verify: VerifyChoice, *, reuse: bool) -> QueuedJob:
-    """Return the build that fulfils an order."""
-    request = {
-        "definition_id": order.definition_id,
-        "backend": order.target.backend,
-        "profiles": order.profiles,
-        "options": order.options,
-        **_common(order, verify, reuse=reuse),
-    }
-    target = order.target
-    queue = queue_of(target.backend, target.platform)
-    return QueuedJob(
-        "build", order.model_id, target.backend, target.offer, request, queue, order.recipe, binding=order.binding
-    )
-
-
-def refit_job(
-    order: Order, parent: Engine, verify: VerifyChoice, materialise: Materialise, *, reuse: bool
-) -> QueuedJob:
-    """Return the refit that fulfils an order."""
-    request = {"parent_id": parent.id, "materialise": materialise, **_common(order, verify, reuse=reuse)}
-    return engine_job("refit", parent, order.target.offer, request, order.binding)
-
-
-def _common(order: Order, verify: VerifyChoice, *, reuse: bool) -> dict[str, Any]:
-    return {
-        "weights_id": order.weights_id,
-        "rules": order.rules,
-        "fingerprint": order.fingerprint,
-        "verify": verify.model_dump(),
-        "reuse": reuse,
-    }
 
 
 @dataclass(frozen=True, slots=True)
-class ReuseFirst:
-    """An engine equal to the order, or else the job that makes one; `materialise` says when its plan is wanted."""
+class RunPlacement:
+    """A run of an engine on the uploaded file that its work names."""
+
+    work: RunWork
+    engine: Engine
+    offer: Offer
+
+    def place(self, session: Session) -> Job:
+        """Queue the run and keep its inputs for as long as the job, as its worker keeps the outputs."""
+        require(session, self.work.inputs, "/inputs")
+        job = on_engine(self.work, self.engine, self.offer).place(session)
+        keep(session, self.work.inputs, f"job:{job.id}")
+        return job
+
+
+@dataclass(frozen=True, slots=True)
+class EnginePlacement:
+    """An engine that fulfils an order: an equal one that exists if `reuse` is set, or else the job that makes one.
+
+    The job refits `parent`, or builds if there is none. `materialise` says when the engine's plan is wanted.
+    """
 
     order: Order
-    job: QueuedJob
+    verify: VerifyChoice
+    parent: Engine | None = None
     materialise: Materialise = "eager"
+    reuse: bool = True
 
-    def __call__(self, session: Session) -> Job:
-        """Record a finished job that names an equal engine where there is one, else queue `job`."""
-        equal = _equal(session, self.order)
-        return self.job(session) if equal is None else _reused(session, self.job, equal, self.materialise)
+    def place(self, session: Session) -> Job:
+        """Queue the job, or record a finished job that names the equal engine."""
+        equal = self.equal(session) if self.reuse else None
+        return self.queue(session) if equal is None else self.reused(session, equal)
+
+    def equal(self, session: Session) -> Engine | None:
+        """Return the newest engine that computes the same and is of use to somebody alive."""
+        offer = self.order.target.offer
+        return find_equal(session, self.order.model_id, self.order.fingerprint, Served(offer.versions, offer.platforms))
+
+    def queue(self, session: Session) -> Job:
+        """Queue the job that makes the engine."""
+        return self._placement(session).place(session)
+
+    def reused(self, session: Session, equal: Engine) -> Job:
+        """Record a job that is finished by an equal engine; if its plan is wanted and missing, that is queued as well.
+
+        The result's `materialising` names the job that writes the plan.
+        """
+        placement = self._placement(session)
+        result: dict[str, Any] = {"engine": equal.number, "reused": True, "method": "reuse"}
+        if self.materialise == "eager" and not equal.materialised:
+            result["materialising"] = MaterialisePlacement(equal.model_id, equal.id, placement.offer).place(session).id
+        return jobs.create_finished(
+            session,
+            kind=placement.work.kind,
+            model_id=placement.model_id,
+            queue=placement.queue,
+            request=placement.work.to_json(),
+            result=result,
+        )
+
+    def _placement(self, session: Session) -> WorkPlacement:
+        order, target = self.order, self.order.target
+        common: _Common = {
+            "weights_id": order.weights_id,
+            "binding_id": bindings.record(session, order.binding),
+            "rules": list(order.rules),
+            "fingerprint": order.fingerprint,
+            "verify": Verification(against=self.verify.against),
+            "reuse": self.reuse,
+        }
+        if self.parent is not None:
+            refit = RefitWork(parent_id=self.parent.id, materialise=self.materialise, **common)
+            return on_engine(refit, self.parent, target.offer)
+        build = BuildWork(
+            definition_id=order.definition_id,
+            backend=target.backend,
+            profiles=list(order.profiles),
+            options=dict(order.options),
+            **common,
+        )
+        queue = queue_of(target.backend, target.platform)
+        return WorkPlacement(build, order.model_id, target.backend, target.offer, queue, order.recipe)
+
+
+class _Common(TypedDict):
+    """The fields of `MakeEngine`."""
+
+    weights_id: int
+    binding_id: int
+    rules: list[Any]
+    fingerprint: str
+    verify: Verification
+    reuse: bool
 
 
 @dataclass(frozen=True, slots=True)
-class CheapestWay:
+class CheapestPlacement:
     """An order to be fulfilled with as little work as the engines there are allow.
 
-    `root_plans` are those whose engines can be given its weights; None where any of its recipe can.
+    `root_plans` are those whose engines can be given its weights. None stands for all of its recipe.
     """
 
     order: Order
@@ -167,48 +215,32 @@ class CheapestWay:
     materialise: Materialise
     root_plans: Collection[str] | None = None
 
-    def __call__(self, session: Session) -> Job:
+    def place(self, session: Session) -> Job:
         """Reuse an equal engine, else refit the newest one of the recipe that the fleet can load, else build.
 
         The job's kind, its event "chosen" and its result's `method` say which.
         """
         order = self.order
-        build = build_job(order, self.verify, reuse=True)
-        equal = _equal(session, order)
+        wanted = EnginePlacement(order, self.verify, materialise=self.materialise)
+        equal = wanted.equal(session)
         if equal is not None:
-            return _reused(session, build, equal, self.materialise)
+            return wanted.reused(session, equal)
         parent = find_parent(session, order.model_id, order.recipe, refits(order), self.root_plans)
-        chosen = build if parent is None else refit_job(order, parent, self.verify, self.materialise, reuse=True)
-        job = chosen(session)
+        job = replace(wanted, parent=parent).queue(session)
         events.append(session, job.id, "chosen", {"method": job.kind, "parent": parent.number if parent else None})
         return job
 
 
 @dataclass(frozen=True, slots=True)
-class RunOnBlob:
-    """A run and the digest of the uploaded file it runs on."""
-
-    job: QueuedJob
-    inputs: str
-
-    def __call__(self, session: Session) -> Job:
-        """Queue the run and keep its inputs for as long as the job, as its worker keeps the outputs."""
-        require(session, self.inputs, "/inputs")
-        job = self.job(session)
-        keep(session, self.inputs, f"job:{job.id}")
-        return job
-
-
-@dataclass(frozen=True, slots=True)
-class MaterialiseJob:
-    """The plan of an engine that was refitted lazily, as a file; `offer` is as in `QueuedJob`."""
+class MaterialisePlacement:
+    """The plan of an engine that was refitted lazily, as a file; `offer` is what is alive of its backend."""
 
     model_id: int
     engine_id: int
     offer: Offer
 
-    def __call__(self, session: Session) -> Job:
-        """Return the job that is at it, or that did it, and queue one where there is none or it came to nothing.
+    def place(self, session: Session) -> Job:
+        """Return the job that is at it, or that did it; queue one if there is none or it came to nothing.
 
         An engine whose plan was there from the beginning gets a finished job.
         """
@@ -224,15 +256,15 @@ class MaterialiseJob:
         return job
 
     def _queued(self, session: Session, engine: Engine) -> Job:
-        return engine_job("materialise", engine, self.offer, {"engine_id": engine.id})(session)
+        return on_engine(MaterialiseWork(engine_id=engine.id), engine, self.offer).place(session)
 
     def _finished(self, session: Session, engine: Engine) -> Job:
         return jobs.create_finished(
             session,
-            kind="materialise",
+            kind=MaterialiseWork.kind,
             model_id=engine.model_id,
             queue=queue_of(engine.backend, engine.platform),
-            request={"engine_id": engine.id},
+            request=MaterialiseWork(engine_id=engine.id).to_json(),
             result={"engine": engine.number, "plan_digest": engine.plan_digest, "seconds": {"total": 0.0}},
         )
 
@@ -242,19 +274,11 @@ def refits(order: Order) -> Served:
     return Served(order.target.offer.versions, order.target.offer.loads)
 
 
-def _equal(session: Session, order: Order) -> Engine | None:
-    offer = order.target.offer
-    return find_equal(session, order.model_id, order.fingerprint, Served(offer.versions, offer.platforms))
+def materialise(session: Session, settings: Settings, engine: Engine) -> None:
+    """Have the plan of an engine written in the same transaction that hands the engine out; one that has it needs none.
 
-
-def _reused(session: Session, job: QueuedJob, equal: Engine, materialise: Materialise) -> Job:
-    """Record a job that is finished by an equal engine; where its plan is wanted and missing, that is queued as well.
-
-    The result's `materialising` names the job that writes it.
+    The session must know how its jobs are sent.
     """
-    result: dict[str, Any] = {"engine": equal.number, "reused": True, "method": "reuse"}
-    if materialise == "eager" and not equal.materialised:
-        result["materialising"] = MaterialiseJob(equal.model_id, equal.id, job.offer)(session).id
-    return jobs.create_finished(
-        session, kind=job.kind, model_id=job.model_id, queue=job.queue, request=job.asked(session), result=result
-    )
+    if not engine.materialised:
+        offer = fleet_offers(session, settings).offer(engine.backend)
+        MaterialisePlacement(engine.model_id, engine.id, offer).place(session)

@@ -6,6 +6,7 @@ from sqlalchemy.orm import Session
 
 from app.bindings.service import load_report
 from app.definitions.tables import Definition
+from app.engines.facts import read_facts
 from app.engines.queries import get_engine, load_family
 from app.engines.tables import Engine
 from app.jobs.service import get_job
@@ -28,7 +29,7 @@ def engine_manifest(session: Session, model: Model, number: int) -> dict[str, An
     """Return the fields of `ManifestAnswer`; NotFound."""
     engine = get_engine(session, model.id, number, load=EVERYTHING)
     family = load_family(session, model.id, number, ancestors=MAX_PARENTS, descendants=0)
-    facts = dict(engine.facts)
+    facts = read_facts(engine.facts)
     return {
         "model": model.name,
         "engine": engine.number,
@@ -53,8 +54,8 @@ def engine_manifest(session: Session, model: Model, number: int) -> dict[str, An
         "job": _job(get_job(session, engine.job_id)),
         "timings": engine.timings,
         "verification": engine.verification,
-        "service_version": facts.pop("service_version", None),
-        "facts": facts,
+        "service_version": facts.service_version,
+        "facts": {name: fact for name, fact in facts.to_json().items() if name != "service_version"},
     }
 
 

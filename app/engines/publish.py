@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from app.artifacts.service import keep
 from app.definitions.tables import Definition
+from app.engines.facts import EngineFacts
 from app.engines.fingerprint import recipe
 from app.engines.tables import Engine
 from app.registry.service import next_number
@@ -18,15 +19,14 @@ from app.weights.tables import WeightVersion
 INSERT = insert(Engine).returning(Engine.id)
 
 
-class NewEngine(TypedDict):
+class EngineRow(TypedDict):
     """What a worker knows of the engine it made.
 
     `parent` is the number of the engine it was refitted from. `platform` names the machines its plan works on, and
     `root_plan` is the digest of the plan that was compiled, by the engine itself or by its first ancestor. Either
     the plan is given or `base_id`, the materialised engine whose plan this one is loaded from until it has its
-    own. `profiles`, `options`, `rules` and `binding_id` are those of the job's request, where it has them not those
-    of the parent. `facts["refittable"]` says whether it can be refitted in its turn, and counts as true where it is
-    missing; `timings` are seconds by phase.
+    own. `profiles`, `options`, `rules` and `binding_id` come from the job's work, or from the parent if the work
+    has none. `timings` are seconds by phase.
     """
 
     model_id: int
@@ -49,12 +49,12 @@ class NewEngine(TypedDict):
     plan_signature: NotRequired[str | None]
     base_id: NotRequired[int | None]
     verification: dict[str, Any]
-    facts: dict[str, Any]
+    facts: EngineFacts
     timings: dict[str, Any]
     job_id: str
 
 
-def publish_engine(session: Session, **made: Unpack[NewEngine]) -> int:
+def publish_engine(session: Session, **made: Unpack[EngineRow]) -> int:
     """Insert an engine under its model's next number, which is returned, and keep its plan, where it has one.
 
     For the transaction that also finishes the job; the plan's blob must be recorded already.
@@ -63,7 +63,7 @@ def publish_engine(session: Session, **made: Unpack[NewEngine]) -> int:
     number = next_number(session, made["model_id"], "engine")
     row = {
         **made,
-        "facts": {**made["facts"], "service_version": _service_version()},
+        "facts": made["facts"].told(service_version=_service_version()).to_json(),
         "number": number,
         "definition": definition,
         "weights": _weights(session, made["weights_id"]),
@@ -74,7 +74,7 @@ def publish_engine(session: Session, **made: Unpack[NewEngine]) -> int:
             options=made["options"],
             rules=made["rules"],
         ),
-        "refittable": bool(made["facts"].get("refittable", True)),
+        "refittable": made["facts"].refittable,
     }
     engine_id = session.connection().execute(INSERT, row).scalar_one()
     plan = made.get("plan_digest")

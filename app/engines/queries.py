@@ -1,6 +1,6 @@
 """Finding engines."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -10,6 +10,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session, aliased, undefer
 
 from app.bindings.tables import Binding
 from app.database import Database
+from app.engines.facts import EngineFacts, read_facts
 from app.engines.lineage import Family, Relative, arrange
 from app.engines.tables import Engine
 from app.errors import NotFound
@@ -98,36 +99,26 @@ def find_parent(
 class Values:
     """What an engine's parameters hold: its binding report and the rows of its weights' manifest, as JSON.
 
-    The engine's `facts` name those that its compiled form has not kept as weights.
+    `facts` name those that its compiled form has not kept as weights.
     """
 
     engine_id: int
     root_plan: str
     binding: dict[str, Any]
     rows: list[Any]
-    facts: dict[str, Any]
-
-    @property
-    def fixed(self) -> list[str]:
-        """The parameters no refit can change, whatever the options say."""
-        return fixed_parameters(self.facts)
-
-
-def fixed_parameters(facts: Mapping[str, Any]) -> list[str]:
-    """Return the parameters that a compiled form, of which the backend tells these facts, has not kept as weights."""
-    return list(facts.get("fixed_parameters", []))
+    facts: EngineFacts
 
 
 def find_families(
     session: Session, model_id: int, recipe: str, served: Served, *, limit: int
-) -> list[tuple[int, dict[str, Any]]]:
+) -> list[tuple[int, EngineFacts]]:
     """Return id and facts of the newest refittable engine of each of the newest root plans of a recipe."""
     newest = func.max(Engine.id)
     refittable = select(newest).where(Engine.model_id == model_id, Engine.recipe == recipe, Engine.refittable)
     families = served.narrow(refittable).group_by(Engine.root_plan)
     found = session.scalars(families.order_by(newest.desc()).limit(limit)).all()
     rows = session.execute(select(Engine.id, Engine.facts).where(Engine.id.in_(found)).order_by(Engine.id.desc()))
-    return [(engine_id, facts) for engine_id, facts in rows]
+    return [(engine_id, read_facts(facts)) for engine_id, facts in rows]
 
 
 def load_values(session: Session, engine_id: int) -> Values:
@@ -138,7 +129,8 @@ def load_values(session: Session, engine_id: int) -> Values:
         .join(WeightVersion, WeightVersion.id == Engine.weights_id)
         .where(Engine.id == engine_id)
     )
-    return Values(*session.execute(statement).one())
+    engine_id, root_plan, binding, rows, facts = session.execute(statement).one()
+    return Values(engine_id, root_plan, binding, rows, read_facts(facts))
 
 
 def find_example(session: Session, model_id: int, definition: int, backend: str) -> Engine | None:

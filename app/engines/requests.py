@@ -15,23 +15,23 @@ from app.definitions.service import get_definition, inputs_of
 from app.engines.benchmarks import settle_benchmark
 from app.engines.checks import Order, out_of_reach, settle, settle_refit, settle_verify
 from app.engines.enqueue import (
-    CheapestWay,
-    MaterialiseJob,
-    ReuseFirst,
-    RunOnBlob,
-    build_job,
-    engine_job,
-    refit_job,
+    CheapestPlacement,
+    EnginePlacement,
+    MaterialisePlacement,
+    RunPlacement,
+    on_engine,
     refits,
 )
-from app.engines.queries import INPUTS, find_example, find_families, fixed_parameters, get_engine, load_values
+from app.engines.facts import read_facts
+from app.engines.queries import INPUTS, find_example, find_families, get_engine, load_values
 from app.engines.schemas import BenchmarkRequest, BuildRequest, EngineRequest, RefitRequest, RunRequest, VerifyRequest
 from app.engines.tables import Engine
 from app.engines.targets import Target, choose_target
+from app.engines.work import RunWork, Verification, VerifyWork
 from app.errors import NotFound
 from app.fleet.offers import Offer, fleet_offers
 from app.fleet.refit_patterns import RefitPatterns
-from app.jobs.service import Place
+from app.jobs.submission import Placement
 from app.registry.service import get_model
 from app.registry.tables import Model
 from app.settings import Settings
@@ -39,7 +39,7 @@ from app.settings import Settings
 MAX_FAMILIES = 8  # compiled engines whose weights are compared before another one is compiled
 
 
-def request_build(database: Database, settings: Settings, model: str, body: BuildRequest) -> Place:
+def request_build(database: Database, settings: Settings, model: str, body: BuildRequest) -> Placement:
     """Queue a build, or answer with a finished job where an equal engine exists and may be reused."""
     with database.reading() as session:
         owner = get_model(session, model)
@@ -47,25 +47,23 @@ def request_build(database: Database, settings: Settings, model: str, body: Buil
         pair = bindings.load(session, owner.id, body.definition, body.weights)
     target = choose_target(fleet, body.backend, body.device)
     order = settle(owner, pair, target, profiles=body.profiles, options=body.options, rules=body.rules)
-    job = build_job(order, settle_verify(body.verify, order.target), reuse=body.reuse)
-    return ReuseFirst(order, job) if body.reuse else job
+    return EnginePlacement(order, settle_verify(body.verify, order.target), reuse=body.reuse)
 
 
-def request_refit(database: Database, settings: Settings, model: str, body: RefitRequest) -> Place:
+def request_refit(database: Database, settings: Settings, model: str, body: RefitRequest) -> Placement:
     """Queue a refit, or answer with a finished job where an equal engine exists and may be reused."""
     with database.reading() as session:
         owner = get_model(session, model)
         parent = get_engine(session, owner.id, body.engine, load=(*INPUTS, Engine.facts))
         target = Target(parent.backend, _offer(session, settings, parent))
         pair = bindings.load(session, owner.id, parent.definition, body.weights)
-        is_partly = RefitPatterns.given(parent.options) or fixed_parameters(parent.facts)
+        is_partly = RefitPatterns.given(parent.options) or read_facts(parent.facts).fixed_parameters
         held = load_values(session, parent.id) if is_partly else None
     order = settle_refit(owner, pair, target, parent, held)
-    job = refit_job(order, parent, body.verify, body.materialise, reuse=body.reuse)
-    return ReuseFirst(order, job, body.materialise) if body.reuse else job
+    return EnginePlacement(order, body.verify, parent, body.materialise, body.reuse)
 
 
-def request_engine(database: Database, settings: Settings, model: str, body: EngineRequest) -> Place:
+def request_engine(database: Database, settings: Settings, model: str, body: EngineRequest) -> Placement:
     """Get an engine for these weights by the cheapest way there is.
 
     What the request leaves out is as in the newest engine of the same definition and backend.
@@ -86,49 +84,39 @@ def request_engine(database: Database, settings: Settings, model: str, body: Eng
         rules=_given(body.rules, example.rules if example else []),
     )
     verify = settle_verify(body.verify, order.target)
-    return CheapestWay(order, verify, body.materialise, _root_plans(database, order, pair))
+    return CheapestPlacement(order, verify, body.materialise, _root_plans(database, order, pair))
 
 
-def request_run(database: Database, settings: Settings, model: str, body: RunRequest) -> Place:
+def request_run(database: Database, settings: Settings, model: str, body: RunRequest) -> Placement:
     """Queue a run of an engine on an uploaded safetensors file."""
     with database.reading() as session:
         engine, offer = _engine(session, settings, model, body.engine)
-    request = {"engine_id": engine.id, "inputs": body.inputs, "backend": engine.backend}
-    return RunOnBlob(engine_job("run", engine, offer, request), body.inputs)
+    return RunPlacement(RunWork(engine_id=engine.id, inputs=body.inputs), engine, offer)
 
 
-def request_verify(database: Database, settings: Settings, model: str, number: int, body: VerifyRequest) -> Place:
+def request_verify(database: Database, settings: Settings, model: str, number: int, body: VerifyRequest) -> Placement:
     """Queue another verification of an engine that is published already."""
     with database.reading() as session:
         engine, offer = _engine(session, settings, model, number)
-    request = {"engine_id": engine.id, "verify": {"against": body.against}}
-    return engine_job("verify", engine, offer, request)
+    work = VerifyWork(engine_id=engine.id, verify=Verification(against=body.against))
+    return on_engine(work, engine, offer)
 
 
-def request_benchmark(database: Database, settings: Settings, model: str, body: BenchmarkRequest) -> Place:
+def request_benchmark(database: Database, settings: Settings, model: str, body: BenchmarkRequest) -> Placement:
     """Queue a measurement of an engine on fixed inputs."""
     with database.reading() as session:
         owner = get_model(session, model)
         engine = get_engine(session, owner.id, body.engine, load=INPUTS)
         offer = _offer(session, settings, engine)
         inputs = inputs_of(get_definition(session, owner.id, engine.definition))
-    return engine_job("benchmark", engine, offer, settle_benchmark(engine, inputs, offer, body))
+    return on_engine(settle_benchmark(engine, inputs, offer, body), engine, offer)
 
 
-def request_materialise(database: Database, settings: Settings, model: str, number: int) -> Place:
+def request_materialise(database: Database, settings: Settings, model: str, number: int) -> Placement:
     """Have an engine's plan written as a file, where it is not one yet."""
     with database.reading() as session:
         engine, offer = _engine(session, settings, model, number)
-    return MaterialiseJob(engine.model_id, engine.id, offer)
-
-
-def materialise(session: Session, settings: Settings, engine: Engine) -> None:
-    """Have the plan of an engine written in the same transaction that hands the engine out; one that has it needs none.
-
-    The session must know how its jobs are sent.
-    """
-    if not engine.materialised:
-        MaterialiseJob(engine.model_id, engine.id, _offer(session, settings, engine))(session)
+    return MaterialisePlacement(engine.model_id, engine.id, offer)
 
 
 def _engine(session: Session, settings: Settings, model: str, number: int) -> tuple[Engine, Offer]:
@@ -149,7 +137,7 @@ def _root_plans(database: Database, order: Order, pair: Pair) -> frozenset[str] 
     """
     with database.reading() as session:
         families = find_families(session, order.model_id, order.recipe, refits(order), limit=MAX_FAMILIES)
-    if not RefitPatterns.given(order.options) and not any(fixed_parameters(facts) for _, facts in families):
+    if not RefitPatterns.given(order.options) and not any(facts.fixed_parameters for _, facts in families):
         return None
     for engine_id, _ in families:
         with database.reading() as session:

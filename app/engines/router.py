@@ -9,8 +9,9 @@ from app.artifacts.dependencies import StoreDep
 from app.artifacts.serving import MEDIA_TYPE, serve_blob
 from app.artifacts.store import ArtifactStore
 from app.database import Database
-from app.engines import service
+from app.engines import queries, requests
 from app.engines.lineage import Family, Relative
+from app.engines.manifest import engine_manifest
 from app.engines.schemas import (
     ENGINE,
     BenchmarkRequest,
@@ -65,7 +66,7 @@ async def build(
     verification of the time it was made; where its plan is not written yet, `result.materialising` is the job
     that writes it.
     """
-    return await submit(lambda: service.request_build(database, settings, model, body))
+    return await submit(requests.request_build, database, settings, model, body)
 
 
 @router.post("/refits", summary="Refit an engine", **MAKES_JOB)
@@ -76,7 +77,7 @@ async def refit(
 
     Definition, backend, profiles, options and binding rules are the engine's. It stays as it is.
     """
-    return await submit(lambda: service.request_refit(database, settings, model, body))
+    return await submit(requests.request_refit, database, settings, model, body)
 
 
 @router.post("/engines", summary="Get an engine for weights by the cheapest way", **MAKES_JOB)
@@ -87,7 +88,7 @@ async def make_engine(
 
     The job's `result.method` is `reuse`, `refit` or `build`.
     """
-    return await submit(lambda: service.request_engine(database, settings, model, body))
+    return await submit(requests.request_engine, database, settings, model, body)
 
 
 @router.post("/runs", summary="Run an engine", **MAKES_JOB)
@@ -95,7 +96,7 @@ async def run(
     model: str, body: RunRequest, database: DatabaseDep, settings: SettingsDep, submit: SubmitDep
 ) -> Response:
     """Run an engine on a safetensors blob with one tensor per input; the job's `result.outputs` is another one."""
-    return await submit(lambda: service.request_run(database, settings, model, body))
+    return await submit(requests.request_run, database, settings, model, body)
 
 
 @router.post("/benchmarks", summary="Measure an engine", **MAKES_JOB)
@@ -110,7 +111,7 @@ async def benchmark(
     seconds of each layer in order of execution, of the 500 slowest where there are more, and `result.report` the
     digest of a JSON blob with every sample, every layer and what the backend's inspector says of the engine.
     """
-    return await submit(lambda: service.request_benchmark(database, settings, model, body))
+    return await submit(requests.request_benchmark, database, settings, model, body)
 
 
 @router.get("/engines", summary="List engines", response_model=Listing[EngineAnswer], responses=problems(404, 422))
@@ -124,7 +125,7 @@ def list_engines(
 ) -> Any:
     """The model's engines, newest first."""
     owner = get_model(session, model)
-    return service.list_engines(session, owner.id, page, definition=definition, weights=weights, backend=backend)
+    return queries.list_engines(session, owner.id, page, definition=definition, weights=weights, backend=backend)
 
 
 @router.get(
@@ -135,7 +136,7 @@ def list_engines(
 )
 def read_engine(model: str, number: EngineNumber, session: SessionDep) -> Any:
     """What it was made of and how, what its verification found, and how long it took."""
-    return service.get_engine(session, get_model(session, model).id, number, load=service.DETAIL)
+    return queries.get_engine(session, get_model(session, model).id, number, load=queries.DETAIL)
 
 
 @router.post("/engines/{number}/verify", summary="Verify an engine again", **MAKES_JOB)
@@ -148,7 +149,7 @@ async def verify(
     submit: SubmitDep,
 ) -> Response:
     """Compare a published engine with a reference; the job's result holds the figures, the engine stays as it is."""
-    return await submit(lambda: service.request_verify(database, settings, model, number, body))
+    return await submit(requests.request_verify, database, settings, model, number, body)
 
 
 @router.post("/engines/{number}/materialise", summary="Write the plan of an engine", **MAKES_JOB)
@@ -160,7 +161,7 @@ async def materialise(
     Where the plan is there already the job is finished, where a job is at it that job is the answer. Whatever hands
     the plan out does the same by itself: an alias on the engine, and a download of its plan.
     """
-    return await submit(lambda: service.request_materialise(database, settings, model, number))
+    return await submit(requests.request_materialise, database, settings, model, number)
 
 
 @router.get(
@@ -178,8 +179,8 @@ def read_lineage(
     """Its ancestors up to the first build and its descendants, with what each changed in the weights."""
     with database.reading() as session:
         owner = get_model(session, model)
-        family = service.load_family(session, owner.id, number, ancestors=limit, descendants=limit)
-    return _lineage(family, service.count_changed_tensors(database, family))
+        family = queries.load_family(session, owner.id, number, ancestors=limit, descendants=limit)
+    return _lineage(family, queries.count_changed_tensors(database, family))
 
 
 @router.get(
@@ -190,7 +191,7 @@ def read_lineage(
 )
 def read_manifest(model: str, number: EngineNumber, session: SessionDep) -> Any:
     """One document that says everything about how the engine came to be."""
-    return service.engine_manifest(session, get_model(session, model), number)
+    return engine_manifest(session, get_model(session, model), number)
 
 
 @router.get(
@@ -256,11 +257,11 @@ async def _serve_plan(
 ) -> Response:
     def read() -> Engine:
         with database.reading() as session:
-            return service.get_engine(session, get_model(session, model).id, number)
+            return queries.get_engine(session, get_model(session, model).id, number)
 
     engine = await run_in_threadpool(read)
     if not engine.materialised:
-        job = await submit.job(lambda: service.request_materialise(database, settings, model, number))
+        job = await submit.job(requests.request_materialise, database, settings, model, number)
         if job.state not in FINAL:
             return submit.answer(job)
         engine = await run_in_threadpool(read)

@@ -6,13 +6,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.artifacts.fields import Digest
+from app.engines.against import Against
+from app.engines.work import Materialise
 from app.http.fields import Number
 from app.http.request_body import RequestBody
 
 Backend = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,64}$")]
 Options = Annotated[dict[str, Any], Field(max_length=64)]
 DeviceName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
-Materialise = Literal["eager", "lazy"]
 VERIFY = (
     "Left out: reference. Where the workers that make the engine compile for other devices and cannot run it, none "
     "is the default, and anything else is refused (`cannot_verify`): verify such an engine where it runs."
@@ -67,7 +68,7 @@ class VerifyChoice(RequestBody):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"against": "reference"}]})
 
-    against: Literal["reference", "rebuild", "finite", "none"] = Field(
+    against: Against = Field(
         "reference",
         description="reference: an independent computation of the definition. rebuild: an engine compiled anew. "
         "finite: only that all outputs are finite. none: no check.",

@@ -27,12 +27,12 @@ class Target:
     @property
     def runs(self) -> bool:
         """Whether the engine can be run where it is made, as far as somebody is alive to tell."""
-        return not self.members or any(member.runs for member in self.members)
+        return not self.members or any(member.said.runs for member in self.members)
 
     @property
     def needs_profiles(self) -> bool:
         """Whether it cannot be made without profiles where its inputs are dynamic."""
-        return any(member.needs_profiles for member in self.members)
+        return any(member.said.needs_profiles for member in self.members)
 
 
 def choose_target(fleet: Fleet, backend: str | None, device: str | None) -> Target:
@@ -62,7 +62,7 @@ def settle_target(target: Target, options: Mapping[str, Any]) -> tuple[Target, d
     takers = tuple(member for member, wrong in zip(target.members, faults, strict=True) if not wrong)
     if target.members and not takers:
         raise _taken_by_nobody(target, [wrong[0] for wrong in faults])
-    preferred = tuple(member for member in takers if member.runs) or takers
+    preferred = tuple(member for member in takers if member.said.runs) or takers
     if len(preferred) == len(target.members):
         return target, settled
     offer = Fleet(preferred).offer(target.backend)

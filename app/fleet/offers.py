@@ -1,12 +1,4 @@
-"""What the workers alive now can compile, and what of a request can be checked against it.
-
-A worker says of each backend {"version", "makes": [...], "loads": [...], "capabilities": {...}}, with the platforms
-it compiles for and those whose engines it can load, or {"version", "unavailable": reason} where it is installed
-but cannot be used. `capabilities["options"]` maps the name of each build option to a JSON Schema with a
-default, and `capabilities["lacks"]` maps options ("name") and values ("name=value") it has not to the reason;
-`capabilities["conflicts"]` lists which exclude each other ({"when": JSON Schema of all options, defaults included,
-"reason"}), and `capabilities["profiles"]` says whether shapes have to be given.
-"""
+"""What the workers alive now can compile, and what of a request can be checked against it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,13 +7,12 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from app.errors import FieldError, Invalid
-from app.fleet.option_schemas import Fault, Schema, fault_of, is_default, reasons_against
+from app.fleet.backend_offer import BackendOffer, read_offers
+from app.fleet.option_schemas import Conflict, Fault, Schema, fault_of, is_default, reasons_against
 from app.fleet.refit_patterns import RefitPatternError, RefitPatterns
 from app.fleet.service import alive
 from app.jobs.queue import BUILD_ONLY
 from app.settings import Settings
-
-PROFILES_REQUIRED = "required for dynamic inputs"  # what a worker says of "profiles" that cannot do without
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +30,7 @@ class Offer:
     loads: tuple[str, ...] = ()
     options: Mapping[str, Sequence[Schema]] = field(default_factory=dict)
     lacks: Mapping[str, str] = field(default_factory=dict)
-    conflicts: Sequence[Mapping[str, Any]] = ()
+    conflicts: Sequence[Conflict] = ()
     unavailable: tuple[str, ...] = ()
 
     @property
@@ -54,30 +45,15 @@ class Member:
 
     device: str
     backend: str
-    said: Mapping[str, Any]
-
-    @property
-    def available(self) -> bool:
-        """Whether the worker can use it."""
-        return "unavailable" not in self.said
-
-    @property
-    def runs(self) -> bool:
-        """Whether the worker can run what it compiles; one without a GPU may compile for others only."""
-        return any(platform in self.said.get("loads", ()) for platform in self.said.get("makes", ())[:1])
+    said: BackendOffer
 
     @property
     def platform(self) -> str:
-        """The platform whose queue the worker listens to, and that it compiles for where nothing else is asked."""
-        return str(self.said["makes"][0]) if self.runs else BUILD_ONLY
+        """The platform whose queue the worker listens to, and that it compiles for if nothing else is asked."""
+        return self.said.makes[0] if self.said.runs else BUILD_ONLY
 
     @property
-    def needs_profiles(self) -> bool:
-        """Whether it compiles for given ranges of shapes only, where inputs are dynamic."""
-        return bool(self.said.get("capabilities", {}).get("profiles") == PROFILES_REQUIRED)
-
-    @property
-    def offer(self) -> "Offer":
+    def offer(self) -> Offer:
         """What this worker offers by itself."""
         return Fleet((self,)).offer(self.backend)
 
@@ -91,26 +67,26 @@ class Fleet:
     @property
     def backends(self) -> frozenset[str]:
         """The backends that somebody offers."""
-        return frozenset(member.backend for member in self.members if member.available)
+        return frozenset(member.backend for member in self.members if member.said.available)
 
     def offer(self, backend: str) -> Offer:
         """Put together what the workers say of one backend."""
-        members = [member for member in self.members if member.backend == backend]
-        said = [member.said for member in self.offering(backend)]
-        capabilities = [one.get("capabilities", {}) for one in said]
+        every = [member.said for member in self.members if member.backend == backend]
+        usable = [one for one in every if one.available]
+        capabilities = [one.capabilities for one in usable]
         return Offer(
-            versions=frozenset(one["version"] for one in said),
-            makes=_each(platform for one in said for platform in one.get("makes", ())),
-            loads=_each(platform for one in said for platform in one.get("loads", ())),
-            options=_declared(one.get("options", {}) for one in capabilities),
-            lacks={name: reason for one in capabilities for name, reason in one.get("lacks", {}).items()},
-            conflicts=_shared(one.get("conflicts", ()) for one in capabilities),
-            unavailable=_each(member.said["unavailable"] for member in members if not member.available),
+            versions=frozenset(one.version for one in usable),
+            makes=_each(platform for one in usable for platform in one.makes),
+            loads=_each(platform for one in usable for platform in one.loads),
+            options=_declared(one.options for one in capabilities),
+            lacks={name: reason for one in capabilities for name, reason in one.lacks.items()},
+            conflicts=_shared([one.conflicts for one in capabilities]),
+            unavailable=_each(one.unavailable for one in every if one.unavailable is not None),
         )
 
     def offering(self, backend: str) -> tuple[Member, ...]:
         """Return those that can use a backend."""
-        return tuple(member for member in self.members if member.backend == backend and member.available)
+        return tuple(member for member in self.members if member.backend == backend and member.said.available)
 
     def on(self, device: str) -> "Fleet":
         """Return the part of the fleet with this device."""
@@ -125,9 +101,9 @@ def fleet_offers(session: Session, settings: Settings) -> Fleet:
     """Return what is offered at this moment."""
     return Fleet(
         tuple(
-            Member(worker.device["name"], backend, said)
+            Member(worker.device["name"], backend, offer)
             for worker in alive(session, settings)
-            for backend, said in worker.backends.items()
+            for backend, offer in read_offers(worker.backends).items()
         )
     )
 
@@ -188,9 +164,9 @@ def _declared(declarations: Iterator[Mapping[str, Schema]]) -> dict[str, tuple[S
     return schemas
 
 
-def _shared(lists: Iterator[Sequence[Mapping[str, Any]]]) -> tuple[Mapping[str, Any], ...]:
+def _shared(lists: Sequence[Sequence[Conflict]]) -> tuple[Conflict, ...]:
     """Return what stands in each list."""
-    first, *others = [*lists] or [()]
+    first, *others = lists or [()]
     return tuple(one for one in first if all(one in other for other in others))
 
 

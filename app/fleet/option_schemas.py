@@ -19,6 +19,14 @@ _validator = partial(Draft202012Validator, registry=Registry())  # the default r
 
 
 @dataclass(frozen=True, slots=True)
+class Conflict:
+    """Options that exclude each other: `when` is a JSON Schema of all options, defaults included."""
+
+    when: Schema
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Fault:
     """Why an option is refused; `path` leads from its value to what is wrong in it."""
 
@@ -49,14 +57,14 @@ def is_default(value: object, schemas: Sequence[Schema]) -> bool:
 
 
 def reasons_against(
-    options: Mapping[str, Any], declared: Mapping[str, Sequence[Schema]], rules: Sequence[Mapping[str, Any]]
+    options: Mapping[str, Any], declared: Mapping[str, Sequence[Schema]], conflicts: Sequence[Conflict]
 ) -> list[str]:
-    """Return the reasons of the rules, {"when": schema, "reason"}, that these options and the defaults fall under."""
+    """Return the reasons of those conflicts that these options, together with the defaults, fall under."""
     defaults = {
         name: schemas[0]["default"] for name, schemas in declared.items() if all("default" in one for one in schemas)
     }
     complete = defaults | {name: value for name, value in options.items() if value is not None}
-    return [str(rule["reason"]) for rule in rules if _schema_fault(rule["when"], complete) is None]
+    return [one.reason for one in conflicts if _schema_fault(one.when, complete) is None]
 
 
 def _schema_fault(schema: Schema, value: object) -> Fault | None:

@@ -9,6 +9,7 @@ from sqlalchemy import bindparam, delete, select
 from sqlalchemy.orm import Session
 
 from app.database import Database, now
+from app.fleet.backend_offer import BackendOffer
 from app.fleet.tables import Worker
 from app.settings import Settings
 
@@ -19,16 +20,15 @@ ALIVE = select(Worker).where(Worker.seen_at >= bindparam("oldest")).order_by(Wor
 class WorkerReport:
     """What a worker says of itself.
 
-    `device` is {"kind": "cpu" or "cuda", "name", "memory_total", "memory_free"} with bytes; `backends`
-    maps a backend's name to {"version", "makes", "loads", "capabilities"}, with lists of platforms, or to {"version",
-    "unavailable"}, with the reason why it cannot be used.
+    `device` is {"kind": "cpu" or "cuda", "name", "memory_total", "memory_free"} with bytes. `backends` has by name what
+    the worker says of each backend.
     """
 
     id: str
     hostname: str
     pid: int
     device: Mapping[str, Any]
-    backends: Mapping[str, Any]
+    backends: Mapping[str, BackendOffer]
     queues: tuple[str, ...]
     job_id: str | None
 
@@ -38,7 +38,8 @@ def report(database: Database, worker: WorkerReport) -> None:
     with database.transaction() as session:
         row = session.get(Worker, worker.id) or Worker(id=worker.id)
         row.hostname, row.pid, row.job_id = worker.hostname, worker.pid, worker.job_id
-        row.device, row.backends, row.queues = dict(worker.device), dict(worker.backends), list(worker.queues)
+        row.device, row.queues = dict(worker.device), list(worker.queues)
+        row.backends = {name: offer.to_json() for name, offer in worker.backends.items()}
         row.seen_at = now()
         session.add(row)
 

@@ -1,6 +1,6 @@
 """Calls on jobs."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -12,6 +12,7 @@ from app.http.dependencies import DatabaseDep, SessionDep
 from app.http.pagination import Listing, PageDep, PageQuery, Rows, list_rows
 from app.http.problems import problems
 from app.jobs import service
+from app.jobs.kinds import Kind
 from app.jobs.schemas import EVENT, EventAnswer, JobAnswer, job_answer
 from app.jobs.state import State
 from app.jobs.stream import stream
@@ -20,7 +21,6 @@ from app.registry.service import get_model
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
-Kind = Literal["build", "refit", "materialise", "run", "verify", "benchmark"]
 EVENT_STREAM = "text/event-stream"
 EVENT_PAGE: dict[str, Any] = {"data": [EVENT], "has_more": False, "next_cursor": None}
 

@@ -3,7 +3,7 @@
 import secrets
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -17,13 +17,11 @@ from app.http.pagination import PageQuery, Rows, list_rows
 from app.jobs import events, lease
 from app.jobs.dispatch import Dispatch
 from app.jobs.events import Event
-from app.jobs.likeness import likeness
 from app.jobs.state import State
 from app.jobs.tables import Job
 from app.registry.tables import Model
 from app.remembered import remembered
 
-Place = Callable[[Session], Job]  # makes a job in the transaction it is given
 HISTORY = 5  # earlier jobs that say how long the next one takes
 EARLIER = (
     select(Job.started_at, Job.finished_at)
@@ -42,12 +40,11 @@ def bind_dispatch(session: Session, dispatch: Dispatch) -> None:
     session.info["dispatch"] = dispatch
 
 
-def create(session: Session, *, kind: str, model_id: int, queue: str, request: Mapping[str, Any], recipe: str) -> Job:
+def create(session: Session, *, kind: str, model_id: int, queue: str, request: Mapping[str, Any], likeness: str) -> Job:
     """Queue a job; its id goes to the workers after the commit.
 
-    `recipe` is that of the engine to make or to work on.
+    `likeness` is a digest that jobs of like work have in common: earlier ones say how long this one takes.
     """
-    work = likeness(kind=kind, model_id=model_id, queue=queue, request=request, recipe=recipe)
     job = Job(
         id=new_id(),
         kind=kind,
@@ -55,8 +52,8 @@ def create(session: Session, *, kind: str, model_id: int, queue: str, request: M
         model=_model_name(session, model_id),
         queue=queue,
         request=dict(request),
-        likeness=work,
-        expected_s=_expected_seconds(session, work),
+        likeness=likeness,
+        expected_s=_expected_seconds(session, likeness),
         sent_at=now(),
         last_event=1,
     )
@@ -165,8 +162,8 @@ def _model_name(session: Session, model_id: int) -> str:
     return remembered(session, "model name", model_id, read)
 
 
-def _expected_seconds(session: Session, work: str) -> float | None:
-    earlier = session.connection().execute(EARLIER, {"likeness": work})
+def _expected_seconds(session: Session, likeness: str) -> float | None:
+    earlier = session.connection().execute(EARLIER, {"likeness": likeness})
     seconds = [
         (finished - started).total_seconds()
         for started, finished in earlier

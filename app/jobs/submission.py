@@ -12,7 +12,8 @@ import math
 import re
 import time
 from collections.abc import Callable
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated, Any, ParamSpec, Protocol
 
 from fastapi import Depends, Header, Request
 from fastapi.responses import JSONResponse
@@ -25,12 +26,14 @@ from app.jobs import idempotency, service
 from app.jobs.dispatch import Dispatch
 from app.jobs.notices import Listener, wait_for
 from app.jobs.schemas import JOB, JobAnswer, job_answer
-from app.jobs.service import Place
 from app.jobs.state import FINAL
+from app.jobs.tables import Job
 
 LOOK_EVERY_S = 1.0  # however many notices are lost, a waiter looks at the row this often
 MAX_RETRY_AFTER_S = 30
 WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?([0-9]+(?:\.[0-9]+)?)\"?\s*(?:$|[,;])", re.IGNORECASE)
+
+P = ParamSpec("P")
 
 JOB_HEADERS: dict[str, Any] = {
     "Location": {"description": "The job.", "schema": {"type": "string"}},
@@ -57,6 +60,14 @@ JOB_RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
+class Placement(Protocol):
+    """What is left of a request for the transaction that makes its job."""
+
+    def place(self, session: Session) -> Job:
+        """Make the job, or find the one that there is. Everything is computed: only rows are read and written."""
+        ...
+
+
 class Submit:
     """Makes the job of one request and answers it.
 
@@ -76,21 +87,21 @@ class Submit:
         self._applied = None if preferred is None else min(preferred, state.settings.max_prefer_wait_s)
         self._wait_s = patience_s if self._applied is None else self._applied
 
-    async def __call__(self, prepare: Callable[[], Place]) -> JSONResponse:
+    async def __call__(self, prepare: Callable[P, Placement], *args: P.args, **kwargs: P.kwargs) -> JSONResponse:
         """Make the job, wait as long as the client prefers, and answer.
 
-        `prepare` checks and computes with no session open. What it returns makes the job in a short
-        transaction, and is called again where that had to be rolled back.
+        `prepare(*args, **kwargs)` checks and computes with no session open. The placement that it returns makes the
+        job in a short transaction. If that transaction had to be rolled back, the placement makes it in another one.
         """
-        return self.answer(await self.job(prepare))
+        return self.answer(await self.job(prepare, *args, **kwargs))
 
-    async def job(self, prepare: Callable[[], Place]) -> JobAnswer:
+    async def job(self, prepare: Callable[P, Placement], *args: P.args, **kwargs: P.kwargs) -> JobAnswer:
         """Make the job, wait likewise, and return it as it is then.
 
         Whoever posts a job hears of it once it survives a power cut, not before. The end of one that was waited for has
         seen to that, as a worker's last transaction keeps what came before; else the database settles.
         """
-        job = await run_in_threadpool(self._make, prepare)
+        job = await run_in_threadpool(self._make, partial(prepare, *args, **kwargs))
         if self._wait_s and job.state not in FINAL:
             job = await self._finished(job.id)
             if job.state in FINAL:
@@ -108,26 +119,26 @@ class Submit:
         headers["Retry-After"] = str(min(MAX_RETRY_AFTER_S, max(1, math.ceil(job.progress.eta_s or 1))))
         return JSONResponse(job.model_dump(mode="json"), 202, headers)
 
-    def _make(self, prepare: Callable[[], Place]) -> JobAnswer:
+    def _make(self, prepare: Callable[[], Placement]) -> JobAnswer:
         with self._database.reading() as session:
             earlier = self._earlier(session)
         if earlier is not None:
             return earlier
-        place = prepare()
+        placement = prepare()
         try:
-            return self._place(place)
+            return self._place(placement)
         except IntegrityError:
             if self._key is None:
                 raise
-            return self._place(place)  # a twin with the same key was faster: its job is there now
+            return self._place(placement)  # a twin with the same key was faster: its job is there now
 
-    def _place(self, place: Place) -> JobAnswer:
+    def _place(self, placement: Placement) -> JobAnswer:
         with self._database.transaction(durable=False) as session:
             service.bind_dispatch(session, self._dispatch)
             earlier = self._earlier(session)
             if earlier is not None:
                 return earlier
-            job = place(session)
+            job = placement.place(session)
             if self._key is not None:
                 idempotency.remember(session, self._key, self._digest, job.id)
             return job_answer(job)

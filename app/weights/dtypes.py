@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     import numpy as np
 
-Kind = Literal["float", "int", "uint", "bool"]
+NumberKind = Literal["float", "int", "uint", "bool"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class DType:
 
     name: str
     bits: int
-    kind: Kind
+    kind: NumberKind
     numpy: str
     digits: int
     lowest: int = 0

@@ -6,6 +6,7 @@ from app.definitions.parameter import InputSpec
 from app.engines.benchmarks import settle_benchmark
 from app.engines.schemas import BenchmarkRequest
 from app.engines.tables import Engine
+from app.engines.work import BenchmarkWork
 from app.errors import FieldError, Invalid
 from app.fleet.offers import Offer
 
@@ -23,7 +24,7 @@ def engine(**fields: Any) -> Engine:  # noqa: ANN401 - columns
     return Engine(**{"id": 7, "number": 2, "backend": "tensorrt", "refittable": True, "profiles": [], **fields})
 
 
-def settled(offer: Offer = WITH_REFIT, of: Engine | None = None, **body: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
+def settled(offer: Offer = WITH_REFIT, of: Engine | None = None, **body: Any) -> BenchmarkWork:  # noqa: ANN401 - JSON
     return settle_benchmark(of or engine(), INPUTS, offer, BenchmarkRequest.model_validate({"engine": 2, **body}))
 
 
@@ -34,19 +35,13 @@ def refused(offer: Offer = WITH_REFIT, of: Engine | None = None, **body: Any) ->
 
 
 def test_what_is_left_out_has_its_default() -> None:
-    assert settled() == {
-        "engine_id": 7,
-        "iterations": 100,
-        "warmup": 10,
-        "shapes": {"x": [2, 8], "mask": [2]},
-        "against": None,
-        "layers": True,
-    }
+    shapes = {"x": (2, 8), "mask": (2,)}
+    assert settled() == BenchmarkWork(engine_id=7, iterations=100, warmup=10, shapes=shapes, against=None, layers=True)
 
 
 def test_the_worker_is_told_the_shape_of_every_input() -> None:
-    assert settled(shapes={"mask": [5]})["shapes"] == {"x": [5, 8], "mask": [5]}
-    assert settled(of=engine(profiles=PROFILES))["shapes"] == {"x": [4, 8], "mask": [4]}
+    assert settled(shapes={"mask": [5]}).shapes == {"x": (5, 8), "mask": (5,)}
+    assert settled(of=engine(profiles=PROFILES)).shapes == {"x": (4, 8), "mask": (4,)}
 
 
 def test_shapes_beyond_the_profiles_of_the_engine_are_refused() -> None:
@@ -56,17 +51,17 @@ def test_shapes_beyond_the_profiles_of_the_engine_are_refused() -> None:
 
 
 def test_inputs_that_would_fill_the_memory_are_refused() -> None:
-    assert settled(shapes={"x": [2**20, 8]})["shapes"]["mask"] == [2**20]
+    assert settled(shapes={"x": [2**20, 8]}).shapes["mask"] == (2**20,)
     code, (fault,) = refused(shapes={"x": [2**31 - 1, 8]})
     assert (code, fault.pointer) == ("invalid_shapes", "/shapes")
 
 
 def test_an_engine_is_compared_where_its_backend_compiles_without_refit_support() -> None:
-    assert settled(against="not_refittable")["against"] == "not_refittable"
+    assert settled(against="not_refittable").against == "not_refittable"
 
 
 def test_a_comparison_that_nobody_alive_can_judge_waits_for_a_worker() -> None:
-    assert settled(Offer(), against="not_refittable")["against"] == "not_refittable"
+    assert settled(Offer(), against="not_refittable").against == "not_refittable"
 
 
 def test_an_engine_without_refit_support_has_nothing_to_be_compared_with() -> None:

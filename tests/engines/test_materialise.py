@@ -13,7 +13,7 @@ from sqlalchemy import select
 from app.artifacts.service import collect_orphans, record
 from app.artifacts.store import ArtifactStore
 from app.artifacts.tables import Blob, BlobUse
-from app.engines import service as engines
+from app.engines.publish import publish_plan
 from app.engines.requests import request_build, request_engine, request_refit
 from app.engines.schemas import BuildRequest, EngineRequest, RefitRequest
 from app.engines.tables import Engine
@@ -48,7 +48,7 @@ def write(bench: Workbench, store: ArtifactStore, tmp_path: Path) -> Callable[[s
         digest, size = store.put_file(path)
         with bench.database.transaction() as session:
             record(session, digest, size)
-            engines.publish_plan(session, held.request["engine_id"], digest=digest, nbytes=size, signature="00")
+            publish_plan(session, held.request["engine_id"], digest=digest, nbytes=size, signature="00")
             lease.succeed(session, held, {"engine": 2})
 
     return write
@@ -152,7 +152,7 @@ def test_a_plan_that_another_job_was_faster_with_stays(bench: Workbench, lazy: i
     for content in ("first", "second"):
         with bench.database.transaction() as session:
             record(session, digest_of(content), 5)
-            found = engines.publish_plan(session, engine_id, digest=digest_of(content), nbytes=5, signature="00")
+            found = publish_plan(session, engine_id, digest=digest_of(content), nbytes=5, signature="00")
             assert found.plan_digest == digest_of("first")
 
 

@@ -30,7 +30,7 @@ from app.engines.schemas import (
 from app.engines.tables import Engine
 from app.errors import Invalid, NotFound
 from app.fleet.tables import Worker
-from app.jobs.service import Place
+from app.jobs.submission import Placement
 from app.jobs.tables import Job, JobEvent
 from app.registry.service import create_model
 from app.settings import Settings
@@ -247,7 +247,7 @@ def test_an_engine_of_another_backend_version_is_pointed_out(bench: Workbench) -
     assert list(events_of(bench, job)) == ["queued", "other_backend_version"]
 
 
-def verification_of(number: int) -> Callable[[Database, Settings, str, VerifyRequest], Place]:
+def verification_of(number: int) -> Callable[[Database, Settings, str, VerifyRequest], Placement]:
     return lambda database, settings, model, body: request_verify(database, settings, model, number, body)
 
 

@@ -6,25 +6,27 @@ import pytest
 
 from app.engines.targets import Target, choose_target, settle_target
 from app.errors import Invalid
+from app.fleet.backend_offer import BackendOffer, Capabilities
 from app.fleet.offers import Fleet, Member
 from app.jobs.queue import BUILD_ONLY
 
 H100, A100 = "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB"
 LEVEL = {"type": "integer", "minimum": 0, "maximum": 5, "default": 3}
-ONNXRUNTIME = Member("CPU", "onnxruntime", {"version": "1.32.0", "makes": ["cpu"], "loads": ["cpu"]})
+ONNXRUNTIME = Member("CPU", "onnxruntime", BackendOffer(version="1.32.0", makes=("cpu",), loads=("cpu",)))
 GPU = {"level": LEVEL, "refit": {"enum": ["all", "none"], "default": "all"}}
 
 
 def tensorrt(device: str = H100, version: str = "8.6.1", **capabilities: object) -> Member:
     platform = f"{version}/{device}"
-    said = {"version": version, "makes": [platform, f"{version}/ampere_plus"], "loads": [platform]}
-    return Member(device, "tensorrt", said | {"capabilities": capabilities})
+    makes = (platform, f"{version}/ampere_plus")
+    can = Capabilities.model_validate(capabilities)
+    return Member(device, "tensorrt", BackendOffer(version=version, makes=makes, loads=(platform,), capabilities=can))
 
 
 def compiling() -> Member:
     """A worker without a GPU, which compiles for one."""
     options = {"level": LEVEL, "refit": {"enum": ["none"], "default": "none"}, "target": {"enum": ["SM80", "SM86"]}}
-    said = {"version": "8.6.1", "makes": ["8.6.1/SM80"], "loads": [], "capabilities": {"options": options}}
+    said = BackendOffer(version="8.6.1", makes=("8.6.1/SM80",), capabilities=Capabilities(options=options))
     return Member("CPU", "tensorrt", said)
 
 
@@ -43,7 +45,7 @@ class TestBackend:
         assert choose_target(Fleet((ONNXRUNTIME, tensorrt())), None, None).backend == "tensorrt"
 
     def test_is_not_one_that_is_installed_but_cannot_be_used(self) -> None:
-        broken = Member("CPU", "tensorrt", {"version": "8.6.1", "unavailable": "no GPU"})
+        broken = Member("CPU", "tensorrt", BackendOffer(version="8.6.1", unavailable="no GPU"))
         assert choose_target(Fleet((ONNXRUNTIME, broken)), None, None).backend == "onnxruntime"
 
     def test_is_accepted_though_nobody_offers_it_now(self) -> None:
@@ -51,7 +53,7 @@ class TestBackend:
         assert (target.backend, target.offer.versions, target.platform) == ("tensorrt", frozenset(), None)
 
     def test_is_accepted_if_only_the_fleet_knows_it(self) -> None:
-        fleet = Fleet((Member("CPU", "openvino", {"version": "1"}),))
+        fleet = Fleet((Member("CPU", "openvino", BackendOffer(version="1")),))
         assert choose_target(fleet, "openvino", None).backend == "openvino"
 
     def test_is_refused_with_those_known_if_nobody_knows_it(self) -> None:
@@ -83,7 +85,7 @@ class TestDevice:
         assert [fault.pointer for fault in caught.value.errors] == ["/device"]
 
     def test_is_refused_with_the_reason_where_nobody_offers_the_backend(self) -> None:
-        broken = Member("CPU", "tensorrt", {"version": "8.6.1", "unavailable": "The driver is too old."})
+        broken = Member("CPU", "tensorrt", BackendOffer(version="8.6.1", unavailable="The driver is too old."))
         with pytest.raises(Invalid, match=r"no worker alive offers 'tensorrt'\. The driver is too old\.") as caught:
             choose_target(Fleet((broken,)), "tensorrt", "CPU")
         assert caught.value.code == "device_unknown"

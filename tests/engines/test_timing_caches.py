@@ -1,7 +1,7 @@
 from app.artifacts.service import record
 from app.artifacts.tables import BlobUse
 from app.database import Database
-from app.engines.service import find_timing_cache, replace_timing_cache
+from app.engines.timing_caches import find_timing_cache, replace_timing_cache
 from tests.engines.workbench import digest_of
 
 H100 = "8.6.1/NVIDIA H100 80GB HBM3"

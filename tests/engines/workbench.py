@@ -13,11 +13,14 @@ from app.bindings.service import load_report
 from app.database import Database
 from app.definitions.parameter import InputSpec, OutputSpec, Parameter
 from app.definitions.tables import Definition
-from app.engines import service
+from app.engines.facts import read_facts
+from app.engines.publish import publish_engine
+from app.engines.queries import get_engine
 from app.engines.tables import Engine
+from app.fleet.backend_offer import BackendOffer
 from app.fleet.service import WorkerReport, report
 from app.jobs import service as jobs
-from app.jobs.service import Place
+from app.jobs.submission import Placement
 from app.jobs.tables import Job
 from app.registry.service import get_model, next_number
 from app.settings import Settings
@@ -100,22 +103,25 @@ class Workbench:
         offer |= {"capabilities": {"options": OPTIONS}} | said
         described = {"kind": "cpu", "name": device, "memory_total": 1, "memory_free": 1}
         name = f"{backend}-{version}-{device}"
-        report(self.database, WorkerReport(name, "host", 1, described, {backend: offer}, (), None))
+        report(
+            self.database,
+            WorkerReport(name, "host", 1, described, {backend: BackendOffer.model_validate(offer)}, (), None),
+        )
 
     def add_idle_worker(self, backend: str, reason: str) -> None:
         """Let a worker report that it has a backend installed but cannot use it."""
         device = {"kind": "cpu", "name": "test CPU", "memory_total": 1, "memory_free": 1}
-        offer = {backend: {"version": "8.6.1", "unavailable": reason}}
+        offer = {backend: BackendOffer(version="8.6.1", unavailable=reason)}
         report(self.database, WorkerReport(f"idle-{backend}", "host", 1, device, offer, (), None))
 
-    def submit(self, request: Callable[..., Place], body: Any) -> Job:  # noqa: ANN401 - each request has its own
+    def submit(self, request: Callable[..., Placement], body: Any) -> Job:  # noqa: ANN401 - each request has its own
         """Post a request, with no broker behind."""
         return self.place(request(self.database, self.settings, "minilm", body))
 
-    def place(self, place: Place) -> Job:
+    def place(self, placement: Placement) -> Job:
         """Make the job of a request that is prepared."""
         with self.database.transaction() as session:
-            return place(session)
+            return placement.place(session)
 
     def request_of(self, job: Job) -> dict[str, Any]:
         """What a job tells its worker."""
@@ -137,7 +143,7 @@ class Workbench:
     def engine(self, number: int) -> Engine:
         """Read an engine of the model."""
         with self.database.reading() as session:
-            return service.get_engine(session, get_model(session, "minilm").id, number, load=(Engine.facts,))
+            return get_engine(session, get_model(session, "minilm").id, number, load=(Engine.facts,))
 
 
 def _publish(
@@ -152,7 +158,7 @@ def _publish(
     plan = digest_of(f"plan of {job.id}")
     record(session, plan, 10)
     lazy = request.get("materialise") == "lazy"
-    return service.publish_engine(
+    return publish_engine(
         session,
         model_id=job.model_id,
         method="refit" if parent else "build",
@@ -174,7 +180,7 @@ def _publish(
         plan_signature=None if lazy else "00",
         base_id=(parent.base_id or parent.id) if parent and lazy else None,
         verification={"against": "reference", "ok": True},
-        facts=facts,
+        facts=read_facts(facts),
         timings={"total": 0.5},
         job_id=job.id,
     )

@@ -6,6 +6,7 @@ from sqlalchemy import update
 
 from app.database import Database, now
 from app.fleet import service
+from app.fleet.backend_offer import read_offers
 from app.fleet.service import WorkerReport
 from app.fleet.tables import Worker
 from app.settings import Settings
@@ -22,7 +23,7 @@ BACKENDS = {
     "onnxruntime": {"version": "1", "makes": ["cpu"], "loads": ["cpu"], "capabilities": {"lacks": {"x": "why"}}},
     "tensorrt": {"version": "8.6.1", "unavailable": "no GPU; start a worker where there is one"},
 }
-REPORT = WorkerReport("w1", "host", 7, DEVICE, BACKENDS, ("enginesmith.onnxruntime",), None)
+REPORT = WorkerReport("w1", "host", 7, DEVICE, read_offers(BACKENDS), ("enginesmith.onnxruntime",), None)
 
 
 def test_a_worker_is_listed_with_what_it_reported_last(client: TestClient, database: Database) -> None:

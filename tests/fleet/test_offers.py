@@ -4,6 +4,7 @@ import pytest
 
 from app.engines.targets import choose_target, settle_target
 from app.errors import Invalid
+from app.fleet.backend_offer import BackendOffer, Capabilities
 from app.fleet.offers import Fleet, Member, fleet_offers, settle_options
 from tests.engines.workbench import OPTIONS, Workbench
 
@@ -14,13 +15,14 @@ NOT_FAST_AT_3 = {
     "when": {"required": ["fast"], "properties": {"fast": {"const": True}, "level": {"const": 3}}},
     "reason": "fast needs another level",
 }
-ONNXRUNTIME = Member("CPU", "onnxruntime", {"version": "1.32.0", "makes": ["cpu"], "loads": ["cpu"]})
+ONNXRUNTIME = Member("CPU", "onnxruntime", BackendOffer(version="1.32.0", makes=("cpu",), loads=("cpu",)))
 
 
 def tensorrt(device: str = H100, version: str = "8.6.1", **capabilities: object) -> Member:
     platform = f"{version}/{device}"
-    said = {"version": version, "makes": [platform, f"{version}/ampere_plus"], "loads": [platform]}
-    return Member(device, "tensorrt", said | {"capabilities": capabilities})
+    makes = (platform, f"{version}/ampere_plus")
+    can = Capabilities.model_validate(capabilities)
+    return Member(device, "tensorrt", BackendOffer(version=version, makes=makes, loads=(platform,), capabilities=can))
 
 
 def offering(**options: object) -> Fleet:

@@ -9,9 +9,9 @@ from uuid import uuid4
 import numpy as np
 
 from app.definitions.profiles import Profile
+from app.engines.against import Against
 from tests.workers.networks import Network
 from workers.channel.messages import (
-    Against,
     Build,
     Built,
     EngineFile,

@@ -111,8 +111,8 @@ def test_the_time_between_two_events_is_that_of_the_work_between_them() -> None:
 def test_an_engine_host_sees_one_gpu_and_says_what_it_can_do(tmp_path: Path) -> None:
     host = EngineHost("cuda:0", None, tmp_path)
     described = host.describe()
-    assert described["device"]["kind"] == "cuda"
-    assert described["resident"]["limit"] == described["device"]["memory_total"] // 2
+    assert described.device["kind"] == "cuda"
+    assert described.resident_limit == described.device["memory_total"] // 2
     assert host.pid is not None
     environment = Path(f"/proc/{host.pid}/environ").read_bytes().split(b"\0")
     (visible,) = [entry for entry in environment if entry.startswith(b"CUDA_VISIBLE_DEVICES=")]

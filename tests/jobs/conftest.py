@@ -25,7 +25,7 @@ def make_job(database: Database) -> MakeJob:
     def make(*, sent_at: datetime | None = None, queue: str = QUEUE) -> str:
         with database.transaction() as session:
             job = service.create(
-                session, kind="run", model_id=model_id, queue=queue, request={"engine_id": 1}, recipe="any"
+                session, kind="run", model_id=model_id, queue=queue, request={"engine_id": 1}, likeness="any"
             )
             job.sent_at = sent_at
         return job.id

@@ -53,7 +53,7 @@ def test_a_broker_that_hangs_holds_up_neither_a_post_nor_a_cancel(
         model = Model(name="minilm")
         session.add(model)
         session.flush()
-        job = service.create(session, kind="run", model_id=model.id, queue=QUEUE, request={}, recipe="any")
+        job = service.create(session, kind="run", model_id=model.id, queue=QUEUE, request={}, likeness="any")
     with database.transaction() as session:
         service.bind_dispatch(session, dispatch)
         assert service.request_cancel(session, job.id).state == State.CANCELED

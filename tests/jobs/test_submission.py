@@ -43,6 +43,18 @@ def preparations() -> Preparations:
     return Preparations()
 
 
+@dataclass(frozen=True)
+class Placed:
+    """A job of a number."""
+
+    number: int
+
+    def place(self, session: Session) -> Job:
+        model = get_model(session, "minilm")
+        request = {"number": self.number}
+        return service.create(session, kind="build", model_id=model.id, queue=QUEUE, request=request, likeness="any")
+
+
 @pytest.fixture
 def client(app: FastAPI, database: Database, preparations: Preparations) -> Iterator[TestClient]:
     with database.transaction() as session:
@@ -50,19 +62,13 @@ def client(app: FastAPI, database: Database, preparations: Preparations) -> Iter
 
     @app.post("/jobs-for-tests")
     async def make_job(body: Body, submit: SubmitDep) -> Response:
-        def prepare() -> service.Place:
+        def prepare() -> Placed:
             preparations.open_sessions.append(app.state.database.engine.pool.checkedout())
             if preparations.gate is not None:
                 preparations.gate.wait(30)
             if body.number < 0:
                 raise Invalid("Give a number that is not negative.")
-            return place
-
-        def place(session: Session) -> Job:
-            model = get_model(session, "minilm")
-            return service.create(
-                session, kind="build", model_id=model.id, queue=QUEUE, request={"number": body.number}, recipe="any"
-            )
+            return Placed(body.number)
 
         return await submit(prepare)
 

@@ -123,7 +123,7 @@ def queue_a_job(data_dir: Path) -> str:
         session.flush()
         request = {"engine_id": 404, "inputs": f"sha256:{'0' * 64}", "backend": "onnxruntime"}
         job = jobs.create(
-            session, kind="run", model_id=model.id, queue=queue_of("onnxruntime"), request=request, recipe="any"
+            session, kind="run", model_id=model.id, queue=queue_of("onnxruntime"), request=request, likeness="any"
         )
         job_id = job.id
     database.dispose()

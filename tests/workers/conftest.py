@@ -10,6 +10,8 @@ import pytest
 from app.artifacts.signing import open_signer
 from app.artifacts.store import ArtifactStore
 from app.database import Database, now
+from app.engines.work import RunWork
+from app.fleet.backend_offer import BackendOffer
 from app.jobs import service
 from app.jobs.notices import Announcer
 from app.jobs.queue import JobQueue, queue_of, redis_url
@@ -45,14 +47,7 @@ def worker(settings: Settings, database: Database, store: ArtifactStore, tmp_pat
             io=io,
             scratch=scratch,
             device="test CPU",
-            offered={
-                "onnxruntime": {
-                    "version": version("onnxruntime"),
-                    "makes": ["cpu"],
-                    "loads": ["cpu"],
-                    "capabilities": {},
-                }
-            },
+            offered={"onnxruntime": BackendOffer(version=version("onnxruntime"), makes=("cpu",), loads=("cpu",))},
         )
         host.close()
 
@@ -73,8 +68,8 @@ def post(database: Database) -> Post:
                 kind="run",
                 model_id=model_id,
                 queue=queue_of("onnxruntime"),
-                request={"engine_id": 1},
-                recipe="any",
+                request=RunWork(engine_id=1, inputs=f"sha256:{'0' * 64}").to_json(),
+                likeness="any",
             )
             job.sent_at = now()
         return job.id

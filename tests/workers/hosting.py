@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 import numpy as np
 import onnxruntime as ort
 
+from app.engines.against import Against
 from tests.workers.networks import Network, Weights
 from workers.channel.host import EngineHost
 from workers.channel.messages import (
-    Against,
     Build,
     Built,
     EngineFile,

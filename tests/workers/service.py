@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from safetensors.numpy import load, save
 
 from tests.workers.networks import Network, Weights
-from workers.jobs.runner import run_job
+from workers.jobs.attempt import run_job
 from workers.worker import Worker
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -103,7 +103,9 @@ def post(database: Database) -> Post:
 
     def post(**request: object) -> str:
         with database.transaction() as session:
-            return service.create(session, kind="run", model_id=model_id, queue=QUEUE, request=request, recipe="any").id
+            return service.create(
+                session, kind="run", model_id=model_id, queue=QUEUE, request=request, likeness="any"
+            ).id
 
     return post
 

@@ -1,6 +1,7 @@
 import pytest
 
 from app.errors import ServiceError
+from app.fleet.backend_offer import BackendOffer
 from workers.worker import Worker
 
 H100 = "8.6.1/NVIDIA H100 80GB HBM3"
@@ -8,8 +9,8 @@ H100 = "8.6.1/NVIDIA H100 80GB HBM3"
 
 @pytest.fixture
 def gpu_worker(worker: Worker) -> Worker:
-    made_elsewhere = {"version": "1.7.1", "makes": ["1.7.1/SM80"], "loads": [], "capabilities": {}}
-    tensorrt = {"version": "8.6.1", "makes": [H100, "8.6.1/ampere_plus"], "loads": [H100], "capabilities": {}}
+    made_elsewhere = BackendOffer(version="1.7.1", makes=("1.7.1/SM80",))
+    tensorrt = BackendOffer(version="8.6.1", makes=(H100, "8.6.1/ampere_plus"), loads=(H100,))
     worker.offered = {"tensorrt": tensorrt, "tensorrt_rtx": made_elsewhere}
     return worker
 

@@ -5,7 +5,7 @@ A plan is a safetensors file with every parameter, and a number that makes each 
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from app.fleet.backend_offer import BackendOffer
 from workers.channel.messages import (
     BackendError,
     Build,
@@ -151,6 +152,4 @@ class HostInProcess:
         self._listener(message)
 
 
-OFFERED: Mapping[str, Mapping[str, Any]] = {
-    "tensorrt": {"version": VERSION, "makes": [PLATFORM], "loads": [PLATFORM], "capabilities": {}}
-}
+OFFERED = {"tensorrt": BackendOffer(version=VERSION, makes=(PLATFORM,), loads=(PLATFORM,))}

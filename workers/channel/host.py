@@ -1,8 +1,8 @@
 """The worker's side of the engine host."""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from pathlib import Path
 from threading import Lock
@@ -10,6 +10,7 @@ from typing import Any
 
 import structlog
 
+from app.fleet.backend_offer import BackendOffer, read_offers
 from workers.channel.device_environment import device_attributes_library
 from workers.channel.messages import DEVICE_FAILED, BackendError, LogLine, Message, Outcome, Request, Residency
 from workers.channel.process import EngineHostProcess
@@ -30,6 +31,20 @@ class EngineHostDied(Exception):
         super().__init__(detail)
         self.detail = detail
         self.log = list(log)
+
+
+@dataclass(frozen=True, slots=True)
+class HostDescription:
+    """What an engine host says of itself.
+
+    `device` is as in `Hello`. `backends` has by name what each installed backend offers. `resident` is what the host
+    keeps loaded now, of at most `resident_limit` bytes.
+    """
+
+    device: Mapping[str, Any]
+    backends: Mapping[str, BackendOffer]
+    resident: Residency
+    resident_limit: int
 
 
 class EngineHost:
@@ -97,18 +112,14 @@ class EngineHost:
             raise reply.result
         return reply.result
 
-    def describe(self, tick: Callable[[], None] = lambda: None) -> dict[str, Any]:
-        """Return {"device", "backends", "resident"} as the fleet shows them.
+    def describe(self, tick: Callable[[], None] = lambda: None) -> HostDescription:
+        """Return what the child last said, whether it still runs or not.
 
-        They are what the child last said, whether it still runs or not; the first call waits for a child to say
-        it, and calls `tick` meanwhile. Raises BackendError where the device is not there, and EngineHostDied.
+        The first call waits for a child to say it, and calls `tick` meanwhile. Raises BackendError if the device is not
+        there, and EngineHostDied.
         """
         hello, kept = self._hello or self._first_hello(tick), self._residency
-        return {
-            "device": dict(hello.device),
-            "backends": {name: dict(offer) for name, offer in hello.backends.items()},
-            "resident": {"engines": kept.engines, "bytes": kept.nbytes, "limit": hello.resident_bytes},
-        }
+        return HostDescription(dict(hello.device), read_offers(hello.backends), kept, hello.resident_bytes)
 
     def close(self) -> None:
         """Kill the child, if there is one; the next call spawns another."""

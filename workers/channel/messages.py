@@ -7,19 +7,17 @@ messages and one outcome (or one `BackendError`) back. Files travel as paths, ne
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 from app.bindings.report import ParameterBinding
 from app.definitions.parameter import InputSpec
 from app.definitions.profiles import Profile
+from app.engines.against import Against
 
 DEVICE_FAILED = "device_failed"  # the code of an error after which a device's engine host is replaced
 
 
 DEVICE_OUT_OF_MEMORY = "device_out_of_memory"
-
-
-Against = Literal["reference", "rebuild", "finite", "none"]
 
 
 class BackendError(Exception):

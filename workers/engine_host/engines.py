@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from app.engines.against import Against
 from workers.channel.messages import (
-    Against,
     BackendError,
     Benchmark,
     Build,

@@ -8,10 +8,11 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from app.artifacts import service as artifacts
+from app.engines.work import BenchmarkWork
 from app.jobs.lease import Claim
 from workers.channel.messages import Benchmark, Benchmarked
-from workers.jobs.kind import Kind
 from workers.jobs.plans import PlanVerifier
+from workers.jobs.steps import Steps
 from workers.jobs.stored import Sources, StoredEngine, engine_file, load_engine
 from workers.jobs.watch import Watch
 from workers.worker import Worker
@@ -21,10 +22,10 @@ MAX_LAYERS = 500  # in the job's result; the report has all
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkInput:
-    """The engine to measure; `request` is the job's, with every input's shape."""
+    """The engine to measure, and how."""
 
     engine: StoredEngine
-    request: Mapping[str, Any]
+    work: BenchmarkWork
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +42,9 @@ class Measurements:
         return {self.digest: self.size}
 
 
-def load(session: Session, held: Claim, _worker: Worker) -> BenchmarkInput:
+def load(session: Session, _held: Claim, work: BenchmarkWork, _worker: Worker) -> BenchmarkInput:
     """Read the engine."""
-    return BenchmarkInput(load_engine(session, held.request["engine_id"]), held.request)
+    return BenchmarkInput(load_engine(session, work.engine_id), work)
 
 
 def compute(job: BenchmarkInput, worker: Worker, watch: Watch) -> Measurements:
@@ -82,16 +83,16 @@ def slowest(layers: Sequence[tuple[str, float]], count: int) -> list[tuple[str, 
 
 
 def _request(job: BenchmarkInput, sources: Sources, plans: PlanVerifier, report: str) -> Benchmark:
-    asked = job.request
+    work = job.work
     return Benchmark(
         engine=engine_file(job.engine, sources, plans),
-        iterations=asked["iterations"],
-        warmup=asked["warmup"],
+        iterations=work.iterations,
+        warmup=work.warmup,
         report=report,
-        shapes={name: tuple(shape) for name, shape in asked["shapes"].items()},
-        against_not_refittable=asked["against"] == "not_refittable",
-        layers=asked["layers"],
+        shapes=work.shapes,
+        against_not_refittable=work.against == "not_refittable",
+        layers=work.layers,
     )
 
 
-BENCHMARK = Kind(load, compute, publish)
+STEPS = Steps(BenchmarkWork, load, compute, publish)

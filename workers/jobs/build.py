@@ -7,12 +7,13 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from app.definitions.profiles import parse_profiles
+from app.engines.work import BuildWork
 from app.errors import ServiceError
 from app.jobs.lease import Claim
 from workers.channel.messages import Build, Built
 from workers.jobs import timing_cache
-from workers.jobs.kind import Kind, Ready
-from workers.jobs.publication import NewEngine, Origin, Recipe, equal_engine, new_engine, plan_put, publish_as
+from workers.jobs.publication import Origin, Recipe, VerifiedEngine, equal_engine, new_engine, plan_put, publish_as
+from workers.jobs.steps import Ready, Steps
 from workers.jobs.stored import Sources, load_definition, load_weights
 from workers.jobs.timing_cache import NewTimings, TimingCache
 from workers.jobs.watch import Watch
@@ -31,7 +32,7 @@ class BuildInput:
 class BuiltEngine:
     """A verified engine, and the timing cache its compilation left where that is a new one."""
 
-    engine: NewEngine
+    engine: VerifiedEngine
     timings: NewTimings | None
 
     @property
@@ -40,18 +41,17 @@ class BuiltEngine:
         return {**self.engine.blobs, **(self.timings.blobs if self.timings is not None else {})}
 
 
-def load(session: Session, held: Claim, worker: Worker) -> BuildInput | Ready:
+def load(session: Session, held: Claim, work: BuildWork, worker: Worker) -> BuildInput | Ready:
     """Read what is to be compiled, unless an equal engine has come into being meanwhile.
 
     Raises ServiceError "cannot_verify" where the engine is to be verified and this device could not run it.
     """
-    backend = held.request["backend"]
-    ready = equal_engine(session, held, worker.served(backend))
+    ready = equal_engine(session, held, work, worker.served(work.backend))
     if ready is not None:
         return ready
-    _check_verifiable(held.request, worker)
-    recipe = _recipe(session, held.request)
-    return BuildInput(recipe, timing_cache.find(session, worker, backend, recipe.options))
+    _check_verifiable(work, worker)
+    recipe = _recipe(session, work)
+    return BuildInput(recipe, timing_cache.find(session, worker, work.backend, recipe.options))
 
 
 def compute(job: BuildInput, worker: Worker, watch: Watch) -> BuiltEngine:
@@ -71,9 +71,9 @@ def publish(session: Session, held: Claim, job: BuildInput, made: BuiltEngine) -
     return publish_as(session, held, job.recipe, made.engine, method="build")
 
 
-def _check_verifiable(request: Mapping[str, Any], worker: Worker) -> None:
-    backend, against = request["backend"], request["verify"]["against"]
-    if against != "none" and not worker.offered[backend]["loads"]:
+def _check_verifiable(work: BuildWork, worker: Worker) -> None:
+    backend, against = work.backend, work.verify.against
+    if against != "none" and not worker.offered[backend].loads:
         raise ServiceError(
             f"{worker.device} compiles '{backend}' for other devices and cannot run the engine, which a verification "
             f'against "{against}" needs. Ask with "verify": {{"against": "none"}}, and verify it where it runs.',
@@ -81,16 +81,16 @@ def _check_verifiable(request: Mapping[str, Any], worker: Worker) -> None:
         )
 
 
-def _recipe(session: Session, request: Mapping[str, Any]) -> Recipe:
+def _recipe(session: Session, work: BuildWork) -> Recipe:
     return Recipe(
-        definition=load_definition(session, request["definition_id"]),
-        weights=load_weights(session, request["weights_id"], request["binding_id"]),
-        backend=request["backend"],
-        profiles=request["profiles"],
-        options=request["options"],
-        rules=request["rules"],
-        fingerprint=request["fingerprint"],
-        against=request["verify"]["against"],
+        definition=load_definition(session, work.definition_id),
+        weights=load_weights(session, work.weights_id, work.binding_id),
+        backend=work.backend,
+        profiles=work.profiles,
+        options=work.options,
+        rules=work.rules,
+        fingerprint=work.fingerprint,
+        against=work.verify.against,
     )
 
 
@@ -108,4 +108,4 @@ def _request(recipe: Recipe, sources: Sources, plan: str, cache: str | None) -> 
     )
 
 
-BUILD = Kind(load, compute, publish)
+STEPS = Steps(BuildWork, load, compute, publish)

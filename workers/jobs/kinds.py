@@ -1,20 +1,17 @@
-"""Every kind of job a worker does, by the name its row carries."""
+"""Every kind of job that a worker does. The module `workers.jobs.<kind>` has the steps of a kind as `STEPS`."""
 
-from typing import Any
+from importlib import import_module
+from typing import Any, get_args
 
-from workers.jobs.benchmark import BENCHMARK
-from workers.jobs.build import BUILD
-from workers.jobs.kind import Kind
-from workers.jobs.materialise import MATERIALISE
-from workers.jobs.refit import REFIT
-from workers.jobs.run import RUN
-from workers.jobs.verify import VERIFY
+from app.engines.work import unknown_work
+from app.jobs.kinds import Kind
+from workers.jobs.steps import Steps
 
-KINDS: dict[str, Kind[Any, Any]] = {
-    "build": BUILD,
-    "refit": REFIT,
-    "materialise": MATERIALISE,
-    "run": RUN,
-    "verify": VERIFY,
-    "benchmark": BENCHMARK,
-}
+KINDS: dict[str, Steps[Any, Any, Any]] = {kind: import_module(f"workers.jobs.{kind}").STEPS for kind in get_args(Kind)}
+
+
+def steps_of(kind: str) -> Steps[Any, Any, Any]:
+    """Return the steps of a kind of job; ServiceError "unknown_work" if this release does not have it."""
+    if kind not in KINDS:
+        raise unknown_work(f"its kind is '{kind}', and this worker knows {', '.join(KINDS)}")
+    return KINDS[kind]

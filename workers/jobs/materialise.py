@@ -6,12 +6,13 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from app.engines import service as engines
+from app.engines.publish import publish_plan
+from app.engines.work import MaterialiseWork
 from app.jobs.lease import Claim
 from workers.channel.messages import Materialise, Materialised
-from workers.jobs.kind import Kind, Ready
 from workers.jobs.plans import PlanVerifier
 from workers.jobs.publication import plan_put
+from workers.jobs.steps import Ready, Steps
 from workers.jobs.stored import BasePlan, Sources, StoredEngine, StoredPlan, engine_file, load_engine
 from workers.jobs.watch import Watch
 from workers.worker import Worker
@@ -30,9 +31,9 @@ class WrittenPlan:
         return {self.plan.digest: self.plan.nbytes}
 
 
-def load(session: Session, held: Claim, _worker: Worker) -> StoredEngine | Ready:
+def load(session: Session, _held: Claim, work: MaterialiseWork, _worker: Worker) -> StoredEngine | Ready:
     """Read the engine, unless its plan is there by now."""
-    engine = load_engine(session, held.request["engine_id"])
+    engine = load_engine(session, work.engine_id)
     if isinstance(engine.source, BasePlan):
         return engine
     return Ready(_result(engine.number, engine.plan.digest, {"total": 0.0}))
@@ -49,9 +50,7 @@ def compute(engine: StoredEngine, worker: Worker, watch: Watch) -> WrittenPlan:
 def publish(session: Session, _held: Claim, engine: StoredEngine, made: WrittenPlan) -> dict[str, Any]:
     """Give the engine its plan; where another job was faster that one's stays, and this one is collected."""
     plan = made.plan
-    published = engines.publish_plan(
-        session, engine.id, digest=plan.digest, nbytes=plan.nbytes, signature=plan.signature
-    )
+    published = publish_plan(session, engine.id, digest=plan.digest, nbytes=plan.nbytes, signature=plan.signature)
     return _result(engine.number, published.plan_digest, made.timings)
 
 
@@ -63,4 +62,4 @@ def _result(number: int, digest: str | None, timings: Mapping[str, float]) -> di
     return {"engine": number, "plan_digest": digest, "seconds": dict(timings)}
 
 
-MATERIALISE = Kind(load, compute, publish)
+STEPS = Steps(MaterialiseWork, load, compute, publish)

@@ -9,10 +9,14 @@ from typing import Any, Literal
 
 from sqlalchemy.orm import Session
 
-from app.engines import service as engines
+from app.engines.against import Against
+from app.engines.facts import EngineFacts, read_facts
+from app.engines.publish import publish_engine
+from app.engines.queries import Served, find_equal
+from app.engines.work import MakeEngine
 from app.jobs.lease import Claim
-from workers.channel.messages import Against, Built, PlanWritten, Refitted
-from workers.jobs.kind import Ready
+from workers.channel.messages import Built, PlanWritten, Refitted
+from workers.jobs.steps import Ready
 from workers.jobs.stored import BoundWeights, StoredDefinition, StoredEngine, StoredPlan
 from workers.jobs.verify import passed
 from workers.jobs.watch import Watch
@@ -43,14 +47,14 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
-class NewEngine:
+class VerifiedEngine:
     """A verified engine. `plan` is in the store, None where it is not materialised; `timings` are seconds by phase."""
 
     origin: Origin
     plan: StoredPlan | None
     backend_version: str
     device: str
-    facts: dict[str, Any]
+    facts: EngineFacts
     verification: dict[str, Any]
     timings: dict[str, float]
 
@@ -60,31 +64,30 @@ class NewEngine:
         return {} if self.plan is None else {self.plan.digest: self.plan.nbytes}
 
 
-def equal_engine(session: Session, held: Claim, served: engines.Served) -> Ready | None:
-    """Return the result where an equal engine that is served here has been made meanwhile.
+def equal_engine(session: Session, held: Claim, work: MakeEngine, served: Served) -> Ready | None:
+    """Return the result if an equal engine that is served here has been made meanwhile.
 
-    One without a plan of its own is not equal to what a job shall make that is to write a plan.
+    If the job is to write a plan, an engine without a plan of its own is not equal to what it makes.
     """
-    if not held.request["reuse"]:
+    if not work.reuse:
         return None
-    engine = engines.find_equal(session, held.model_id, held.request["fingerprint"], served)
-    lazy = held.request.get("materialise") == "lazy"
-    if engine is None or not (lazy or engine.materialised):
+    engine = find_equal(session, held.model_id, work.fingerprint, served)
+    if engine is None or (work.writes_plan and not engine.materialised):
         return None
     return Ready({"engine": engine.number, "reused": True, "method": "reuse"})
 
 
 def new_engine(
     worker: Worker, watch: Watch, made: Built | Refitted, plan: StoredPlan | None, origin: Origin
-) -> NewEngine:
+) -> VerifiedEngine:
     """Gather what is to be published; an engine that failed its verification never is: VerificationFailed."""
     verification = passed(made.verification)
-    return NewEngine(
+    return VerifiedEngine(
         origin=origin,
         plan=plan,
         backend_version=made.backend_version,
         device=worker.device,
-        facts=dict(made.facts),
+        facts=read_facts(made.facts),
         verification=verification,
         timings=dict(made.timings) | {"verify": verification.get("seconds", 0.0), "total": watch.seconds},
     )
@@ -161,13 +164,13 @@ def publish_as(
     session: Session,
     held: Claim,
     recipe: Recipe,
-    made: NewEngine,
+    made: VerifiedEngine,
     *,
     method: Literal["build", "refit"],
 ) -> dict[str, Any]:
     """Insert the engine; returns the job's result."""
     parent, plan = made.origin.parent, made.plan
-    number = engines.publish_engine(
+    number = publish_engine(
         session,
         model_id=held.model_id,
         method=method,

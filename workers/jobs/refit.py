@@ -5,11 +5,12 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from app.engines.work import RefitWork
 from app.jobs.lease import Claim
 from workers.channel.messages import Refit, Refitted
-from workers.jobs.kind import Kind, Ready
 from workers.jobs.plans import PlanVerifier
-from workers.jobs.publication import NewEngine, Origin, Recipe, equal_engine, new_engine, plan_put, publish_as
+from workers.jobs.publication import Origin, Recipe, VerifiedEngine, equal_engine, new_engine, plan_put, publish_as
+from workers.jobs.steps import Ready, Steps
 from workers.jobs.stored import Sources, StoredEngine, engine_file, load_engine, load_weights
 from workers.jobs.watch import Watch
 from workers.worker import Worker
@@ -24,15 +25,14 @@ class RefitInput:
     materialise: bool
 
 
-def load(session: Session, held: Claim, worker: Worker) -> RefitInput | Ready:
+def load(session: Session, held: Claim, work: RefitWork, worker: Worker) -> RefitInput | Ready:
     """Read the parent and the new weights, unless an equal engine has come into being meanwhile."""
-    parent = load_engine(session, held.request["parent_id"])
-    ready = equal_engine(session, held, worker.served(parent.backend))
-    eager = held.request.get("materialise", "eager") == "eager"
-    return ready or RefitInput(parent, _recipe(session, held, parent), eager)
+    parent = load_engine(session, work.parent_id)
+    ready = equal_engine(session, held, work, worker.served(parent.backend))
+    return ready or RefitInput(parent, _recipe(session, work, parent), work.writes_plan)
 
 
-def compute(job: RefitInput, worker: Worker, watch: Watch) -> NewEngine:
+def compute(job: RefitInput, worker: Worker, watch: Watch) -> VerifiedEngine:
     """Refit and verify; the parent's plan is checked before anything loads it."""
     request = watch.during(_request, job, worker.sources, worker.plans, str(watch.folder / "plan"))
     origin = Origin(job.parent.platform, job.parent.root_plan, job.parent)
@@ -40,27 +40,26 @@ def compute(job: RefitInput, worker: Worker, watch: Watch) -> NewEngine:
         refitted = watch.ask(request, Refitted, put.begin)
         plan = None if refitted.plan_digest is None else put.end(refitted.plan_digest)
         made = new_engine(worker, watch, refitted, plan, origin)
-    return replace(made, facts=made.facts | {"changed": refitted.changed, "warm": refitted.warm})
+    return replace(made, facts=made.facts.told(changed=refitted.changed, warm=refitted.warm))
 
 
-def publish(session: Session, held: Claim, job: RefitInput, made: NewEngine) -> dict[str, Any]:
+def publish(session: Session, held: Claim, job: RefitInput, made: VerifiedEngine) -> dict[str, Any]:
     """Insert the engine; `changed` in the result counts the parameters whose values are not the parent's."""
     result = publish_as(session, held, job.recipe, made, method="refit")
-    figures = {"changed": made.facts["changed"], "warm": made.facts["warm"]}
+    figures = {"changed": made.facts.changed, "warm": made.facts.warm}
     return result | figures | {"materialised": made.plan is not None}
 
 
-def _recipe(session: Session, held: Claim, parent: StoredEngine) -> Recipe:
-    request = held.request
+def _recipe(session: Session, work: RefitWork, parent: StoredEngine) -> Recipe:
     return Recipe(
         definition=parent.definition,
-        weights=load_weights(session, request["weights_id"], request["binding_id"]),
+        weights=load_weights(session, work.weights_id, work.binding_id),
         backend=parent.backend,
         profiles=parent.profiles_json,
         options=dict(parent.options),
-        rules=request["rules"],
-        fingerprint=request["fingerprint"],
-        against=request["verify"]["against"],
+        rules=work.rules,
+        fingerprint=work.fingerprint,
+        against=work.verify.against,
     )
 
 
@@ -69,4 +68,4 @@ def _request(job: RefitInput, sources: Sources, plans: PlanVerifier, plan: str) 
     return Refit(parent, sources.of(job.recipe.weights), plan if job.materialise else None, job.recipe.against)
 
 
-REFIT = Kind(load, compute, publish)
+STEPS = Steps(RefitWork, load, compute, publish)

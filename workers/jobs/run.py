@@ -8,10 +8,11 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from app.artifacts import service as artifacts
+from app.engines.work import RunWork
 from app.jobs.lease import Claim
 from workers.channel.messages import Ran, Run
-from workers.jobs.kind import Kind
 from workers.jobs.plans import PlanVerifier
+from workers.jobs.steps import Steps
 from workers.jobs.stored import Sources, StoredEngine, engine_file, load_engine
 from workers.jobs.watch import Watch
 from workers.worker import Worker
@@ -39,9 +40,9 @@ class Outputs:
         return {self.digest: self.size}
 
 
-def load(session: Session, held: Claim, _worker: Worker) -> RunInput:
+def load(session: Session, _held: Claim, work: RunWork, _worker: Worker) -> RunInput:
     """Read the engine."""
-    return RunInput(load_engine(session, held.request["engine_id"]), held.request["inputs"])
+    return RunInput(load_engine(session, work.engine_id), work.inputs)
 
 
 def compute(job: RunInput, worker: Worker, watch: Watch) -> Outputs:
@@ -63,4 +64,4 @@ def _request(job: RunInput, sources: Sources, plans: PlanVerifier, outputs: str)
     return Run(engine, str(sources.store.local_path(job.inputs)), outputs)
 
 
-RUN = Kind(load, compute, publish)
+STEPS = Steps(RunWork, load, compute, publish)

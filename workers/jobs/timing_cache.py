@@ -13,14 +13,12 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from app.database import DATABASE_DOWN
-from app.engines import service as engines
+from app.engines.timing_caches import find_timing_cache, replace_timing_cache
 from app.errors import ServiceError
 from workers.channel.host import EngineHostDied
 from workers.channel.messages import BackendError, LogLine, MergeTimings, TimingsMerged
 from workers.jobs.watch import Watch
 from workers.worker import Worker
-
-STORED = "stored"  # what a backend says of "timing_cache" that can read one back in another process
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +50,10 @@ def find(session: Session, worker: Worker, backend: str, options: Mapping[str, A
     None where its backend cannot read one back, and where a build with these options uses none.
     """
     offer = worker.offered[backend]
-    if offer["capabilities"].get("timing_cache") != STORED or not options.get("timing_cache", True):
+    if not offer.keeps_timings or not options.get("timing_cache", True):
         return None
-    platform = offer["makes"][0]
-    return TimingCache(backend, platform, engines.find_timing_cache(session, platform))
+    platform = offer.makes[0]
+    return TimingCache(backend, platform, find_timing_cache(session, platform))
 
 
 def fetch(cache: TimingCache | None, worker: Worker, watch: Watch) -> str | None:
@@ -84,14 +82,14 @@ def put(cache: TimingCache | None, written: str | None, worker: Worker, watch: W
 
 def publish(session: Session, made: NewTimings) -> None:
     """Make it the timing cache of its platform; its blob is recorded already."""
-    engines.replace_timing_cache(session, made.platform, digest=made.digest, nbytes=made.nbytes)
+    replace_timing_cache(session, made.platform, digest=made.digest, nbytes=made.nbytes)
 
 
 def _with_others(cache: TimingCache, written: str, worker: Worker, watch: Watch) -> str:
     """Return the path of what a build wrote, with what another worker has put into the store since it began."""
     try:
         with worker.database.reading() as session:
-            newest = replace(cache, digest=engines.find_timing_cache(session, cache.platform))
+            newest = replace(cache, digest=find_timing_cache(session, cache.platform))
         theirs = fetch(newest, worker, watch) if newest != cache else None
         if theirs is None:
             return written

@@ -6,10 +6,12 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from app.engines.against import Against
+from app.engines.work import VerifyWork
 from app.jobs.lease import Claim
-from workers.channel.messages import Against, Verified, Verify
+from workers.channel.messages import Verified, Verify
 from workers.jobs.faults import VerificationFailed
-from workers.jobs.kind import Kind
+from workers.jobs.steps import Steps
 from workers.jobs.stored import StoredEngine, engine_file, load_engine
 from workers.jobs.watch import Watch
 from workers.worker import Worker
@@ -50,10 +52,10 @@ def passed(verification: Verified | None) -> dict[str, Any]:
     return figures
 
 
-def load(session: Session, held: Claim, _worker: Worker) -> VerifyInput:
+def load(session: Session, _held: Claim, work: VerifyWork, _worker: Worker) -> VerifyInput:
     """Read the engine."""
-    engine = load_engine(session, held.request["engine_id"])
-    return VerifyInput(engine, held.request["verify"]["against"])
+    engine = load_engine(session, work.engine_id)
+    return VerifyInput(engine, work.verify.against)
 
 
 def compute(job: VerifyInput, worker: Worker, watch: Watch) -> Figures:
@@ -73,4 +75,4 @@ def _figures(verification: Verified) -> dict[str, Any]:
     return figures
 
 
-VERIFY = Kind(load, compute, publish)
+STEPS = Steps(VerifyWork, load, compute, publish)

@@ -225,10 +225,10 @@ from pathlib import Path
 from workers.channel.host import EngineHost
 host = EngineHost("cpu", 5, Path(sys.argv[1]))
 said = host.describe()
-assert said["device"]["kind"] == "cpu" and said["device"]["memory_total"] > 0, said
-offer = said["backends"]["onnxruntime"]
-assert offer["makes"] == offer["loads"] == ["cpu"] and offer["capabilities"]["refit"] is True, offer
-assert said["resident"] == {"engines": 0, "bytes": 0, "limit": 5}, said
+assert said.device["kind"] == "cpu" and said.device["memory_total"] > 0, said
+offer = said.backends["onnxruntime"]
+assert offer.makes == offer.loads == ("cpu",) and offer.to_json()["capabilities"]["refit"] is True, offer
+assert (said.resident.engines, said.resident.nbytes, said.resident_limit) == (0, 0, 5), said
 host.close()
 assert host.describe() == said and host.pid is None
 print(sorted({"onnxruntime", "onnx", "tensorrt", "tensorrt_rtx", "cuda"} & sys.modules.keys()))
@@ -241,7 +241,7 @@ print(sorted({"onnxruntime", "onnx", "tensorrt", "tensorrt_rtx", "cuda"} & sys.m
 
 def test_without_a_setting_the_child_keeps_four_gibibytes_of_engines_on_a_cpu(tmp_path: Path) -> None:
     host = EngineHost("cpu", None, tmp_path)
-    assert host.describe()["resident"]["limit"] == 4 << 30
+    assert host.describe().resident_limit == 4 << 30
     host.close()
 
 
@@ -251,7 +251,7 @@ def test_free_memory_is_told_anew_with_every_answer(
     outdated = replace(hosting.host._hello, device={"memory_free": -1})  # type: ignore[type-var]  # there has been one
     monkeypatch.setattr(hosting.host, "_hello", outdated)
     assert runs(hosting, engine)
-    assert hosting.host.describe()["device"]["memory_free"] > 0
+    assert hosting.host.describe().device["memory_free"] > 0
 
 
 @pytest.mark.parametrize("device", ["tpu:0", "cuda", "cuda:x"])

@@ -6,6 +6,7 @@ from typing import cast
 import pytest
 
 from app.errors import ServiceError
+from app.fleet.backend_offer import read_offers
 from app.fleet.schemas import WORKER
 from workers.channel.messages import BackendError
 from workers.engine_host.backends import catalog
@@ -86,12 +87,12 @@ def test_the_worker_that_the_documentation_shows_says_what_one_like_it_would(mon
 
 
 def test_a_worker_takes_the_backends_that_can_be_used() -> None:
-    assert list(usable_backends("cuda:0", offers("cuda:0", opening))) == ["tensorrt"]
+    assert list(usable_backends("cuda:0", read_offers(offers("cuda:0", opening)))) == ["tensorrt"]
 
 
 def test_a_worker_without_any_says_what_is_wrong_with_each_and_what_to_install() -> None:
     with pytest.raises(ServiceError) as caught:
-        usable_backends("cuda:0", offers("cuda:0", failing))
+        usable_backends("cuda:0", read_offers(offers("cuda:0", failing)))
     assert caught.value.code == "no_backend"
     assert "No backend can be used on cuda:0. abacus: abacus 1.0 is installed but" in caught.value.detail
     assert "Install one with pip install 'enginesmith[tensorrt-rtx]'" in caught.value.detail

@@ -131,10 +131,10 @@ def test_a_host_gives_up_engines_beyond_its_limit_and_loads_them_again(tmp_path:
         first = hosting.run(engine, inputs)["y"].copy()
         for one in sources[1:]:
             hosting.refit(network, engine, one)
-        assert host.describe()["resident"]["engines"] == 2
+        assert host.describe().resident.engines == 2
 
         np.testing.assert_array_equal(hosting.run(engine, inputs)["y"], first)
-        assert host.describe()["resident"]["engines"] == 2
+        assert host.describe().resident.engines == 2
     finally:
         host.close()
 
@@ -207,7 +207,7 @@ def test_a_parent_that_does_not_fit_beside_its_child_goes_before_the_child_is_lo
         refitted, child = hosting.refit(network, parent, b)
 
         assert not refitted.warm
-        assert host.describe()["resident"]["engines"] == 1
+        assert host.describe().resident.engines == 1
         assert hosting.verify(child).ok
     finally:
         host.close()

@@ -9,11 +9,12 @@ import pytest
 from app.bindings.transforms import Cast
 from app.definitions.parameter import InputSpec
 from app.definitions.profiles import Range
+from app.engines.against import Against
 from app.weights.dtypes import numpy_dtype
 from tests.workers.hosting import Hosting
 from tests.workers.networks import attention, bound, checkpoint, network_of, perceptron
 from tests.workers.processes import status_bytes
-from workers.channel.messages import Against, BackendError, EngineFile, OutputDifference
+from workers.channel.messages import BackendError, EngineFile, OutputDifference
 from workers.engine_host.run_inputs import digest_of, fixed_inputs
 from workers.engine_host.verification import difference, fault_of, is_finite, tolerance_of
 

@@ -15,7 +15,7 @@ from app.artifacts.store import ArtifactStore
 from app.artifacts.tables import BlobUse
 from tests.workers.networks import Network, Weights, perceptron
 from tests.workers.service import Service, computed, service_with
-from workers.jobs.runner import run_job
+from workers.jobs.attempt import run_job
 from workers.jobs.watch import Watch
 from workers.worker import Worker
 

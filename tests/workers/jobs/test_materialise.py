@@ -25,7 +25,7 @@ from tests.workers.weight_holding import OFFERED, PLATFORM, HeldWeights, HostInP
 from workers.channel.messages import DEVICE_OUT_OF_MEMORY, BackendError, Materialise, Refit, Refitted, Report, Request
 from workers.engine_host.backends.base import Arrays, LoadedEngine
 from workers.jobs import plans
-from workers.jobs.runner import run_job
+from workers.jobs.attempt import run_job
 from workers.jobs.watch import Watch
 from workers.worker import Worker
 
@@ -186,7 +186,7 @@ def test_of_two_jobs_that_write_a_plan_the_slower_takes_what_is_there(
         """Do another job for the same plan, from its load to its end, while the first one writes."""
         with net.worker.database.transaction() as session:
             request = {"engine_id": get_job(session, slower).request["engine_id"]}
-            job = create(session, kind="materialise", model_id=1, queue="any", request=request, recipe="any")
+            job = create(session, kind="materialise", model_id=1, queue="any", request=request, likeness="any")
         faster.append(job.id)
         run_job(net.worker, job.id)
 
@@ -204,7 +204,7 @@ def test_a_job_that_finds_the_plan_written_succeeds_with_it(net: Service, second
     first = net.post("/engines/2/materialise", {})["id"]
     with net.worker.database.transaction() as session:
         request = get_job(session, first).request
-        late = create(session, kind="materialise", model_id=1, queue="any", request=request, recipe="any").id
+        late = create(session, kind="materialise", model_id=1, queue="any", request=request, likeness="any").id
     for job_id in (first, late):
         run_job(net.worker, job_id)
     assert net.job(late)["result"] == net.job(first)["result"] | {"seconds": {"total": 0.0}}

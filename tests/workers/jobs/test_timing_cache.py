@@ -15,16 +15,17 @@ from sqlalchemy.exc import OperationalError
 from app.artifacts.service import collect_orphans, record
 from app.artifacts.store import ArtifactStore
 from app.artifacts.tables import BlobUse
-from app.engines import service as engines
-from app.engines.service import replace_timing_cache
 from app.engines.tables import TimingCache
+from app.engines.timing_caches import replace_timing_cache
 from app.errors import Unavailable
+from app.fleet.backend_offer import Capabilities
 from tests.workers.networks import Network, perceptron
 from tests.workers.service import Service, service_with
 from tests.workers.weight_holding import OFFERED, PLATFORM, HeldWeights, HostInProcess, WeightHolding
 from workers.channel.host import EngineHostDied
 from workers.channel.messages import BackendError, Build, Built, LogLine, MergeTimings, Report
 from workers.engine_host.backends.base import Arrays, LoadedEngine
+from workers.jobs import timing_cache
 from workers.worker import Worker
 
 BUILD = {"definition": 1, "weights": 1, "backend": "tensorrt", "reuse": False}
@@ -80,7 +81,8 @@ def serve(client: TestClient, worker: Worker, backend: Timing, tmp_path: Path) -
     host.close()
 
     def serve(kept: str) -> Service:
-        offered = {"tensorrt": dict(OFFERED["tensorrt"]) | {"capabilities": {"timing_cache": kept}}}
+        capabilities = Capabilities(timing_cache=kept)
+        offered = {"tensorrt": OFFERED["tensorrt"].model_copy(update={"capabilities": capabilities})}
         network: Network = perceptron(tmp_path / "network.onnx")
         able = replace(worker, host=host, offered=offered)  # type: ignore[arg-type]
         return service_with(client, able, network, network.weights(seed=1))
@@ -192,7 +194,7 @@ def test_where_that_cannot_be_merged_its_own_is_kept(
     def then_fail() -> None:
         publish()
         if isinstance(fault, OperationalError):
-            monkeypatch.setattr(engines, "find_timing_cache", Mock(side_effect=fault))
+            monkeypatch.setattr(timing_cache, "find_timing_cache", Mock(side_effect=fault))
         else:
             monkeypatch.setattr(another, "merge_timings", Mock(side_effect=fault))
 

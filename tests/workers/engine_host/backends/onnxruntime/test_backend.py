@@ -166,7 +166,7 @@ def test_a_failed_refit_leaves_the_parent_as_it_was(hosting: Hosting, tmp_path: 
 
     assert caught.value.code == "weights_unreadable"
     np.testing.assert_array_equal(hosting.run(parent, inputs)["y"], before)
-    assert hosting.host.describe()["resident"]["engines"] == 1
+    assert hosting.host.describe().resident.engines == 1
 
 
 def test_missing_and_misshaped_weights_are_all_named(hosting: Hosting, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from tests.workers.engine_host.backends.tensorrt.cpu_compilation import needs_rt
 from tests.workers.networks import Network, network_of, perceptron
 from tests.workers.service import Service, service_with
 from workers.engine_host.backends.tensorrt.library import NAME, trt
-from workers.jobs.runner import run_job
+from workers.jobs.attempt import run_job
 from workers.worker import Worker, open_worker
 
 pytestmark = [needs_rtx, pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)]

@@ -1,4 +1,4 @@
-"""What a kind of job is: three steps, of which only the middle one takes time."""
+"""The steps of a job, of which only the middle one takes time."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from sqlalchemy.orm import Session
 
+from app.engines.work import Work
 from app.jobs.lease import Claim
 from workers.jobs.watch import Watch
 from workers.worker import Worker
@@ -15,7 +16,7 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The job's result was there already, so nothing is computed."""
+    """The job's result is there already, so nothing is computed."""
 
     result: Result
 
@@ -28,19 +29,21 @@ class Product(Protocol):
         """The artifacts put into the store: digest to size in bytes."""
 
 
+WorkT = TypeVar("WorkT", bound=Work)
 InputT = TypeVar("InputT")
 ProductT = TypeVar("ProductT", bound=Product)
 
 
 @dataclass(frozen=True, slots=True)
-class Kind(Generic[InputT, ProductT]):
-    """The steps of one kind of job.
+class Steps(Generic[WorkT, InputT, ProductT]):
+    """The steps of one kind of job, whose work is of the class `work`.
 
-    `load` reads everything the job needs in one short session. `compute` asks the engine host and moves
+    `load` reads everything that the job needs in one short session. `compute` asks the engine host and moves
     artifacts, with no session open. `publish` writes what was made, in the transaction that also
     finishes the job, and returns the job's result.
     """
 
-    load: Callable[[Session, Claim, Worker], InputT | Ready]
+    work: type[WorkT]
+    load: Callable[[Session, Claim, WorkT, Worker], InputT | Ready]
     compute: Callable[[InputT, Worker, Watch], ProductT]
     publish: Callable[[Session, Claim, InputT, ProductT], Result]

@@ -16,6 +16,7 @@ from app.artifacts.service import collect_orphans
 from app.artifacts.store import ArtifactStore
 from app.artifacts.tables import Blob
 from app.database import DATABASE_DOWN, Database
+from app.engines.work import RunWork
 from app.errors import Invalid, Unavailable
 from app.jobs import events, lease
 from app.jobs.lease import Claim
@@ -27,10 +28,10 @@ from workers.celery import celery_app
 from workers.channel.host import EngineHostDied
 from workers.channel.messages import BackendError, LogLine, Progress
 from workers.jobs import kinds, watch
+from workers.jobs.attempt import run_job
 from workers.jobs.faults import VerificationFailed
-from workers.jobs.kind import Kind, Ready
 from workers.jobs.news import MAX_LINES
-from workers.jobs.runner import run_job
+from workers.jobs.steps import Ready, Steps
 from workers.jobs.watch import Watch
 from workers.worker import Worker
 
@@ -57,7 +58,7 @@ def does(monkeypatch: pytest.MonkeyPatch) -> Callable[[Step], None]:
             digest, size = worker.put(made_in(watch.folder))
             return Made({digest: size})
 
-        monkeypatch.setitem(kinds.KINDS, "run", Kind(_load, compute, _publish))
+        monkeypatch.setitem(kinds.KINDS, "run", Steps(RunWork, _load, compute, _publish))
 
     return script
 
@@ -76,7 +77,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "NEWS_S", 0.0)
 
 
-def _load(_session: Session, held: Claim, _worker: Worker) -> str:
+def _load(_session: Session, held: Claim, _work: RunWork, _worker: Worker) -> str:
     return held.job_id
 
 
@@ -139,13 +140,13 @@ def test_a_message_that_comes_twice_does_the_job_once(worker: Worker, post: Post
 def test_a_result_that_is_there_already_computes_nothing(
     worker: Worker, post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load(_session: Session, _held: Claim, _worker: Worker) -> Ready:
+    def load(_session: Session, _held: Claim, _work: RunWork, _worker: Worker) -> Ready:
         return Ready({"engine": 7, "reused": True})
 
     def compute(_job: str, _worker: Worker, _watch: Watch) -> Made:
         raise LookupError("computed")
 
-    monkeypatch.setitem(kinds.KINDS, "run", Kind(load, compute, _publish))
+    monkeypatch.setitem(kinds.KINDS, "run", Steps(RunWork, load, compute, _publish))
     job_id = post()
     run_job(worker, job_id)
     assert read(worker.database, job_id).result == {"engine": 7, "reused": True}
@@ -155,13 +156,13 @@ def test_a_result_that_is_there_already_computes_nothing(
 def test_a_job_that_computed_nothing_says_nothing_of_like_ones(
     worker: Worker, post: Post, monkeypatch: pytest.MonkeyPatch, *, ready: bool
 ) -> None:
-    def load(_session: Session, held: Claim, _worker: Worker) -> str | Ready:
+    def load(_session: Session, held: Claim, _work: RunWork, _worker: Worker) -> str | Ready:
         return Ready({}) if ready else held.job_id
 
     def compute(_job: str, _worker: Worker, _watch: Watch) -> Made:
         return Made({DIGEST: len(CONTENT)})
 
-    monkeypatch.setitem(kinds.KINDS, "run", Kind(load, compute, _publish))
+    monkeypatch.setitem(kinds.KINDS, "run", Steps(RunWork, load, compute, _publish))
     job_id = post()
     of_job = select(Job.likeness).where(Job.id == job_id)
     with worker.database.transaction() as session:

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -20,6 +20,7 @@ from app.engines.requests import (
     request_verify,
 )
 from app.engines.schemas import BenchmarkRequest, BuildRequest, EngineRequest, RefitRequest, RunRequest, VerifyRequest
+from app.engines.work import BuildWork, MaterialiseWork, RefitWork, Verification, Work
 from app.jobs import lease, service
 from app.jobs.lease import Claim, JobError
 from app.jobs.tables import Job
@@ -32,6 +33,18 @@ DONE = {"engine": 1, "reused": False, "method": "build", "seconds": {"total": 75
 REUSED = {"engine": 1, "reused": True, "method": "reuse"}
 QUEUE = "enginesmith.tensorrt"
 RECIPE = "sha256:00"
+BUILD = BuildWork(
+    definition_id=1,
+    weights_id=1,
+    binding_id=1,
+    backend="tensorrt",
+    profiles=[],
+    options={},
+    rules=[],
+    fingerprint="sha256:01",
+    verify=Verification(),
+    reuse=True,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +54,14 @@ class History:
     database: Database
     settings: Settings
     model_id: int
-    request: dict[str, Any] = field(default_factory=lambda: {"definition_id": 1, "backend": "tensorrt", "options": {}})
 
-    def post(self, recipe: str = RECIPE, **request: Any) -> Job:  # noqa: ANN401 - JSON
-        """Queue a build; `request` replaces what it says."""
+    def post(self, work: Work = BUILD, recipe: str = RECIPE, queue: str = QUEUE, model_id: int | None = None) -> Job:
+        """Queue a job."""
+        owner = model_id or self.model_id
+        likeness = work.likeness(model_id=owner, queue=queue, recipe=recipe)
         with self.database.transaction() as session:
-            asked = self.request | request
             return service.create(
-                session, kind="build", model_id=self.model_id, queue=QUEUE, request=asked, recipe=recipe
+                session, kind=work.kind, model_id=owner, queue=queue, request=work.to_json(), likeness=likeness
             )
 
     def claim(self, job: Job) -> Claim:
@@ -87,31 +100,34 @@ def history(database: Database, settings: Settings) -> History:
 def test_a_job_is_expected_to_take_as_long_as_most_of_the_last_like_ones(history: History) -> None:
     for seconds in (500.0, 70.0, 75.0, 80.0, 1.0, 900.0):
         history.finish(history.post(), seconds)
-    assert history.post(weights_id=2, fingerprint="f", reuse=False).expected_s == 75.0
+    same = BUILD.model_copy(update={"weights_id": 2, "fingerprint": "sha256:02", "reuse": False})
+    assert history.post(same).expected_s == 75.0
 
 
 @pytest.mark.parametrize(
-    "unlike", [{"backend": "onnxruntime"}, {"definition_id": 2}, {"options": {"level": 5}}, {"verify": {}}]
+    "unlike",
+    [
+        {"backend": "onnxruntime"},
+        {"definition_id": 2},
+        {"binding_id": 2},
+        {"options": {"level": 5}},
+        {"verify": Verification(against="none")},
+    ],
 )
 def test_an_unlike_job_says_nothing(history: History, unlike: dict[str, Any]) -> None:
     history.finish(history.post(), 75.0)
-    assert history.post(**unlike).expected_s is None
+    assert history.post(BUILD.model_copy(update=unlike)).expected_s is None
 
 
 def test_neither_does_one_of_another_kind_queue_model_or_recipe(history: History) -> None:
     history.finish(history.post(), 75.0)
     with history.database.transaction() as session:
-        same: dict[str, Any] = {
-            "kind": "build",
-            "model_id": history.model_id,
-            "queue": QUEUE,
-            "request": history.request,
-            "recipe": RECIPE,
-        }
         other = create_model(session, "other", "", {}).id
-        for unlike in ({"kind": "benchmark"}, {"queue": f"{QUEUE}.h100"}, {"model_id": other}, {"recipe": "other"}):
-            assert service.create(session, **same | unlike).expected_s is None, unlike
-        assert service.create(session, **same).expected_s == 75.0
+    assert history.post(queue=f"{QUEUE}.h100").expected_s is None
+    assert history.post(model_id=other).expected_s is None
+    assert history.post(recipe="other").expected_s is None
+    assert history.post(MaterialiseWork(engine_id=1)).expected_s is None
+    assert history.post().expected_s == 75.0
 
 
 def test_a_job_that_found_its_result_says_nothing(history: History) -> None:
@@ -125,7 +141,7 @@ def test_jobs_that_found_their_results_do_not_hide_one_that_worked(history: Hist
         history.finish(history.post(), 0.01, was_ready=True)
         with history.database.transaction() as session:
             service.create_finished(
-                session, kind="build", model_id=history.model_id, queue=QUEUE, request=history.request, result=REUSED
+                session, kind="build", model_id=history.model_id, queue=QUEUE, request=BUILD.to_json(), result=REUSED
             )
     assert history.post().expected_s == 75.0
 
@@ -142,12 +158,19 @@ def test_a_job_that_failed_says_nothing(history: History) -> None:
     assert history.post().expected_s is None
 
 
-@pytest.mark.parametrize("name", ["engine_id", "parent_id"])
-def test_an_engine_to_work_on_counts_by_its_recipe(history: History, name: str) -> None:
-    one, another = ({name: number} for number in (1, 2))
-    history.finish(history.post(RECIPE, **one), 75.0)
-    assert history.post(RECIPE, **another).expected_s == 75.0
-    assert history.post("other", **one).expected_s is None
+REFIT = RefitWork(
+    parent_id=1, weights_id=1, binding_id=1, rules=[], fingerprint="sha256:01", verify=Verification(), reuse=True
+)
+
+
+@pytest.mark.parametrize(
+    ("one", "another"),
+    [(REFIT, REFIT.model_copy(update={"parent_id": 2})), (MaterialiseWork(engine_id=1), MaterialiseWork(engine_id=2))],
+)
+def test_an_engine_to_work_on_counts_by_its_recipe(history: History, one: Work, another: Work) -> None:
+    history.finish(history.post(one), 75.0)
+    assert history.post(another).expected_s == 75.0
+    assert history.post(one, recipe="other").expected_s is None
 
 
 def test_jobs_know_nothing_of_what_is_made_by_them() -> None:

@@ -16,8 +16,8 @@ from app.database import DATABASE_DOWN
 from app.jobs import lease
 from app.jobs.lease import CancelAsked, Claim, LeaseLost
 from workers.jobs.faults import ShuttingDown, fault_of
-from workers.jobs.kind import Kind, Product, Ready
-from workers.jobs.kinds import KINDS
+from workers.jobs.kinds import steps_of
+from workers.jobs.steps import Product, Ready, Steps
 from workers.jobs.watch import Watch
 from workers.worker import Worker
 
@@ -61,24 +61,27 @@ def _run(worker: Worker, held: Claim, watch: Watch) -> None:
 
 
 def _do(worker: Worker, held: Claim, watch: Watch) -> None:
-    kind = KINDS[held.kind]
+    steps = steps_of(held.kind)
+    work = steps.work.read(held.request)
     with worker.database.reading() as session:
-        job = kind.load(session, held, worker)
+        job = steps.load(session, held, work, worker)
     if isinstance(job, Ready):
         with worker.database.transaction() as session:
             lease.succeed(session, held, job.result, was_ready=True, notify=worker.announce)
         return
     with worker.store.holding():  # a compile may take longer than a cache keeps what nobody asks for
-        product = kind.compute(job, worker, watch)
-    worker.through_outage(lambda: _publish(worker, held, watch, kind, job, product))
+        product = steps.compute(job, worker, watch)
+    worker.through_outage(lambda: _publish(worker, held, watch, steps, job, product))
 
 
-def _publish(worker: Worker, held: Claim, watch: Watch, kind: Kind[Any, Any], job: object, product: Product) -> None:
+def _publish(
+    worker: Worker, held: Claim, watch: Watch, steps: Steps[Any, Any, Any], job: object, product: Product
+) -> None:
     """Write what was made and finish the job, or neither of the two."""
     with worker.database.transaction() as session:
         for digest, size in product.blobs.items():
             artifacts.record(session, digest, size)
-        result = kind.publish(session, held, job, product)
+        result = steps.publish(session, held, job, product)
         lease.succeed(session, held, result, events=watch.news.events, notify=worker.announce)
 
 

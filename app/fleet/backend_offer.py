@@ -1,0 +1,74 @@
+"""What a worker says of one backend. This file alone reads and writes the JSON of it in a worker's row."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from app.fleet.option_schemas import Conflict, Schema
+
+PROFILES_REQUIRED = "required for dynamic inputs"
+TIMINGS_STORED = "stored"
+
+
+class Capabilities(BaseModel):
+    """What a backend can do on a device, as far as this service acts on it; the rest is kept as it is.
+
+    `options` maps the name of each build option to a JSON Schema with a default. `lacks` maps each option ("name") and
+    each value ("name=value") that the backend does not support to the reason. `profiles` is `PROFILES_REQUIRED` if
+    shapes have to be given for dynamic inputs. `timing_cache` is `TIMINGS_STORED` if another process can read a timing
+    cache of this backend.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    options: dict[str, Schema] = {}
+    lacks: dict[str, str] = {}
+    conflicts: tuple[Conflict, ...] = ()
+    profiles: str | None = None
+    timing_cache: str | None = None
+
+
+class BackendOffer(BaseModel):
+    """One backend of one worker.
+
+    `makes` are the platforms that it compiles for, the default first. `loads` are the platforms whose engines it can
+    load. `unavailable` is the reason if the backend is installed but cannot be used.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    version: str
+    makes: tuple[str, ...] = ()
+    loads: tuple[str, ...] = ()
+    capabilities: Capabilities = Capabilities()
+    unavailable: str | None = None
+
+    @property
+    def available(self) -> bool:
+        """Whether the worker can use it."""
+        return self.unavailable is None
+
+    @property
+    def runs(self) -> bool:
+        """Whether the worker can run what it compiles. A worker without a GPU may compile for others only."""
+        return bool(self.makes) and self.makes[0] in self.loads
+
+    @property
+    def needs_profiles(self) -> bool:
+        """Whether it compiles for given ranges of shapes only if inputs are dynamic."""
+        return self.capabilities.profiles == PROFILES_REQUIRED
+
+    @property
+    def keeps_timings(self) -> bool:
+        """Whether another process can read a timing cache of it."""
+        return self.capabilities.timing_cache == TIMINGS_STORED
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what the worker's row holds; what the worker did not say is left out."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+def read_offers(row: Mapping[str, Any]) -> dict[str, BackendOffer]:
+    """Return the backends of a worker's row, by name."""
+    return {name: BackendOffer.model_validate(offer) for name, offer in row.items()}

@@ -1,0 +1,5 @@
+"""The kinds of jobs there are, by the name that a job's row and the API use."""
+
+from typing import Literal
+
+Kind = Literal["build", "refit", "materialise", "run", "verify", "benchmark"]
