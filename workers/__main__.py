@@ -13,7 +13,7 @@ from workers.celery import consume
 from workers.channel.host import EngineHostDied
 from workers.channel.messages import BackendError
 from workers.housekeeping import housekeeping
-from workers.worker import open_worker
+from workers.jobs.worker import open_worker
 
 program = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 

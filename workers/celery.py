@@ -19,8 +19,8 @@ from celery.exceptions import CPendingDeprecationWarning
 from celery.platforms import EX_OK, SecurityWarning
 from celery.worker import state
 
+from workers.jobs.worker import Worker
 from workers.tasks import register
-from workers.worker import Worker
 
 SOCKET_TIMEOUT_S = 5.0
 log = structlog.get_logger(__name__)

@@ -19,7 +19,7 @@ from app.database import DATABASE_DOWN
 from app.fleet import service as fleet
 from app.jobs.sweep import let_go, sweep
 from workers.identity import is_gone
-from workers.worker import Worker
+from workers.jobs.worker import Worker
 
 REPORTS_PER_TIMEOUT = 4  # so that a late one or two do not make a worker look gone
 COLLECT_S = 600.0

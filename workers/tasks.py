@@ -6,7 +6,7 @@ from celery import Celery
 from app.database import DATABASE_DOWN
 from app.jobs.queue import TASK
 from workers.jobs.attempt import run_job
-from workers.worker import Worker
+from workers.jobs.worker import Worker
 
 log = structlog.get_logger(__name__)
 

@@ -67,7 +67,7 @@ def test_a_comparison_that_nobody_alive_can_judge_waits_for_a_worker() -> None:
 def test_an_engine_without_refit_support_has_nothing_to_be_compared_with() -> None:
     code, (fault,) = refused(of=engine(refittable=False), against="not_refittable")
     assert (code, fault.pointer) == ("engine_not_refittable", "/against")
-    assert settled(of=engine(refittable=False))["engine_id"] == 7
+    assert settled(of=engine(refittable=False)).engine_id == 7
 
 
 def test_a_backend_that_always_refits_says_why_there_is_no_comparison() -> None:

@@ -17,6 +17,7 @@ from app.engines.publish import publish_plan
 from app.engines.requests import request_build, request_engine, request_refit
 from app.engines.schemas import BuildRequest, EngineRequest, RefitRequest
 from app.engines.tables import Engine
+from app.engines.work import MaterialiseWork
 from app.jobs import lease
 from app.jobs.lease import JobError
 from app.jobs.service import get_job, request_cancel
@@ -108,7 +109,7 @@ def test_the_plan_is_written_by_one_job_however_often_it_is_asked_for(
     status, job = materialise(client, lazy)
     assert (status, job["kind"], job["state"]) == (202, "materialise", "queued")
     with bench.database.reading() as session:
-        assert get_job(session, job["id"]).request == {"engine_id": bench.engine(lazy).id}
+        assert get_job(session, job["id"]).request == MaterialiseWork(engine_id=bench.engine(lazy).id).to_json()
     assert materialise(client, lazy)[1]["id"] == job["id"]
     assert client.put(f"{MODEL}/aliases/production", json={"engine": lazy}).status_code == 201
     assert client.get(f"{MODEL}/engines/{lazy}/plan", headers=WAIT_BRIEFLY).json()["id"] == job["id"]

@@ -28,6 +28,7 @@ from app.engines.schemas import (
     VerifyRequest,
 )
 from app.engines.tables import Engine
+from app.engines.work import VERSION, RunWork, Verification, VerifyWork
 from app.errors import Invalid, NotFound
 from app.fleet.tables import Worker
 from app.jobs.submission import Placement
@@ -63,6 +64,7 @@ def test_a_build_tells_its_worker_everything(bench: Workbench) -> None:
     assert {binding.parameter for binding in report.bindings} == {"w", "b"}
     assert request.pop("fingerprint").startswith("sha256:")
     assert request == {
+        "version": VERSION,
         "definition_id": 1,
         "weights_id": 1,
         "backend": "onnxruntime",
@@ -83,6 +85,7 @@ def test_a_refit_tells_its_worker_everything(bench: Workbench) -> None:
     assert bench.binding_of(request.pop("binding_id")).ok
     assert request.pop("fingerprint") != bench.engine(parent).fingerprint
     assert request == {
+        "version": VERSION,
         "parent_id": bench.engine(parent).id,
         "weights_id": 2,
         "rules": [],
@@ -255,7 +258,8 @@ def test_a_verification_tells_its_worker_what_to_compare_with(bench: Workbench) 
     number = built(bench)
     job = bench.submit(verification_of(number), VerifyRequest(against="rebuild"))
     assert job.kind == "verify"
-    assert bench.request_of(job) == {"engine_id": bench.engine(number).id, "verify": {"against": "rebuild"}}
+    work = VerifyWork(engine_id=bench.engine(number).id, verify=Verification(against="rebuild"))
+    assert bench.request_of(job) == work.to_json()
 
 
 def test_a_run_needs_its_inputs_uploaded(bench: Workbench) -> None:
@@ -268,12 +272,8 @@ def test_a_run_needs_its_inputs_uploaded(bench: Workbench) -> None:
     with bench.database.transaction() as session:
         record(session, digest_of("inputs"), 10)
     job = bench.submit(request_run, body)
-    request = bench.request_of(job)
-    assert request == {
-        "engine_id": bench.engine(number).id,
-        "inputs": digest_of("inputs"),
-        "backend": "onnxruntime",
-    }
+    work = RunWork(engine_id=bench.engine(number).id, inputs=digest_of("inputs"))
+    assert bench.request_of(job) == work.to_json()
 
 
 def test_the_inputs_of_a_run_are_kept_for_its_worker(bench: Workbench, store: ArtifactStore) -> None:

@@ -2,10 +2,12 @@ from typing import Any
 
 import pytest
 
+from app.database import Database
 from app.engines.targets import choose_target, settle_target
 from app.errors import Invalid
 from app.fleet.backend_offer import BackendOffer, Capabilities
 from app.fleet.offers import Fleet, Member, fleet_offers, settle_options
+from app.settings import Settings
 from tests.engines.workbench import OPTIONS, Workbench
 
 H100, A100 = "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB"
@@ -140,7 +142,8 @@ class TestOptions:
         assert "maximum" in refused(offering(level=schema), {"level": 6})["/options/level"]
 
 
-def test_the_fleet_offers_every_version_and_platform_that_is_alive(bench: Workbench) -> None:
+def test_the_fleet_offers_every_version_and_platform_that_is_alive(database: Database, settings: Settings) -> None:
+    bench = Workbench(database, settings)
     bench.add_worker("onnxruntime", "1.31.0")
     bench.add_worker("onnxruntime", "1.32.0")
     bench.add_worker("tensorrt", "8.6.1", device=H100, platforms=["8.6.1/H100", "8.6.1/ampere_plus"])

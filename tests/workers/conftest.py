@@ -21,7 +21,7 @@ from app.settings import Settings
 from tests.workers.hosting import Hosting
 from workers.channel.host import EngineHost
 from workers.jobs.plans import PlanVerifier
-from workers.worker import Worker
+from workers.jobs.worker import Worker
 
 Post = Callable[[], str]
 

@@ -27,7 +27,7 @@ from workers.channel.messages import (
     Verified,
     Verify,
 )
-from workers.engine_host.backends import onnx_graph
+from workers.engine_host import onnx_graph
 from workers.engine_host.tensors import read_tensors, write_tensors
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -19,7 +19,7 @@ from app.definitions.profiles import Profile, Range
 from app.weights.dtypes import numpy_dtype
 from app.weights.formats.safetensors import TensorSlot, read_slots
 from workers.channel.messages import Build, Built, EngineFile, ParameterSource, Refitted, TensorFile
-from workers.engine_host.backends.onnx_graph import ONNX_TYPES
+from workers.engine_host.onnx_graph import ONNX_TYPES
 from workers.engine_host.tensors import write_tensors
 
 Array = np.ndarray[Any, np.dtype[Any]]

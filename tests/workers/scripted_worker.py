@@ -13,7 +13,7 @@ from workers import __main__ as program
 from workers.jobs import kinds
 from workers.jobs.steps import Steps
 from workers.jobs.watch import Watch
-from workers.worker import Worker
+from workers.jobs.worker import Worker
 
 
 @dataclass(frozen=True)

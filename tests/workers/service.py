@@ -13,7 +13,7 @@ from safetensors.numpy import load, save
 
 from tests.workers.networks import Network, Weights
 from workers.jobs.attempt import run_job
-from workers.worker import Worker
+from workers.jobs.worker import Worker
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -14,7 +14,7 @@ from app.jobs import lease, service
 from app.jobs.queue import queue_of
 from app.settings import Settings
 from workers.housekeeping import Chore, bury_the_dead, housekeeping, keep_house, sweep_jobs
-from workers.worker import Worker
+from workers.jobs.worker import Worker
 
 Post = Callable[[], str]
 

@@ -38,13 +38,14 @@ class HostDescription:
     """What an engine host says of itself.
 
     `device` is as in `Hello`. `backends` has by name what each installed backend offers. `resident` is what the host
-    keeps loaded now, of at most `resident_limit` bytes.
+    keeps loaded now, of at most `resident_limit` bytes. `installable` is as in `Hello`.
     """
 
     device: Mapping[str, Any]
     backends: Mapping[str, BackendOffer]
     resident: Residency
     resident_limit: int
+    installable: str
 
 
 class EngineHost:
@@ -119,7 +120,9 @@ class EngineHost:
         there, and EngineHostDied.
         """
         hello, kept = self._hello or self._first_hello(tick), self._residency
-        return HostDescription(dict(hello.device), read_offers(hello.backends), kept, hello.resident_bytes)
+        return HostDescription(
+            dict(hello.device), read_offers(hello.backends), kept, hello.resident_bytes, hello.installable
+        )
 
     def close(self) -> None:
         """Kill the child, if there is one; the next call spawns another."""

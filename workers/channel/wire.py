@@ -25,11 +25,13 @@ class Hello:
     `device` is {"kind", "name", "memory_total", "memory_free"} with bytes, and more where the kind has more.
     `backends` maps the name of each installed backend to {"version", "makes", "loads", "capabilities"}, or to
     {"version", "unavailable"}, the reason with its remedy. `resident_bytes` is the memory for engines kept loaded.
+    `installable` says how to install the backends that the device could have and that are not installed.
     """
 
     device: Mapping[str, Any]
     backends: Mapping[str, Mapping[str, Any]]
     resident_bytes: int
+    installable: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from workers.channel.messages import (
     Verified,
     Verify,
 )
-from workers.engine_host.backends import onnx_graph
+from workers.engine_host import onnx_graph
 from workers.engine_host.backends.base import Arrays, Backend, LoadedEngine
 from workers.engine_host.backends.stopwatch import Stopwatch
 from workers.engine_host.run_inputs import digest_of, fixed_inputs
@@ -72,7 +72,7 @@ class References:
 
     def run(self, engine: EngineFile, inputs: Arrays) -> dict[str, Array]:
         """Return the definition's outputs with the engine's parameters; BackendError where it cannot be run."""
-        from workers.engine_host.backends.onnxruntime import session as ort_session  # noqa: PLC0415 - only a verification needs the runtime
+        from workers.engine_host import onnxruntime_session as ort_session  # noqa: PLC0415 - only a verification needs the runtime
 
         session, parameters = self._session(engine.definition)
         values = self._files.locate(engine.parameters)
@@ -82,7 +82,7 @@ class References:
         return ort_session.run_session(session, {**inputs, **weights})
 
     def _session(self, definition: str) -> tuple[Any, dict[str, Any]]:
-        from workers.engine_host.backends.onnxruntime import session as ort_session  # noqa: PLC0415 - only a verification needs the runtime
+        from workers.engine_host import onnxruntime_session as ort_session  # noqa: PLC0415 - only a verification needs the runtime
 
         data = Path(definition).read_bytes()
         key = hashlib.sha256(data).hexdigest()

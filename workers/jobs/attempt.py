@@ -19,7 +19,7 @@ from workers.jobs.faults import ShuttingDown, fault_of
 from workers.jobs.kinds import steps_of
 from workers.jobs.steps import Product, Ready, Steps
 from workers.jobs.watch import Watch
-from workers.worker import Worker
+from workers.jobs.worker import Worker
 
 log = structlog.get_logger(__name__)
 

@@ -15,7 +15,7 @@ from workers.jobs.plans import PlanVerifier
 from workers.jobs.steps import Steps
 from workers.jobs.stored import Sources, StoredEngine, engine_file, load_engine
 from workers.jobs.watch import Watch
-from workers.worker import Worker
+from workers.jobs.worker import Worker
 
 MAX_LAYERS = 500  # in the job's result; the report has all
 

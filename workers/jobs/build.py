@@ -17,7 +17,7 @@ from workers.jobs.steps import Ready, Steps
 from workers.jobs.stored import Sources, load_definition, load_weights
 from workers.jobs.timing_cache import NewTimings, TimingCache
 from workers.jobs.watch import Watch
-from workers.worker import Worker
+from workers.jobs.worker import Worker
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from workers.jobs.publication import plan_put
 from workers.jobs.steps import Ready, Steps
 from workers.jobs.stored import BasePlan, Sources, StoredEngine, StoredPlan, engine_file, load_engine
 from workers.jobs.watch import Watch
-from workers.worker import Worker
+from workers.jobs.worker import Worker
 
 
 @dataclass(frozen=True, slots=True)

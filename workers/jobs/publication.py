@@ -20,7 +20,7 @@ from workers.jobs.steps import Ready
 from workers.jobs.stored import BoundWeights, StoredDefinition, StoredEngine, StoredPlan
 from workers.jobs.verify import passed
 from workers.jobs.watch import Watch
-from workers.worker import Worker
+from workers.jobs.worker import Worker
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from workers.jobs.publication import Origin, Recipe, VerifiedEngine, equal_engin
 from workers.jobs.steps import Ready, Steps
 from workers.jobs.stored import Sources, StoredEngine, engine_file, load_engine, load_weights
 from workers.jobs.watch import Watch
-from workers.worker import Worker
+from workers.jobs.worker import Worker
 
 
 @dataclass(frozen=True, slots=True)

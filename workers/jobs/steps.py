@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from app.engines.work import Work
 from app.jobs.lease import Claim
 from workers.jobs.watch import Watch
-from workers.worker import Worker
+from workers.jobs.worker import Worker
 
 Result = dict[str, Any]
 

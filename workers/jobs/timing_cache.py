@@ -18,7 +18,7 @@ from app.errors import ServiceError
 from workers.channel.host import EngineHostDied
 from workers.channel.messages import BackendError, LogLine, MergeTimings, TimingsMerged
 from workers.jobs.watch import Watch
-from workers.worker import Worker
+from workers.jobs.worker import Worker
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from workers.jobs.faults import VerificationFailed
 from workers.jobs.steps import Steps
 from workers.jobs.stored import StoredEngine, engine_file, load_engine
 from workers.jobs.watch import Watch
-from workers.worker import Worker
+from workers.jobs.worker import Worker
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from app.jobs.state import State
 from workers.channel.messages import Message, Outcome, PlanWritten, Request
 from workers.jobs.faults import DeadlineExceeded, ShuttingDown
 from workers.jobs.news import News
-from workers.worker import Worker
+from workers.jobs.worker import Worker
 
 TICK_S = 0.5  # a cancel is noticed within this time
 NEWS_S = 1.0  # news are written this often, so a client can follow a job without a row per line

@@ -13,7 +13,7 @@ from workers.engine_host.backends import catalog
 from workers.engine_host.backends.base import Backend, Offered
 from workers.engine_host.backends.onnxruntime.backend import OnnxruntimeBackend
 from workers.engine_host.offers import offers
-from workers.worker import usable_backends
+from workers.jobs.worker import usable_backends
 
 OFFERED = Offered("8.6.1", ("8.6.1/H100",), ("8.6.1/H100", "8.6.1/ampere_plus"), {"build": True})
 
@@ -87,12 +87,12 @@ def test_the_worker_that_the_documentation_shows_says_what_one_like_it_would(mon
 
 
 def test_a_worker_takes_the_backends_that_can_be_used() -> None:
-    assert list(usable_backends("cuda:0", read_offers(offers("cuda:0", opening)))) == ["tensorrt"]
+    assert list(usable_backends("cuda:0", read_offers(offers("cuda:0", opening)), "")) == ["tensorrt"]
 
 
 def test_a_worker_without_any_says_what_is_wrong_with_each_and_what_to_install() -> None:
     with pytest.raises(ServiceError) as caught:
-        usable_backends("cuda:0", read_offers(offers("cuda:0", failing)))
+        usable_backends("cuda:0", read_offers(offers("cuda:0", failing)), "pip install 'enginesmith[tensorrt-rtx]'")
     assert caught.value.code == "no_backend"
     assert "No backend can be used on cuda:0. abacus: abacus 1.0 is installed but" in caught.value.detail
     assert "Install one with pip install 'enginesmith[tensorrt-rtx]'" in caught.value.detail

@@ -23,17 +23,17 @@ from app.jobs.lease import Claim
 from app.jobs.queue import TASK
 from app.jobs.state import State
 from app.jobs.tables import Job, JobEvent
-from workers import worker as worker_module
 from workers.celery import celery_app
 from workers.channel.host import EngineHostDied
 from workers.channel.messages import BackendError, LogLine, Progress
 from workers.jobs import kinds, watch
+from workers.jobs import worker as worker_module
 from workers.jobs.attempt import run_job
 from workers.jobs.faults import VerificationFailed
 from workers.jobs.news import MAX_LINES
 from workers.jobs.steps import Ready, Steps
 from workers.jobs.watch import Watch
-from workers.worker import Worker
+from workers.jobs.worker import Worker
 
 Post = Callable[[], str]
 Step = Callable[[Worker, Watch], None]

@@ -17,7 +17,7 @@ from tests.workers.networks import Network, Weights, perceptron
 from tests.workers.service import Service, computed, service_with
 from workers.jobs.attempt import run_job
 from workers.jobs.watch import Watch
-from workers.worker import Worker
+from workers.jobs.worker import Worker
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

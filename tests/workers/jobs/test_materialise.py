@@ -27,7 +27,7 @@ from workers.engine_host.backends.base import Arrays, LoadedEngine
 from workers.jobs import plans
 from workers.jobs.attempt import run_job
 from workers.jobs.watch import Watch
-from workers.worker import Worker
+from workers.jobs.worker import Worker
 
 Array = np.ndarray[Any, np.dtype[Any]]
 PATIENCE_S = 30

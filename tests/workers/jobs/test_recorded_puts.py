@@ -13,7 +13,7 @@ from app.artifacts import service as artifacts
 from app.artifacts.tables import Blob
 from tests.workers.networks import perceptron
 from tests.workers.service import Service, service_with
-from workers.worker import Worker
+from workers.jobs.worker import Worker
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from tests.workers.service import Service, service_with
 from tests.workers.weight_holding import OFFERED, HeldWeights, HostInProcess
 from workers.channel.messages import Build, Request
 from workers.engine_host.backends.base import Arrays
-from workers.worker import Worker
+from workers.jobs.worker import Worker
 
 Array = np.ndarray[Any, np.dtype[Any]]
 BUILD = {"definition": 1, "weights": 1, "backend": "tensorrt"}

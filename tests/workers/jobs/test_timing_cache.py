@@ -26,7 +26,7 @@ from workers.channel.host import EngineHostDied
 from workers.channel.messages import BackendError, Build, Built, LogLine, MergeTimings, Report
 from workers.engine_host.backends.base import Arrays, LoadedEngine
 from workers.jobs import timing_cache
-from workers.worker import Worker
+from workers.jobs.worker import Worker
 
 BUILD = {"definition": 1, "weights": 1, "backend": "tensorrt", "reuse": False}
 OWNER = f"timing_cache:{PLATFORM}"

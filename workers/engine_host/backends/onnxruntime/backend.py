@@ -36,17 +36,17 @@ from workers.channel.messages import (
     Refitted,
     Report,
 )
-from workers.engine_host.backends import onnx_graph
+from workers.engine_host import onnx_graph
 from workers.engine_host.backends.base import Arrays, LoadedEngine, Offered, Room
-from workers.engine_host.backends.onnxruntime.session import (
+from workers.engine_host.backends.onnxruntime.timing import node_seconds, run_seconds
+from workers.engine_host.backends.stopwatch import Stopwatch
+from workers.engine_host.onnxruntime_session import (
     ORT_ERRORS,
     explained,
     open_session,
     run_session,
     session_options,
 )
-from workers.engine_host.backends.onnxruntime.timing import node_seconds, run_seconds
-from workers.engine_host.backends.stopwatch import Stopwatch
 from workers.engine_host.tensors import Array, ParameterFiles, StoredValue
 
 # "all" is left out: its layouts are those of the machine that compiles, not of the one that runs.

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from workers.engine_host.backends.base import Arrays
-from workers.engine_host.backends.onnxruntime.session import (
+from workers.engine_host.onnxruntime_session import (
     ORT_ERRORS,
     explained,
     open_session,

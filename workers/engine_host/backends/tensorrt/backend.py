@@ -26,8 +26,8 @@ from workers.channel.messages import (
     Refitted,
     Report,
 )
+from workers.engine_host import onnx_graph
 from workers.engine_host.accelerate.large_pages import small_pages
-from workers.engine_host.backends import onnx_graph
 from workers.engine_host.backends.base import LoadedEngine, Offered, Room
 from workers.engine_host.backends.stopwatch import Stopwatch
 from workers.engine_host.backends.tensorrt import external_data as graph

@@ -10,7 +10,7 @@ from onnx import numpy_helper
 
 from app.weights.dtypes import numpy_dtype
 from workers.channel.messages import BackendError, ParameterSource
-from workers.engine_host.backends import onnx_graph
+from workers.engine_host import onnx_graph
 from workers.engine_host.backends.base import Arrays
 from workers.engine_host.backends.stopwatch import Stopwatch
 from workers.engine_host.backends.tensorrt.capabilities import Capabilities

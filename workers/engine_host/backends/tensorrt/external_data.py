@@ -10,7 +10,7 @@ from pathlib import Path
 
 from onnx import ModelProto
 
-from workers.engine_host.backends import onnx_graph
+from workers.engine_host import onnx_graph
 from workers.engine_host.backends.tensorrt.layout import Layout, slot_value
 from workers.engine_host.tensors import ALIGNMENT, MappedFiles, StoredValue, raw
 

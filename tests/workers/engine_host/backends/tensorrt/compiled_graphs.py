@@ -11,9 +11,9 @@ from onnx import ModelProto
 
 from app.weights.dtypes import numpy_dtype
 from tests.workers.networks import Network, constructed, tensor_files
-from workers.engine_host.backends import onnx_graph
-from workers.engine_host.backends.onnxruntime.session import open_session, run_session, session_options
+from workers.engine_host import onnx_graph
 from workers.engine_host.backends.tensorrt.layout import Layout, slot_value
+from workers.engine_host.onnxruntime_session import open_session, run_session, session_options
 from workers.engine_host.tensors import Array, MappedFiles, StoredValue, write_tensors
 
 SIZES = {0: 2, 1: 3, 2: 32, 3: 64}  # of dynamic axes

@@ -14,7 +14,7 @@ from tests.workers.engine_host.backends.tensorrt.compiled_graphs import definiti
 from tests.workers.engine_host.backends.tensorrt.test_layout import BERT, GPT2
 from tests.workers.networks import Network, attention, convolution, from_onnx, network_of
 from workers.channel.messages import BackendError
-from workers.engine_host.backends import onnx_graph
+from workers.engine_host import onnx_graph
 from workers.engine_host.backends.tensorrt import external_data as graph
 from workers.engine_host.backends.tensorrt.layout import LAYOUTS, lay_out, slot_value
 from workers.engine_host.backends.tensorrt.library import trt

@@ -24,7 +24,7 @@ from tests.workers.engine_host.backends.tensorrt.compiled_graphs import (
 )
 from tests.workers.networks import Network, attention, convolution, from_onnx, network_of
 from workers.channel.messages import BackendError
-from workers.engine_host.backends import onnx_graph
+from workers.engine_host import onnx_graph
 from workers.engine_host.backends.tensorrt.layout import LAYOUTS, Layout, changed_slots, lay_out, slot_value
 from workers.engine_host.backends.tensorrt.slots import PackedSlot
 from workers.engine_host.tensors import MappedFiles, StoredValue, write_tensors

@@ -19,7 +19,7 @@ from tests.workers.networks import Network, network_of, perceptron
 from tests.workers.service import Service, service_with
 from workers.engine_host.backends.tensorrt.library import NAME, trt
 from workers.jobs.attempt import run_job
-from workers.worker import Worker, open_worker
+from workers.jobs.worker import Worker, open_worker
 
 pytestmark = [needs_rtx, pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)]
 

@@ -8,7 +8,7 @@ from onnx.reference import ReferenceEvaluator
 
 from app.definitions.parameter import InputSpec
 from tests.workers.networks import network_of
-from workers.engine_host.backends import onnx_graph
+from workers.engine_host import onnx_graph
 from workers.engine_host.backends.tensorrt.layout import Layout, lay_out
 from workers.engine_host.backends.tensorrt.slots import Slot, TransposedSlot
 

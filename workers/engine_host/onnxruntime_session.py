@@ -11,7 +11,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from app.weights.dtypes import numpy_dtype
 from workers.channel.messages import BackendError
-from workers.engine_host.backends.onnx_graph import DTYPE_NAMES, ONNX_TYPES, ROOT
+from workers.engine_host.onnx_graph import DTYPE_NAMES, ONNX_TYPES, ROOT
 from workers.engine_host.tensors import Array, dtype_name
 
 ORT_ERRORS: tuple[type[Exception], ...] = (

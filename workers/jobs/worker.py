@@ -28,7 +28,6 @@ from app.jobs.transition import Notify
 from app.scratch import remove_abandoned, scratch_folder
 from app.settings import Settings
 from workers.channel.host import EngineHost
-from workers.engine_host.backends import catalog
 from workers.identity import new_identity
 from workers.jobs.plans import PlanVerifier
 from workers.jobs.stored import Sources
@@ -122,13 +121,13 @@ class Worker:
         )
 
 
-def usable_backends(device: str, backends: Mapping[str, BackendOffer]) -> dict[str, BackendOffer]:
-    """Return those of a host's backends that can be used; ServiceError "no_backend" where none can."""
+def usable_backends(device: str, backends: Mapping[str, BackendOffer], installable: str) -> dict[str, BackendOffer]:
+    """Return those of a host's backends that can be used; ServiceError "no_backend" if none can."""
     usable = {name: offer for name, offer in backends.items() if offer.available}
     if usable:
         return usable
     reasons = [f"{name}: {offer.unavailable}" for name, offer in sorted(backends.items())]
-    remedies = [f"Install one with {missing}."] if (missing := catalog.remedies(device)) else []
+    remedies = [f"Install one with {installable}."] if installable else []
     raise ServiceError(" ".join([f"No backend can be used on {device}.", *reasons, *remedies]), code="no_backend")
 
 
@@ -152,7 +151,7 @@ def open_worker(settings: Settings, device: str) -> Iterator[Worker]:
         host = EngineHost(device, settings.resident_bytes, scratch)
         try:
             described = host.describe()
-            usable = usable_backends(device, described.backends)
+            usable = usable_backends(device, described.backends, described.installable)
             yield Worker(
                 id=new_identity(),
                 settings=settings,

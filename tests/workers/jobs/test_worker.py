@@ -2,7 +2,7 @@ import pytest
 
 from app.errors import ServiceError
 from app.fleet.backend_offer import BackendOffer
-from workers.worker import Worker
+from workers.jobs.worker import Worker
 
 H100 = "8.6.1/NVIDIA H100 80GB HBM3"
 
