@@ -28,6 +28,7 @@ from app.observability import Metrics, RequestObserver, note_route
 from app.registry.router import router as registry_router
 from app.scratch import remove_abandoned
 from app.settings import Settings
+from app.weights.recognition import checkpoint_formats
 from app.weights.router import router as weights_router
 
 ROUTERS = (
@@ -78,6 +79,7 @@ def _compose(app: FastAPI, settings: Settings) -> None:
     state.listener = Listener(url)
     state.dispatch = Dispatch(JobQueue(settings.broker_url), state.announcer)
     state.metrics = Metrics(CollectorRegistry())
+    checkpoint_formats()  # a broken one stops the start, not an upload
 
 
 @asynccontextmanager

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from alembic import command
 from sqlalchemy.sql.schema import Table
 
-from app.bindings.service import Draft, record
+from app.bindings.service import UnsavedReport, record
 from app.database import Database, JsonText
 from app.engines.tables import Engine
 from migrations import alembic_config, upgrade
@@ -131,8 +131,8 @@ def test_a_binding_of_an_earlier_release_is_found_again_by_its_text(old_url: str
     upgrade(old_url)
     database = Database(old_url)
     with database.transaction() as session:
-        draft = Draft("sha256:" + hashlib.sha256(REPORT.encode()).hexdigest(), JsonText(REPORT))
-        assert {record(session, draft)} == set(session.scalars(sa.select(Engine.binding_id)))
+        report = UnsavedReport("sha256:" + hashlib.sha256(REPORT.encode()).hexdigest(), JsonText(REPORT))
+        assert {record(session, report)} == set(session.scalars(sa.select(Engine.binding_id)))
     database.dispose()
 
 

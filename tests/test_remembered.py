@@ -6,14 +6,13 @@ from sqlalchemy import event
 from sqlalchemy.exc import NoResultFound
 
 from app.bindings.report import BindingReport, ParameterBinding
-from app.bindings.service import Draft, load_binding, record
+from app.bindings.service import UnsavedReport, load_binding, record
 from app.database import Database
 from app.registry.tables import Model
 from app.remembered import MEMORY, Memory
 from app.tables import Base
 from app.weights.manifest import Manifest, TensorEntry
-from app.weights.service import Draft as WeightsDraft
-from app.weights.service import load_rows, register
+from app.weights.service import UnsavedWeights, load_rows, register
 
 MANIFEST = Manifest({"w": TensorEntry("w", "F32", (2,), "b3", "sha256:00", 0, 8)})
 BINDING = ParameterBinding("w", "F32", (2,), ("w",))
@@ -27,8 +26,8 @@ def keys(database: Database, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]
         model = Model(name="net")
         session.add(model)
         session.flush()
-        version, _ = register(session, model.id, WeightsDraft.of(MANIFEST))
-        return version.id, record(session, Draft.of(BindingReport((BINDING,))))
+        version, _ = register(session, model.id, UnsavedWeights.of(MANIFEST))
+        return version.id, record(session, UnsavedReport.of(BindingReport((BINDING,))))
 
 
 @pytest.fixture

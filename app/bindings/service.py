@@ -79,26 +79,26 @@ def load(session: Session, model_id: int, definition: int, version: int) -> Pair
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
+class UnsavedReport:
     """A binding report as far as it can be computed before the transaction that records it."""
 
     digest: str
     text: JsonText
 
     @classmethod
-    def of(cls, report: BindingReport) -> "Draft":
-        """Serialize a report, which takes a while where there are 100,000 parameters."""
+    def of(cls, report: BindingReport) -> "UnsavedReport":
+        """Serialize a report, which takes a while for 100,000 parameters."""
         return cls("sha256:" + hashlib.sha256(report.text.encode()).hexdigest(), JsonText(report.text))
 
 
-def record(session: Session, draft: Draft) -> int:
-    """Return the id of a report's row, which is inserted where there is none of the same text yet."""
+def record(session: Session, unsaved: UnsavedReport) -> int:
+    """Return the id of a report's row, which is inserted if there is none of the same text yet."""
     connection = session.connection()
-    found = connection.scalar(BY_DIGEST, {"digest": draft.digest})
+    found = connection.scalar(BY_DIGEST, {"digest": unsaved.digest})
     if found is None:
-        row = {"digest": draft.digest, "report": draft.text}
+        row = {"digest": unsaved.digest, "report": unsaved.text}
         connection.execute(insert_into(session, Binding).values(row).on_conflict_do_nothing())  # a twin may be faster
-        found = connection.execute(BY_DIGEST, {"digest": draft.digest}).scalar_one()
+        found = connection.execute(BY_DIGEST, {"digest": unsaved.digest}).scalar_one()
     return found
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from onnx import ModelProto
 
 from app.definitions.canonical_graph import canonical_bytes
-from app.definitions.families.registry import load_family
+from app.definitions.family import load_family
 from app.definitions.interface import read_interface
 from app.definitions.onnx_file import load_model, opset_of
 from app.definitions.onnx_graph import split_weights

@@ -11,7 +11,6 @@ MAX_NODES = 100_000  # subgraphs and functions included
 MAX_TENSORS = 100_000
 MAX_SUBGRAPH_DEPTH = 8
 MAX_FUNCTION_DEPTH = 100  # calls of local functions inside each other
-MAX_NAME_CHARACTERS = 512
 MAX_VALUE_BYTES = 4 * GIB  # of any value whose shape the graph itself fixes
 MAX_CONSTANT_BYTES = 64 * MIB  # of all that stays embedded once the weights are split off
 

@@ -9,16 +9,10 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
 
 from app.definitions.function_calls import inline_functions
 from app.definitions.graph_walk import attribute_graphs, attribute_tensors, with_subgraphs
-from app.definitions.limits import (
-    MAX_NAME_CHARACTERS,
-    MAX_NODES,
-    MAX_OPSET,
-    MAX_SUBGRAPH_DEPTH,
-    MAX_TENSORS,
-    MIN_OPSET,
-)
+from app.definitions.limits import MAX_NODES, MAX_OPSET, MAX_SUBGRAPH_DEPTH, MAX_TENSORS, MIN_OPSET
 from app.definitions.rejection import Rejected
 from app.definitions.tensor_data import check_tensor
+from app.weights.checkpoint import MAX_NAME_LENGTH, is_safe_name
 
 DEFAULT_DOMAINS = {"", "ai.onnx"}
 
@@ -139,12 +133,10 @@ def _check_operators(model: ModelProto) -> None:
 
 def _check_names(names: Iterable[str]) -> None:
     for name in names:
-        # An optional input that isn't given has an empty name.
-        is_safe = len(name) <= MAX_NAME_CHARACTERS and (not name or name.isprintable())
-        if not is_safe or ".." in name.replace("\\", "/").split("/"):
+        if not is_safe_name(name):  # an empty one stands for an optional input that isn't given
             raise Rejected(
                 "bad_name",
-                f"The name {name[:80]!r} is longer than {MAX_NAME_CHARACTERS} characters, has one that isn't "
+                f"The name {name[:80]!r} is longer than {MAX_NAME_LENGTH} characters, has one that isn't "
                 "printable, or has '..' as a path part. Rename it and export the model again.",
             )
 

@@ -6,7 +6,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.artifacts.fields import Digest
-from app.definitions.families.registry import Precision
+from app.definitions.family import Precision, family_names
 from app.http.request_body import RequestBody
 
 FAMILY_REQUEST: dict[str, Any] = {
@@ -48,13 +48,15 @@ DEFINITION: dict[str, Any] = {
     "created_at": "2026-11-22T10:00:00Z",
 }
 
+_FAMILIES = " or ".join(f"`{name}`" for name in family_names())
+
 
 class DefinitionRequest(RequestBody):
     """Either a family with its Hugging Face config.json, or the digest of an uploaded ONNX file."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [FAMILY_REQUEST, DECODER_REQUEST, FILE_REQUEST]})
 
-    family: str | None = Field(None, description="The architecture: `bert` or `gpt2`.", max_length=64)
+    family: str | None = Field(None, description=f"The architecture: {_FAMILIES}.", max_length=64)
     config: dict[str, Any] | None = Field(
         None,
         description="The checkpoint's config.json; missing keys have the defaults of transformers. "

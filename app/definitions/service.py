@@ -12,7 +12,7 @@ from app.artifacts import service as artifacts
 from app.artifacts.store import ArtifactStore
 from app.database import Database
 from app.definitions import sandbox
-from app.definitions.families.registry import FAMILIES
+from app.definitions.family import family_names
 from app.definitions.parameter import InputSpec, Parameter
 from app.definitions.sandbox import Made
 from app.definitions.schemas import DefinitionRequest
@@ -23,7 +23,7 @@ from app.registry import service as registry
 from app.remembered import remembered
 from app.settings import Settings
 from app.weights import service as weights
-from app.weights.formats.safetensors import CheckpointError
+from app.weights.checkpoint import CheckpointError
 from app.weights.manifest import Manifest
 
 BY_NUMBER = select(Definition).where(
@@ -57,12 +57,12 @@ def create_definition(
     with _construct(store, settings, request) as made:
         source = made.source if request.onnx is None else {"onnx": request.onnx, **made.source}
         manifest = None if made.weights is None else _store_weights(database, store, made.weights)
-        draft = None if manifest is None else weights.Draft.of(manifest)
+        unsaved = None if manifest is None else weights.UnsavedWeights.of(manifest)
         digest, size = store.put_file(made.graph)
         artifacts.record_upload(database, store, digest, size)
     with database.transaction() as session:
         registry.lock_model(session, model_id)
-        version = None if draft is None else weights.register(session, model_id, draft)[0].version
+        version = None if unsaved is None else weights.register(session, model_id, unsaved)[0].version
         return _insert(session, model_id, digest, source, made, version)
 
 
@@ -110,9 +110,9 @@ def inputs_of(definition: Definition) -> tuple[InputSpec, ...]:
 def _construct(store: ArtifactStore, settings: Settings, request: DefinitionRequest) -> AbstractContextManager[Made]:
     if request.onnx is not None:
         return sandbox.construct_from_file(_local_file(store, settings, request.onnx), settings.scratch_dir)
-    family = str(request.family)
-    if family not in FAMILIES:
-        known = ", ".join(sorted(FAMILIES))
+    family, families = str(request.family), family_names()
+    if family not in families:
+        known = ", ".join(families)
         raise Invalid(
             f"There is no family '{family}'; there is {known}. Export the model to ONNX and upload that instead.",
             code="unknown_family",

@@ -9,7 +9,7 @@ from json import dumps
 from typing import Any
 
 from app.bindings.report import BindingReport
-from app.bindings.service import Draft, Pair
+from app.bindings.service import Pair, UnsavedReport
 from app.definitions.parameter import InputSpec
 from app.definitions.profiles import example_profile, parse_profiles, to_json
 from app.definitions.service import inputs_of
@@ -44,7 +44,7 @@ class Order:
     options: Mapping[str, Any]
     rules: Sequence[Any]
     report: BindingReport
-    binding: Draft
+    binding: UnsavedReport
     fingerprint: str
     recipe: str
 
@@ -135,7 +135,7 @@ def _bound(
         options=options,
         rules=rules,
         report=report,
-        binding=Draft.of(report),
+        binding=UnsavedReport.of(report),
         fingerprint=digests.fingerprint(
             definition_digest=digest,
             weights_digest=pair.weights.digest,

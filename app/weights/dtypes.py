@@ -12,6 +12,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from mmap import mmap
+
     import numpy as np
 
 NumberKind = Literal["float", "int", "uint", "bool"]
@@ -67,11 +69,20 @@ _FROM_ML_DTYPES = {"bfloat16", "float8_e4m3fn", "float8_e5m2"}
 
 @lru_cache
 def numpy_dtype(name: str) -> "np.dtype[Any]":
-    """Return the numpy dtype of a safetensors dtype name; KeyError where there is none."""
+    """Return the numpy dtype of a safetensors dtype name; KeyError if there is none."""
     import numpy as np  # noqa: PLC0415 - the API starts without numpy
 
     wanted = DTYPES[name].numpy
     return np.dtype(getattr(import_module("ml_dtypes"), wanted) if wanted in _FROM_ML_DTYPES else wanted)
+
+
+def view(
+    buffer: "bytes | memoryview | mmap", dtype: str, shape: tuple[int, ...], offset: int = 0
+) -> "np.ndarray[Any, np.dtype[Any]]":
+    """Return a tensor inside `buffer`, such as a mapped file, as an array that shares its memory."""
+    import numpy as np  # noqa: PLC0415 - the API starts without numpy
+
+    return np.ndarray(shape, numpy_dtype(dtype), buffer, offset)
 
 
 @lru_cache

@@ -4,10 +4,8 @@ import json
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
-from blake3 import blake3
 from sqlalchemy import bindparam, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -19,8 +17,10 @@ from app.errors import FieldError, Invalid, NotFound, Unavailable
 from app.http.pagination import PageQuery, Rows, list_rows
 from app.registry import service as registry
 from app.remembered import remembered
-from app.weights.formats.safetensors import MAX_TENSORS, CheckpointError, TensorSlot, read_slots, slices_of
+from app.weights.checkpoint import MAX_TENSORS, CheckpointError
+from app.weights.hashing import hash_tensors
 from app.weights.manifest import Manifest, TensorEntry, entries_from_json, entries_to_json
+from app.weights.recognition import read_slots
 from app.weights.tables import CheckpointFile, WeightVersion
 
 HASH_CHUNK_BYTES = 4 * 1024 * 1024
@@ -38,7 +38,7 @@ def create_weights(
     base: int | None = None,
     label: str | None = None,
 ) -> tuple[WeightVersion, bool]:
-    """Make a weight version of safetensors files, or find the one of the same content.
+    """Make a weight version of checkpoint files, or find the one of the same content.
 
     The tensors of `files` are put over those of version `base`, if given. Returns the version and whether it
     is new. Raises NotFound for the model or the base, Invalid for a blob that was not uploaded, a file that
@@ -52,13 +52,13 @@ def create_weights(
     if rows is not None:
         manifest = Manifest.from_json(rows).overlay(manifest)
     _check_count(manifest)
-    draft = Draft.of(manifest)
+    unsaved = UnsavedWeights.of(manifest)
     with database.transaction() as session:
-        return register(session, model_id, draft, base=base, label=label)
+        return register(session, model_id, unsaved, base=base, label=label)
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
+class UnsavedWeights:
     """A weight version as far as it can be computed before the transaction that records it."""
 
     digest: str
@@ -68,38 +68,38 @@ class Draft:
     blobs: tuple[str, ...]
 
     @classmethod
-    def of(cls, manifest: Manifest) -> "Draft":
-        """Compute the digest and serialize the manifest, which takes a while where there are 100,000 tensors."""
+    def of(cls, manifest: Manifest) -> "UnsavedWeights":
+        """Compute the digest and serialize the manifest, which takes a while for 100,000 tensors."""
         text = JsonText(json.dumps(manifest.to_json()))
         return cls(manifest.digest, len(manifest.tensors), manifest.nbytes, text, manifest.blobs)
 
 
 def register(
-    session: Session, model_id: int, draft: Draft, *, base: int | None = None, label: str | None = None
+    session: Session, model_id: int, unsaved: UnsavedWeights, *, base: int | None = None, label: str | None = None
 ) -> tuple[WeightVersion, bool]:
-    """Record a draft as the model's next version; the same content in the same model is one version.
+    """Record weights as the model's next version; the same content in the same model is one version.
 
     Returns the version and whether it is new. Keeps every blob the manifest refers to.
     """
     registry.lock_model(session, model_id)
-    same = (WeightVersion.model_id == model_id, WeightVersion.digest == draft.digest)
+    same = (WeightVersion.model_id == model_id, WeightVersion.digest == unsaved.digest)
     found = session.scalar(select(WeightVersion).where(*same))
     if found is not None:
         return found, False
     version = WeightVersion(
         model_id=model_id,
         version=registry.next_number(session, model_id, "weights"),
-        digest=draft.digest,
-        tensor_count=draft.tensor_count,
-        bytes=draft.bytes,
+        digest=unsaved.digest,
+        tensor_count=unsaved.tensor_count,
+        bytes=unsaved.bytes,
         base=base,
         label=label,
-        manifest=draft.manifest,
+        manifest=unsaved.manifest,
     )
     session.add(version)
     session.flush()
     session.expire(version, ["manifest"])  # the row holds the text, read back it is a list
-    for blob in draft.blobs:
+    for blob in unsaved.blobs:
         artifacts.keep(session, blob, f"weights:{version.id}")
     return version, True
 
@@ -135,7 +135,7 @@ def load_rows(session: Session, weights_id: int) -> list[Any]:
 def index_file(database: Database, store: ArtifactStore, digest: str) -> list[TensorEntry]:
     """Return the tensors of an uploaded file, hashed on first use and remembered.
 
-    Opens its own short sessions. Raises CheckpointError where the file is not acceptable.
+    Opens its own short sessions. Raises CheckpointError if the file is not acceptable.
     """
     with database.reading() as session:
         known = session.get(CheckpointFile, digest)
@@ -162,23 +162,12 @@ def _hash_file(store: ArtifactStore, digest: str) -> list[TensorEntry]:
     if size is None:
         raise Unavailable(f"{digest} is on record, but its bytes are not in the store. Upload it again.")
     slots = read_slots(lambda offset, length: store.read(digest, offset, length), size)
-    start = size - sum(slot.nbytes for slot in slots)
-    digests = _hash_slots(slots, store.iter_bytes(digest, start, size, HASH_CHUNK_BYTES))
+    start = slots[0].offset if slots else size
+    digests = hash_tensors(slots, store.iter_bytes(digest, start, size, HASH_CHUNK_BYTES))
     return [
         TensorEntry(slot.name, slot.dtype, slot.shape, tensor_digest, digest, slot.offset, slot.nbytes)
         for slot, tensor_digest in zip(slots, digests, strict=True)
     ]
-
-
-def _hash_slots(slots: Sequence[TensorSlot], chunks: Iterable[bytes]) -> list[str]:
-    """Hash each tensor with BLAKE3 from one pass over the file's data."""
-    digests: list[str] = []
-    for _, pieces in groupby(slices_of(slots, chunks), key=lambda pair: pair[0].name):
-        hasher = blake3(max_threads=blake3.AUTO)
-        for _, piece in pieces:
-            hasher.update(piece)
-        digests.append(hasher.hexdigest())
-    return digests
 
 
 def _combined(files: Iterable[Iterable[TensorEntry]]) -> Manifest:

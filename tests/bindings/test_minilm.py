@@ -10,8 +10,9 @@ from safetensors.numpy import load_file
 from app.bindings.binding import bind
 from app.bindings.rules import parse_rules
 from app.definitions.parameter import Parameter
-from app.weights.dtypes import numpy_dtype
-from app.weights.formats.safetensors import TensorSlot, read_slots, view
+from app.weights.checkpoint import TensorSlot
+from app.weights.dtypes import numpy_dtype, view
+from app.weights.formats.safetensors import read_slots
 
 
 @pytest.fixture

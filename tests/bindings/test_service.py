@@ -7,7 +7,7 @@ from sqlalchemy import func, select
 
 from app.bindings import service
 from app.bindings.report import BindingReport, ParameterBinding
-from app.bindings.service import Draft, Pair, load_report, record
+from app.bindings.service import Pair, UnsavedReport, load_report, record
 from app.bindings.tables import Binding
 from app.database import Database
 from app.definitions.parameter import Parameter
@@ -56,12 +56,12 @@ def test_a_report_of_very_many_tensors_is_not_kept(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_report_is_one_row_however_often_it_is_recorded(database: Database) -> None:
-    draft = Draft.of(REPORT)
+    report = UnsavedReport.of(REPORT)
     with database.transaction() as session:
-        first = record(session, draft)
+        first = record(session, report)
     with database.transaction() as session:
-        assert record(session, draft) == first
-        other = record(session, Draft.of(BindingReport(REPORT.bindings)))  # the same but for what it ignores
+        assert record(session, report) == first
+        other = record(session, UnsavedReport.of(BindingReport(REPORT.bindings)))  # the same but for what it ignores
         assert other != first
         assert session.scalar(select(func.count()).select_from(Binding)) == 2
         assert BindingReport.from_json(load_report(session, first)) == REPORT
@@ -69,9 +69,9 @@ def test_a_report_is_one_row_however_often_it_is_recorded(database: Database) ->
 
 def test_a_report_that_a_twin_has_just_recorded_is_found(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both look before either inserts."""
-    draft = Draft.of(REPORT)
+    report = UnsavedReport.of(REPORT)
     with database.transaction() as session:
-        first = record(session, draft)
+        first = record(session, report)
     with database.transaction() as session, monkeypatch.context() as patch:
         patch.setattr(session, "scalar", lambda _statement: None)
-        assert record(session, draft) == first
+        assert record(session, report) == first

@@ -14,7 +14,7 @@ from app.bindings.report import BindingReport
 from app.bindings.rules import parse_rules
 from app.definitions.canonical_graph import canonical_bytes
 from app.definitions.families.gpt2 import build
-from app.definitions.families.registry import Precision
+from app.definitions.family import Precision
 from app.definitions.interface import read_interface
 from app.definitions.rejection import Rejected
 from app.weights.manifest import TensorEntry

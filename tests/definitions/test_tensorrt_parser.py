@@ -6,7 +6,7 @@ from typing import Any
 import onnx
 import pytest
 
-from app.definitions.families.registry import FAMILIES, Precision, load_family
+from app.definitions.family import Precision, load_family
 from app.definitions.interface import read_interface
 from app.definitions.tensor_data import DTYPE_NAMES
 from app.weights.dtypes import DTYPES

@@ -25,7 +25,7 @@ from app.jobs.tables import Job
 from app.registry.service import get_model, next_number
 from app.settings import Settings
 from app.weights.manifest import Manifest, TensorEntry
-from app.weights.service import Draft, register
+from app.weights.service import UnsavedWeights, register
 
 PARAMETERS = (Parameter("w", (4, 8), "F32"), Parameter("b", (4,), "F32"))
 INPUTS = (InputSpec("x", "F32", ("batch", 8)),)
@@ -79,11 +79,11 @@ class Workbench:
 
     def add_weights(self, *tensors: TensorEntry, label: str | None = None) -> int:
         """Add a weight version; returns its number."""
-        draft = Draft.of(Manifest.of(tensors))
+        unsaved = UnsavedWeights.of(Manifest.of(tensors))
         with self.database.transaction() as session:
             record(session, digest_of("checkpoint"), 1000)
             model_id = get_model(session, "minilm").id
-            return register(session, model_id, draft, label=label)[0].version
+            return register(session, model_id, unsaved, label=label)[0].version
 
     def add_epoch(self, epoch: int, label: str | None = None) -> int:
         """Add weights that bind, and of which only "b" differs from epoch to epoch."""

@@ -169,7 +169,8 @@ def test_a_file_that_became_no_version_can_be_collected(uploads: Uploads) -> Non
     ("raw", "code"),
     [
         (save(dict(_tensors(a=1)))[:-5], "truncated_file"),
-        (b"not a safetensors file at all", "header_too_large"),
+        (b"no checkpoint of any kind", "unknown_format"),
+        (b"\xff" * 8 + b"{}", "header_too_large"),
         (save({}), "no_tensors"),
     ],
 )

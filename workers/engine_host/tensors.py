@@ -4,10 +4,8 @@ A runtime that can map files is given the range itself. A parameter whose transf
 computed once into a scratch file, one parameter at a time, and is a byte range like any other from then on.
 """
 
-import json
 import mmap
 import os
-import struct
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,9 +16,10 @@ from uuid import uuid4
 import numpy as np
 
 from app.bindings.transforms import TransformError
+from app.weights.checkpoint import CheckpointError
 from app.weights.dtypes import DTYPES, numpy_dtype
-from app.weights.formats.safetensors import CheckpointError, read_slots
-from app.weights.formats.safetensors import view as view_buffer
+from app.weights.dtypes import view as view_buffer
+from app.weights.formats.safetensors import arrange, read_slots
 from workers.channel.messages import BackendError, ParameterSource, TensorFile
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -164,24 +163,14 @@ def read_tensors(path: str) -> dict[str, Array]:
 
 
 def write_tensors(path: str, arrays: Mapping[str, Array]) -> None:
-    """Write arrays as a safetensors file, which appears whole or not at all.
-
-    The same arrays give the same bytes: tensors lie in order of falling element size, then name, so that
-    each is aligned to its own.
-    """
-    ordered = sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0]))
-    header, end = {}, 0
-    for name, array in ordered:
-        offsets = [end, end := end + array.nbytes]
-        header[name] = {"dtype": dtype_name(array), "shape": list(array.shape), "data_offsets": offsets}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    """Write arrays as a safetensors file, which appears whole or not at all; the same arrays give the same bytes."""
+    start, order = arrange({name: (dtype_name(array), array.shape) for name, array in arrays.items()})
     partial = Path(f"{path}.{uuid4().hex}.partial")
     try:
         with partial.open("xb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            for _, array in ordered:
-                file.write(raw(array).data)
+            file.write(start)
+            for name in order:
+                file.write(raw(arrays[name]).data)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

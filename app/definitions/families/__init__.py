@@ -1,1 +1,1 @@
-"""Graphs made from a Hugging Face config."""
+"""One module for each family; the module's name is the family's. `app.definitions.family` says what is in one."""

@@ -19,10 +19,10 @@ from typing import Any, Final
 
 from onnx import ModelProto, TensorProto
 
-from app.definitions.families.activations import ACTIVATIONS
-from app.definitions.families.config import ConfigReader
-from app.definitions.families.layers import Layers
-from app.definitions.families.registry import FamilyGraph, Precision
+from app.definitions.family import FamilyGraph, Precision
+from app.definitions.family_parts.activations import ACTIVATIONS
+from app.definitions.family_parts.config import ConfigReader
+from app.definitions.family_parts.layers import Layers
 
 HIDDEN_SCORE: Final = -65504.0  # the lowest F16: exp() of it is 0, and no precision turns it into infinity
 

@@ -22,10 +22,10 @@ from typing import Any, Final
 
 from onnx import ModelProto, TensorProto
 
-from app.definitions.families.activations import ACTIVATIONS
-from app.definitions.families.config import ConfigReader
-from app.definitions.families.layers import Layers
-from app.definitions.families.registry import FamilyGraph, Precision
+from app.definitions.family import FamilyGraph, Precision
+from app.definitions.family_parts.activations import ACTIVATIONS
+from app.definitions.family_parts.config import ConfigReader
+from app.definitions.family_parts.layers import Layers
 
 HIDDEN_SCORE: Final = -30000.0  # far below any score; its sum with one is finite in F16, also where all are hidden
 HEAD: Final = "lm_head.weight"

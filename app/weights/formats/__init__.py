@@ -1,1 +1,1 @@
-"""Checkpoint formats."""
+"""One module for each checkpoint format; `app.weights.checkpoint.CheckpointFormat` says what is in one."""

@@ -9,56 +9,29 @@ limits, and takes only files whose tensors cover their data exactly once.
 import json
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import prod
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
-from app.weights.dtypes import DTYPES, numpy_dtype
-
-if TYPE_CHECKING:
-    from mmap import mmap
-
-    import numpy as np
+from app.weights.checkpoint import MAX_TENSORS, CheckpointError, Read, TensorSlot, are_sizes, check_name
+from app.weights.dtypes import DTYPES
 
 MAX_HEADER_BYTES = 16 * 1024 * 1024
-MAX_TENSORS = 100_000
-MAX_NAME_LENGTH = 512
-MAX_RANK = 16
-MAX_EXTENT = 2**48
 MAX_JSON_PARTS = 2_000_000
 PREFIX_BYTES = 8
+ALIGNMENT = 8  # of the data; no dtype has larger elements
 
 
-class CheckpointError(ValueError):
-    """A file that is no acceptable safetensors file; `code` is for programs, the text names the remedy.
-
-    Codes: truncated_file, bad_header, header_too_large, too_many_tensors, bad_tensor_name, unsupported_dtype,
-    bad_shape, bad_offsets.
-    """
-
-    def __init__(self, code: str, detail: str) -> None:
-        super().__init__(detail)
-        self.code = code
-        self.detail = detail
+def recognises(start: bytes) -> bool:
+    """Whether the file starts with the length of a header that could be read, or has a JSON object behind it."""
+    return int.from_bytes(start[:PREFIX_BYTES], "little") <= MAX_HEADER_BYTES or start[PREFIX_BYTES:].startswith(b"{")
 
 
-@dataclass(frozen=True, slots=True)
-class TensorSlot:
-    """Where one tensor lies; `offset` counts from the start of the file."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    nbytes: int
-
-
-def read_slots(read: Callable[[int, int], bytes], size: int) -> list[TensorSlot]:
+def read_slots(read: Read, size: int) -> list[TensorSlot]:
     """Return the tensors of a file of `size` bytes in the order of their bytes.
 
-    `read(offset, length)` gives bytes of the file; only its header is read. CheckpointError where anything
-    about the header is not as it should be.
+    Only the header is read. Raises CheckpointError if anything about it is not as it should be.
     """
     header_bytes = _header_length(read, size)
     header = _parse(read(PREFIX_BYTES, header_bytes))
@@ -71,38 +44,25 @@ def read_slots(read: Callable[[int, int], bytes], size: int) -> list[TensorSlot]
     return slots
 
 
-def slices_of(slots: Iterable[TensorSlot], chunks: Iterable[bytes]) -> Iterator[tuple[TensorSlot, memoryview]]:
-    """Pair each tensor with the pieces of its bytes, given the chunks of the data that follows the header.
+def arrange(tensors: Mapping[str, tuple[str, Sequence[int]]]) -> tuple[bytes, list[str]]:
+    """Return what a new file of these tensors starts with, and the order in which their bytes follow.
 
-    Every tensor comes up at least once, an empty one with an empty piece. No more than one chunk is held.
+    `tensors` has dtype and shape by name. The same tensors give the same bytes. They lie in the order of falling
+    element size, then of name, so that each is aligned to its elements.
     """
-    source = iter(chunks)
-    rest = memoryview(b"")
-    for slot in slots:
-        missing = slot.nbytes
-        while missing:
-            rest = rest or memoryview(next(source, b""))
-            if not rest:
-                raise CheckpointError(
-                    "truncated_file", f"The file ended {missing} bytes before the end of {slot.name}."
-                )
-            piece, rest = rest[:missing], rest[missing:]
-            missing -= len(piece)
-            yield slot, piece
-        if not slot.nbytes:
-            yield slot, rest[:0]
+    order = sorted(tensors, key=lambda name: (-DTYPES[tensors[name][0]].itemsize, name))
+    header: dict[str, object] = {}
+    end = 0
+    for name in order:
+        dtype, shape = tensors[name]
+        offsets = [end, end := end + prod(shape) * DTYPES[dtype].itemsize]
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": offsets}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % ALIGNMENT)
+    return struct.pack("<Q", len(text)) + text, order
 
 
-def view(
-    buffer: "bytes | memoryview | mmap", dtype: str, shape: tuple[int, ...], offset: int = 0
-) -> "np.ndarray[Any, np.dtype[Any]]":
-    """Return a tensor inside `buffer`, such as a mapped file, as an array that shares its memory."""
-    import numpy as np  # noqa: PLC0415 - the API starts without numpy
-
-    return np.ndarray(shape, numpy_dtype(dtype), buffer, offset)
-
-
-def _header_length(read: Callable[[int, int], bytes], size: int) -> int:
+def _header_length(read: Read, size: int) -> int:
     if size < PREFIX_BYTES:
         raise CheckpointError(
             "truncated_file",
@@ -156,42 +116,19 @@ def _check_metadata(metadata: object) -> None:
 
 
 def _slot(name: str, entry: object, start: int) -> TensorSlot:
-    _check_name(name)
+    check_name(name)
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise CheckpointError("bad_header", f"{name} must have exactly dtype, shape and data_offsets.")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise CheckpointError(
-            "unsupported_dtype",
-            f"{name} has dtype {dtype!r:.40}. Convert it to one of {', '.join(DTYPES)}.",
-        )
-    if not _are_sizes(shape) or len(shape) > MAX_RANK:
-        raise CheckpointError("bad_shape", f"The shape of {name} must be at most {MAX_RANK} integers from 0 to 2**48.")
-    if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+    slot = TensorSlot.checked(name, dtype, shape, start)
+    if not are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise CheckpointError("bad_offsets", f"data_offsets of {name} must be two integers, the first not the larger.")
-    nbytes = prod(shape) * DTYPES[dtype].itemsize
-    if offsets[1] - offsets[0] != nbytes:
+    if offsets[1] - offsets[0] != slot.nbytes:
         raise CheckpointError(
             "bad_offsets",
-            f"{name} is {dtype}{shape}, so {nbytes} bytes, but its data_offsets span {offsets[1] - offsets[0]}.",
+            f"{name} is {dtype}{shape}, so {slot.nbytes} bytes, but its data_offsets span {offsets[1] - offsets[0]}.",
         )
-    return TensorSlot(name, dtype, tuple(shape), start + offsets[0], nbytes)
-
-
-def _check_name(name: str) -> None:
-    safe = 0 < len(name) <= MAX_NAME_LENGTH and name.isprintable()
-    if not safe or ".." in name.replace("\\", "/").split("/"):
-        raise CheckpointError(
-            "bad_tensor_name",
-            f"The tensor name {name!r:.200} is not acceptable: names have 1 to {MAX_NAME_LENGTH} printable characters "
-            "and no '..' as a path part. Rename the tensor.",
-        )
-
-
-def _are_sizes(values: object) -> bool:
-    return isinstance(values, list) and all(
-        isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_EXTENT for value in values
-    )
+    return replace(slot, offset=start + offsets[0])
 
 
 def _position(slot: TensorSlot) -> tuple[int, int]:

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 
-from app.weights.dtypes import DTYPES, numpy_dtype
+from app.weights.checkpoint import CheckpointError, TensorSlot
+from app.weights.dtypes import DTYPES, numpy_dtype, view
 from app.weights.formats import safetensors as safetensors_file
-from app.weights.formats.safetensors import CheckpointError, TensorSlot, read_slots, slices_of, view
+from app.weights.formats.safetensors import arrange, read_slots, recognises
 
 
 def _slots(raw: bytes) -> list[TensorSlot]:
@@ -179,20 +180,30 @@ def test_any_bytes_are_read_or_refused(raw: bytes) -> None:
     assert all(slot.offset + slot.nbytes <= len(raw) for slot in slots)
 
 
-@given(st.lists(st.integers(0, 9), max_size=8), st.integers(1, 7))
-def test_slices_put_together_are_the_tensors(sizes: list[int], chunk: int) -> None:
-    data = bytes(range(sum(sizes)))
-    slots, offset = [], 0
-    for number, size in enumerate(sizes):
-        slots.append(TensorSlot(str(number), "U8", (size,), offset, size))
-        offset += size
-    found = {slot.name: b"" for slot in slots}
-    for slot, piece in slices_of(slots, (data[at : at + chunk] for at in range(0, len(data), chunk))):
-        found[slot.name] += bytes(piece)
-    assert found == {slot.name: data[slot.offset : slot.offset + slot.nbytes] for slot in slots}
+@pytest.mark.parametrize(
+    ("start", "is_ours"),
+    [
+        (save({"x": np.zeros(3)}), True),
+        (save({"x": np.zeros(3)})[:5], True),  # cut off
+        (b"", True),  # cut off at once
+        (_file(b"   {}"), True),  # damaged
+        (struct.pack("<Q", 99_000_000) + b'{"x":', True),  # too large
+        (b"PK\x03\x04\x00\x00\x08\x08\x00\x00", False),
+        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9", False),
+        (b"GGUF\x03\x00\x00\x00\x01", False),
+        (b"no checkpoint", False),
+    ],
+)
+def test_recognises_its_own_files_also_damaged_ones(start: bytes, is_ours: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    assert recognises(start) is is_ours
 
 
-def test_chunks_that_end_early_are_an_error() -> None:
-    slot = TensorSlot("x", "U8", (5,), 0, 5)
-    with pytest.raises(CheckpointError, match="2 bytes before the end of x"):
-        list(slices_of([slot], [b"abc"]))
+def test_what_is_arranged_is_read_by_the_reference_library_and_aligned() -> None:
+    arrays = {"b": np.array([1, 2, 3], np.int8), "a": np.array([4], np.int8), "c": np.array([[0.5, -2]])}
+    start, order = arrange({name: ("F64" if name == "c" else "I8", one.shape) for name, one in arrays.items()})
+    raw = start + b"".join(arrays[name].tobytes() for name in order)
+    assert order == ["c", "a", "b"]
+    assert (start, order) == arrange({"a": ("I8", (1,)), "b": ("I8", (3,)), "c": ("F64", (1, 2))})
+    for name, array in load(raw).items():
+        np.testing.assert_array_equal(array, arrays[name])
+    assert all(slot.offset % DTYPES[slot.dtype].itemsize == 0 for slot in _slots(raw))

@@ -8,7 +8,7 @@ from math import pi, sqrt
 from types import MappingProxyType
 from typing import Final
 
-from app.definitions.families.graph import GraphBuilder
+from app.definitions.family_parts.graph import GraphBuilder
 
 Activation = Callable[[GraphBuilder, str, str], str]  # graph, value, dtype "F32" or "F16"
 

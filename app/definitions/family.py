@@ -1,26 +1,22 @@
-"""The families there are. Adding one is adding its module and a line here.
+"""Families: architectures whose graph is built from a Hugging Face config.
 
-A family is a module with a function `build(config, precision) -> FamilyGraph`. It imports onnx, so only the child
-loads it.
+A family is a module of `app.definitions.families`, or what an entry point of the group `enginesmith.families` names.
+Its name is the module's, or the entry point's. It imports onnx, so only the parsing child loads it; the API knows the
+names alone.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, cast
+
+from app.definitions import families
+from app.plugins import find_plugins
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+GROUP: Final = "enginesmith.families"
 Precision = Literal["fp32", "fp16"]
-
-FAMILIES: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "bert": "app.definitions.families.bert",
-        "gpt2": "app.definitions.families.gpt2",
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +33,17 @@ class FamilyGraph:
 
 
 class Family(Protocol):
-    """A family's module."""
+    """What a family's module has."""
 
     def build(self, config: Mapping[str, Any], precision: Precision) -> FamilyGraph:
         """Build the graph of a Hugging Face config; Rejected with every fault of the config."""
 
 
+def family_names() -> tuple[str, ...]:
+    """Return the name of every family, sorted; none is imported."""
+    return tuple(sorted(find_plugins(families, GROUP)))
+
+
 def load_family(name: str) -> Family:
-    """Import a family's module; KeyError for one there is not."""
-    return cast("Family", import_module(FAMILIES[name]))
+    """Import a family; KeyError if there is none of this name."""
+    return cast("Family", find_plugins(families, GROUP)[name].load())

@@ -1,6 +1,6 @@
 """What the graphs of transformer families have in common."""
 
-from app.definitions.families.graph import GraphBuilder
+from app.definitions.family_parts.graph import GraphBuilder
 
 
 class Layers:

@@ -1,0 +1,1 @@
+"""Parts that families are made of: a graph under construction, layers, activations, and the config reader."""

@@ -1,0 +1,57 @@
+"""Reads a checkpoint file that nobody vouches for, in whichever format its first bytes say."""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Final
+
+from app.plugins import find_plugins
+from app.weights import formats
+from app.weights.checkpoint import MAX_TENSORS, START_BYTES, CheckpointError, CheckpointFormat, Read, TensorSlot
+
+GROUP: Final = "enginesmith.checkpoint_formats"
+SHOWN_BYTES = 16
+
+
+def read_slots(read: Read, size: int) -> list[TensorSlot]:
+    """Return the tensors of a file of `size` bytes in the order of their bytes.
+
+    Raises CheckpointError if no format recognises the file, or if the one that does finds it unusable.
+    """
+    start = read(0, min(size, START_BYTES))
+    known = checkpoint_formats()
+    recognised = next((one for one in known.values() if one.recognises(start)), None)
+    if recognised is None:
+        raise CheckpointError(
+            "unknown_format",
+            f"The file starts with {start[:SHOWN_BYTES]!r}, which is no format that is read here: {', '.join(known)}. "
+            "Convert the checkpoint to one of these and upload that.",
+        )
+    slots = recognised.read_slots(read, size)
+    _check(slots, size)
+    return slots
+
+
+@cache
+def checkpoint_formats() -> Mapping[str, CheckpointFormat]:
+    """Return every format by name: our own first, then those of installed packages."""
+    found = find_plugins(formats, GROUP)
+    return {name: plugin.load() for name, plugin in found.items()}
+
+
+def _check(slots: Sequence[TensorSlot], size: int) -> None:
+    """Hold a format to its promise: what follows reads these ranges without looking again."""
+    if len(slots) > MAX_TENSORS:
+        raise CheckpointError("too_many_tensors", f"The file has {len(slots)} tensors; at most {MAX_TENSORS} fit.")
+    names: set[str] = set()
+    end = 0
+    for slot in slots:
+        if slot.name in names:
+            raise CheckpointError("bad_tensor_name", f"The file has two tensors {slot.name!r}. Rename one of them.")
+        if slot.offset < end:
+            raise CheckpointError(
+                "bad_offsets", f"{slot.name} starts at byte {slot.offset}, inside another tensor. Write the file again."
+            )
+        names.add(slot.name)
+        end = slot.end
+    if end > size:
+        raise CheckpointError("truncated_file", f"The file lacks {end - size} of {end} bytes. Upload the whole file.")

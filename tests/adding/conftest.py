@@ -1,0 +1,3 @@
+from tests.workers.conftest import worker
+
+__all__ = ["worker"]
