@@ -1,12 +1,13 @@
 """What families make, read by the ONNX parser of TensorRT for RTX, which needs no GPU."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
 
-from app.definitions.family import Precision, load_family
+from app.definitions.family import Precision, family_names, load_family
 from app.definitions.interface import read_interface
 from app.definitions.tensor_data import DTYPE_NAMES
 from app.weights.dtypes import DTYPES
@@ -15,16 +16,7 @@ trt: Any = pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx"
 
 from workers.engine_host.backends.tensorrt.log import process_log  # noqa: E402 - needs the library, and is the process's only one
 
-CONFIGS: dict[str, dict[str, Any]] = {
-    "bert": {
-        "vocab_size": 97,
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 64,
-    },
-    "gpt2": {"vocab_size": 97, "n_positions": 32, "n_embd": 32, "n_layer": 2, "n_head": 4},
-}
+GOLDEN = Path(__file__).parents[1] / "golden" / "families"
 
 
 def with_values(model: onnx.ModelProto) -> bytes:
@@ -40,11 +32,12 @@ def with_values(model: onnx.ModelProto) -> bytes:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", family_names())
 def test_tensorrt_parses_a_family_and_keeps_each_parameters_name(
     family: str, precision: Precision, tmp_path: Path
 ) -> None:
-    model = load_family(family).build(CONFIGS[family], precision).model
+    config = json.loads((GOLDEN / f"{family}.json").read_text())["config"]
+    model = load_family(family).build(config, precision).model
     interface = read_interface(model)
     file = tmp_path / "definition.onnx"
     file.write_bytes(with_values(model))
@@ -64,7 +57,3 @@ def test_tensorrt_parses_a_family_and_keeps_each_parameters_name(
     }
     outputs = [network.get_output(index) for index in range(network.num_outputs)]
     assert [(one.name, one.dtype) for one in outputs] == [(one.name, trt.float32) for one in interface.outputs]
-
-
-def test_every_family_is_parsed() -> None:
-    assert CONFIGS.keys() == FAMILIES.keys()
