@@ -131,8 +131,8 @@ def test_a_binding_of_an_earlier_release_is_found_again_by_its_text(old_url: str
     upgrade(old_url)
     database = Database(old_url)
     with database.transaction() as session:
-        report = UnsavedReport("sha256:" + hashlib.sha256(REPORT.encode()).hexdigest(), JsonText(REPORT))
-        assert {record(session, report)} == set(session.scalars(sa.select(Engine.binding_id)))
+        unsaved = UnsavedReport("sha256:" + hashlib.sha256(REPORT.encode()).hexdigest(), JsonText(REPORT))
+        assert {record(session, unsaved)} == set(session.scalars(sa.select(Engine.binding_id)))
     database.dispose()
 
 

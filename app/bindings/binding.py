@@ -24,7 +24,7 @@ _CASTS = {name: Cast(name) for name in DTYPES}
 
 
 class TensorLike(Protocol):
-    """A checkpoint tensor as far as binding looks at it."""
+    """The part of a checkpoint tensor that binding looks at."""
 
     @property
     def name(self) -> str: ...  # noqa: D102 - the protocol's members speak for themselves
@@ -42,14 +42,16 @@ def bind(
 ) -> BindingReport:
     """Bind every parameter and report every problem at once.
 
-    The first rule whose pattern matches a parameter decides what feeds it; without one it is the tensor of
-    the same name. `defaults` come after `rules` and may go unused without a warning; of those that match a parameter
-    the first whose tensors are all there counts, so that they may name alternatives. A tensor may feed
-    several parameters. A cast that only widens is added where dtypes differ; any other difference is a
-    problem, as is a tensor that feeds nothing and that no rule ignores. Transforms that change nothing of the tensors
-    at hand are left out.
+    The first rule whose pattern matches a parameter decides what feeds it. Without such a rule it is the tensor of the
+    same name. A tensor may feed several parameters.
 
-    Raises BindingRuleError where matching the patterns takes more than MATCHING_S seconds.
+    `defaults` come after `rules` and may go unused without a warning. They may name alternatives: of those that match
+    a parameter, the first whose tensors are all there counts.
+
+    If dtypes differ, a cast that only widens is added. Any other difference is a problem. So is a tensor that feeds
+    nothing, unless a rule ignores it. Transforms that change nothing about the tensors at hand are left out.
+
+    Raises BindingRuleError if matching the patterns takes more than MATCHING_S seconds.
     """
     return _Binder(tensors, [*rules, *defaults], given=len(rules)).report(parameters)
 

@@ -35,7 +35,7 @@ class ParameterBinding:
         """Return the parameter's value, C-contiguous and aligned, from the values of `tensors`.
 
         Without transforms the result is the array given, not a copy, unless that one is not aligned to
-        its element size. TransformError where the arrays are not those the binding was checked with.
+        its element size. TransformError if the arrays are not those the binding was checked with.
         """
         if len(arrays) != len(self.tensors):
             raise TransformError(f"{self.parameter} is fed by {len(self.tensors)} tensors; got {len(arrays)}")
@@ -73,8 +73,8 @@ class ParameterBinding:
 class Problem:
     """One reason why the weights cannot be bound; `detail` says what to do about it.
 
-    `parameter` is None for an unexpected tensor. `expected` is what the parameter wants and `actual` what
-    its tensors make of it, where that is known.
+    `parameter` is None for an unexpected tensor. `expected` is the type that the parameter wants. `actual` is the one
+    that its tensors give, or None if that is not known.
     """
 
     kind: ProblemKind

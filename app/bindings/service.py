@@ -29,7 +29,7 @@ BY_DIGEST = select(Binding.id).where(Binding.digest == bindparam("digest"))
 
 
 class TensorOutline(NamedTuple):
-    """A checkpoint tensor as far as binding looks at it."""
+    """The part of a checkpoint tensor that binding looks at."""
 
     name: str
     dtype: str
@@ -52,7 +52,7 @@ class Pair:
     def bind(self, rules: Sequence[Any]) -> BindingReport:
         """Bind by these rules, then by the definition's own; Invalid "bad_rule" for one that cannot be used.
 
-        Versions of one model mostly differ in nothing that binding looks at: the report of the one before is theirs.
+        Two versions of one model rarely differ in what binding looks at, so the last reports are kept.
         """
         tensors = tuple([TensorOutline(row[0], row[1], tuple(row[2])) for row in self.tensors])
         binding = _bound_before if len(tensors) <= MAX_KEPT_TENSORS else _bound
@@ -80,7 +80,7 @@ def load(session: Session, model_id: int, definition: int, version: int) -> Pair
 
 @dataclass(frozen=True, slots=True)
 class UnsavedReport:
-    """A binding report as far as it can be computed before the transaction that records it."""
+    """The columns of a binding report, computed before the transaction that records it."""
 
     digest: str
     text: JsonText
@@ -103,13 +103,13 @@ def record(session: Session, unsaved: UnsavedReport) -> int:
 
 
 def load_report(session: Session, binding_id: int) -> dict[str, Any]:
-    """Return what `BindingReport.from_json` reads; reading it is for after the session."""
+    """Return a report as JSON. Give it to `BindingReport.from_json` when the session is over."""
     report: dict[str, Any] = session.execute(select(Binding.report).where(Binding.id == binding_id)).scalar_one()
     return report
 
 
 class StoredBinding:
-    """Which tensors feed which parameter, made from a binding report when it is first asked for: after the session."""
+    """Which tensors feed which parameter. Use it when the session is over: the first use reads the whole report."""
 
     def __init__(self, report: Mapping[str, Any]) -> None:
         self._bindings = report["bindings"]
@@ -124,7 +124,7 @@ class StoredBinding:
 
 
 def load_binding(session: Session, binding_id: int) -> StoredBinding:
-    """Return what engines are made by."""
+    """Return the binding that an engine is made by."""
     return remembered(session, "binding", binding_id, lambda: StoredBinding(load_report(session, binding_id)))
 
 

@@ -43,10 +43,10 @@ class Transform(Protocol):
     op: ClassVar[str]
 
     def infer(self, types: Sequence[TensorType]) -> tuple[TensorType, ...]:
-        """Return the dtypes and shapes that `apply` gives; TransformError where it would fail."""
+        """Return the dtypes and shapes that `apply` gives; TransformError if it would fail."""
 
     def changes(self, types: Sequence[TensorType]) -> bool:
-        """Say whether `apply` gives tensors of these types, which fit, back otherwise than it got them."""
+        """Say whether `apply` changes anything about tensors of these types, which fit."""
 
     def apply(self, arrays: "Sequence[Array]") -> "list[Array]":
         """Return the transformed arrays, as views where possible."""
@@ -72,9 +72,9 @@ class _Step:
         return {"op": self.op, **{name: list(one) if isinstance(one, tuple) else one for name, one in values}}
 
     def changes(self: Transform, types: Sequence[TensorType]) -> bool:
-        """Say whether `apply` gives tensors of these types, which fit, back otherwise than it got them.
+        """Say whether `apply` changes anything about tensors of these types, which fit.
 
-        Types tell where elements keep their order.
+        This holds for steps that keep the order of elements; others override it.
         """
         return self.infer(types) != tuple(types)
 
@@ -140,7 +140,7 @@ class Reshape(_Step):
         return shape
 
     def apply(self, arrays: "Sequence[Array]") -> "list[Array]":
-        """Return reshaped arrays, views where the memory allows it."""
+        """Return reshaped arrays, as views if the memory allows it."""
         return [array.reshape(self.shape) for array in arrays]
 
 
@@ -273,7 +273,7 @@ class Cast(_Step):
 def infer_all(transforms: Sequence[Transform], types: Sequence[TensorType]) -> tuple[TensorType, tuple[Transform, ...]]:
     """Return the one dtype and shape that `transforms` give, and those of them that change anything.
 
-    Raises TransformError where they give none.
+    Raises TransformError if they do not give exactly one.
     """
     needed = []
     for transform in transforms:
@@ -286,7 +286,7 @@ def infer_all(transforms: Sequence[Transform], types: Sequence[TensorType]) -> t
 
 
 def apply_all(transforms: Sequence[Transform], arrays: "Sequence[Array]") -> "Array":
-    """Return what `transforms` make of these arrays; TransformError where more or less than one is left."""
+    """Return what `transforms` make of these arrays; TransformError if more or less than one is left."""
     for transform in transforms:
         arrays = transform.apply(arrays)
     if len(arrays) != 1:

@@ -1,7 +1,6 @@
-"""Where operators take shapes, sizes, axes, bounds and other settings rather than weights.
+"""Which inputs of operators are settings, such as shapes, axes and bounds, and which can only be weights.
 
-Source: the operator schemas of ai.onnx, opsets 7 to 26. A tensor that stands at one of these inputs configures
-the operator; compilers want to know it when they compile.
+Source: the operator schemas of ai.onnx, opsets 7 to 26. Compilers want to know a setting's value when they compile.
 """
 
 from collections.abc import Mapping

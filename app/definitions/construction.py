@@ -1,4 +1,4 @@
-"""What the child does: makes a definition's files in a scratch directory and tells what is in them."""
+"""Makes a definition's files in a scratch directory and describes them; runs in the child."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from app.definitions.canonical_graph import canonical_bytes
 from app.definitions.family import load_family
 from app.definitions.interface import read_interface
 from app.definitions.onnx_file import load_model, opset_of
-from app.definitions.onnx_graph import split_weights
+from app.definitions.weight_split import split_weights
 from app.definitions.weights_file import write_weights
 
 

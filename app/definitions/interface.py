@@ -1,4 +1,4 @@
-"""What a weightless graph takes and gives: parameters, inputs and outputs, found by static analysis."""
+"""Finds the parameters, inputs and outputs of a weightless graph by static analysis."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,7 +37,8 @@ def read_interface(model: ModelProto) -> Interface:
     """Check a weightless model against the ONNX specification and read its interface.
 
     Raises:
-        Rejected: it violates the specification, fixes a value larger than the limit, or has no tensors for inputs.
+        Rejected: the model violates the specification, fixes a value larger than the limit, or has an input or output
+            that is no tensor.
     """
     skeleton = _with_parameters_as_inputs(model)
     _check(skeleton)

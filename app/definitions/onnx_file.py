@@ -21,7 +21,7 @@ def load_model(path: Path) -> ModelProto:
     """Parse a file, check its structure and inline its local functions.
 
     Raises:
-        Rejected: it is no ONNX model, uses what isn't supported, or asks for more than the limits allow.
+        Rejected: the file is no ONNX model, uses what isn't supported, or asks for more than the limits allow.
     """
     model = ModelProto()
     try:
@@ -44,7 +44,7 @@ def load_model(path: Path) -> ModelProto:
 
 
 def opset_of(model: ModelProto) -> int:
-    """Return the version of the default operator set; Rejected where it is missing or out of range."""
+    """Return the version of the default operator set; Rejected if it is missing or out of range."""
     versions = [entry.version for entry in model.opset_import if entry.domain in DEFAULT_DOMAINS]
     if len(versions) != 1:
         raise Rejected("bad_opset", "The model must import the ai.onnx operator set exactly once. Export it again.")

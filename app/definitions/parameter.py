@@ -1,4 +1,4 @@
-"""What a definition takes and gives: its parameters, its inputs and its outputs."""
+"""A definition's parameters, inputs and outputs as values, to and from JSON."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,8 +28,8 @@ class Parameter:
 class InputSpec:
     """One input of the graph. A `shape` holds a number per fixed dimension and a symbol per dynamic one.
 
-    Equal symbols mean equal sizes. Where `high` is given, values must lie in [0, high): the graph uses them
-    as indices into something of that size.
+    Equal symbols mean equal sizes. If `high` is given, the graph uses the values as indices into something of that
+    size, so they must lie in [0, high).
     """
 
     name: str
@@ -54,7 +54,7 @@ class InputSpec:
 
 @dataclass(frozen=True, slots=True)
 class OutputSpec:
-    """One output of the graph, with its shape as far as it could be inferred; null where it could not."""
+    """One output of the graph; `shape` is None if it could not be inferred."""
 
     name: str
     dtype: str

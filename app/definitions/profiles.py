@@ -98,8 +98,8 @@ def settle_shapes(
 ) -> dict[str, tuple[int, ...]]:
     """Check shapes to try the inputs with, and complete them: the result has every input.
 
-    A symbol has the size that is given for it anywhere. Other dimensions are those of `opt_shapes`, where there
-    are profiles with the first one that takes the shapes given.
+    A symbol has the size that is given for it anywhere. Other dimensions are those of `opt_shapes`. If there are
+    profiles, they are taken from the first one that admits the shapes given.
 
     Raises:
         Invalid: code "invalid_shapes", with the pointer of every fault below `pointer`.
@@ -228,7 +228,7 @@ def _complete(
 
 
 def _settle_sizes(given: Mapping[str, Any], known: Mapping[str, InputSpec], pointer: str) -> dict[str, int]:
-    """Return the size of each symbol; raises Invalid where two inputs give one symbol different sizes."""
+    """Return the size of each symbol; raises Invalid if two inputs give one symbol different sizes."""
     settled: dict[str, tuple[int, str]] = {}
     faults: list[FieldError] = []
     for name, shape in given.items():

@@ -1,8 +1,8 @@
 """Runs the child that parses what clients upload, and turns every way it can end into an answer for the client.
 
-The child has limits on memory, time, open files and file sizes (`limits.child_limits`), none of this process's
-environment, and dies with this process. A crash, a timeout or a lack of memory is the file's fault as far as anyone
-can tell, so they are 422; 503 is for a child that could not be started.
+The child has limits on memory, time, open files and file sizes (`limits.child_limits`). It gets none of this process's
+environment but where code lies, and dies with this process. A crash, a timeout or a lack of memory is taken for the
+file's fault and answered with 422. A child that could not be started is answered with 503.
 """
 
 import json
@@ -35,9 +35,9 @@ _slots = BoundedSemaphore(CHILDREN)
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A definition as the child made it. The files are gone when the block of `construct_*` ends.
+    """A definition as the child made it. The files are removed when the block of `construct_*` ends.
 
-    `weights` is None where the graph holds none; `rules` are binding rules that apply after the client's.
+    `weights` is None if the graph holds none. `rules` are binding rules that apply after the client's.
     """
 
     graph: Path
@@ -112,7 +112,7 @@ def _run(request: bytes, wall_s: float, directory: Path) -> int:
 
 
 def _environment() -> dict[str, str]:
-    """The child gets no secrets, only what says where code lies, and libraries in it start no pools of threads."""
+    """Return the child's environment: no secrets, only where code lies, and that libraries start no thread pools."""
     root = str(Path(app.__path__[0]).parent)
     places = {name: os.environ[name] for name in ("PYTHONPATH", "LD_LIBRARY_PATH") if os.environ.get(name)}
     return places | {

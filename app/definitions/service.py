@@ -94,7 +94,7 @@ def load_parameters(session: Session, definition_id: int) -> tuple[Parameter, ..
 
 
 def load_rules(session: Session, definition_id: int) -> tuple[Any, ...]:
-    """Return the rules that bind weights to a definition where a client's own do not, as JSON."""
+    """Return the rules that apply to a definition after the client's own, as JSON."""
 
     def read() -> tuple[Any, ...]:
         return tuple(session.scalars(select(Definition.rules).where(Definition.id == definition_id)).one())

@@ -12,7 +12,7 @@ Change = Literal["added", "removed", "changed"]
 
 @dataclass(frozen=True, slots=True)
 class TensorChange:
-    """One tensor that differs: `before` is None where it was added, `after` where it was removed."""
+    """One tensor that differs. `before` is None if it was added, `after` is None if it was removed."""
 
     name: str
     change: Change
@@ -38,7 +38,7 @@ class ManifestDiff:
 
 
 def diff(before: Manifest, after: Manifest) -> ManifestDiff:
-    """Compare two manifests; where the bytes of a tensor lie makes no difference."""
+    """Compare two manifests by the values of their tensors, in whichever files those lie."""
     changes = tuple(_changes(before, after))
     gone_or_changed = sum(one.before is not None for one in changes)
     return ManifestDiff(changes, len(before.tensors) - gone_or_changed)

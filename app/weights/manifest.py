@@ -1,4 +1,4 @@
-"""What a weight version consists of: named tensors, and where the bytes of each lie."""
+"""The named tensors of a weight version, each with the byte range that holds it."""
 
 import hashlib
 import json

@@ -59,7 +59,7 @@ def create_weights(
 
 @dataclass(frozen=True, slots=True)
 class UnsavedWeights:
-    """A weight version as far as it can be computed before the transaction that records it."""
+    """The columns of a weight version, computed before the transaction that records it."""
 
     digest: str
     tensor_count: int
@@ -123,7 +123,7 @@ def get_weights(session: Session, model_id: int, version: int) -> WeightVersion:
 
 
 def load_rows(session: Session, weights_id: int) -> list[Any]:
-    """Return what `Manifest.from_json` reads, by the row's id; reading it is for after the session."""
+    """Return the rows of a version's manifest. Give them to `Manifest.from_json` when the session is over."""
 
     def read() -> list[Any]:
         rows: list[Any] = session.scalars(select(WeightVersion.manifest).where(WeightVersion.id == weights_id)).one()

@@ -10,6 +10,8 @@ import pytest
 from fastapi.testclient import TestClient
 from safetensors.numpy import save
 
+from app.main import create_app
+from app.settings import Settings
 from app.weights.recognition import checkpoint_formats
 from tests.adding import toy_format
 from tests.adding.distribution import install
@@ -71,3 +73,10 @@ def test_its_errors_are_answered_as_those_of_our_own(client: TestClient, worker:
     assert code == "unknown_format"
     assert "b'TOY2\\x00" in detail
     assert "safetensors, toy. " in detail
+
+
+def test_a_broken_format_stops_the_start(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, tmp_path / "site", "toys", "enginesmith.checkpoint_formats", {"toy": "not_there"})
+    checkpoint_formats.cache_clear()
+    with pytest.raises(ModuleNotFoundError, match="not_there"):
+        create_app(settings)

@@ -56,11 +56,11 @@ def test_a_report_of_very_many_tensors_is_not_kept(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_report_is_one_row_however_often_it_is_recorded(database: Database) -> None:
-    report = UnsavedReport.of(REPORT)
+    unsaved = UnsavedReport.of(REPORT)
     with database.transaction() as session:
-        first = record(session, report)
+        first = record(session, unsaved)
     with database.transaction() as session:
-        assert record(session, report) == first
+        assert record(session, unsaved) == first
         other = record(session, UnsavedReport.of(BindingReport(REPORT.bindings)))  # the same but for what it ignores
         assert other != first
         assert session.scalar(select(func.count()).select_from(Binding)) == 2
@@ -69,9 +69,9 @@ def test_a_report_is_one_row_however_often_it_is_recorded(database: Database) ->
 
 def test_a_report_that_a_twin_has_just_recorded_is_found(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both look before either inserts."""
-    report = UnsavedReport.of(REPORT)
+    unsaved = UnsavedReport.of(REPORT)
     with database.transaction() as session:
-        first = record(session, report)
+        first = record(session, unsaved)
     with database.transaction() as session, monkeypatch.context() as patch:
         patch.setattr(session, "scalar", lambda _statement: None)
-        assert record(session, report) == first
+        assert record(session, unsaved) == first

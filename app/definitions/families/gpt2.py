@@ -7,7 +7,7 @@ hold here.
 Inputs, both I64 [batch, sequence]: input_ids and attention_mask (0 hides a token, anything else shows it). Positions
 count from 0 in every row, as they do in transformers unless position_ids are given. A sequence longer than
 `n_positions` fails when it runs. The output, F32 in either precision, is logits [batch, sequence, vocab], or
-last_hidden_state [batch, sequence, n_embd] where the config says `"add_lm_head": false`.
+last_hidden_state [batch, sequence, n_embd] if the config says `"add_lm_head": false`.
 
 Precision fp16 makes every parameter F16; softmax and the inner part of LayerNormalization are computed in F32, so
 `reorder_and_upcast_attn` changes nothing. Hidden states are kept as [batch * sequence, n_embd] between the layers.
@@ -27,7 +27,7 @@ from app.definitions.family_parts.activations import ACTIVATIONS
 from app.definitions.family_parts.config import ConfigReader
 from app.definitions.family_parts.layers import Layers
 
-HIDDEN_SCORE: Final = -30000.0  # far below any score; its sum with one is finite in F16, also where all are hidden
+HIDDEN_SCORE: Final = -30000.0  # far below any score; its sum with one is finite in F16, even if all are hidden
 HEAD: Final = "lm_head.weight"
 # The names under which transformers takes the same values; config.json files have those on the right.
 ALIASES: Final[Mapping[str, str]] = MappingProxyType(
@@ -51,7 +51,7 @@ def build(config: Mapping[str, Any], precision: Precision) -> FamilyGraph:
 def default_rules(config: "Gpt2Config", dtype: str) -> list[Mapping[str, Any]]:
     """Return the rules that let a checkpoint of `GPT2Model` or `GPT2LMHeadModel` bind as it is.
 
-    Of a tied table that was saved once, the name may be the head's.
+    A tied table that was saved once may have the head's name.
     """
     rules: list[Mapping[str, Any]] = [{"ignore": r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)"}]
     feeds = [("(.*)", r"\1"), ("(.*)", r"transformer.\1")]

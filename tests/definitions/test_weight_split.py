@@ -13,9 +13,9 @@ from onnx.helper import make_graph, make_node, make_tensor, make_tensor_value_in
 
 from app.definitions.canonical_graph import canonical_bytes
 from app.definitions.interface import read_interface
-from app.definitions.onnx_graph import Split, split_weights
 from app.definitions.parameter import Parameter
 from app.definitions.tensor_data import tensor_bytes
+from app.definitions.weight_split import Split, split_weights
 from app.definitions.weights_file import write_weights
 from app.weights.dtypes import numpy_dtype
 from app.weights.formats.safetensors import read_slots

@@ -1,16 +1,15 @@
 """Splits a checked ONNX model into a weightless graph and its weights.
 
-Which initializers (and tensors of Constant nodes) are weights is decided by one rule. A tensor is a weight if
+One rule decides which initializers, and which tensors of Constant nodes, are weights. A tensor is a weight if
 
 1. its elements are floating point or 8-bit integers, and
-2. it has more than one element, or stands where only weights stand (`argument_positions.WEIGHTS`), and
-3. it stands nowhere where an operator takes a setting: a shape, size, scale factor, bound or axis
-   (`argument_positions.SETTINGS`), neither directly nor through arithmetic on settings
-   (`SETTING_ARITHMETIC`), and
+2. it has more than one element, or is an argument that only weights can be (`argument_positions.WEIGHTS`), and
+3. no operator takes it as a setting: a shape, size, scale factor, bound or axis (`argument_positions.SETTINGS`),
+   neither directly nor through arithmetic on settings (`SETTING_ARITHMETIC`), and
 4. it is used at all, belongs to the main graph, and is no output of it.
 
-Everything else stays embedded as a constant, tensors inside If, Loop and Scan bodies included. BatchNormalization's
-four tensors are ordinary weights here.
+Everything else stays embedded as a constant. So do tensors inside the bodies of If, Loop and Scan. The four tensors
+of a BatchNormalization are ordinary weights here.
 """
 
 from collections import defaultdict
