@@ -15,7 +15,7 @@ from alembic import command
 from sqlalchemy.orm import Session
 
 from app.database import Database, now
-from app.engines import service as engines
+from app.engines import queries as engines
 from app.http.pagination import PageQuery
 from app.jobs import lease
 from app.jobs import service as jobs

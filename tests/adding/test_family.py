@@ -10,7 +10,7 @@ from safetensors.numpy import save
 from tests.adding import toy_family
 from tests.adding.distribution import install
 from tests.workers.service import Service
-from workers.worker import Worker
+from workers.jobs.worker import Worker
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 

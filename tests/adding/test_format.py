@@ -17,7 +17,7 @@ from tests.adding import toy_format
 from tests.adding.distribution import install
 from tests.workers.networks import Weights, perceptron
 from tests.workers.service import Service, computed, service_with
-from workers.worker import Worker
+from workers.jobs.worker import Worker
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
