@@ -1,23 +1,24 @@
 """Finds what is added by being there: the modules of one of our folders, and the entry points of installed packages."""
 
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from operator import attrgetter
 from pkgutil import iter_modules
-from types import ModuleType
 
 
 class PluginConflict(Exception):
     """Two packages give the same name; the text says which, and the remedy."""
 
 
-def find_plugins(folder: ModuleType, group: str) -> dict[str, EntryPoint]:
-    """Return by name the modules of a package, then the entry points of a group; `load()` imports one.
+def find_plugins(package: str, group: str) -> dict[str, EntryPoint]:
+    """Return by name the modules of a package ("app.definitions.families"), then the entry points of a group.
 
-    An entry point names a module such as those of the folder, or an object with the same attributes. Nothing is
+    `load()` imports one. An entry point names a module such as those of the folder, or an object with the same attributes. Nothing is
     imported here. Raises PluginConflict if one name stands for two things.
     """
-    prefix = folder.__name__
-    own = [EntryPoint(one.name, f"{prefix}.{one.name}", group) for one in iter_modules(folder.__path__)]
+    spec = find_spec(package)
+    folders = spec.submodule_search_locations if spec is not None else None
+    own = [EntryPoint(one.name, f"{package}.{one.name}", group) for one in iter_modules(folders)] if folders else []
     found: dict[str, EntryPoint] = {}
     for plugin in [*own, *sorted(entry_points(group=group), key=attrgetter("name"))]:
         first = found.setdefault(plugin.name, plugin)

@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, cast
 
-from app.definitions import families
 from app.plugins import find_plugins
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+FOLDER: Final = "app.definitions.families"
 GROUP: Final = "enginesmith.families"
 Precision = Literal["fp32", "fp16"]
 
@@ -41,9 +41,9 @@ class Family(Protocol):
 
 def family_names() -> tuple[str, ...]:
     """Return the name of every family, sorted; none is imported."""
-    return tuple(sorted(find_plugins(families, GROUP)))
+    return tuple(sorted(find_plugins(FOLDER, GROUP)))
 
 
 def load_family(name: str) -> Family:
     """Import a family; KeyError if there is none of this name."""
-    return cast("Family", find_plugins(families, GROUP)[name].load())
+    return cast("Family", find_plugins(FOLDER, GROUP)[name].load())

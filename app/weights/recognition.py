@@ -5,9 +5,9 @@ from functools import cache
 from typing import Final
 
 from app.plugins import find_plugins
-from app.weights import formats
 from app.weights.checkpoint import MAX_TENSORS, START_BYTES, CheckpointError, CheckpointFormat, Read, TensorSlot
 
+FOLDER: Final = "app.weights.formats"
 GROUP: Final = "enginesmith.checkpoint_formats"
 SHOWN_BYTES = 16
 
@@ -34,7 +34,7 @@ def read_slots(read: Read, size: int) -> list[TensorSlot]:
 @cache
 def checkpoint_formats() -> Mapping[str, CheckpointFormat]:
     """Return every format by name: our own first, then those of installed packages."""
-    found = find_plugins(formats, GROUP)
+    found = find_plugins(FOLDER, GROUP)
     return {name: plugin.load() for name, plugin in found.items()}
 
 
