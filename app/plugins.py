@@ -13,8 +13,8 @@ class PluginConflict(Exception):
 def find_plugins(package: str, group: str) -> dict[str, EntryPoint]:
     """Return by name the modules of a package ("app.definitions.families"), then the entry points of a group.
 
-    `load()` imports one. An entry point names a module such as those of the folder, or an object with the same attributes. Nothing is
-    imported here. Raises PluginConflict if one name stands for two things.
+    `load()` imports one. An entry point names a module such as those of the package, or an object with the same
+    attributes. Nothing is imported here. Raises PluginConflict if one name stands for two things.
     """
     spec = find_spec(package)
     folders = spec.submodule_search_locations if spec is not None else None

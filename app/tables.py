@@ -6,7 +6,7 @@ from app.bindings.tables import Binding
 from app.database import Base
 from app.definitions.tables import Definition
 from app.engines.tables import Engine, TimingCache
-from app.fleet.tables import Worker
+from app.fleet.tables import ReportedWorker
 from app.jobs.tables import IdempotencyKey, Job, JobEvent
 from app.registry.tables import Model
 from app.weights.tables import CheckpointFile, WeightVersion
@@ -25,7 +25,7 @@ __all__ = [
     "Job",
     "JobEvent",
     "Model",
+    "ReportedWorker",
     "TimingCache",
     "WeightVersion",
-    "Worker",
 ]

@@ -20,7 +20,7 @@ class Relative:
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
+class Lineage:
     """An engine, its ancestors up to the first build, nearest first, and its descendants, level by level.
 
     `complete` is False for a direction that was cut off: the lineage of its last engine goes on from there.
@@ -46,7 +46,7 @@ class Family:
         }
 
 
-def arrange(relatives: Iterable[Relative], number: int, *, ancestors: int, descendants: int) -> Family:
+def arrange(relatives: Iterable[Relative], number: int, *, ancestors: int, descendants: int) -> Lineage:
     """Order the relatives of engine `number` that were found, at most so many in each direction.
 
     Whoever is related to it neither as ancestor nor as descendant, such as another child of its parent, is
@@ -56,7 +56,7 @@ def arrange(relatives: Iterable[Relative], number: int, *, ancestors: int, desce
     engine = by_number[number]
     above = _ancestors(by_number, engine)[:ancestors]
     below = _descendants(by_number.values(), number)
-    return Family(
+    return Lineage(
         engine,
         tuple(above),
         tuple(below[:descendants]),

@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 from app.bindings.service import load_report
 from app.definitions.tables import Definition
 from app.engines.facts import read_facts
-from app.engines.queries import get_engine, load_family
+from app.engines.queries import get_engine, load_lineage
 from app.engines.tables import Engine
 from app.jobs.service import get_job
 from app.jobs.tables import Job
@@ -28,7 +28,7 @@ EVERYTHING = (
 def engine_manifest(session: Session, model: Model, number: int) -> dict[str, Any]:
     """Return the fields of `ManifestAnswer`; NotFound."""
     engine = get_engine(session, model.id, number, load=EVERYTHING)
-    family = load_family(session, model.id, number, ancestors=MAX_PARENTS, descendants=0)
+    lineage = load_lineage(session, model.id, number, ancestors=MAX_PARENTS, descendants=0)
     facts = read_facts(engine.facts)
     return {
         "model": model.name,
@@ -49,8 +49,8 @@ def engine_manifest(session: Session, model: Model, number: int) -> dict[str, An
         },
         "profiles": engine.profiles,
         "plan": _plan(session, engine),
-        "parents": [{"number": one.number, "method": one.method, "weights": one.weights} for one in family.ancestors],
-        "parents_complete": family.ancestors_complete,
+        "parents": [{"number": one.number, "method": one.method, "weights": one.weights} for one in lineage.ancestors],
+        "parents_complete": lineage.ancestors_complete,
         "job": _job(get_job(session, engine.job_id)),
         "timings": engine.timings,
         "verification": engine.verification,

@@ -11,7 +11,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session, aliased, undefer
 from app.bindings.tables import Binding
 from app.database import Database
 from app.engines.facts import EngineFacts, read_facts
-from app.engines.lineage import Family, Relative, arrange
+from app.engines.lineage import Lineage, Relative, arrange
 from app.engines.tables import Engine
 from app.errors import NotFound
 from app.http.pagination import PageQuery, Rows, list_rows
@@ -109,14 +109,14 @@ class Values:
     facts: EngineFacts
 
 
-def find_families(
+def find_roots(
     session: Session, model_id: int, recipe: str, served: Served, *, limit: int
 ) -> list[tuple[int, EngineFacts]]:
     """Return id and facts of the newest refittable engine of each of the newest root plans of a recipe."""
     newest = func.max(Engine.id)
     refittable = select(newest).where(Engine.model_id == model_id, Engine.recipe == recipe, Engine.refittable)
-    families = served.narrow(refittable).group_by(Engine.root_plan)
-    found = session.scalars(families.order_by(newest.desc()).limit(limit)).all()
+    roots = served.narrow(refittable).group_by(Engine.root_plan)
+    found = session.scalars(roots.order_by(newest.desc()).limit(limit)).all()
     rows = session.execute(select(Engine.id, Engine.facts).where(Engine.id.in_(found)).order_by(Engine.id.desc()))
     return [(engine_id, read_facts(facts)) for engine_id, facts in rows]
 
@@ -139,7 +139,7 @@ def find_example(session: Session, model_id: int, definition: int, backend: str)
     return _newest(session, statement.options(*map(undefer, INPUTS)))
 
 
-def load_family(session: Session, model_id: int, number: int, *, ancestors: int, descendants: int) -> Family:
+def load_lineage(session: Session, model_id: int, number: int, *, ancestors: int, descendants: int) -> Lineage:
     """Return an engine with at most so many ancestors and descendants; NotFound."""
     engine = get_engine(session, model_id, number)
     found = {number, *_ancestors(session, engine, ancestors), *_descendants(session, engine, descendants + 1)}
@@ -198,7 +198,7 @@ def _descendants(session: Session, engine: Engine, limit: int) -> list[int]:
     return list(session.scalars(select(tree.c.number).limit(limit)))
 
 
-def count_changed_tensors(database: Database, family: Family) -> dict[int, int]:
+def count_changed_tensors(database: Database, lineage: Lineage) -> dict[int, int]:
     """Count, by engine number, the tensors that differ from the weights of the engine's parent.
 
     Added, removed and changed tensors count alike. Loads one manifest at a time, each in a session of its own,
@@ -206,7 +206,7 @@ def count_changed_tensors(database: Database, family: Family) -> dict[int, int]:
     """
     counts: dict[tuple[int, int], int] = {}
     held: tuple[int, Manifest] | None = None
-    steps = family.weight_steps
+    steps = lineage.weight_steps
     for older, newer in sorted(set(steps.values())):
         before = held[1] if held is not None and held[0] == older else _load(database, older)
         after = before if newer == older else _load(database, newer)

@@ -23,7 +23,7 @@ from app.engines.enqueue import (
     refits,
 )
 from app.engines.facts import read_facts
-from app.engines.queries import INPUTS, find_example, find_families, get_engine, load_values
+from app.engines.queries import INPUTS, find_example, find_roots, get_engine, load_values
 from app.engines.schemas import BenchmarkRequest, BuildRequest, EngineRequest, RefitRequest, RunRequest, VerifyRequest
 from app.engines.tables import Engine
 from app.engines.targets import Target, choose_target
@@ -36,7 +36,7 @@ from app.registry.service import get_model
 from app.registry.tables import Model
 from app.settings import Settings
 
-MAX_FAMILIES = 8  # compiled engines whose weights are compared before another one is compiled
+MAX_ROOTS = 8  # compiled engines whose weights are compared before another one is compiled
 
 
 def request_build(database: Database, settings: Settings, model: str, body: BuildRequest) -> Placement:
@@ -136,10 +136,10 @@ def _root_plans(database: Database, order: Order, pair: Pair) -> frozenset[str] 
     so one of each is looked at.
     """
     with database.reading() as session:
-        families = find_families(session, order.model_id, order.recipe, refits(order), limit=MAX_FAMILIES)
-    if not RefitPatterns.given(order.options) and not any(facts.fixed_parameters for _, facts in families):
+        roots = find_roots(session, order.model_id, order.recipe, refits(order), limit=MAX_ROOTS)
+    if not RefitPatterns.given(order.options) and not any(facts.fixed_parameters for _, facts in roots):
         return None
-    for engine_id, _ in families:
+    for engine_id, _ in roots:
         with database.reading() as session:
             held = load_values(session, engine_id)
         if not out_of_reach(order, pair, held):

@@ -10,7 +10,7 @@ from app.artifacts.serving import MEDIA_TYPE, serve_blob
 from app.artifacts.store import ArtifactStore
 from app.database import Database
 from app.engines import queries, requests
-from app.engines.lineage import Family, Relative
+from app.engines.lineage import Lineage, Relative
 from app.engines.manifest import engine_manifest
 from app.engines.schemas import (
     ENGINE,
@@ -179,8 +179,8 @@ def read_lineage(
     """Its ancestors up to the first build and its descendants, with what each changed in the weights."""
     with database.reading() as session:
         owner = get_model(session, model)
-        family = queries.load_family(session, owner.id, number, ancestors=limit, descendants=limit)
-    return _lineage(family, queries.count_changed_tensors(database, family))
+        lineage = queries.load_lineage(session, owner.id, number, ancestors=limit, descendants=limit)
+    return _lineage(lineage, queries.count_changed_tensors(database, lineage))
 
 
 @router.get(
@@ -287,7 +287,7 @@ def _not_written(job: JobAnswer) -> ServiceError:
     )
 
 
-def _lineage(family: Family, changed: dict[int, int]) -> LineageAnswer:
+def _lineage(lineage: Lineage, changed: dict[int, int]) -> LineageAnswer:
     def relative(one: Relative) -> RelativeAnswer:
         return RelativeAnswer(
             number=one.number,
@@ -300,9 +300,9 @@ def _lineage(family: Family, changed: dict[int, int]) -> LineageAnswer:
         )
 
     return LineageAnswer(
-        engine=relative(family.engine),
-        ancestors=[relative(one) for one in family.ancestors],
-        descendants=[relative(one) for one in family.descendants],
-        ancestors_complete=family.ancestors_complete,
-        descendants_complete=family.descendants_complete,
+        engine=relative(lineage.engine),
+        ancestors=[relative(one) for one in lineage.ancestors],
+        descendants=[relative(one) for one in lineage.descendants],
+        ancestors_complete=lineage.ancestors_complete,
+        descendants_complete=lineage.descendants_complete,
     )

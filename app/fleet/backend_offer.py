@@ -5,13 +5,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from app.fleet.option_schemas import Conflict, Schema
+from app.fleet.option_schemas import OptionConflict, Schema
 
 PROFILES_REQUIRED = "required for dynamic inputs"
 TIMINGS_STORED = "stored"
 
 
-class Capabilities(BaseModel):
+class BackendCapabilities(BaseModel):
     """What a backend can do on a device, as far as this service acts on it; the rest is kept as it is.
 
     `options` maps the name of each build option to a JSON Schema with a default. `lacks` maps each option ("name") and
@@ -24,7 +24,7 @@ class Capabilities(BaseModel):
 
     options: dict[str, Schema] = {}
     lacks: dict[str, str] = {}
-    conflicts: tuple[Conflict, ...] = ()
+    conflicts: tuple[OptionConflict, ...] = ()
     profiles: str | None = None
     timing_cache: str | None = None
 
@@ -41,7 +41,7 @@ class BackendOffer(BaseModel):
     version: str
     makes: tuple[str, ...] = ()
     loads: tuple[str, ...] = ()
-    capabilities: Capabilities = Capabilities()
+    capabilities: BackendCapabilities = BackendCapabilities()
     unavailable: str | None = None
 
     @property

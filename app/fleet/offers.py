@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from app.errors import FieldError, Invalid
 from app.fleet.backend_offer import BackendOffer, read_offers
-from app.fleet.option_schemas import Conflict, Fault, Schema, fault_of, is_default, reasons_against
+from app.fleet.option_schemas import Fault, OptionConflict, Schema, fault_of, is_default, reasons_against
 from app.fleet.refit_patterns import RefitPatternError, RefitPatterns
 from app.fleet.service import alive
 from app.jobs.queue import BUILD_ONLY
@@ -30,7 +30,7 @@ class Offer:
     loads: tuple[str, ...] = ()
     options: Mapping[str, Sequence[Schema]] = field(default_factory=dict)
     lacks: Mapping[str, str] = field(default_factory=dict)
-    conflicts: Sequence[Conflict] = ()
+    conflicts: Sequence[OptionConflict] = ()
     unavailable: tuple[str, ...] = ()
 
     @property
@@ -164,7 +164,7 @@ def _declared(declarations: Iterator[Mapping[str, Schema]]) -> dict[str, tuple[S
     return schemas
 
 
-def _shared(lists: Sequence[Sequence[Conflict]]) -> tuple[Conflict, ...]:
+def _shared(lists: Sequence[Sequence[OptionConflict]]) -> tuple[OptionConflict, ...]:
     """Return what stands in each list."""
     first, *others = lists or [()]
     return tuple(one for one in first if all(one in other for other in others))

@@ -19,7 +19,7 @@ _validator = partial(Draft202012Validator, registry=Registry())  # the default r
 
 
 @dataclass(frozen=True, slots=True)
-class Conflict:
+class OptionConflict:
     """Options that exclude each other: `when` is a JSON Schema of all options, defaults included."""
 
     when: Schema
@@ -57,7 +57,7 @@ def is_default(value: object, schemas: Sequence[Schema]) -> bool:
 
 
 def reasons_against(
-    options: Mapping[str, Any], declared: Mapping[str, Sequence[Schema]], conflicts: Sequence[Conflict]
+    options: Mapping[str, Any], declared: Mapping[str, Sequence[Schema]], conflicts: Sequence[OptionConflict]
 ) -> list[str]:
     """Return the reasons of those conflicts that these options, together with the defaults, fall under."""
     defaults = {

@@ -10,10 +10,10 @@ from sqlalchemy.orm import Session
 
 from app.database import Database, now
 from app.fleet.backend_offer import BackendOffer
-from app.fleet.tables import Worker
+from app.fleet.tables import ReportedWorker
 from app.settings import Settings
 
-ALIVE = select(Worker).where(Worker.seen_at >= bindparam("oldest")).order_by(Worker.started_at)
+ALIVE = select(ReportedWorker).where(ReportedWorker.seen_at >= bindparam("oldest")).order_by(ReportedWorker.started_at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class WorkerReport:
 def report(database: Database, worker: WorkerReport) -> None:
     """Record that a worker is alive, and what it has."""
     with database.transaction() as session:
-        row = session.get(Worker, worker.id) or Worker(id=worker.id)
+        row = session.get(ReportedWorker, worker.id) or ReportedWorker(id=worker.id)
         row.hostname, row.pid, row.job_id = worker.hostname, worker.pid, worker.job_id
         row.device, row.queues = dict(worker.device), list(worker.queues)
         row.backends = {name: offer.to_json() for name, offer in worker.backends.items()}
@@ -47,10 +47,10 @@ def report(database: Database, worker: WorkerReport) -> None:
 def forget(database: Database, worker_id: str) -> None:
     """Take a worker that stops out of the fleet."""
     with database.transaction() as session:
-        session.execute(delete(Worker).where(Worker.id == worker_id))
+        session.execute(delete(ReportedWorker).where(ReportedWorker.id == worker_id))
 
 
-def alive(session: Session, settings: Settings) -> list[Worker]:
+def alive(session: Session, settings: Settings) -> list[ReportedWorker]:
     """Return the workers heard of lately, in the order they started."""
     oldest = now() - timedelta(seconds=settings.worker_timeout_s)
     return list(session.scalars(ALIVE, {"oldest": oldest}))

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from app.database import Base, now
 
 
-class Worker(Base):
+class ReportedWorker(Base):
     """A worker process that reported itself; alive while `seen_at` is recent."""
 
     __tablename__ = "workers"

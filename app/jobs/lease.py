@@ -65,7 +65,7 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class JobProgress:
     """How far a job is: its phase, and steps done of a total where the phase has steps."""
 
     phase: str
@@ -112,7 +112,7 @@ def renew(
     database: Database,
     held: Claim,
     *,
-    progress: Progress | None = None,
+    progress: JobProgress | None = None,
     events: Sequence[Event] = (),
     notify: Notify | None = None,
 ) -> State:

@@ -1,6 +1,6 @@
 from datetime import UTC, datetime
 
-from app.engines.lineage import Family, Relative, arrange
+from app.engines.lineage import Lineage, Relative, arrange
 
 AT = datetime(2026, 11, 22, tzinfo=UTC)
 
@@ -28,7 +28,7 @@ def numbers(relatives: tuple[Relative, ...]) -> list[int]:
     return [one.number for one in relatives]
 
 
-def family_of(number: int, ancestors: int = 10, descendants: int = 10) -> Family:
+def family_of(number: int, ancestors: int = 10, descendants: int = 10) -> Lineage:
     return arrange(TREE, number, ancestors=ancestors, descendants=descendants)
 
 
@@ -45,28 +45,28 @@ def test_siblings_and_strangers_are_no_relatives() -> None:
 
 
 def test_a_build_without_refits_stands_alone() -> None:
-    family = family_of(3)
-    assert numbers(family.members) == [3]
-    assert family.ancestors_complete
-    assert family.descendants_complete
+    lineage = family_of(3)
+    assert numbers(lineage.members) == [3]
+    assert lineage.ancestors_complete
+    assert lineage.descendants_complete
 
 
 def test_a_cut_off_direction_says_so() -> None:
-    family = family_of(4, ancestors=1, descendants=0)
-    assert numbers(family.members) == [4, 2]
-    assert not family.ancestors_complete
-    assert not family.descendants_complete
+    lineage = family_of(4, ancestors=1, descendants=0)
+    assert numbers(lineage.members) == [4, 2]
+    assert not lineage.ancestors_complete
+    assert not lineage.descendants_complete
 
 
 def test_a_limit_that_is_just_reached_cuts_nothing_off() -> None:
-    family = family_of(2, ancestors=1, descendants=2)
-    assert family.ancestors_complete
-    assert family.descendants_complete
+    lineage = family_of(2, ancestors=1, descendants=2)
+    assert lineage.ancestors_complete
+    assert lineage.descendants_complete
 
 
 def test_an_ancestor_that_was_not_loaded_leaves_the_line_incomplete() -> None:
-    family = arrange(TREE[1:], 2, ancestors=10, descendants=10)
-    assert not family.ancestors_complete
+    lineage = arrange(TREE[1:], 2, ancestors=10, descendants=10)
+    assert not lineage.ancestors_complete
 
 
 def test_weight_steps_pair_each_refit_with_its_parents_weights() -> None:

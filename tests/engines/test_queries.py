@@ -8,7 +8,7 @@ from sqlalchemy import event, inspect
 from app.artifacts.tables import BlobUse
 from app.database import Database
 from app.engines import queries as catalogue
-from app.engines.lineage import Family
+from app.engines.lineage import Lineage
 from app.engines.manifest import engine_manifest
 from app.engines.queries import Served, count_changed_tensors
 from app.engines.requests import request_build, request_refit
@@ -55,10 +55,10 @@ def tree(bench: Workbench) -> Workbench:
     return bench
 
 
-def family_of(bench: Workbench, number: int, ancestors: int = 10, descendants: int = 10) -> Family:
+def family_of(bench: Workbench, number: int, ancestors: int = 10, descendants: int = 10) -> Lineage:
     with bench.database.reading() as session:
         model_id = get_model(session, "minilm").id
-        return catalogue.load_family(session, model_id, number, ancestors=ancestors, descendants=descendants)
+        return catalogue.load_lineage(session, model_id, number, ancestors=ancestors, descendants=descendants)
 
 
 def test_engines_are_numbered_in_the_order_they_are_published(bench: Workbench) -> None:
@@ -126,10 +126,10 @@ def test_a_list_can_be_narrowed(tree: Workbench, filters: dict[str, Any], number
 
 
 def test_a_family_is_found_in_both_directions(tree: Workbench) -> None:
-    family = family_of(tree, 2)
-    assert [one.number for one in family.ancestors] == [1]
-    assert [one.number for one in family.descendants] == [3]
-    assert family.engine.label == "epoch 2"
+    lineage = family_of(tree, 2)
+    assert [one.number for one in lineage.ancestors] == [1]
+    assert [one.number for one in lineage.descendants] == [3]
+    assert lineage.engine.label == "epoch 2"
     assert {one.number for one in family_of(tree, 1).descendants} == {2, 3, 4}
 
 
@@ -219,11 +219,11 @@ def test_of_each_compiled_engine_the_newest_refit_is_found(tree: Workbench) -> N
     build(tree, weights=2)
     engine = tree.engine(1)
 
-    def families(served: Served, limit: int) -> list[int]:
+    def roots(served: Served, limit: int) -> list[int]:
         with tree.database.reading() as session:
-            found = catalogue.find_families(session, engine.model_id, engine.recipe, served, limit=limit)
+            found = catalogue.find_roots(session, engine.model_id, engine.recipe, served, limit=limit)
         return [engine_id for engine_id, _ in found]
 
-    assert families(Served(), 9) == [tree.engine(5).id, tree.engine(4).id]
-    assert families(Served(), 1) == [tree.engine(5).id]
-    assert families(Served(["1.32.0"], ["gpu"]), 9) == []
+    assert roots(Served(), 9) == [tree.engine(5).id, tree.engine(4).id]
+    assert roots(Served(), 1) == [tree.engine(5).id]
+    assert roots(Served(["1.32.0"], ["gpu"]), 9) == []

@@ -30,7 +30,7 @@ from app.engines.schemas import (
 from app.engines.tables import Engine
 from app.engines.work import VERSION, RunWork, Verification, VerifyWork
 from app.errors import Invalid, NotFound
-from app.fleet.tables import Worker
+from app.fleet.tables import ReportedWorker
 from app.jobs.submission import Placement
 from app.jobs.tables import Job, JobEvent
 from app.registry.service import create_model
@@ -450,7 +450,7 @@ class TestPlatforms:
         add_gpu(bench)
         number = built_on(bench, H100)
         with bench.database.transaction() as session:
-            session.execute(delete(Worker))
+            session.execute(delete(ReportedWorker))
         add_gpu(bench, device, version)
         job = bench.submit(verification_of(number), VerifyRequest())
         told = events_of(bench, job)
@@ -464,7 +464,7 @@ class TestPlatforms:
         bench.add_epoch(2)
         number = built_on(bench, H100)
         with bench.database.transaction() as session:
-            session.execute(delete(Worker))
+            session.execute(delete(ReportedWorker))
             record(session, digest_of("inputs"), 10)
         bench.add_idle_worker("tensorrt", "The driver is too old.")
         jobs = [

@@ -6,7 +6,7 @@ import pytest
 
 from app.engines.targets import Target, choose_target, settle_target
 from app.errors import Invalid
-from app.fleet.backend_offer import BackendOffer, Capabilities
+from app.fleet.backend_offer import BackendCapabilities, BackendOffer
 from app.fleet.offers import Fleet, Member
 from app.jobs.queue import BUILD_ONLY
 
@@ -19,14 +19,14 @@ GPU = {"level": LEVEL, "refit": {"enum": ["all", "none"], "default": "all"}}
 def tensorrt(device: str = H100, version: str = "8.6.1", **capabilities: object) -> Member:
     platform = f"{version}/{device}"
     makes = (platform, f"{version}/ampere_plus")
-    can = Capabilities.model_validate(capabilities)
+    can = BackendCapabilities.model_validate(capabilities)
     return Member(device, "tensorrt", BackendOffer(version=version, makes=makes, loads=(platform,), capabilities=can))
 
 
 def compiling() -> Member:
     """A worker without a GPU, which compiles for one."""
     options = {"level": LEVEL, "refit": {"enum": ["none"], "default": "none"}, "target": {"enum": ["SM80", "SM86"]}}
-    said = BackendOffer(version="8.6.1", makes=("8.6.1/SM80",), capabilities=Capabilities(options=options))
+    said = BackendOffer(version="8.6.1", makes=("8.6.1/SM80",), capabilities=BackendCapabilities(options=options))
     return Member("CPU", "tensorrt", said)
 
 

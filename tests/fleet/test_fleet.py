@@ -8,7 +8,7 @@ from app.database import Database, now
 from app.fleet import service
 from app.fleet.backend_offer import read_offers
 from app.fleet.service import WorkerReport
-from app.fleet.tables import Worker
+from app.fleet.tables import ReportedWorker
 from app.settings import Settings
 
 DEVICE = {
@@ -37,7 +37,7 @@ def test_a_worker_is_listed_with_what_it_reported_last(client: TestClient, datab
 def test_a_silent_worker_counts_as_gone(database: Database, settings: Settings) -> None:
     service.report(database, REPORT)
     with database.transaction() as session:
-        session.execute(update(Worker).values(seen_at=now() - timedelta(seconds=settings.worker_timeout_s + 1)))
+        session.execute(update(ReportedWorker).values(seen_at=now() - timedelta(seconds=settings.worker_timeout_s + 1)))
     with database.reading() as session:
         assert service.alive(session, settings) == []
 

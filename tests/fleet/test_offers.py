@@ -5,7 +5,7 @@ import pytest
 from app.database import Database
 from app.engines.targets import choose_target, settle_target
 from app.errors import Invalid
-from app.fleet.backend_offer import BackendOffer, Capabilities
+from app.fleet.backend_offer import BackendCapabilities, BackendOffer
 from app.fleet.offers import Fleet, Member, fleet_offers, settle_options
 from app.settings import Settings
 from tests.engines.workbench import OPTIONS, Workbench
@@ -23,7 +23,7 @@ ONNXRUNTIME = Member("CPU", "onnxruntime", BackendOffer(version="1.32.0", makes=
 def tensorrt(device: str = H100, version: str = "8.6.1", **capabilities: object) -> Member:
     platform = f"{version}/{device}"
     makes = (platform, f"{version}/ampere_plus")
-    can = Capabilities.model_validate(capabilities)
+    can = BackendCapabilities.model_validate(capabilities)
     return Member(device, "tensorrt", BackendOffer(version=version, makes=makes, loads=(platform,), capabilities=can))
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, event
 from app.database import Database, now
 from app.jobs import events, lease
 from app.jobs.events import Event
-from app.jobs.lease import CancelAsked, Claim, JobError, LeaseLost, Progress
+from app.jobs.lease import CancelAsked, Claim, JobError, JobProgress, LeaseLost
 from app.jobs.state import State
 from app.jobs.tables import Job
 from app.settings import Settings
@@ -100,7 +100,7 @@ def test_an_unknown_job_is_not_claimed(database: Database, settings: Settings) -
 def test_renewing_extends_the_lease_and_writes_progress_and_events(database: Database, held: Claim) -> None:
     before = read(database, held.job_id).lease_until
     news = [Event("log", {"lines": ["a"]}), Event("log", {"lines": ["b"]})]
-    state = lease.renew(database, held, progress=Progress("compile", 3, 7), events=news)
+    state = lease.renew(database, held, progress=JobProgress("compile", 3, 7), events=news)
     job = read(database, held.job_id)
     assert state is State.RUNNING
     assert (job.phase, job.step, job.total) == ("compile", 3, 7)
@@ -136,7 +136,7 @@ def test_a_worker_whose_lease_was_taken_over_changes_nothing(
     events_before = told(database, held.job_id)
     error = JobError("late", "too late")
     late: dict[str, Callable[[], object]] = {
-        "renew": lambda: lease.renew(database, held, progress=Progress("late"), events=[Event("log")]),
+        "renew": lambda: lease.renew(database, held, progress=JobProgress("late"), events=[Event("log")]),
         "state_of": lambda: lease.state_of(database, held),
         "fail": lambda: lease.fail(database, held, error),
         "cancel": lambda: lease.cancel(database, held),
@@ -233,7 +233,7 @@ def test_whoever_waits_is_told_of_each_change_after_it_is_committed(
     taken = lease.claim(database, queued, worker="one", settings=settings, notify=notify)
     assert taken is not None
     lease.renew(database, taken, notify=notify)  # nothing new: nobody is told
-    lease.renew(database, taken, progress=Progress("compile"), notify=notify)
+    lease.renew(database, taken, progress=JobProgress("compile"), notify=notify)
     with database.transaction() as session:
         lease.succeed(session, taken, {}, notify=notify)
     states = (State.RUNNING, State.RUNNING, State.SUCCEEDED)

@@ -12,10 +12,10 @@ from app.errors import ServiceError
 from app.jobs.lease import Claim
 from workers.channel.messages import Build, Built
 from workers.jobs import timing_cache
-from workers.jobs.publication import Origin, Recipe, VerifiedEngine, equal_engine, new_engine, plan_put, publish_as
+from workers.jobs.publication import EngineSpec, Origin, VerifiedEngine, equal_engine, new_engine, plan_put, publish_as
 from workers.jobs.steps import Ready, Steps
 from workers.jobs.stored import Sources, load_definition, load_weights
-from workers.jobs.timing_cache import NewTimings, TimingCache
+from workers.jobs.timing_cache import NewTimings, PlatformTimings
 from workers.jobs.watch import Watch
 from workers.jobs.worker import Worker
 
@@ -24,8 +24,8 @@ from workers.jobs.worker import Worker
 class BuildInput:
     """What is compiled, and the timing cache of the device that does, where it has one."""
 
-    recipe: Recipe
-    timings: TimingCache | None
+    spec: EngineSpec
+    timings: PlatformTimings | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +50,14 @@ def load(session: Session, held: Claim, work: BuildWork, worker: Worker) -> Buil
     if ready is not None:
         return ready
     _check_verifiable(work, worker)
-    recipe = _recipe(session, work)
-    return BuildInput(recipe, timing_cache.find(session, worker, work.backend, recipe.options))
+    spec = _spec(session, work)
+    return BuildInput(spec, timing_cache.find(session, worker, work.backend, spec.options))
 
 
 def compute(job: BuildInput, worker: Worker, watch: Watch) -> BuiltEngine:
     """Compile and verify."""
     cache = timing_cache.fetch(job.timings, worker, watch)
-    request = watch.during(_request, job.recipe, worker.sources, str(watch.folder / "plan"), cache)
+    request = watch.during(_request, job.spec, worker.sources, str(watch.folder / "plan"), cache)
     with plan_put(worker, watch) as put:
         built = watch.ask(request, Built, put.begin)
         engine = new_engine(worker, watch, built, put.end(built.plan_digest), Origin(built.platform, built.plan_digest))
@@ -68,7 +68,7 @@ def publish(session: Session, held: Claim, job: BuildInput, made: BuiltEngine) -
     """Insert the engine, and keep what was timed for the next build."""
     if made.timings is not None:
         timing_cache.publish(session, made.timings)
-    return publish_as(session, held, job.recipe, made.engine, method="build")
+    return publish_as(session, held, job.spec, made.engine, method="build")
 
 
 def _check_verifiable(work: BuildWork, worker: Worker) -> None:
@@ -81,8 +81,8 @@ def _check_verifiable(work: BuildWork, worker: Worker) -> None:
         )
 
 
-def _recipe(session: Session, work: BuildWork) -> Recipe:
-    return Recipe(
+def _spec(session: Session, work: BuildWork) -> EngineSpec:
+    return EngineSpec(
         definition=load_definition(session, work.definition_id),
         weights=load_weights(session, work.weights_id, work.binding_id),
         backend=work.backend,
@@ -94,17 +94,17 @@ def _recipe(session: Session, work: BuildWork) -> Recipe:
     )
 
 
-def _request(recipe: Recipe, sources: Sources, plan: str, cache: str | None) -> Build:
+def _request(spec: EngineSpec, sources: Sources, plan: str, cache: str | None) -> Build:
     return Build(
-        backend=recipe.backend,
-        definition=str(sources.store.local_path(recipe.definition.digest)),
-        parameters=sources.of(recipe.weights),
-        inputs=recipe.definition.inputs,
+        backend=spec.backend,
+        definition=str(sources.store.local_path(spec.definition.digest)),
+        parameters=sources.of(spec.weights),
+        inputs=spec.definition.inputs,
         plan=plan,
-        profiles=parse_profiles(recipe.profiles, recipe.definition.inputs),
-        options=recipe.options,
+        profiles=parse_profiles(spec.profiles, spec.definition.inputs),
+        options=spec.options,
         timing_cache=cache,
-        against=recipe.against,
+        against=spec.against,
     )
 
 

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from app.jobs.events import Event
-from app.jobs.lease import Progress
+from app.jobs.lease import JobProgress
 from workers.channel import messages
 
 MAX_LINES = 2000  # of one job; a compiler that says more repeats itself
@@ -17,7 +17,7 @@ class News:
 
     def __init__(self) -> None:
         self._events: list[Event] = []
-        self._progress: Progress | None = None
+        self._progress: JobProgress | None = None
         self._phase: str | None = None
         self._lines = 0
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
@@ -27,7 +27,7 @@ class News:
         if isinstance(message, messages.LogLine):
             self._hear_line(message)
             return
-        self._progress = Progress(message.phase, message.step, message.total or None)
+        self._progress = JobProgress(message.phase, message.step, message.total or None)
         if message.phase != self._phase:
             self._phase = message.phase
             self._events.append(Event("phase", {"phase": message.phase}))
@@ -43,7 +43,7 @@ class News:
         return tuple(self._events)
 
     @property
-    def progress(self) -> Progress | None:
+    def progress(self) -> JobProgress | None:
         """The newest progress not yet written."""
         return self._progress
 

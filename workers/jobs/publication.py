@@ -24,7 +24,7 @@ from workers.jobs.worker import Worker
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class EngineSpec:
     """What an engine is made from, as the job asks for it."""
 
     definition: StoredDefinition
@@ -163,7 +163,7 @@ def plan_put(worker: Worker, watch: Watch, inherited: StoredPlan | None = None) 
 def publish_as(
     session: Session,
     held: Claim,
-    recipe: Recipe,
+    spec: EngineSpec,
     made: VerifiedEngine,
     *,
     method: Literal["build", "refit"],
@@ -175,17 +175,17 @@ def publish_as(
         model_id=held.model_id,
         method=method,
         parent=None if parent is None else parent.number,
-        definition_id=recipe.definition.id,
-        weights_id=recipe.weights.weights_id,
-        backend=recipe.backend,
+        definition_id=spec.definition.id,
+        weights_id=spec.weights.weights_id,
+        backend=spec.backend,
         backend_version=made.backend_version,
         device=made.device,
         platform=made.origin.platform,
-        profiles=recipe.profiles,
-        options=recipe.options,
-        rules=recipe.rules,
-        binding_id=recipe.weights.binding_id,
-        fingerprint=recipe.fingerprint,
+        profiles=spec.profiles,
+        options=spec.options,
+        rules=spec.rules,
+        binding_id=spec.weights.binding_id,
+        fingerprint=spec.fingerprint,
         root_plan=made.origin.root_plan,
         plan_digest=None if plan is None else plan.digest,
         plan_bytes=None if plan is None else plan.nbytes,

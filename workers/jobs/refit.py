@@ -9,7 +9,7 @@ from app.engines.work import RefitWork
 from app.jobs.lease import Claim
 from workers.channel.messages import Refit, Refitted
 from workers.jobs.plans import PlanVerifier
-from workers.jobs.publication import Origin, Recipe, VerifiedEngine, equal_engine, new_engine, plan_put, publish_as
+from workers.jobs.publication import EngineSpec, Origin, VerifiedEngine, equal_engine, new_engine, plan_put, publish_as
 from workers.jobs.steps import Ready, Steps
 from workers.jobs.stored import Sources, StoredEngine, engine_file, load_engine, load_weights
 from workers.jobs.watch import Watch
@@ -21,7 +21,7 @@ class RefitInput:
     """The engine whose plan is refitted, what the new one is made from, and whether its plan is written at once."""
 
     parent: StoredEngine
-    recipe: Recipe
+    spec: EngineSpec
     materialise: bool
 
 
@@ -29,7 +29,7 @@ def load(session: Session, held: Claim, work: RefitWork, worker: Worker) -> Refi
     """Read the parent and the new weights, unless an equal engine has come into being meanwhile."""
     parent = load_engine(session, work.parent_id)
     ready = equal_engine(session, held, work, worker.served(parent.backend))
-    return ready or RefitInput(parent, _recipe(session, work, parent), work.writes_plan)
+    return ready or RefitInput(parent, _spec(session, work, parent), work.writes_plan)
 
 
 def compute(job: RefitInput, worker: Worker, watch: Watch) -> VerifiedEngine:
@@ -45,13 +45,13 @@ def compute(job: RefitInput, worker: Worker, watch: Watch) -> VerifiedEngine:
 
 def publish(session: Session, held: Claim, job: RefitInput, made: VerifiedEngine) -> dict[str, Any]:
     """Insert the engine; `changed` in the result counts the parameters whose values are not the parent's."""
-    result = publish_as(session, held, job.recipe, made, method="refit")
+    result = publish_as(session, held, job.spec, made, method="refit")
     figures = {"changed": made.facts.changed, "warm": made.facts.warm}
     return result | figures | {"materialised": made.plan is not None}
 
 
-def _recipe(session: Session, work: RefitWork, parent: StoredEngine) -> Recipe:
-    return Recipe(
+def _spec(session: Session, work: RefitWork, parent: StoredEngine) -> EngineSpec:
+    return EngineSpec(
         definition=parent.definition,
         weights=load_weights(session, work.weights_id, work.binding_id),
         backend=parent.backend,
@@ -65,7 +65,7 @@ def _recipe(session: Session, work: RefitWork, parent: StoredEngine) -> Recipe:
 
 def _request(job: RefitInput, sources: Sources, plans: PlanVerifier, plan: str) -> Refit:
     parent = engine_file(job.parent, sources, plans)
-    return Refit(parent, sources.of(job.recipe.weights), plan if job.materialise else None, job.recipe.against)
+    return Refit(parent, sources.of(job.spec.weights), plan if job.materialise else None, job.spec.against)
 
 
 STEPS = Steps(RefitWork, load, compute, publish)

@@ -22,7 +22,7 @@ from workers.jobs.worker import Worker
 
 
 @dataclass(frozen=True, slots=True)
-class TimingCache:
+class PlatformTimings:
     """The timing cache of a platform, filled by a backend; `digest` is None where there is none yet."""
 
     backend: str
@@ -44,7 +44,7 @@ class NewTimings:
         return {self.digest: self.nbytes}
 
 
-def find(session: Session, worker: Worker, backend: str, options: Mapping[str, Any]) -> TimingCache | None:
+def find(session: Session, worker: Worker, backend: str, options: Mapping[str, Any]) -> PlatformTimings | None:
     """Return the timing cache of a worker's own device.
 
     None where its backend cannot read one back, and where a build with these options uses none.
@@ -53,10 +53,10 @@ def find(session: Session, worker: Worker, backend: str, options: Mapping[str, A
     if not offer.keeps_timings or not options.get("timing_cache", True):
         return None
     platform = offer.makes[0]
-    return TimingCache(backend, platform, find_timing_cache(session, platform))
+    return PlatformTimings(backend, platform, find_timing_cache(session, platform))
 
 
-def fetch(cache: TimingCache | None, worker: Worker, watch: Watch) -> str | None:
+def fetch(cache: PlatformTimings | None, worker: Worker, watch: Watch) -> str | None:
     """Get a timing cache onto this machine and return its path; None where there is none to be had."""
     if cache is None or cache.digest is None:
         return None
@@ -67,7 +67,7 @@ def fetch(cache: TimingCache | None, worker: Worker, watch: Watch) -> str | None
         return None
 
 
-def put(cache: TimingCache | None, written: str | None, worker: Worker, watch: Watch) -> NewTimings | None:
+def put(cache: PlatformTimings | None, written: str | None, worker: Worker, watch: Watch) -> NewTimings | None:
     """Put what a build wrote into the store, merged with what is there by now; None where it wrote nothing new."""
     if cache is None or written is None:
         return None
@@ -85,7 +85,7 @@ def publish(session: Session, made: NewTimings) -> None:
     replace_timing_cache(session, made.platform, digest=made.digest, nbytes=made.nbytes)
 
 
-def _with_others(cache: TimingCache, written: str, worker: Worker, watch: Watch) -> str:
+def _with_others(cache: PlatformTimings, written: str, worker: Worker, watch: Watch) -> str:
     """Return the path of what a build wrote, with what another worker has put into the store since it began."""
     try:
         with worker.database.reading() as session:

@@ -18,7 +18,7 @@ from app.artifacts.tables import BlobUse
 from app.engines.tables import TimingCache
 from app.engines.timing_caches import replace_timing_cache
 from app.errors import Unavailable
-from app.fleet.backend_offer import Capabilities
+from app.fleet.backend_offer import BackendCapabilities
 from tests.workers.networks import Network, perceptron
 from tests.workers.service import Service, service_with
 from tests.workers.weight_holding import OFFERED, PLATFORM, HeldWeights, HostInProcess, WeightHolding
@@ -81,7 +81,7 @@ def serve(client: TestClient, worker: Worker, backend: Timing, tmp_path: Path) -
     host.close()
 
     def serve(kept: str) -> Service:
-        capabilities = Capabilities(timing_cache=kept)
+        capabilities = BackendCapabilities(timing_cache=kept)
         offered = {"tensorrt": OFFERED["tensorrt"].model_copy(update={"capabilities": capabilities})}
         network: Network = perceptron(tmp_path / "network.onnx")
         able = replace(worker, host=host, offered=offered)  # type: ignore[arg-type]
