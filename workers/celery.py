@@ -19,8 +19,10 @@ from celery.exceptions import CPendingDeprecationWarning
 from celery.platforms import EX_OK, SecurityWarning
 from celery.worker import state
 
+from app.database import DATABASE_DOWN
+from app.jobs.queue import TASK
+from workers.jobs.attempt import run_job
 from workers.jobs.worker import Worker
-from workers.tasks import register
 
 SOCKET_TIMEOUT_S = 5.0
 log = structlog.get_logger(__name__)
@@ -49,7 +51,14 @@ def celery_app(worker: Worker) -> Celery:
         worker_redirect_stdouts=False,
         worker_send_task_events=False,
     )
-    register(app, worker)
+
+    @app.task(name=TASK, ignore_result=True, shared=False)  # type: ignore[untyped-decorator]  # Celery ships no types
+    def run(job_id: str) -> None:
+        try:
+            run_job(worker, job_id)
+        except DATABASE_DOWN as error:
+            log.warning("job not claimed; a sweep will send it again", job_id=job_id, error=str(error))
+
     return app
 
 
