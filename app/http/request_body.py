@@ -1,7 +1,8 @@
-"""What no request may hold, whatever it asks for, because not every database and encoding can keep it.
+"""What no request may hold, whatever it asks for: what cannot be kept, and what nobody would read.
 
 PostgreSQL refuses NUL in text, UTF-8 has no lone surrogates, and JSON (RFC 8259) has neither NaN nor infinities,
 though Python's parser reads them. So that both databases take the same requests, none of these gets as far.
+A misspelt field or query parameter is refused because the caller would wait for its effect in vain.
 """
 
 import math
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from fastapi import Request
+from fastapi.dependencies.models import Dependant
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from app.errors import FieldError, Invalid
@@ -37,7 +39,15 @@ def check_content(body: object) -> None:
 
 
 def check_address(request: Request) -> None:
-    """Raise Invalid "bad_content" where the path or the query holds what cannot be kept."""
+    """Raise Invalid for a path or a query that nobody can use.
+
+    Its code is "bad_content" if a value cannot be kept, and "invalid_request" if the route has no such parameter.
+    """
+    _check_values(request)
+    _check_names(request)
+
+
+def _check_values(request: Request) -> None:
     named = [("path", *pair) for pair in request.path_params.items()]
     named += [("query", *pair) for pair in request.query_params.multi_items()]
     faults = [
@@ -47,6 +57,30 @@ def check_address(request: Request) -> None:
     ]
     if faults:
         raise _bad_content(faults[:MAX_FAULTS])
+
+
+def _check_names(request: Request) -> None:
+    if not request.query_params:
+        return
+    known = frozenset(_declared(request.scope["route"].dependant))
+    unknown = [name for name in request.query_params if name not in known]
+    if not unknown:
+        return
+    remedy = f"It takes {', '.join(sorted(known))}" if known else "It takes none"
+    faults = [FieldError(f"/query/{_escape(name)}", "not a parameter of this call") for name in unknown[:MAX_FAULTS]]
+    listed = ", ".join(f"'{fault.pointer.removeprefix('/query/')}'" for fault in faults[:5])
+    raise Invalid(
+        f"The call has no query parameter {listed}. {remedy}. See /docs for what each does.",
+        code="invalid_request",
+        errors=faults,
+    )
+
+
+def _declared(dependant: Dependant) -> Iterator[str]:
+    """Yield the names of the query parameters of a route and of all it depends on."""
+    yield from (field.alias for field in dependant.query_params)
+    for inner in dependant.dependencies:
+        yield from _declared(inner)
 
 
 def text_fault(text: str) -> str | None:

@@ -1,7 +1,9 @@
 import json
+import re
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from app.errors import Invalid
@@ -81,6 +83,35 @@ def test_an_address_that_no_database_takes_is_refused(client: TestClient, path: 
     answer = client.get(path)
     assert (answer.status_code, answer.json()["code"]) == (422, "bad_content")
     assert [error["pointer"] for error in answer.json()["errors"]] == [pointer]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_every_call_refuses_a_query_parameter_that_it_does_not_have_and_lists_those_it_has(app: FastAPI) -> None:
+    client = TestClient(app, raise_server_exceptions=False)
+    paths = {path: methods for path, methods in app.openapi()["paths"].items() if path.startswith("/v1/")}
+    assert len(paths) > 20
+    for path, methods in paths.items():
+        for method, operation in methods.items():
+            known = sorted(one["name"] for one in operation.get("parameters", ()) if one["in"] == "query")
+            answer = client.request(method, re.sub(r"\{\w+\}", "1", path), params={"limt~": 1})
+            assert answer.status_code == 422, f"{method} {path}"
+            if method != "head":
+                problem = answer.json()
+                assert (problem["code"], problem["errors"][0]["pointer"]) == ("invalid_request", "/query/limt~0"), path
+                assert f"It takes {', '.join(known) or 'none'}." in problem["detail"], path
+
+
+@pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
+def test_a_follower_of_events_hears_of_a_misspelt_parameter(client: TestClient, accept: str) -> None:
+    answer = client.get("/v1/jobs/1/events?after=x&last_event_id=3", headers={"Accept": accept})
+    assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json")
+    assert [error["pointer"] for error in answer.json()["errors"]] == ["/query/last_event_id"]
+
+
+def test_a_parameter_that_the_call_has_is_taken_under_its_public_name(client: TestClient) -> None:
+    client.post("/v1/models", json={"name": "m"}).raise_for_status()
+    assert client.get("/v1/models/m/weights/2/diff?from=1").json()["code"] == "weights_not_found"
+    assert client.get("/v1/jobs?model=m&state=queued&kind=build&limit=1").status_code == 200
 
 
 @pytest.mark.parametrize("number", [True, "1", 1.5])
