@@ -11,8 +11,9 @@ from app.fleet.backend_offer import BackendOffer, read_offers
 from app.fleet.option_schemas import Fault, OptionConflict, Schema, fault_of, is_default, reasons_against
 from app.fleet.refit_patterns import RefitPatternError, RefitPatterns
 from app.fleet.service import alive
-from app.jobs.queue import BUILD_ONLY
 from app.settings import Settings
+
+BUILD_ONLY = "build-only"  # stands for the platform of workers that compile for others and load nothing
 
 
 @dataclass(frozen=True, slots=True)

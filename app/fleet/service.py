@@ -9,11 +9,13 @@ from sqlalchemy import bindparam, delete, select
 from sqlalchemy.orm import Session
 
 from app.database import Database, now
-from app.fleet.backend_offer import BackendOffer
+from app.fleet.backend_offer import BackendOffer, read_offers
 from app.fleet.tables import ReportedWorker
 from app.settings import Settings
 
-ALIVE = select(ReportedWorker).where(ReportedWorker.seen_at >= bindparam("oldest")).order_by(ReportedWorker.started_at)
+SEEN_LATELY = ReportedWorker.seen_at >= bindparam("oldest")
+ALIVE = select(ReportedWorker).where(SEEN_LATELY).order_by(ReportedWorker.started_at)
+CONSUMING = select(ReportedWorker.id, ReportedWorker.queues).where(SEEN_LATELY)  # the rest of a row may be much to read
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,14 @@ class WorkerReport:
     backends: Mapping[str, BackendOffer]
     queues: tuple[str, ...]
     job_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Consumer:
+    """A worker alive, by its id, and the queues it takes jobs from."""
+
+    worker: str
+    queues: frozenset[str]
 
 
 def report(database: Database, worker: WorkerReport) -> None:
@@ -52,5 +62,19 @@ def forget(database: Database, worker_id: str) -> None:
 
 def alive(session: Session, settings: Settings) -> list[ReportedWorker]:
     """Return the workers heard of lately, in the order they started."""
-    oldest = now() - timedelta(seconds=settings.worker_timeout_s)
-    return list(session.scalars(ALIVE, {"oldest": oldest}))
+    return list(session.scalars(ALIVE, _lately(settings)))
+
+
+def consumers(session: Session, settings: Settings) -> list[Consumer]:
+    """Return the queues of each worker alive."""
+    return [Consumer(worker, frozenset(queues)) for worker, queues in session.execute(CONSUMING, _lately(settings))]
+
+
+def unavailable(session: Session, settings: Settings, backend: str) -> tuple[str, ...]:
+    """Return why workers alive that have a backend installed cannot use it; each reason once."""
+    said = (read_offers(worker.backends).get(backend) for worker in alive(session, settings))
+    return tuple(dict.fromkeys(one.unavailable for one in said if one is not None and one.unavailable is not None))
+
+
+def _lately(settings: Settings) -> dict[str, Any]:
+    return {"oldest": now() - timedelta(seconds=settings.worker_timeout_s)}

@@ -13,7 +13,6 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 TASK = "enginesmith.run_job"
-BUILD_ONLY = "build-only"  # stands for the platform of workers that compile for others and load nothing
 SOCKET_TIMEOUT_S = 3.0
 _SLUG = re.compile(r"[^a-z0-9.]+")
 log = structlog.get_logger()
@@ -23,6 +22,11 @@ def queue_of(backend: str, platform: str | None = None) -> str:
     """Return the queue whose workers have this backend, or of them those that load engines of one platform."""
     queue = f"enginesmith.{backend}"
     return queue if platform is None else f"{queue}.{_SLUG.sub('-', platform.lower())}"
+
+
+def backend_of(queue: str) -> str:
+    """Return the backend whose workers listen to a queue that `queue_of` has named."""
+    return queue.split(".")[1]
 
 
 def redis_url(broker_url: str) -> str:

@@ -8,12 +8,12 @@ from sqlalchemy import select
 
 from app.database import Database
 from app.errors import FieldError, Invalid
-from app.http.dependencies import DatabaseDep, SessionDep
+from app.http.dependencies import DatabaseDep, SessionDep, SettingsDep
 from app.http.pagination import Listing, PageDep, PageQuery, Rows, list_rows
 from app.http.problems import problems
 from app.jobs import service
 from app.jobs.kinds import Kind
-from app.jobs.schemas import EVENT, EventAnswer, JobAnswer, job_answer
+from app.jobs.schemas import EVENT, EventAnswer, JobAnswer, job_answers
 from app.jobs.state import State
 from app.jobs.stream import stream
 from app.jobs.tables import JobEvent
@@ -28,6 +28,7 @@ EVENT_PAGE: dict[str, Any] = {"data": [EVENT], "has_more": False, "next_cursor":
 @router.get("", summary="List jobs", response_model=Listing[JobAnswer], responses=problems(404, 422))
 def list_jobs(
     session: SessionDep,
+    settings: SettingsDep,
     page: PageDep,
     model: Annotated[str | None, Query(description="Only this model's.")] = None,
     state: Annotated[State | None, Query(description="Only those in this state.")] = None,
@@ -36,13 +37,13 @@ def list_jobs(
     """Jobs, the newest first."""
     model_id = get_model(session, model).id if model is not None else None
     rows = service.list_jobs(session, page, model_id=model_id, state=state, kind=kind)
-    return Rows([job_answer(job) for job in rows.data], rows.has_more, rows.next_cursor)
+    return Rows(job_answers(session, settings, rows.data), rows.has_more, rows.next_cursor)
 
 
 @router.get("/{job}", summary="Read a job", response_model=JobAnswer, responses=problems(404))
-def read_job(job: str, session: SessionDep) -> Any:
-    """The job's state, progress and, once it has ended, its result or error."""
-    return job_answer(service.get_job(session, job))
+def read_job(job: str, session: SessionDep, settings: SettingsDep) -> Any:
+    """The job's state, what it waits for, its progress and, once it has ended, its result or error."""
+    return job_answers(session, settings, [service.get_job(session, job)])[0]
 
 
 @router.get(
@@ -84,10 +85,10 @@ def read_events(
     response_model=JobAnswer,
     responses=problems(404),
 )
-def cancel_job(job: str, request: Request, session: SessionDep) -> Any:
+def cancel_job(job: str, request: Request, session: SessionDep, settings: SettingsDep) -> Any:
     """Ask the job to stop: a queued one stops at once, a running one in about a second, a finished one stays."""
     service.bind_dispatch(session, request.app.state.dispatch)
-    return job_answer(service.request_cancel(session, job))
+    return job_answers(session, settings, [service.request_cancel(session, job)])[0]
 
 
 def _event_number(last_event_id: str | None) -> int:

@@ -1,13 +1,17 @@
 """Jobs as clients see them."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.orm import Session
 
 from app.jobs import service
 from app.jobs.state import State
 from app.jobs.tables import Job
+from app.jobs.waiting import Waiting, waiting_by_queue
+from app.settings import Settings
 
 JOB: dict[str, Any] = {
     "id": "019c2a3e-7c1e-7d3a-9a44-0f6c5b0f8f11",
@@ -16,11 +20,17 @@ JOB: dict[str, Any] = {
     "model": "minilm",
     "attempt": 1,
     "progress": {"phase": "done", "step": None, "total": None, "eta_s": None},
+    "waiting": None,
     "result": {"engine": 1, "reused": False, "method": "build"},
     "error": None,
     "created_at": "2026-11-22T10:00:00Z",
     "started_at": "2026-11-22T10:00:00.010Z",
     "finished_at": "2026-11-22T10:00:01.250Z",
+}
+WAITING: dict[str, Any] = {
+    "code": "no_worker",
+    "detail": "No worker alive offers 'tensorrt'. Start a worker that does, or cancel the job. GET /v1/workers lists "
+    "those alive.",
 }
 EVENT: dict[str, Any] = {
     "seq": 3,
@@ -44,6 +54,18 @@ class ProgressAnswer(BaseModel):
     eta_s: float | None
 
 
+class WaitingAnswer(BaseModel):
+    """Why a queued job has not begun, as the fleet is now; `detail` names the remedy."""
+
+    model_config = ConfigDict(from_attributes=True, json_schema_extra={"examples": [WAITING]})
+
+    code: str = Field(
+        description="no_worker: no worker alive offers the backend. no_worker_of_platform: some do, but not on the "
+        "platform of the engine. workers_busy: all workers that can do it are at other jobs."
+    )
+    detail: str
+
+
 class JobAnswer(BaseModel):
     """One queued piece of work and what became of it."""
 
@@ -55,6 +77,9 @@ class JobAnswer(BaseModel):
     model: str
     attempt: int = Field(description="How often it was started.")
     progress: ProgressAnswer
+    waiting: WaitingAnswer | None = Field(
+        description="What a queued job waits for. Null if a worker is free for it, and once it has begun."
+    )
     result: dict[str, Any] | None
     error: dict[str, Any] | None
     created_at: datetime
@@ -73,8 +98,14 @@ class EventAnswer(BaseModel):
     at: datetime
 
 
-def job_answer(job: Job) -> JobAnswer:
-    """Return a job as a client sees it."""
+def job_answers(session: Session, settings: Settings, jobs: Sequence[Job]) -> list[JobAnswer]:
+    """Return jobs as a client sees them."""
+    waiting = waiting_by_queue(session, settings, jobs)
+    return [job_answer(job, waiting.get(job.queue) if job.state == State.QUEUED else None) for job in jobs]
+
+
+def job_answer(job: Job, waiting: Waiting | None = None) -> JobAnswer:
+    """Return one job as a client sees it; `waiting` is what it waits for."""
     return JobAnswer(
         id=job.id,
         kind=job.kind,
@@ -82,6 +113,7 @@ def job_answer(job: Job) -> JobAnswer:
         model=job.model,
         attempt=job.attempt,
         progress=_progress(job),
+        waiting=WaitingAnswer.model_validate(waiting) if waiting else None,
         result=job.result,
         error=job.error,
         created_at=job.created_at,

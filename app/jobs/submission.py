@@ -25,9 +25,10 @@ from app.database import Database
 from app.jobs import idempotency, service
 from app.jobs.dispatch import Dispatch
 from app.jobs.notices import Listener, wait_for
-from app.jobs.schemas import JOB, JobAnswer, job_answer
+from app.jobs.schemas import JOB, WAITING, JobAnswer, job_answers
 from app.jobs.state import FINAL
 from app.jobs.tables import Job
+from app.settings import Settings
 
 LOOK_EVERY_S = 1.0  # however many notices are lost, a waiter looks at the row this often
 MAX_RETRY_AFTER_S = 30
@@ -53,7 +54,7 @@ JOB_RESPONSES: dict[int | str, dict[str, Any]] = {
             "application/json": {
                 "example": JOB
                 | {"state": "queued", "result": None, "attempt": 0, "started_at": None, "finished_at": None}
-                | {"progress": {"phase": None, "step": None, "total": None, "eta_s": 1.25}}
+                | {"progress": {"phase": None, "step": None, "total": None, "eta_s": 1.25}, "waiting": WAITING}
             }
         },
     },
@@ -79,12 +80,13 @@ class Submit:
     ) -> None:
         state = request.app.state
         self._database: Database = state.database
+        self._settings: Settings = state.settings
         self._dispatch: Dispatch = state.dispatch
         self._listener: Listener = state.listener
         self._key = key
         self._digest = idempotency.request_digest(request.method, request.url.path, body)
         preferred = wait_seconds(prefer)
-        self._applied = None if preferred is None else min(preferred, state.settings.max_prefer_wait_s)
+        self._applied = None if preferred is None else min(preferred, self._settings.max_prefer_wait_s)
         self._wait_s = patience_s if self._applied is None else self._applied
 
     async def __call__(self, prepare: Callable[P, Placement], *args: P.args, **kwargs: P.kwargs) -> JSONResponse:
@@ -101,12 +103,12 @@ class Submit:
         Whoever posts a job hears of it once it survives a power cut, not before. The end of one that was waited for has
         seen to that, as a worker's last transaction keeps what came before; else the database settles.
         """
-        job = await run_in_threadpool(self._make, partial(prepare, *args, **kwargs))
-        if self._wait_s and job.state not in FINAL:
-            job = await self._finished(job.id)
-            if job.state in FINAL:
-                return job
-        await run_in_threadpool(self._database.settle)
+        made = await run_in_threadpool(self._make, partial(prepare, *args, **kwargs))
+        if not self._wait_s or made.state in FINAL:
+            return await run_in_threadpool(self._settled, made)
+        job = await self._finished(made.id)
+        if job.state not in FINAL:
+            await run_in_threadpool(self._database.settle)
         return job
 
     def answer(self, job: JobAnswer) -> JSONResponse:
@@ -119,7 +121,7 @@ class Submit:
         headers["Retry-After"] = str(min(MAX_RETRY_AFTER_S, max(1, math.ceil(job.progress.eta_s or 1))))
         return JSONResponse(job.model_dump(mode="json"), 202, headers)
 
-    def _make(self, prepare: Callable[[], Placement]) -> JobAnswer:
+    def _make(self, prepare: Callable[[], Placement]) -> Job:
         with self._database.reading() as session:
             earlier = self._earlier(session)
         if earlier is not None:
@@ -132,7 +134,7 @@ class Submit:
                 raise
             return self._place(placement)  # a twin with the same key was faster: its job is there now
 
-    def _place(self, placement: Placement) -> JobAnswer:
+    def _place(self, placement: Placement) -> Job:
         with self._database.transaction(durable=False) as session:
             service.bind_dispatch(session, self._dispatch)
             earlier = self._earlier(session)
@@ -141,14 +143,19 @@ class Submit:
             job = placement.place(session)
             if self._key is not None:
                 idempotency.remember(session, self._key, self._digest, job.id)
-            return job_answer(job)
+            return job
 
-    def _earlier(self, session: Session) -> JobAnswer | None:
+    def _earlier(self, session: Session) -> Job | None:
         """Return the job that this Idempotency-Key made before."""
         if self._key is None:
             return None
         job_id = idempotency.earlier_job(session, self._key, self._digest)
-        return None if job_id is None else job_answer(service.get_job(session, job_id))
+        return None if job_id is None else service.get_job(session, job_id)
+
+    def _settled(self, job: Job) -> JobAnswer:
+        self._database.settle()
+        with self._database.reading() as session:
+            return self._answered(session, job)
 
     async def _finished(self, job_id: str) -> JobAnswer:
         """Return the job once it has ended, or as it is when the time is up."""
@@ -164,7 +171,10 @@ class Submit:
 
     def _read(self, job_id: str) -> JobAnswer:
         with self._database.reading() as session:
-            return job_answer(service.get_job(session, job_id))
+            return self._answered(session, service.get_job(session, job_id))
+
+    def _answered(self, session: Session, job: Job) -> JobAnswer:
+        return job_answers(session, self._settings, [job])[0]
 
 
 async def _submit(

@@ -7,8 +7,7 @@ import pytest
 from app.engines.targets import Target, choose_target, settle_target
 from app.errors import Invalid
 from app.fleet.backend_offer import BackendCapabilities, BackendOffer
-from app.fleet.offers import Fleet, Member
-from app.jobs.queue import BUILD_ONLY
+from app.fleet.offers import BUILD_ONLY, Fleet, Member
 
 H100, A100 = "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB"
 LEVEL = {"type": "integer", "minimum": 0, "maximum": 5, "default": 3}

@@ -20,9 +20,10 @@ from app.database import DATABASE_DOWN, Database
 from app.engines.queries import Served
 from app.errors import ServiceError
 from app.fleet.backend_offer import BackendOffer
+from app.fleet.offers import BUILD_ONLY
 from app.fleet.service import WorkerReport
 from app.jobs.notices import Announcer
-from app.jobs.queue import BUILD_ONLY, JobQueue, queue_of, redis_url
+from app.jobs.queue import JobQueue, queue_of, redis_url
 from app.jobs.sweep import Backlog, Sender
 from app.jobs.transition import Notify
 from app.scratch import remove_abandoned, scratch_folder

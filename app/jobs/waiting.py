@@ -1,0 +1,82 @@
+"""What a queued job waits for, as the fleet is now.
+
+Workers come and go while a job is queued, so this is computed whenever a job is read, and never stored.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.database import now
+from app.fleet import service as fleet
+from app.fleet.service import Consumer
+from app.jobs.queue import backend_of, queue_of
+from app.jobs.state import HELD, State
+from app.jobs.tables import Job
+from app.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Why a job has not begun: a stable word for programs, and a sentence with the remedy."""
+
+    code: str
+    detail: str
+
+
+def waiting_by_queue(session: Session, settings: Settings, jobs: Collection[Job]) -> dict[str, Waiting]:
+    """Return what the queued ones of some jobs wait for, by the name of their queue.
+
+    A queue is left out if one of its workers is free: its jobs begin in a moment.
+    """
+    queues = {job.queue for job in jobs if job.state == State.QUEUED}
+    if not queues:
+        return {}
+    consumers = fleet.consumers(session, settings)
+    busy = _busy(session)
+    found = {queue: _reason(session, settings, queue, consumers, busy) for queue in queues}
+    return {queue: reason for queue, reason in found.items() if reason is not None}
+
+
+def _busy(session: Session) -> frozenset[str]:
+    """Return the workers that hold a job now."""
+    held = select(Job.worker).where(Job.state.in_(HELD), Job.lease_until >= now(), Job.worker.is_not(None))
+    return frozenset(str(worker) for worker in session.scalars(held))
+
+
+def _reason(
+    session: Session, settings: Settings, queue: str, consumers: Sequence[Consumer], busy: Collection[str]
+) -> Waiting | None:
+    takers = [one.worker for one in consumers if queue in one.queues]
+    if takers:
+        return _workers_busy(len(takers)) if all(worker in busy for worker in takers) else None
+    backend = backend_of(queue)
+    others = sum(queue_of(backend) in one.queues for one in consumers)
+    return _no_worker_of_platform(queue, others) if others else _no_worker(session, settings, backend)
+
+
+def _workers_busy(count: int) -> Waiting:
+    who = "The only worker that can do it is" if count == 1 else f"All {count} workers that can do it are"
+    return Waiting("workers_busy", f"{who} at work on other jobs. The job begins when it is its turn.")
+
+
+def _no_worker_of_platform(queue: str, others: int) -> Waiting:
+    backend = backend_of(queue)
+    platform = queue.removeprefix(f"{queue_of(backend)}.")
+    return Waiting(
+        "no_worker_of_platform",
+        f"No worker alive serves the platform '{platform}' of '{backend}'; {others} serve others. Start a worker with "
+        "that version on such a device, or cancel the job. GET /v1/workers lists those alive.",
+    )
+
+
+def _no_worker(session: Session, settings: Settings, backend: str) -> Waiting:
+    reasons = fleet.unavailable(session, settings, backend)
+    unusable = "".join(f" A worker has it installed but cannot use it: {reason}" for reason in reasons)
+    return Waiting(
+        "no_worker",
+        f"No worker alive offers '{backend}'.{unusable} Start a worker that does, or cancel the job. GET /v1/workers "
+        "lists those alive.",
+    )
