@@ -13,7 +13,8 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.artifacts.dependencies import StoreDep
-from app.errors import ServiceError
+from app.disks import fault_of_disks
+from app.errors import ServiceError, Unavailable
 from app.fleet import service as fleet
 from app.http.dependencies import DatabaseDep, SettingsDep
 from app.jobs import service as jobs
@@ -35,7 +36,13 @@ class Readiness(BaseModel):
 
     model_config = ConfigDict(
         json_schema_extra={
-            "examples": [{"ready": True, "checks": {"database": "ok", "broker": "ok", "store": "ok"}, "workers": 1}]
+            "examples": [
+                {
+                    "ready": True,
+                    "checks": {"database": "ok", "broker": "ok", "store": "ok", "disk": "ok"},
+                    "workers": 1,
+                }
+            ]
         }
     )
 
@@ -54,11 +61,11 @@ async def healthz() -> Any:
     "/readyz",
     summary="Can requests be served?",
     response_model=Readiness,
-    responses={503: {"model": Readiness, "description": "Something does not answer."}},
+    responses={503: {"model": Readiness, "description": "Something does not answer, or is full."}},
 )
 def readyz(request: Request, database: DatabaseDep, store: StoreDep, settings: SettingsDep) -> Response:
-    """Looks at the database, the broker and the store. No worker alive is no fault: jobs wait for one."""
-    checks = {"database": "ok", "broker": "ok", "store": "ok"}
+    """Looks at the database, the broker, the store and the disks it writes to. No worker alive is no fault."""
+    checks = {"database": "ok", "broker": "ok", "store": "ok", "disk": "ok"}
     workers = 0
     try:
         with database.reading() as session:
@@ -72,8 +79,15 @@ def readyz(request: Request, database: DatabaseDep, store: StoreDep, settings: S
         checks["broker"] = _reason("broker", error)
     try:
         store.check()
+    except Unavailable as error:
+        log.warning("not ready", what="store", error=error.detail)
+        checks["store"] = error.detail
     except (ServiceError, OSError) as error:
         checks["store"] = _reason("store", error)
+    try:
+        checks["disk"] = fault_of_disks(settings, store) or "ok"
+    except OSError as error:
+        checks["disk"] = _reason("disk", error)
     ready = all(state == "ok" for state in checks.values())
     return JSONResponse({"ready": ready, "checks": checks, "workers": workers}, 200 if ready else 503)
 

@@ -39,6 +39,10 @@ class Settings(BaseSettings):
     max_onnx_bytes: int = Field(2 * GIB, gt=0, description="Largest ONNX file parsed.")
     max_prefer_wait_s: float = Field(60.0, ge=0, description="Longest `Prefer: wait` honoured, seconds.")
 
+    min_free_bytes: int = Field(
+        64 * MIB, ge=0, description="Free space without which the API is not ready, on each disk it writes to."
+    )
+
     lease_s: float = Field(30.0, gt=0, description="A job not renewed for this long goes to another worker, seconds.")
     job_deadline_s: float = Field(4 * 3600.0, gt=0, description="A job running longer is killed, seconds.")
     max_attempts: int = Field(3, ge=1, description="Times a job is started before it fails for good.")

@@ -45,6 +45,11 @@ class LocalStore:
             raise _unusable(root, error) from error
         return store
 
+    @property
+    def directory(self) -> Path:
+        """See `ArtifactStore`."""
+        return self.root
+
     async def put_stream(self, chunks: AsyncIterator[bytes], *, expected: str, limit: int) -> int:
         """See `ArtifactStore`. While a batch is digested and written on a thread, the next one arrives."""
         hex_of(expected)

@@ -51,6 +51,11 @@ class RemoteStore:
         with _store_errors():
             return cls(from_url(url, retry_config=RETRY), cache)
 
+    @property
+    def directory(self) -> None:
+        """See `ArtifactStore`. An object store is not on a disk of this machine, and the API keeps no copies."""
+        return None
+
     async def put_stream(self, chunks: AsyncIterator[bytes], *, expected: str, limit: int) -> int:
         """See `ArtifactStore`."""
         sha256 = hashlib.sha256()

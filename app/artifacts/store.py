@@ -20,6 +20,10 @@ class ArtifactStore(Protocol):
     needed and missing, `NotFound` "blob_not_found".
     """
 
+    @property
+    def directory(self) -> Path | None:
+        """Where the artifacts lie on a disk of this machine; None if they lie elsewhere."""
+
     async def put_stream(self, chunks: AsyncIterator[bytes], *, expected: str, limit: int) -> int:
         """Store what arrives under the digest `expected` and return its size in bytes.
 

@@ -13,6 +13,7 @@ from app.serve import programs
 from app.serve.answers import get
 from app.serve.child import Child
 from app.serve.data_directory import DataDirectory
+from app.serve.errors import CannotStart
 from app.serve.listening import listen, url_of
 from app.serve.signals import Signals, StopRequested
 from app.serve.supervisor import Supervisor, notice
@@ -77,11 +78,14 @@ def unready(url: str, workers: Sequence[Child], *, since: datetime) -> str | Non
 
     What a build does by default depends on the workers there are, so none may be ahead of the others. Those of an
     earlier run may have had the same process ids, as in a container, so only what started after `since` counts.
+    Raises CannotStart "disk_unusable".
     """
     try:
         readiness, fleet = (json.loads(get(url, path, ANSWER_S)[1]) for path in ("/readyz", "/v1/workers?limit=200"))
     except (OSError, http.client.HTTPException, ValueError) as error:
         return f"the API does not answer ({error})"
+    if (disk := readiness["checks"].get("disk", "ok")) != "ok":
+        raise CannotStart("disk_unusable", disk)  # to wait longer frees none
     if not readiness["ready"]:
         return f"the API is not ready: {readiness['checks']}"
     reported = {

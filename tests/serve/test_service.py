@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from app.serve.child import Child
+from app.serve.errors import CannotStart
 from app.serve.service import unready
 
 START = datetime(2026, 5, 1, 10, tzinfo=UTC)
@@ -75,3 +76,12 @@ def test_what_the_api_lacks_comes_first(api: str, answers: dict[str, Any], worke
     answers["/v1/workers?limit=200"] = {"status": 503, "code": "unavailable"}
     assert unready(api, workers, since=START) == "the API is not ready: {'broker': 'does not answer'}"
     assert "the API does not answer" in str(unready("http://127.0.0.1:1", workers, since=START))
+
+
+def test_a_full_disk_ends_the_start_at_once_with_the_remedy(
+    api: str, answers: dict[str, Any], workers: list[Child]
+) -> None:
+    answers["/readyz"] = {"ready": False, "checks": {"disk": "0 MiB are free. Free space there."}}
+    with pytest.raises(CannotStart, match=r"0 MiB are free\. Free space there\.") as caught:
+        unready(api, workers, since=START)
+    assert caught.value.code == "disk_unusable"
