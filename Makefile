@@ -26,7 +26,7 @@ install: $(VENV)/installed
 
 # Only what the demo needs, and not in silence: the development set is several times as large.
 $(VENV)/installed-for-demo: pyproject.toml workers/engine_host/accelerate/device_attributes.c
-	@echo 'Step 1 of 3: installing Enginesmith and the libraries of the demo into $(VENV) (about a minute, once)'
+	@echo 'Step 1 of 3: installing Enginesmith and the libraries of the demo into $(VENV) (a minute or two, once)'
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --disable-pip-version-check -e '.[demo]'
 	@echo 'Step 2 of 3: fetching the published weights of all-MiniLM-L6-v2 (90 MB, once)'

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from app.settings import Settings
 
 app = typer.Typer(
-    help="Turns trained weights into inference engines and keeps them current. Configured by ENGINESMITH_* variables.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -34,6 +33,24 @@ AllowAnonymous = Annotated[
         help="Listen on an address that other machines reach, although whoever reaches it may do everything.",
     ),
 ]
+
+
+def _print_version(asked: bool) -> None:  # noqa: FBT001 - the option's value, as Typer gives it
+    from importlib.metadata import version as installed
+
+    if asked:
+        typer.echo(installed("enginesmith"))
+        raise typer.Exit
+
+
+@app.callback()
+def enginesmith(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Turn trained weights into inference engines and keep them current. Configured by ENGINESMITH_* variables."""
 
 
 @app.command()
@@ -53,7 +70,10 @@ def serve(
     ] = None,
     allow_anonymous: AllowAnonymous = False,
 ) -> None:
-    """Run the whole service on this machine until Ctrl-C: API, a worker per device, broker and database."""
+    """Run the whole service on this machine until Ctrl-C.
+
+    That is an API, a worker for each device, a broker and a database.
+    """
     from app.processes.gpus import all_devices
     from app.serve.service import serve as run
 
@@ -99,25 +119,33 @@ def worker(*, device: Annotated[str, typer.Option(help="cpu, or cuda:N for the N
 
 @app.command()
 def migrate() -> None:
-    """Bring the database to the present schema; safe to run from several places at once."""
+    """Bring the database to the present schema.
+
+    It is safe to run this from several places at once.
+    """
     from sqlalchemy.exc import OperationalError
 
+    from app.serve.data_directory import unwritable
+    from app.serve.database import unreachable
     from migrations import upgrade
 
     settings = _settings()
     try:
         upgrade(settings.database)
     except OperationalError as error:
-        raise CannotStart(
-            "database_unreachable", f"The database does not answer: {error.orig}. Check ENGINESMITH_DATABASE_URL."
-        ) from error
+        raise unreachable(settings, error) from error
+    except OSError as error:  # the directory of an SQLite file
+        raise unwritable(settings.data_dir, error) from error
 
 
 @app.command()
 def health(
     *, url: Annotated[str | None, typer.Option(help="An API's URL; without it, the workers of this host.")] = None
 ) -> None:
-    """Exit with 0 if the API at a URL, or a worker on this host, is alive: a container's health check."""
+    """Tell whether an API, or a worker of this host, is alive.
+
+    The exit status is 0 if it is, and 1 if not: a container's health check.
+    """
     from app.serve.health import check_api, check_worker
 
     if url is None:
@@ -129,9 +157,7 @@ def health(
 @app.command()
 def version() -> None:
     """Print the version."""
-    from importlib.metadata import version as installed
-
-    typer.echo(installed("enginesmith"))
+    _print_version(asked=True)
 
 
 def _device(name: str) -> str:
@@ -143,8 +169,11 @@ def _device(name: str) -> str:
 def _settings(**given: Any) -> "Settings":  # noqa: ANN401 - pydantic checks the values
     from pydantic import ValidationError
 
+    from app.serve.variables import unknown_variables
     from app.settings import Settings
 
+    for warning in unknown_variables():
+        typer.echo(f"enginesmith: warning: {warning}", err=True)
     try:
         return Settings(**given)
     except ValidationError as error:

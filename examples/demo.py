@@ -207,7 +207,7 @@ def show_gain(measured: dict[str, Any]) -> None:
     for what, refit_s in refits.items():
         table.add_row(what, f"{refit_s:.2g}", f"{build_s / refit_s:.0f} times faster")
     console.print(
-        "\nThis model compiles in a moment, so a refit gains little. It gains much if compiling takes minutes.",
+        "\nThis model compiles in a moment, so a refit gains little. If compiling takes a minute, it gains much.",
         table,
         f"GPT-2 with 24 layers ({figures['refit']['weights_mib']:.0f} MiB of weights), TensorRT "
         f"{machine['gpu']['tensorrt']} on an {machine['gpu']['name']}, {machine['at'][:10]}; each "

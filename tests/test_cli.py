@@ -34,8 +34,92 @@ def test_help_names_every_command() -> None:
     assert [command for command in COMMANDS if f"\n  {command} " in done.stdout] == list(COMMANDS)
 
 
-def test_version_is_the_installed_one() -> None:
-    assert CliRunner().invoke(app, ["version"]).output == f"{version('enginesmith')}\n"
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_no_line_of_help_is_cut_off_on_80_columns(command: str) -> None:
+    shown = enginesmith(*filter(None, [command]), "--help", COLUMNS="80").stdout
+    assert "..." not in shown.replace("[ARGS]...", "")
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("asked", ["version", "--version"])
+def test_version_is_the_installed_one(asked: str) -> None:
+    assert CliRunner().invoke(app, [asked]).output == f"{version('enginesmith')}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "prefix"),
+    [(["health"], "enginesmith"), (["worker"], "The worker cannot start"), (["api", "--port", "0"], "enginesmith")],
+)
+def test_a_command_that_finds_no_database_says_so_in_one_line_and_makes_nothing(
+    arguments: list[str], prefix: str, tmp_path: Path
+) -> None:
+    done = enginesmith(*arguments, ENGINESMITH_DATA_DIR=str(tmp_path / "data"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"{prefix}: There is no database {tmp_path / 'data' / 'enginesmith.db'}. Name the directory of a running "
+        "service in ENGINESMITH_DATA_DIR, or make a new database with `enginesmith migrate`. [no_database]\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["health", "worker"])
+def test_a_database_without_tables_is_pointed_out(command: str, tmp_path: Path) -> None:
+    (tmp_path / "enginesmith.db").touch()
+    done = enginesmith(command, ENGINESMITH_DATA_DIR=str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr.endswith("The database has no tables yet. Run `enginesmith migrate` first. [no_database]\n")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["health", "worker"])
+def test_a_command_says_in_one_line_when_the_database_does_not_answer(command: str) -> None:
+    done = enginesmith(command, ENGINESMITH_DATABASE_URL="postgresql+psycopg://nobody@127.0.0.1:1/nothing")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.endswith("Check ENGINESMITH_DATABASE_URL. [database_unreachable]\n")
+
+
+@pytest.mark.parametrize("arguments", [["migrate"], ["serve"]])
+def test_a_data_directory_that_is_a_file_is_said_in_one_line(arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "data").touch()
+    done = enginesmith(*arguments, ENGINESMITH_DATA_DIR=str(tmp_path / "data"))
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.endswith("[data_dir_unwritable]\n")
+
+
+def test_an_api_whose_store_cannot_be_used_says_so_in_one_line(tmp_path: Path) -> None:
+    enginesmith("migrate", ENGINESMITH_DATA_DIR=str(tmp_path))
+    (tmp_path / "artifacts").touch()
+    done = enginesmith("api", "--port", "0", ENGINESMITH_DATA_DIR=str(tmp_path))
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.endswith("[store_unavailable]\n")
+
+
+def test_a_misspelt_setting_is_a_warning_that_names_the_nearest_one(tmp_path: Path) -> None:
+    misspelt = {"ENGINESMITH_DATABSE_URL": "x", "ENGINESMITH_COLOUR": "red", "ENGINESMITH_TEST_POSTGRES_URL": "x"}
+    done = enginesmith("migrate", ENGINESMITH_DATA_DIR=str(tmp_path), enginesmith_log_level="INFO", **misspelt)
+    assert done.returncode == 0
+    colour, database = done.stderr.splitlines()
+    warned = "is no setting and has no effect."
+    assert colour == f"enginesmith: warning: ENGINESMITH_COLOUR {warned} The README lists those there are."
+    assert database.endswith(f": ENGINESMITH_DATABSE_URL {warned} Did you mean ENGINESMITH_DATABASE_URL?")
+
+
+@pytest.mark.parametrize("package", ["app", "workers", "migrations"])
+@pytest.mark.parametrize("inside", ["__init__.py", "settings.txt"])  # a folder without the first hides ours as well
+def test_a_package_of_another_project_in_front_is_named_with_what_it_hides(
+    package: str, inside: str, tmp_path: Path
+) -> None:
+    other = tmp_path / package
+    other.mkdir()
+    (other / inside).touch()
+    done = enginesmith("--version", PYTHONPATH=str(tmp_path))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"enginesmith: The package '{package}' in {other} hides Enginesmith's own in ")
+    assert f"Take {tmp_path} out of PYTHONPATH" in done.stderr
+    assert done.stderr.endswith("[package_hidden]\n")
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("command", ["serve", "api"])

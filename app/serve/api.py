@@ -7,21 +7,28 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from app.errors import ServiceError
 from app.main import create_app
 from app.observability import configure_logging
+from app.serve.database import require_database_file
+from app.serve.errors import CannotStart
 from app.settings import Settings
 
 GRACEFUL_SHUTDOWN_S = 5
 
 
 def run(settings: Settings, listener: socket.socket) -> None:
-    """Answer HTTP on a listening socket until SIGINT or SIGTERM.
+    """Answer HTTP on a listening socket until SIGINT or SIGTERM; CannotStart without a database file or a store.
 
     Requests in progress then have GRACEFUL_SHUTDOWN_S to end. Each request is logged by the application
     itself, with its id, so the server's own access log is off.
     """
+    require_database_file(settings)
     configure_logging(settings)
-    app = create_app(settings)
+    try:
+        app = create_app(settings)
+    except ServiceError as error:  # its store cannot be used
+        raise CannotStart(error.code, error.detail) from error
     config = uvicorn.Config(
         app,
         loop="uvloop",

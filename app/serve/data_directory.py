@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -29,16 +30,15 @@ class DataDirectory:
             self.logs.mkdir(exist_ok=True)
             self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
-            reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
-            raise CannotStart(
-                "data_dir_unwritable",
-                f"Cannot write to the data directory {self.path}: {reason}. Choose another with --data-dir, "
-                "or make it a directory that your user may write to.",
-            ) from error
+            raise unwritable(self.path, error) from error
         self._take_lock()
         self._remove_left_behind()
         self.runtime = Path(tempfile.mkdtemp(prefix=RUNTIME_PREFIX))
-        self._write_holder({"pid": os.getpid(), "runtime": str(self.runtime)})
+        try:
+            self._write_holder({"pid": os.getpid(), "runtime": str(self.runtime)})
+        except OSError as error:  # its disk is full
+            self.close()
+            raise unwritable(self.path, error) from error
 
     @property
     def logs(self) -> Path:
@@ -48,7 +48,8 @@ class DataDirectory:
     def close(self) -> None:
         """Remove the runtime directory and give the lock back."""
         shutil.rmtree(self.runtime, ignore_errors=True)
-        self._write_holder({})
+        with suppress(OSError):  # its disk is full
+            self._write_holder({})
         os.close(self._lock)
 
     def __enter__(self) -> Self:
@@ -84,3 +85,13 @@ class DataDirectory:
     def _write_holder(self, holder: dict[str, object]) -> None:
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, json.dumps(holder).encode(), 0)
+
+
+def unwritable(path: Path, error: OSError) -> CannotStart:
+    """Build the error for a data directory that cannot be made or written."""
+    reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
+    return CannotStart(
+        "data_dir_unwritable",
+        f"Cannot write to the data directory {path}: {reason}. Choose another with ENGINESMITH_DATA_DIR or the option "
+        "--data-dir of `serve`, or make it one with room that your user may write to.",
+    )

@@ -6,6 +6,7 @@ import socket
 from app.database import Database
 from app.fleet import service as fleet
 from app.serve.answers import get
+from app.serve.database import require_database
 from app.serve.errors import CannotStart
 from app.settings import Settings
 
@@ -24,6 +25,7 @@ def check_api(url: str) -> None:
 
 def check_worker(settings: Settings) -> None:
     """Look for a worker of this host that reported lately; CannotStart "unhealthy" if there is none."""
+    require_database(settings)
     database = Database(settings.database)
     try:
         with database.reading() as session:

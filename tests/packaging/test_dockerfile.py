@@ -103,8 +103,11 @@ def test_a_build_stage_gets_every_package_and_extra_there_is_and_the_context_hol
     ignore = (ROOT / ".dockerignore").read_text().splitlines()
     assert {f"!{source}" for source in copied} <= set(ignore)
     assert all((ROOT / source).exists() for source in copied)
-    packages = {pattern.rstrip("*") for pattern in project["tool"]["setuptools"]["packages"]["find"]["include"]}
-    assert packages <= set(copied)
+    find = project["tool"]["setuptools"]["packages"]["find"]
+    folders = {pattern: [Path(place, pattern.rstrip("*")) for place in find["where"]] for pattern in find["include"]}
+    packages = {pattern: [one for one in places if (ROOT / one).is_dir()] for pattern, places in folders.items()}
+    assert all(packages.values())
+    assert {place.parts[0] for places in packages.values() for place in places} <= set(copied)
     (extras,) = re.findall(r"'\.\[(.*)\]'", " ".join(stages[name].texts("RUN")))
     assert set(extras.split(",")) <= set(project["project"]["optional-dependencies"])
 

@@ -1,8 +1,10 @@
+import errno
 import json
 import os
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -74,3 +76,20 @@ def test_a_file_in_the_way_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "data").touch()
     with pytest.raises(CannotStart, match=r"Cannot write to the data directory .*: it is a file"):
         DataDirectory(tmp_path / "data")
+
+
+def test_a_full_disk_is_said_and_leaves_neither_a_lock_nor_a_runtime_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_arguments: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", full)
+        with pytest.raises(CannotStart, match="No space left on device") as raised:
+            DataDirectory(tmp_path / "data")
+    assert raised.value.code == "data_dir_unwritable"
+    assert list((tmp_path / "tmp").iterdir()) == []
+    DataDirectory(tmp_path / "data").close()
