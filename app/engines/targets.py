@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from app.backends import backend_names
 from app.errors import FieldError, Invalid
 from app.fleet.offers import Fleet, Member, Offer, option_faults, settle_options
 
-BACKENDS = ("onnxruntime", "tensorrt", "tensorrt_rtx")
 MAX_NAMED = 5  # workers that refuse options
 
 
@@ -75,7 +75,7 @@ def choose_backend(fleet: Fleet, asked: str | None) -> str:
     offered = fleet.backends
     if asked is None:
         return "tensorrt" if "tensorrt" in offered else "onnxruntime"
-    known = sorted({*BACKENDS, *offered})
+    known = sorted({*backend_names(), *offered})
     if asked not in known:
         raise Invalid(
             f"There is no backend '{asked}'. Known are {', '.join(known)}; GET /v1/workers shows which are "

@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Mapping
-from importlib.util import find_spec
 from itertools import takewhile
 from pathlib import Path
 
+from app.backends import installed_backends
+
 HIDING = {"", "-1", "NoDevFiles"}  # entries of CUDA_VISIBLE_DEVICES that hide themselves and all behind them
 NODES = Path("/dev")
-TENSORRT = ("tensorrt", "tensorrt_rtx")
 
 
 def listed_gpus(environment: Mapping[str, str] = os.environ) -> list[str] | None:
@@ -26,11 +26,6 @@ def visible_gpus(environment: Mapping[str, str] = os.environ) -> int:
     return nodes if listed is None or not nodes else len(listed)
 
 
-def has_tensorrt() -> bool:
-    """Whether a TensorRT can be imported; type stubs alone, a folder without code, are none."""
-    return any((spec := find_spec(name)) is not None and spec.origin is not None for name in TENSORRT)
-
-
 def all_devices() -> list[str]:
-    """Return the CPU, and each GPU where there is a TensorRT to use it."""
-    return ["cpu", *(f"cuda:{number}" for number in range(visible_gpus() if has_tensorrt() else 0))]
+    """Return the CPU, and each GPU if a backend is installed that works on GPUs."""
+    return ["cpu", *(f"cuda:{number}" for number in range(visible_gpus() if installed_backends("cuda") else 0))]

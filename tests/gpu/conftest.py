@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from app.backends import installed_version
 from tests.gpu.card import Card
 from workers.channel.messages import BackendError
-from workers.engine_host.backends import catalog
 from workers.engine_host.device import describe_device
 
 WITHOUT_TENSORRT = "test_cuda.py"
@@ -23,7 +23,7 @@ class Unimportable(pytest.Module):
 
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
     """Skip the modules that could not be imported, with the reason."""
-    is_importable = any(map(catalog.is_installed, ("tensorrt", "tensorrt_rtx")))
+    is_importable = any(map(installed_version, ("tensorrt", "tensorrt_rtx")))
     if is_importable or module_path.name == WITHOUT_TENSORRT:
         return None
     module: pytest.Module = Unimportable.from_parent(parent, path=module_path)
@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.gpu)
             if not _has_gpu():
                 item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU"))
-            elif item.path.name != WITHOUT_TENSORRT and not catalog.is_installed("tensorrt"):
+            elif item.path.name != WITHOUT_TENSORRT and not installed_version("tensorrt"):
                 item.add_marker(pytest.mark.skip(reason=NO_TENSORRT))
 
 

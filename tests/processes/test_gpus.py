@@ -1,4 +1,3 @@
-import sys
 from pathlib import Path
 
 import pytest
@@ -40,26 +39,12 @@ def test_a_machine_without_a_gpu_has_none_whatever_the_variable_says(
 
 
 @pytest.mark.usefixtures("nodes")
-@pytest.mark.parametrize(("tensorrt", "devices"), [(True, ["cpu", "cuda:0", "cuda:1"]), (False, ["cpu"])])
-def test_each_gpu_has_a_worker_where_there_is_a_tensorrt_to_use_it(
-    monkeypatch: pytest.MonkeyPatch,
-    tensorrt: bool,  # noqa: FBT001 - a case
-    devices: list[str],
+@pytest.mark.parametrize(
+    ("installed", "devices"), [({"tensorrt": "8.6.1"}, ["cpu", "cuda:0", "cuda:1"]), ({}, ["cpu"])]
+)
+def test_each_gpu_has_a_worker_if_a_backend_is_installed_that_uses_it(
+    monkeypatch: pytest.MonkeyPatch, installed: dict[str, str], devices: list[str]
 ) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(gpus, "has_tensorrt", lambda: tensorrt)
+    monkeypatch.setattr(gpus, "installed_backends", lambda kind: installed if kind == "cuda" else {"onnxruntime": "1"})
     assert gpus.all_devices() == devices
-
-
-@pytest.mark.parametrize(("file", "found"), [("__init__.pyi", False), ("__init__.py", True)])
-def test_type_stubs_are_no_tensorrt(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    file: str,
-    found: bool,  # noqa: FBT001 - a case
-) -> None:
-    (tmp_path / "trt_of_this_test").mkdir()
-    (tmp_path / "trt_of_this_test" / file).touch()
-    monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    monkeypatch.setattr(gpus, "TENSORRT", ("trt_of_this_test", "trt_that_is_not_there"))
-    assert gpus.has_tensorrt() is found

@@ -12,9 +12,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import RLock
 
+from app.backends import remedies
 from workers.channel.messages import BackendError, Benchmark, Build, Outcome, Refit, Request, Verify
 from workers.channel.wire import Hello, Reply, RequestReader
-from workers.engine_host.backends import catalog
 from workers.engine_host.device import describe_device, memory_free, resident_limit
 from workers.engine_host.engines import Engines
 from workers.engine_host.offers import offers
@@ -66,7 +66,7 @@ def _greet(send: Send, arguments: Namespace) -> Engines:
     engines = Engines(arguments.device, limit, arguments.scratch, send)
     backends = offers(arguments.device, engines.backend)
     _flush()
-    send(Hello(device, backends, limit, catalog.remedies(arguments.device)))
+    send(Hello(device, backends, limit, remedies(arguments.device)))
     return engines
 
 

@@ -1,11 +1,12 @@
 """Opens what is installed, and says of each backend what it offers or why it cannot be used."""
 
 import logging
+import shlex
 from collections.abc import Callable
 from typing import Any
 
+from app.backends import backend_entry, installed_backends
 from workers.channel.messages import BackendError
-from workers.engine_host.backends import catalog
 from workers.engine_host.backends.base import Backend
 
 log = logging.getLogger(__name__)
@@ -16,7 +17,7 @@ def offers(device: str, opened: Callable[[str], Backend]) -> dict[str, dict[str,
 
     A backend that does not open takes no other one with it.
     """
-    return {name: _offer(name, version, opened) for name, version in catalog.installed(device).items()}
+    return {name: _offer(name, version, opened) for name, version in installed_backends(device).items()}
 
 
 def _offer(name: str, version: str, opened: Callable[[str], Backend]) -> dict[str, Any]:
@@ -39,7 +40,7 @@ def _reason(name: str, version: str, error: Exception) -> str:
     if isinstance(error, ImportError):
         return (
             f"{name} {version} is installed but cannot be imported: {error}. "
-            f"Reinstall it with all its libraries (pip install --force-reinstall 'enginesmith[{_extra(name)}]')."
+            f"Reinstall it with all its libraries{_reinstalling(name)}."
         )
     return (
         f"{name} {version} does not start ({type(error).__name__}: {error}). "
@@ -47,5 +48,10 @@ def _reason(name: str, version: str, error: Exception) -> str:
     )
 
 
-def _extra(name: str) -> str:
-    return name.replace("_", "-")
+def _reinstalling(name: str) -> str:
+    """Return the command in brackets; nothing if the backend's own entry is what cannot be imported."""
+    try:
+        requirement = backend_entry(name).requirement
+    except ImportError:
+        return ""
+    return f" (pip install --force-reinstall {shlex.quote(requirement)})"

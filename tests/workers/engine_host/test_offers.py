@@ -5,11 +5,11 @@ from typing import cast
 
 import pytest
 
+from app.backends import BackendEntry, backend_entry
 from app.errors import ServiceError
 from app.fleet.backend_offer import read_offers
 from app.fleet.schemas import WORKER
 from workers.channel.messages import BackendError
-from workers.engine_host.backends import catalog
 from workers.engine_host.backends.base import Backend, Offered
 from workers.engine_host.backends.onnxruntime.backend import OnnxruntimeBackend
 from workers.engine_host.offers import offers
@@ -20,9 +20,11 @@ OFFERED = Offered("8.6.1", ("8.6.1/H100",), ("8.6.1/H100", "8.6.1/ampere_plus"),
 
 @pytest.fixture(autouse=True)
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "workers.engine_host.backends.catalog.installed", lambda _device: {"abacus": "1.0", "tensorrt": "8.6.0"}
-    )
+    for module in ("app.backends", "workers.engine_host.offers"):
+        monkeypatch.setattr(f"{module}.installed_backends", lambda _device: {"abacus": "1.0", "tensorrt": "8.6.0"})
+    abacus = BackendEntry("abacus", ("abacus",), ("cuda",), "abacus:open_backend", "abacus[beads]")
+    entries = {"abacus": abacus, "tensorrt": backend_entry("tensorrt")}
+    monkeypatch.setattr("workers.engine_host.offers.backend_entry", entries.__getitem__)
 
 
 def opening(name: str) -> Backend:
@@ -54,7 +56,7 @@ def test_a_backend_that_cannot_be_imported_says_why_and_takes_no_other_with_it()
     assert "makes" in found["tensorrt"]
     assert found["abacus"]["version"] == "1.0"
     assert "libbeads.so.2" in found["abacus"]["unavailable"]
-    assert "pip install" in found["abacus"]["unavailable"]
+    assert "pip install --force-reinstall 'abacus[beads]'" in found["abacus"]["unavailable"]
 
 
 @pytest.mark.parametrize(
@@ -71,10 +73,10 @@ def test_a_backend_that_does_not_open_says_why(error: Exception, reason: str) ->
 def test_the_worker_that_the_documentation_shows_says_what_one_like_it_would(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = WORKER["backends"]
     versions = {"onnxruntime": shown["onnxruntime"]["version"], "tensorrt_rtx": shown["tensorrt_rtx"]["version"]}
-    monkeypatch.undo()  # here the catalog itself says what a device may have
+    monkeypatch.undo()  # here the entries themselves say what a device may have
 
-    def version(entry: catalog.Entry) -> str | None:
-        return versions.get(entry.name)
+    def version(entry: BackendEntry) -> str | None:
+        return versions.get(entry.package)
 
     def opened(name: str) -> Backend:
         if name == "onnxruntime":
@@ -82,7 +84,7 @@ def test_the_worker_that_the_documentation_shows_says_what_one_like_it_would(mon
             return cast("Backend", SimpleNamespace(offered=offered))
         raise ImportError("libtensorrt_rtx.so.1: cannot open shared object file: No such file or directory", name=name)
 
-    monkeypatch.setattr(catalog, "_installed_version", version)
+    monkeypatch.setattr(BackendEntry, "version", property(version))
     assert offers(WORKER["device"]["kind"], opened) == shown
 
 

@@ -6,11 +6,11 @@ One process uses one of them. Where both are installed it is TensorRT, and Tenso
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from workers.engine_host.backends import catalog
+from app.backends import installed_version
 
 __all__ = ["NAME", "extents", "trt"]
 
-NAME = "tensorrt" if catalog.is_installed("tensorrt") else "tensorrt_rtx"
+NAME = "tensorrt" if installed_version("tensorrt") else "tensorrt_rtx"
 
 if TYPE_CHECKING:
     import tensorrt as trt

@@ -16,13 +16,13 @@ import pytest
 from tests.workers.engine_host.backends.tensorrt.cpu_compilation import Workshop, needs_rtx, rows
 from tests.workers.networks import Network, bound, checkpoint, perceptron
 from workers.channel.messages import BackendError, Build, Built, EngineFile, Progress, Refit
-from workers.engine_host.backends import tensorrt
 from workers.engine_host.backends.base import LoadedEngine
-from workers.engine_host.backends.tensorrt import open_backend, plan_file
+from workers.engine_host.backends.tensorrt import opening, plan_file
 from workers.engine_host.backends.tensorrt.backend import Gpu, TensorrtBackend
 from workers.engine_host.backends.tensorrt.compiler import Compiler
 from workers.engine_host.backends.tensorrt.engine import TensorrtEngine
 from workers.engine_host.backends.tensorrt.library import NAME, trt
+from workers.engine_host.backends.tensorrt.opening import open_backend
 from workers.engine_host.resident import ResidentEngines
 from workers.engine_host.tensors import ParameterFiles
 
@@ -423,7 +423,7 @@ def test_a_plan_is_loaded_while_it_is_written(loading: Loading, monkeypatch: pyt
 
 @pytest.mark.usefixtures("engines")
 def test_the_gpu_of_the_device_is_the_one_compiled_for(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorrt, "describe_device", lambda _device: {"name": "L4", "compute_capability": "8.9"})
+    monkeypatch.setattr(opening, "describe_device", lambda _device: {"name": "L4", "compute_capability": "8.9"})
     backend = open_backend(NAME, "cuda:0", workshop.folder, workshop.files, workshop.resident.with_room)
     assert backend.offered.makes == (f"{trt.__version__}/L4",)
     assert backend.offered.loads == (f"{trt.__version__}/L4", f"{trt.__version__}/SM89")
@@ -432,6 +432,6 @@ def test_the_gpu_of_the_device_is_the_one_compiled_for(workshop: Workshop, monke
 
 @pytest.mark.skipif(NAME != "tensorrt_rtx", reason="tensorrt is installed")
 def test_a_gpu_without_kernels_opens_no_backend(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorrt, "describe_device", lambda _device: {"name": "H100", "compute_capability": "9.0"})
+    monkeypatch.setattr(opening, "describe_device", lambda _device: {"name": "H100", "compute_capability": "9.0"})
     with pytest.raises(BackendError, match="no kernels for the H100"):
         open_backend(NAME, "cuda:0", workshop.folder, workshop.files, workshop.resident.with_room)

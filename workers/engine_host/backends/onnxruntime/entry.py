@@ -1,0 +1,11 @@
+"""What is known of the backend before onnxruntime is imported."""
+
+from app.backends import BackendEntry
+
+ONNXRUNTIME = BackendEntry(
+    package="onnxruntime",
+    distributions=("onnxruntime", "onnxruntime-gpu"),
+    devices=("cpu",),
+    factory="workers.engine_host.backends.onnxruntime.backend:open_backend",
+    requirement="onnxruntime",
+)
