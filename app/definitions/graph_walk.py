@@ -1,5 +1,6 @@
 """Walks over the nodes, tensors and subgraphs of a graph."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
@@ -14,6 +15,11 @@ def with_subgraphs(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
                 yield from with_subgraphs(graph.node)
 
 
+def reads(graph: GraphProto) -> Counter[str]:
+    """Count how often nodes and outputs of a graph, and of the graphs inside it, read each name."""
+    return Counter(_names_read(graph))
+
+
 def attribute_tensors(attribute: AttributeProto) -> Iterator[TensorProto]:
     """Yield every tensor of an attribute."""
     if attribute.HasField("t"):
@@ -26,3 +32,13 @@ def attribute_graphs(attribute: AttributeProto) -> Iterator[GraphProto]:
     if attribute.HasField("g"):
         yield attribute.g
     yield from attribute.graphs
+
+
+def _names_read(graph: GraphProto) -> Iterator[str]:
+    for one in graph.output:
+        yield one.name
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            for inner in attribute_graphs(attribute):
+                yield from _names_read(inner)

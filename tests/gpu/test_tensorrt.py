@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Self
 
 import numpy as np
@@ -50,8 +51,9 @@ from workers.channel.messages import (
 )
 from workers.engine_host.backends.tensorrt.capabilities import capabilities
 from workers.engine_host.backends.tensorrt.engine import TensorrtEngine
-from workers.engine_host.backends.tensorrt.refitting import Expected, refit
+from workers.engine_host.backends.tensorrt.refitting import refit
 from workers.engine_host.backends.tensorrt.tensor_location import OnDevice, OnHost
+from workers.engine_host.backends.tensorrt.weight_values import Expected
 from workers.engine_host.cuda import DeviceBuffer, memory_info
 from workers.engine_host.run_inputs import fixed_inputs
 from workers.engine_host.tensors import MappedFiles
@@ -64,6 +66,7 @@ HALF = pytest.mark.skipif(not capabilities().fp16_flag, reason="types are the de
 OCR = ["ch_ppocr_mobile_v2.0_cls_infer", "ch_PP-OCRv4_det_infer", "ch_PP-OCRv4_rec_infer"]
 # In half precision the recognition lies near the bound by rounding alone, and the detection has weights beyond F16.
 HALF_OCR = pytest.param(OCR[0], {"precision": "fp16"}, marks=HALF)
+NOTHING_KNOWN: Any = SimpleNamespace(named=lambda _names: ())  # of weights that nobody changed
 
 
 @dataclass(frozen=True)
@@ -388,14 +391,14 @@ def loose(tmp_path_factory: pytest.TempPathFactory) -> TensorrtEngine:
 def test_a_weight_that_does_not_fit_never_reaches_tensorrt(loose: TensorrtEngine, fault: str, array: Array) -> None:
     expected = Expected(np.dtype(np.float16), (8, 8))
     with pytest.raises(BackendError, match=fault) as error:
-        refit(loose._engine, [("0.weight", array, expected)], loose._can, loose._log)
+        refit(loose._engine, [("0.weight", array, expected)], loose._can, loose._log, NOTHING_KNOWN)
     assert error.value.code == "wrong_weights"
 
 
 def test_a_name_that_the_engine_does_not_have_is_refused(loose: TensorrtEngine) -> None:
     array = np.zeros((8, 8), np.float16)
     with pytest.raises(BackendError, match="no weight nobody that could be replaced"):
-        refit(loose._engine, [("nobody", array, Expected(array.dtype, (8, 8)))], loose._can, loose._log)
+        refit(loose._engine, [("nobody", array, Expected(array.dtype, (8, 8)))], loose._can, loose._log, NOTHING_KNOWN)
 
 
 # What is left when something goes wrong

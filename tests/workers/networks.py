@@ -16,11 +16,11 @@ from app.bindings.transforms import Transform
 from app.definitions.construction import construct
 from app.definitions.parameter import InputSpec, Parameter
 from app.definitions.profiles import Profile, Range
+from app.definitions.tensor_data import ONNX_TYPES
 from app.weights.checkpoint import TensorSlot
 from app.weights.dtypes import numpy_dtype
 from app.weights.formats.safetensors import read_slots
 from workers.channel.messages import Build, Built, EngineFile, ParameterSource, Refitted, TensorFile
-from workers.engine_host.onnx_graph import ONNX_TYPES
 from workers.engine_host.tensors import write_tensors
 
 Array = np.ndarray[Any, np.dtype[Any]]

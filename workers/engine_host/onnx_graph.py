@@ -10,30 +10,14 @@ from math import prod
 from typing import Any
 
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper
 
+from app.definitions.graph_walk import reads
+from app.definitions.tensor_data import DTYPE_NAMES
 from app.weights.dtypes import DTYPES
 from workers.channel.messages import BackendError
 from workers.engine_host.tensors import StoredValue
 
-ONNX_TYPES: Mapping[str, int] = {
-    "F64": TensorProto.DOUBLE,
-    "F32": TensorProto.FLOAT,
-    "F16": TensorProto.FLOAT16,
-    "BF16": TensorProto.BFLOAT16,
-    "F8_E4M3": TensorProto.FLOAT8E4M3FN,
-    "F8_E5M2": TensorProto.FLOAT8E5M2,
-    "I64": TensorProto.INT64,
-    "I32": TensorProto.INT32,
-    "I16": TensorProto.INT16,
-    "I8": TensorProto.INT8,
-    "U64": TensorProto.UINT64,
-    "U32": TensorProto.UINT32,
-    "U16": TensorProto.UINT16,
-    "U8": TensorProto.UINT8,
-    "BOOL": TensorProto.BOOL,
-}
-DTYPE_NAMES: Mapping[int, str] = {code: name for name, code in ONNX_TYPES.items()}
 ROOT = "/"  # external locations are relative; relative to the root they may name any file of ours
 
 
@@ -84,7 +68,7 @@ def with_inputs_as_parameters(model: ModelProto, definition: ModelProto) -> Mode
     plan = ModelProto()
     plan.CopyFrom(model)
     parameters = parameters_of(definition)
-    read = names_read(plan.graph)
+    read = reads(plan.graph)
     kept = [one for name, one in parameters.items() if name in read]
     _replace(plan.graph.input, [one for one in plan.graph.input if one.name not in parameters])
     _replace(plan.graph.initializer, sorted([*plan.graph.initializer, *kept], key=_name))
@@ -133,16 +117,6 @@ def check_values(parameters: Mapping[str, TensorProto], values: Mapping[str, Sto
         raise BackendError("wrong_weights", f"{_listed(wrong)}. Check the binding against these weights again.")
 
 
-def names_read(graph: GraphProto) -> set[str]:
-    """Return every name that a node or an output of the graph, or of a graph inside it, reads."""
-    read = {one.name for one in graph.output}
-    for node in graph.node:
-        read.update(node.input)
-        for inner in _inner_graphs(node):
-            read |= names_read(inner)
-    return read
-
-
 def operators(graph: GraphProto) -> dict[str, int]:
     """Count the graph's nodes by operator, in order of name."""
     counts: dict[str, int] = {}
@@ -168,13 +142,6 @@ def nodes(graph: GraphProto) -> list[dict[str, Any]]:
 def interface(values: Sequence[ValueInfoProto]) -> list[tuple[str, int]]:
     """Return name and element type of inputs or outputs, in order of name."""
     return sorted((one.name, one.type.tensor_type.elem_type) for one in values)
-
-
-def _inner_graphs(node: NodeProto) -> Iterator[GraphProto]:
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
 
 
 def _as_input(parameter: TensorProto) -> ValueInfoProto:

@@ -9,9 +9,10 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
+from app.definitions.tensor_data import DTYPE_NAMES, ONNX_TYPES
 from app.weights.dtypes import numpy_dtype
 from workers.channel.messages import BackendError
-from workers.engine_host.onnx_graph import DTYPE_NAMES, ONNX_TYPES, ROOT
+from workers.engine_host.onnx_graph import ROOT
 from workers.engine_host.tensors import Array, dtype_name
 
 ORT_ERRORS: tuple[type[Exception], ...] = (

@@ -39,6 +39,7 @@ from workers.channel.messages import (
 from workers.engine_host import onnx_graph
 from workers.engine_host.backends.base import Arrays, LoadedEngine, Offered, Room
 from workers.engine_host.backends.onnxruntime.timing import node_seconds, run_seconds
+from workers.engine_host.backends.options import settled
 from workers.engine_host.backends.stopwatch import Stopwatch
 from workers.engine_host.onnxruntime_session import (
     ORT_ERRORS,
@@ -201,13 +202,8 @@ class OnnxruntimeBackend:
 
 
 def _levels(options: Mapping[str, Any]) -> list[str]:
-    unknown = sorted(options.keys() - {"optimization"})
-    level = options.get("optimization", "extended")
-    if unknown or level not in LEVELS:
-        fault = f"unknown options {unknown}" if unknown else f"optimization {level!r}"
-        raise BackendError(
-            "bad_option", f"{fault}: onnxruntime takes one option, optimization, which is one of {', '.join(LEVELS)}."
-        )
+    """Return the level asked for and those below it."""
+    level = settled(options, CAPABILITIES)["optimization"]
     return list(LEVELS)[list(LEVELS).index(level) :]
 
 

@@ -29,6 +29,7 @@ from workers.channel.messages import (
 from workers.engine_host import onnx_graph
 from workers.engine_host.accelerate.large_pages import small_pages
 from workers.engine_host.backends.base import LoadedEngine, Offered, Room
+from workers.engine_host.backends.options import completed, settled
 from workers.engine_host.backends.stopwatch import Stopwatch
 from workers.engine_host.backends.tensorrt import external_data as graph
 from workers.engine_host.backends.tensorrt.capabilities import (
@@ -46,7 +47,6 @@ from workers.engine_host.backends.tensorrt.engine import TensorrtEngine
 from workers.engine_host.backends.tensorrt.layout import Layout, lay_out
 from workers.engine_host.backends.tensorrt.library import NAME, trt
 from workers.engine_host.backends.tensorrt.log import process_log
-from workers.engine_host.backends.tensorrt.options import completed, settled
 from workers.engine_host.backends.tensorrt.plan_file import mapped_plan, write_plan, writing_plan
 from workers.engine_host.tensors import ParameterFiles
 
@@ -144,7 +144,7 @@ class TensorrtBackend:
         options = completed(engine.options, self.offered.capabilities)
         with watch.phase("load"):
             loaded = self._unfitted(engine, options)
-        loaded.give(engine.parameters, self._files, watch, _stepping(report))
+        loaded.set_parameters(engine.parameters, self._files, watch, _stepping(report))
         return loaded
 
     def refit(self, request: Refit, resident: LoadedEngine | None, report: Report) -> tuple[Refitted, LoadedEngine]:
@@ -161,7 +161,7 @@ class TensorrtBackend:
         else:
             with watch.phase("load"):
                 engine, warm = self._unfitted(request.parent, options), False
-        count = engine.give(request.parameters, self._files, watch, _stepping(report))
+        count = engine.set_parameters(request.parameters, self._files, watch, _stepping(report))
         refitted = Refitted(
             **_inherited(request.parent, options),
             changed=_changed(request.parent.parameters, request.parameters),
@@ -205,7 +205,7 @@ class TensorrtBackend:
         """Load what was compiled, and give it what was stripped."""
         with watch.phase("load"):
             engine = self._loaded(plan, layout, options, request.parameters)
-        engine.give(request.parameters, self._files, watch, _stepping(report))
+        engine.set_parameters(request.parameters, self._files, watch, _stepping(report))
         return engine
 
     def _unfitted(self, engine: EngineFile, options: Mapping[str, Any]) -> TensorrtEngine:

@@ -15,8 +15,9 @@ from onnx import AttributeProto, NodeProto, TensorProto
 from onnx.helper import make_node
 from onnx.shape_inference import infer_shapes
 
+from app.definitions.graph_walk import reads
 from app.definitions.tensor_data import DTYPE_NAMES
-from workers.engine_host.backends.tensorrt.graph_rewrite import Draft, reads
+from workers.engine_host.backends.tensorrt.graph_rewrite import Draft
 from workers.engine_host.backends.tensorrt.slots import FoldedWeightSlot, ScaleSlot, ShiftSlot, Slot
 
 FOLDABLE = frozenset({"F64", "F32", "F16", "BF16"})

@@ -5,9 +5,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-from onnx import numpy_helper
-
+from app.definitions.tensor_data import DTYPE_NAMES
 from app.weights.dtypes import numpy_dtype
 from workers.channel.messages import BackendError, ParameterSource
 from workers.engine_host import onnx_graph
@@ -15,11 +13,12 @@ from workers.engine_host.backends.base import Arrays
 from workers.engine_host.backends.stopwatch import Stopwatch
 from workers.engine_host.backends.tensorrt.capabilities import Capabilities
 from workers.engine_host.backends.tensorrt.execution import Execution
-from workers.engine_host.backends.tensorrt.layout import Layout, Slot, changed_slots, slot_value
+from workers.engine_host.backends.tensorrt.layout import Layout, Slot, changed_slots
 from workers.engine_host.backends.tensorrt.library import NAME, trt
 from workers.engine_host.backends.tensorrt.log import Log
-from workers.engine_host.backends.tensorrt.refitting import Expected, Named, refit, refittable_weights
-from workers.engine_host.tensors import Array, MappedFiles, ParameterFiles, StoredValue
+from workers.engine_host.backends.tensorrt.refitting import refit, refittable_weights
+from workers.engine_host.backends.tensorrt.weight_values import WeightValues
+from workers.engine_host.tensors import Array, ParameterFiles
 
 MAX_NAMED = 10
 BATCH_BYTES = 1 << 28  # of computed values in memory at a time
@@ -41,7 +40,7 @@ class TensorrtEngine:
     ) -> None:
         """`weight_bytes` is what the plan's weights take on the device.
 
-        `stripped` says that the replaceable ones are not among them, and have yet to be given.
+        `stripped` says that the replaceable ones are not among them, and have yet to be set.
         """
         self._engine = engine
         self._layout = layout
@@ -76,7 +75,7 @@ class TensorrtEngine:
             "run_bytes": self._run_bytes,
         }
 
-    def give(
+    def set_parameters(
         self,
         parameters: Sequence[ParameterSource],
         files: ParameterFiles,
@@ -93,8 +92,8 @@ class TensorrtEngine:
         self._check_replaceable(changed)
         if self._stripped:
             changed = tuple(slot for slot in self._layout.slots if slot.name in self.weights)
-        given: set[str] = set()
-        values = _Values(self._layout, parameters, files, step, self._can)
+        done: set[str] = set()
+        values = WeightValues(self._layout, parameters, files, step, self._can)
         if changed:
             with watch.phase("values"):
                 values.locate(changed)
@@ -103,9 +102,9 @@ class TensorrtEngine:
                 named = list(values.of(batch))
             with watch.phase("refit"):
                 self._come_to_rest()
-                given |= refit(self._engine, named, self._can, self._log, values.named)
+                done |= refit(self._engine, named, self._can, self._log, values)
         self._contents, self._stripped = after, False
-        return len(given)
+        return len(done)
 
     def _come_to_rest(self) -> None:
         """Wait for what a run that failed may have left on the device: to refit an engine at work is undefined."""
@@ -167,7 +166,7 @@ class TensorrtEngine:
     @cached_property
     def _execution(self) -> Execution:
         outputs = onnx_graph.interface(self._layout.model.graph.output)
-        dtypes = {name: numpy_dtype(onnx_graph.DTYPE_NAMES[dtype]) for name, dtype in outputs}
+        dtypes = {name: numpy_dtype(DTYPE_NAMES[dtype]) for name, dtype in outputs}
         return Execution(self._engine, dtypes, self._log)
 
     def _check_replaceable(self, changed: Iterable[Slot]) -> None:
@@ -181,50 +180,6 @@ class TensorrtEngine:
             )
 
 
-class _Values:
-    """What an engine's weights are to be: slots located or computed one by one, and the graph's own constants."""
-
-    def __init__(
-        self,
-        layout: Layout,
-        parameters: Sequence[ParameterSource],
-        files: ParameterFiles,
-        step: Callable[[int, int], None],
-        can: Capabilities,
-    ) -> None:
-        self._layout = layout
-        self._parameters = parameters
-        self._files = files
-        self._step = step
-        self._can = can
-        self._mapped = MappedFiles()
-        self._located: dict[str, StoredValue] = {}
-
-    def locate(self, slots: Iterable[Slot]) -> None:
-        """Find the parameters that slots are made of, as far as they are not yet found."""
-        needed = {source for slot in slots for source in slot.sources} - self._located.keys()
-        if needed:
-            self._located |= self._files.locate([one for one in self._parameters if one.name in needed], self._step)
-
-    def of(self, slots: Sequence[Slot]) -> Iterator[Named]:
-        """Yield name, value and what the engine takes."""
-        self.locate(slots)
-        for slot in slots:
-            yield self._named(slot.name, slot_value(slot, self._located, self._mapped), slot.dtype, slot.shape)
-
-    def named(self, names: Sequence[str]) -> Iterator[Named]:
-        """Yield the same for weights by their names, as far as the definition has them."""
-        yield from self.of([slot for slot in self._layout.slots if slot.name in names])
-        for name, tensor in onnx_graph.constants_of(self._layout.model):
-            if name in names:
-                dtype = onnx_graph.DTYPE_NAMES[tensor.data_type]
-                yield self._named(name, numpy_helper.to_array(tensor), dtype, tuple(tensor.dims))
-
-    def _named(self, name: str, array: Array, dtype: str, shape: tuple[int, ...]) -> Named:
-        engine_dtype = self._can.engine_dtype(dtype)
-        return name, _narrowed(array, engine_dtype), Expected(engine_dtype, shape)
-
-
 def _batches(slots: Sequence[Slot]) -> Iterator[Sequence[Slot]]:
     """Yield slots in turn, each time as many as are computed in `BATCH_BYTES`, one at least."""
     start = nbytes = 0
@@ -236,14 +191,3 @@ def _batches(slots: Sequence[Slot]) -> Iterator[Sequence[Slot]]:
         nbytes += computed
     if slots:
         yield slots[start:]
-
-
-def _narrowed(array: Array, dtype: "np.dtype[Any]") -> Array:
-    """Return integers and doubles as the narrower type in which TensorRT computes them; anything else as it is.
-
-    Values beyond it become its largest or smallest, as its ONNX parser has it.
-    """
-    if array.dtype.kind not in "if" or not array.dtype.itemsize > dtype.itemsize == 4:
-        return array
-    bounds = np.iinfo(dtype) if dtype.kind == "i" else np.finfo(dtype)
-    return np.clip(array, bounds.min, bounds.max).astype(dtype)

@@ -1,12 +1,11 @@
 """A graph on its way from a definition to what is compiled."""
 
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cached_property
 
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import ModelProto, NodeProto, TensorProto
 
-from app.definitions.graph_walk import attribute_graphs
+from app.definitions.graph_walk import reads
 from app.definitions.tensor_data import DTYPE_NAMES, external_tensor
 from workers.engine_host.backends.tensorrt.slots import Slot, Type
 
@@ -71,21 +70,6 @@ class Draft:
         del self.graph.initializer[:]
         self.graph.initializer.extend([*initializers, *constants])
         return self.model, slots
-
-
-def reads(graph: GraphProto) -> Counter[str]:
-    """Count how often nodes and outputs of a graph, and of the graphs inside it, read each name."""
-    return Counter(_names_read(graph))
-
-
-def _names_read(graph: GraphProto) -> Iterator[str]:
-    for one in graph.output:
-        yield one.name
-    for node in graph.node:
-        yield from node.input
-        for attribute in node.attribute:
-            for inner in attribute_graphs(attribute):
-                yield from _names_read(inner)
 
 
 def _stored(parameter: TensorProto) -> Slot:

@@ -15,8 +15,8 @@ import numpy as np
 from onnx import NodeProto, TensorProto
 from onnx.helper import make_node
 
-from app.definitions.graph_walk import attribute_graphs
-from workers.engine_host.backends.tensorrt.graph_rewrite import Draft, reads
+from app.definitions.graph_walk import attribute_graphs, reads
+from workers.engine_host.backends.tensorrt.graph_rewrite import Draft
 from workers.engine_host.backends.tensorrt.slots import PackedSlot, Slot
 
 # Inputs that may be computed, in TensorRT 8.6 to 11.

@@ -3,36 +3,31 @@
 `Refitter.set_named_weights` protects nobody: TensorRT 8.6 returned True for a transposed tensor, for one that was an
 element too short and for F32 where the weight is F16, and would have read past the buffer; later releases check
 count and type but never the shape. A refit that fails may have changed some of the weights, so whoever calls this
-throws the engine away when it raises. Where the weights lie meanwhile is a matter of `placement`.
+throws the engine away when it raises. Where the weights lie meanwhile is a matter of `tensor_location`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from math import prod
-from typing import Any
-
-import numpy as np
+from typing import Protocol
 
 from workers.channel.messages import BackendError
 from workers.engine_host.backends.tensorrt.capabilities import Capabilities
 from workers.engine_host.backends.tensorrt.library import NAME, trt
 from workers.engine_host.backends.tensorrt.log import Log
 from workers.engine_host.backends.tensorrt.tensor_location import OnDevice, OnHost, process_staging
+from workers.engine_host.backends.tensorrt.weight_values import Expected, Named
 from workers.engine_host.tensors import Array
 
 MAX_NAMED = 10
 
 
-@dataclass(frozen=True, slots=True)
-class Expected:
-    """What an engine's weight must look like; `shape` is row-major."""
+class KnownWeights(Protocol):
+    """Where a refit finds weights that nobody changed."""
 
-    dtype: "np.dtype[Any]"
-    shape: tuple[int, ...]
-
-
-Named = tuple[str, Array, Expected]
+    def named(self, names: Sequence[str]) -> Iterable[Named]:
+        """Yield the weights of these names, as far as they are known."""
+        ...
 
 
 def check_weight(name: str, array: Array, expected: Expected) -> None:
@@ -57,31 +52,31 @@ def refit(
     weights: Iterable[Named],
     can: Capabilities,
     log: Log,
-    others: Callable[[Sequence[str]], Iterable[Named]] = lambda _names: (),
+    known: KnownWeights,
 ) -> set[str]:
     """Put weights into an engine in place and return their names; the arrays are only read until this returns.
 
-    TensorRT takes some weights only together with others, those of the layers it fused: `others` gives the values that
-    these have already, as far as it knows them. Raises BackendError "wrong_weights", "not_refittable" or
-    "refit_failed", and CudaError. After any of them the engine is in no defined state.
+    TensorRT takes some weights only together with others, those of the layers it fused: these are looked up in
+    `known`. Raises BackendError "wrong_weights", "not_refittable" or "refit_failed", and CudaError. After any of them
+    the engine is in no defined state.
     """
     refitter = trt.Refitter(engine, log)
     refitter.max_threads = can.refit_threads
     with closing(_place(refitter, can, log)) as place:
-        given = _give(place, weights, refitter, log)
+        done = _set(place, weights, refitter, log)
         while missing := refitter.get_missing_weights():
-            combined = _give(place, (one for one in others(missing) if one[0] not in given), refitter, log)
+            combined = _set(place, (one for one in known.named(missing) if one[0] not in done), refitter, log)
             if not combined:
                 raise BackendError(
                     "refit_failed",
                     f"{NAME} {can.version} wants more weights than were given: {', '.join(missing[:MAX_NAMED])}. "
                     "Build an engine for these weights instead.",
                 )
-            given |= combined
+            done |= combined
         if not place.refit():
             remedy = "Build an engine for these weights instead."
             raise log.failed("refit_failed", f"{NAME} {can.version} could not refit the engine", remedy)
-    return given
+    return done
 
 
 def refittable_weights(engine: trt.ICudaEngine, log: Log) -> frozenset[str]:
@@ -93,13 +88,13 @@ def _place(refitter: trt.Refitter, can: Capabilities, log: Log) -> OnHost | OnDe
     return OnDevice(refitter, process_staging(), log) if can.async_refit else OnHost(refitter)
 
 
-def _give(place: OnHost | OnDevice, weights: Iterable[Named], refitter: trt.Refitter, log: Log) -> set[str]:
-    """Check weights, all of them before the first one goes anywhere, give them to the place and return their names."""
+def _set(place: OnHost | OnDevice, weights: Iterable[Named], refitter: trt.Refitter, log: Log) -> set[str]:
+    """Check weights, all of them before the first one goes anywhere, set them and return their names."""
     arrays = {}
     for name, array, expected in weights:
         check_weight(name, array, expected)
         arrays[name] = array
-    refused = place.give(arrays)
+    refused = place.set_weights(arrays)
     if refused:
         raise BackendError("not_refittable", _unknown(refused[0], refitter, log))
     return set(arrays)

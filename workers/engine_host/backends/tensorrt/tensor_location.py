@@ -28,7 +28,7 @@ class OnHost:
         self._refitter = refitter
         self._held: list[object] = []
 
-    def give(self, arrays: Mapping[str, Array]) -> list[str]:
+    def set_weights(self, arrays: Mapping[str, Array]) -> list[str]:
         """Tell the refitter of weights, which have been checked, and return the names of those it refuses."""
         return [name for name, array in arrays.items() if not self._set(name, array)]
 
@@ -64,14 +64,14 @@ class OnDevice:
         self._buffers: list[DeviceBuffer] = []
         self._given: list[str] = []
 
-    def give(self, arrays: Mapping[str, Array]) -> list[str]:
+    def set_weights(self, arrays: Mapping[str, Array]) -> list[str]:
         """Tell the refitter of weights, which have been checked, and return the names of those it refuses.
 
         Their copies are only queued, but the arrays have been read, unless they stay where they are. Raises CudaError.
         """
         buffer = self._reserved(sum(_aligned(array.nbytes) for array in arrays.values()))
         if buffer is None:
-            return self._host.give(arrays)
+            return self._host.set_weights(arrays)
         address, refused = buffer.pointer, []
         for name, array in arrays.items():
             self._staging.copy_to_device(address, array, self._stream)

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from onnx import NodeProto
 from onnx.helper import make_node
 
-from workers.engine_host.backends.tensorrt.graph_rewrite import Draft, reads
+from app.definitions.graph_walk import reads
+from workers.engine_host.backends.tensorrt.graph_rewrite import Draft
 from workers.engine_host.backends.tensorrt.slots import TransposedSlot
 
 Axes = tuple[int, ...]

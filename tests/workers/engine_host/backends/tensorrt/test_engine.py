@@ -1,6 +1,6 @@
 """What an engine on the device is given when parameters change; the device is a stand-in."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +18,8 @@ from workers.engine_host.backends.tensorrt.capabilities import capabilities
 from workers.engine_host.backends.tensorrt.engine import TensorrtEngine
 from workers.engine_host.backends.tensorrt.layout import lay_out
 from workers.engine_host.backends.tensorrt.log import Log
-from workers.engine_host.backends.tensorrt.refitting import Named
+from workers.engine_host.backends.tensorrt.refitting import KnownWeights
+from workers.engine_host.backends.tensorrt.weight_values import Named
 from workers.engine_host.resident import ResidentEngines
 from workers.engine_host.tensors import Array, ParameterFiles
 
@@ -43,9 +44,9 @@ class Device:
         weights: Iterable[Named],
         _can: object,
         _log: object,
-        others: Callable[[Sequence[str]], Iterable[Named]],
+        known: KnownWeights,
     ) -> set[str]:
-        self.set = {name: np.array(array) for name, array, _ in (*weights, *others(self.combined))}
+        self.set = {name: np.array(array) for name, array, _ in (*weights, *known.named(self.combined))}
         self.refits.append(set(self.set))
         return self.refits[-1]
 
@@ -85,7 +86,7 @@ def loaded(
 
 def give(engine: TensorrtEngine, sources: Sources, folder: Path) -> int:
     watch = Stopwatch(lambda _message: None)
-    return engine.give(sources, ParameterFiles(folder / "made"), watch, lambda _done, _total: None)
+    return engine.set_parameters(sources, ParameterFiles(folder / "made"), watch, lambda _done, _total: None)
 
 
 def test_only_what_changed_is_set(network: Network, device: Device, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper
 
 from app.definitions.parameter import InputSpec
+from app.definitions.tensor_data import DTYPE_NAMES
 from app.weights.dtypes import numpy_dtype
 from tests.workers.engine_host.backends.tensorrt.compiled_graphs import definition_of, from_family, ocr_networks, stored
 from tests.workers.engine_host.backends.tensorrt.test_layout import BERT, GPT2
@@ -36,7 +37,7 @@ def read(path: Path) -> dict[str, Array]:
         where = {entry.key: entry.value for entry in one.external_data}
         assert Path(where["location"]).name == where["location"]
         data = (path.parent / where["location"]).read_bytes()[int(where["offset"]) :][: int(where["length"])]
-        dtype = numpy_dtype(onnx_graph.DTYPE_NAMES[one.data_type])
+        dtype = numpy_dtype(DTYPE_NAMES[one.data_type])
         arrays[name] = np.frombuffer(data, np.uint8).view(dtype).reshape(tuple(one.dims))
     return arrays
 

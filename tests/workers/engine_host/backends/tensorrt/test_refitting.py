@@ -24,7 +24,8 @@ from workers.engine_host.backends.tensorrt import tensor_location as placement
 from workers.engine_host.backends.tensorrt.capabilities import Capabilities, capabilities
 from workers.engine_host.backends.tensorrt.library import trt
 from workers.engine_host.backends.tensorrt.log import Log
-from workers.engine_host.backends.tensorrt.refitting import Expected, check_weight, refit, refittable_weights
+from workers.engine_host.backends.tensorrt.refitting import check_weight, refit, refittable_weights
+from workers.engine_host.backends.tensorrt.weight_values import Expected, Named
 from workers.engine_host.cuda import CudaError
 from workers.engine_host.tensors import Array
 
@@ -131,8 +132,20 @@ def refitter(cuda: FakeCudart, monkeypatch: pytest.MonkeyPatch) -> Refitter:
     return refitter
 
 
+@dataclass
+class Known:
+    """Weights that nobody changed; `asked` are the names that were looked up."""
+
+    weights: Sequence[Named] = ()
+    asked: list[Sequence[str]] = field(default_factory=list)
+
+    def named(self, names: Sequence[str]) -> Sequence[Named]:
+        self.asked.append(names)
+        return self.weights
+
+
 def put(can: Capabilities, weights: Sequence[tuple[str, Array, Expected]], log: Log | None = None) -> set[str]:
-    return refit(ENGINE, weights, can, log or Log())
+    return refit(ENGINE, weights, can, log or Log(), Known())
 
 
 def exactly(array: Array) -> Expected:
@@ -217,7 +230,7 @@ def alive_at_refit(refitter: Refitter, born: Sequence[weakref.ref[Array]]) -> li
 def test_arrays_live_until_the_refit_is_done_and_no_longer(refitter: Refitter, dtype: str) -> None:
     born: list[weakref.ref[Array]] = []
     alive = alive_at_refit(refitter, born)
-    refit(ENGINE, made_one_by_one(refitter.names, dtype, born), ON_HOST, Log())
+    refit(ENGINE, made_one_by_one(refitter.names, dtype, born), ON_HOST, Log(), Known())
     refitter.given.clear()
     gc.collect()
 
@@ -256,14 +269,9 @@ def test_a_known_weight_that_is_refused_is_told_in_tensorrts_words(refitter: Ref
 def test_weights_that_are_combined_with_a_changed_one_are_given_too(refitter: Refitter, can: Capabilities) -> None:
     refitter.combined = {"a": ("b",)}
     a, b = numbers(4, 6), numbers(3)
-    asked: list[Sequence[str]] = []
-
-    def others(names: Sequence[str]) -> list[tuple[str, Array, Expected]]:
-        asked.append(names)
-        return [("b", b, exactly(b))]
-
-    assert refit(ENGINE, [("a", a, F16)], can, Log(), others) == {"a", "b"}
-    assert (asked, refitter.refits) == ([["b"]], 1)
+    known = Known([("b", b, exactly(b))])
+    assert refit(ENGINE, [("a", a, F16)], can, Log(), known) == {"a", "b"}
+    assert (known.asked, refitter.refits) == ([["b"]], 1)
     assert refitter.read == {"a": a.tobytes(), "b": b.tobytes()}
     assert refitter.locations["a"] == refitter.locations["b"]
 
@@ -274,7 +282,7 @@ def test_a_weight_that_stays_missing_though_it_was_given_stops_the_refit(
     monkeypatch.setattr(refitter, "get_missing_weights", lambda: ["a"])
     a = numbers(4, 6)
     with pytest.raises(BackendError, match="wants more weights than were given: a"):
-        refit(ENGINE, [("a", a, F16)], can, Log(), lambda _names: [("a", a, F16)])
+        refit(ENGINE, [("a", a, F16)], can, Log(), Known([("a", a, F16)]))
 
 
 def test_weights_that_are_still_missing_stop_the_refit(refitter: Refitter, can: Capabilities) -> None:
@@ -349,7 +357,7 @@ def arrays_of(sizes: Mapping[str, int]) -> dict[str, Array]:
 def test_arrays_may_go_once_they_have_been_copied(refitter: Refitter) -> None:
     born: list[weakref.ref[Array]] = []
     alive = alive_at_refit(refitter, born)
-    refit(ENGINE, made_one_by_one(refitter.names, "F16", born), ON_DEVICE, Log())
+    refit(ENGINE, made_one_by_one(refitter.names, "F16", born), ON_DEVICE, Log(), Known())
 
     assert alive == [False, False, False]
     assert refitter.read == dict.fromkeys(refitter.names, numbers(4, 6).tobytes())
@@ -383,7 +391,7 @@ def test_weights_stay_on_the_host_where_there_is_no_room_for_them_beside_the_eng
     log.attach(lines.append)
     born: list[weakref.ref[Array]] = []
 
-    assert refit(ENGINE, made_one_by_one(refitter.names, "F16", born), ON_DEVICE, log) == set(refitter.names)
+    assert refit(ENGINE, made_one_by_one(refitter.names, "F16", born), ON_DEVICE, log, Known()) == set(refitter.names)
 
     assert refitter.read == dict.fromkeys(refitter.names, numbers(4, 6).tobytes())
     assert set(refitter.locations.values()) == {HOST}
@@ -397,11 +405,13 @@ def test_what_is_combined_with_weights_on_the_host_may_have_room_on_the_device(r
     refitter.cuda.fails["cudaMalloc"] = OUT_OF_MEMORY[0]
     a, b = numbers(4, 6), numbers(3)
 
-    def others(_names: Sequence[str]) -> list[tuple[str, Array, Expected]]:
-        refitter.cuda.fails.clear()
-        return [("b", b, exactly(b))]
+    class RoomMeanwhile(Known):
+        def named(self, names: Sequence[str]) -> Sequence[Named]:
+            refitter.cuda.fails.clear()
+            return super().named(names)
 
-    assert refit(ENGINE, [("a", a, F16)], ON_DEVICE, Log(), others) == {"a", "b"}
+    known = RoomMeanwhile([("b", b, exactly(b))])
+    assert refit(ENGINE, [("a", a, F16)], ON_DEVICE, Log(), known) == {"a", "b"}
     assert refitter.locations == {"a": HOST, "b": DEVICE}
     assert refitter.read == {"a": a.tobytes(), "b": b.tobytes()}
 

@@ -1,0 +1,28 @@
+"""Build options checked against what a backend declares, with their defaults filled in."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from app.fleet.option_schemas import fault_of, reasons_against
+from workers.channel.messages import BackendError
+
+
+def settled(options: Mapping[str, Any], declared: Mapping[str, Any]) -> dict[str, Any]:
+    """Return every option that has a value or a default; BackendError "bad_option" if one is refused.
+
+    `declared` are a backend's capabilities. The service has checked the options against what some worker offers, not
+    always against what this one does.
+    """
+    schemas = {name: [schema] for name, schema in declared["options"].items()}
+    found = {name: fault_of(name, value, schemas, declared.get("lacks", {})) for name, value in options.items()}
+    faults = [f"{name}: {fault.detail}" for name, fault in found.items() if fault]
+    faults += reasons_against(options, schemas, declared.get("conflicts", ()))
+    if faults:
+        raise BackendError("bad_option", f"{'; '.join(faults)}. GET /v1/workers shows the options of each worker.")
+    return completed(options, declared)
+
+
+def completed(options: Mapping[str, Any], declared: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of an engine that is there, and the defaults; who built it may take more than this worker."""
+    schemas = declared["options"]
+    return {name: schema["default"] for name, schema in schemas.items() if "default" in schema} | dict(options)
