@@ -59,6 +59,11 @@ class DeviceAnswer(BaseModel):
     memory_free: int
     compute_capability: str | None = Field(None, description="Of a GPU, such as 9.0.")
     driver: str | None = Field(None, description="Of a GPU: the newest CUDA version its driver takes, such as 12.8.")
+    device_attributes_remembered: bool | None = Field(
+        None,
+        description="Of a GPU: whether its driver is asked for each attribute once only, which TensorRT 8 needs to be "
+        "fast. Later releases do without.",
+    )
 
 
 class WorkerAnswer(BaseModel):

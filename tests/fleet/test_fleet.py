@@ -18,6 +18,7 @@ DEVICE = {
     "memory_free": 1,
     "compute_capability": "9.0",
     "driver": "12.8",
+    "device_attributes_remembered": True,
 }
 BACKENDS = {
     "onnxruntime": {"version": "1", "makes": ["cpu"], "loads": ["cpu"], "capabilities": {"lacks": {"x": "why"}}},

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from workers.channel.device_environment import device_attributes_library
+from workers.channel.device_environment import asks_again_and_again, device_attributes_library
 from workers.channel.host import EngineHost
 from workers.engine_host.cuda import (
     CudaError,
@@ -117,7 +117,8 @@ def test_an_engine_host_sees_one_gpu_and_says_what_it_can_do(tmp_path: Path) -> 
     environment = Path(f"/proc/{host.pid}/environ").read_bytes().split(b"\0")
     (visible,) = [entry for entry in environment if entry.startswith(b"CUDA_VISIBLE_DEVICES=")]
     assert b"," not in visible
-    assert "device_attributes" in Path(f"/proc/{host.pid}/maps").read_text()
+    is_there = "device_attributes" in Path(f"/proc/{host.pid}/maps").read_text()
+    assert is_there == described["device"]["device_attributes_remembered"] == asks_again_and_again()
     host.close()
 
 

@@ -5,15 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from sysconfig import get_config_var
 
+from app.backends import installed_version
 from app.processes.gpus import listed_gpus
 from workers.channel.messages import BackendError
 
 SYSTEM_PRELOAD = Path("/etc/ld.so.preload")
-
-
 PRELOAD_SEPARATORS = {" ", ":"}  # of LD_PRELOAD, which has no way to write them (man 8 ld.so)
-
-
 LARGE_PAGES = "glibc.malloc.hugetlb"
 
 
@@ -23,28 +20,35 @@ def device_environment(device: str, environment: Mapping[str, str] = os.environ)
     N counts within CUDA_VISIBLE_DEVICES where that is set, else all GPUs in the order of their PCI addresses. CUDA
     loads kernels when they are first used, as it does by itself from 12.2 on: a compiler brings more of them than a
     build uses. The C library asks the system for large pages, so that a plan is not put into fresh memory 4 KiB at a
-    time, and what is asked of the device again and again is answered from memory (`cuda/device_attributes.c`). Raises
-    BackendError "unknown_device".
+    time. If the TensorRT here asks for the same attributes of the device again and again, these are answered from
+    memory. Raises BackendError "unknown_device".
     """
     kind, _, number = device.partition(":")
     if device == "cpu":
         return {"CUDA_VISIBLE_DEVICES": ""}
     if kind != "cuda" or not number.isdecimal():
         raise BackendError("unknown_device", f"No backend runs on {device!r}. Use cpu, or cuda:0 for the first GPU.")
+    library = device_attributes_library() if asks_again_and_again() else None
     return {
         "CUDA_DEVICE_ORDER": environment.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID"),
         "CUDA_VISIBLE_DEVICES": _visible(device, int(number), listed_gpus(environment)),
         "CUDA_MODULE_LOADING": environment.get("CUDA_MODULE_LOADING", "LAZY"),
         "GLIBC_TUNABLES": _with_large_pages(environment.get("GLIBC_TUNABLES", "")),
-        "LD_PRELOAD": ":".join(filter(None, [environment.get("LD_PRELOAD"), device_attributes_library()])),
+        "LD_PRELOAD": ":".join(filter(None, [environment.get("LD_PRELOAD"), library])),
     }
 
 
-def device_attributes_library() -> str | None:
-    """Return the path of what `cuda/device_attributes.c` becomes where a C compiler is at hand at installation.
+def asks_again_and_again() -> bool:
+    """Whether the TensorRT that is installed asks the driver for each attribute anew, as the releases 8 do."""
+    return (installed_version("tensorrt") or "").startswith("8.")
 
-    None as well where its path cannot be told to the loader, and where the system preloads something into every
-    process: what shares a GPU among containers answers the same calls, and would not be asked any more.
+
+def device_attributes_library() -> str | None:
+    """Return the path of what `accelerate/device_attributes.c` was compiled to when Enginesmith was installed.
+
+    It is None if no C compiler was at hand then, and if LD_PRELOAD cannot express the path. It is None as well if the
+    system preloads something into every process: what shares a GPU among containers answers the same calls, and would
+    not be asked any more.
     """
     if SYSTEM_PRELOAD.exists() and SYSTEM_PRELOAD.read_text().strip():
         return None

@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 
 from app.fleet.backend_offer import BackendOffer, read_offers
-from workers.channel.device_environment import device_attributes_library
+from workers.channel.device_environment import asks_again_and_again, device_attributes_library
 from workers.channel.messages import DEVICE_FAILED, BackendError, LogLine, Message, Outcome, Request, Residency
 from workers.channel.process import EngineHostProcess
 from workers.channel.wire import Hello, Reply
@@ -78,7 +78,7 @@ class EngineHost:
         if self._process is not None and not self._process.is_alive:
             self.close()
         if self._process is None:
-            if self._device != "cpu" and device_attributes_library() is None:
+            if self._device != "cpu" and asks_again_and_again() and device_attributes_library() is None:
                 log.warning("device attributes are not remembered: TensorRT 8 will be slow", remedy=REINSTALL)
             self._process = EngineHostProcess(self._device, self._resident_bytes, self._scratch)
         return self._process

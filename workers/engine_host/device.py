@@ -8,13 +8,14 @@ from typing import Any
 
 GIB = 1 << 30
 CPU_RESIDENT_BYTES = 4 * GIB
+DEVICE_ATTRIBUTES = "/accelerate/device_attributes."
 
 
 def describe_device(device: str) -> dict[str, Any]:
     """Return {"kind", "name", "memory_total", "memory_free"}, memory in bytes; for a GPU its engine host only.
 
-    A GPU has "compute_capability" ("9.0") and "driver" (the newest CUDA version it takes, "12.8") as well. Raises
-    BackendError "no_driver", "no_gpu" or "cuda_not_installed".
+    A GPU has "compute_capability" ("9.0"), "driver" (the newest CUDA version it takes, "12.8") and
+    "device_attributes_remembered" as well. Raises BackendError "no_driver", "no_gpu" or "cuda_not_installed".
     """
     return _describe_gpu(device) if device.startswith("cuda") else _describe_cpu()
 
@@ -36,7 +37,12 @@ def resident_limit(device: Mapping[str, Any]) -> int:
 def _describe_gpu(device: str) -> dict[str, Any]:
     from workers.engine_host.cuda import device_facts  # noqa: PLC0415 - CUDA is loaded in the engine host of a GPU only
 
-    return device_facts(device)
+    return device_facts(device) | {"device_attributes_remembered": _remembers_attributes()}
+
+
+def _remembers_attributes() -> bool:
+    """Whether `accelerate/device_attributes.c` is in this process: what LD_PRELOAD names may not have been loaded."""
+    return DEVICE_ATTRIBUTES in Path("/proc/self/maps").read_text()
 
 
 def _describe_cpu() -> dict[str, Any]:

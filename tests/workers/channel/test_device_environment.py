@@ -13,7 +13,8 @@ ALL_MINE = {"CUDA_VISIBLE_DEVICES": "4,GPU-8f6b, 6"}
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the package is installed, on a system that preloads nothing."""
+    """Where the package is installed, with TensorRT 8, on a system that preloads nothing."""
+    monkeypatch.setattr(module, "installed_version", {"tensorrt": "8.6.1"}.get)
     monkeypatch.setattr(module, "__file__", str(tmp_path / "workers" / "channel" / "device_environment.py"))
     monkeypatch.setattr(module, "SYSTEM_PRELOAD", tmp_path / "ld.so.preload")
     (tmp_path / "workers" / ACCELERATE).mkdir(parents=True)
@@ -59,6 +60,17 @@ def test_what_remembers_attributes_is_preloaded_where_it_was_compiled(package: P
     assert device_environment("cuda:0", {})["LD_PRELOAD"] == ""
     library = compiled(package)
     assert device_environment("cuda:0", {})["LD_PRELOAD"] == str(library)
+
+
+@pytest.mark.parametrize(
+    "installed", [{"tensorrt": "9.3.0"}, {"tensorrt": "10.13.0"}, {"tensorrt": "unknown"}, {"tensorrt_rtx": "1.7"}, {}]
+)
+def test_nothing_is_preloaded_for_a_runtime_that_does_without(
+    package: Path, monkeypatch: pytest.MonkeyPatch, installed: dict[str, str]
+) -> None:
+    compiled(package)
+    monkeypatch.setattr(module, "installed_version", installed.get)
+    assert device_environment("cuda:0", {"LD_PRELOAD": "/lib/other.so"})["LD_PRELOAD"] == "/lib/other.so"
 
 
 def test_what_was_compiled_for_another_interpreter_or_machine_is_not_preloaded(package: Path) -> None:

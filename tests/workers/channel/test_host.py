@@ -297,11 +297,18 @@ def test_a_failure_of_the_device_is_told_though_the_device_answers_nothing_any_m
 
 
 @pytest.mark.parametrize(
-    ("device", "library", "warned"), [("cuda:0", None, 1), ("cuda:0", "it.so", 0), ("cpu", None, 0)]
+    ("device", "tensorrt", "library", "warned"),
+    [
+        ("cuda:0", "8.6.1", None, 1),
+        ("cuda:0", "8.6.1", "it.so", 0),
+        ("cuda:0", "10.1", None, 0),
+        ("cpu", "8.6.1", None, 0),
+    ],
 )
 def test_a_gpu_whose_attributes_are_not_remembered_is_told_of_with_the_remedy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, library: str | None, warned: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, tensorrt: str, library: str | None, warned: int
 ) -> None:
+    monkeypatch.setattr("workers.channel.device_environment.installed_version", {"tensorrt": tensorrt}.get)
     monkeypatch.setattr("workers.channel.host.device_attributes_library", lambda: library)
     monkeypatch.setattr("workers.channel.host.EngineHostProcess", Mock())
     with capture_logs() as lines:

@@ -110,7 +110,8 @@ def compile_(source: Path, library: Path, *flags: str) -> Path:
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("library") / "device_attributes.so"
+    path = tmp_path_factory.mktemp("library") / "accelerate" / "device_attributes.so"
+    path.parent.mkdir()
     return compile_(SOURCE, path, "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden")
 
 
@@ -146,6 +147,17 @@ def test_an_attribute_is_asked_of_the_driver_once_however_it_is_found(library: P
     wanted = [(36, 0), (13, 0), (36, 0), (13, 0)]
     assert answers(driver, way, wanted, library) == [-1, -2, -1, -2]
     assert answers(driver, way, wanted, None) == [-1, -2, -3, -4]
+
+
+@pytest.mark.parametrize("is_preloaded", [True, False])
+def test_a_process_can_tell_whether_it_is_there(
+    library: Path,
+    is_preloaded: bool,  # noqa: FBT001 - a case
+) -> None:
+    command = [sys.executable, "-c", "from workers.engine_host import device; print(device._remembers_attributes())"]
+    environment = os.environ | {"LD_PRELOAD": str(library) if is_preloaded else ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(is_preloaded)
 
 
 def test_of_other_devices_and_unheard_of_attributes_nothing_is_remembered(library: Path, driver: Path) -> None:

@@ -20,6 +20,7 @@ def test_a_gpu_is_described_by_its_name_memory_capability_and_driver() -> None:
         "memory_free": 60 << 30,
         "compute_capability": "9.0",
         "driver": "12.8",
+        "device_attributes_remembered": False,
     }
     assert memory_free("cuda:3") == 60 << 30
     assert resident_limit(device) == 40 << 30
