@@ -70,11 +70,11 @@ def service_with(client: TestClient, worker: Worker, network: Network, weights: 
     """A service with a model "net": definition 1 and weights 1, from one ONNX file."""
     net = Service(client, worker)
     assert client.post("/v1/models", json={"name": "net"}).status_code == 201
-    net.post("/definitions", {"onnx": net.upload(_with_weights(network, weights))})
+    net.post("/definitions", {"onnx": net.upload(with_weights(network, weights))})
     return net
 
 
-def _with_weights(network: Network, weights: Weights) -> bytes:
+def with_weights(network: Network, weights: Weights) -> bytes:
     """The network's ONNX file as exporters write it, weights inside."""
     model = onnx.load(network.path, load_external_data=False)
     for one in model.graph.initializer:

@@ -10,6 +10,7 @@ from math import prod
 from typing import Any
 
 import onnx
+from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper
 
 from app.definitions.graph_walk import reads
@@ -22,8 +23,14 @@ ROOT = "/"  # external locations are relative; relative to the root they may nam
 
 
 def parse(data: bytes) -> ModelProto:
-    """Return the graph in these bytes; its external data are not read."""
-    model: ModelProto = onnx.load_from_string(data)
+    """Return the graph in these bytes, without its external data; BackendError "damaged_graph" if there is none."""
+    try:
+        model: ModelProto = onnx.load_from_string(data)
+    except DecodeError as error:
+        raise BackendError(
+            "damaged_graph",
+            f"{len(data)} bytes that should be an ONNX graph are none ({error}). Build the engine again.",
+        ) from error
     return model
 
 

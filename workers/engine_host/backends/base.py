@@ -1,4 +1,7 @@
-"""What an adapter implements: `Backend` and `LoadedEngine`, and nothing else."""
+"""What an adapter implements: `Backend` and `LoadedEngine`, and nothing else.
+
+`workers.engine_host.conformance` has a check for each thing that is promised here.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -23,8 +26,9 @@ class Offered:
 
     A platform names the machines a plan works on, such as "cpu" or "8.6.1/NVIDIA H100 80GB HBM3": `makes` are
     those this device can compile for, the default first, and `loads` those whose plans it can run.
-    `capabilities` is JSON; its "options" maps the name of each build option to a JSON Schema with a default, and
-    its "lacks" maps options and values that other versions have to the reason why this one has not.
+    `capabilities` is JSON. "build", "refit", "run" and "plan_holds_weights" are booleans. "options" maps the name of
+    each build option to a JSON Schema, with a default if it has one. "lacks" maps options and values that other
+    versions have to the reason why this one has not.
     """
 
     version: str
@@ -70,7 +74,11 @@ class Room(Protocol):
 
 
 class Backend(Protocol):
-    """What compiles and runs definitions on one device. Every method may raise `BackendError`."""
+    """What compiles and runs definitions on one device.
+
+    Every method may raise `BackendError`, and no other error that can be foreseen. A parameter without weights is
+    "missing_weights", one whose weights have another shape or dtype is "wrong_weights", a lost file is "file_failed".
+    """
 
     @property
     def offered(self) -> Offered:
@@ -85,7 +93,9 @@ class Backend(Protocol):
     def build(self, request: Build, report: Report) -> tuple[Built, LoadedEngine | None]:
         """Compile, write the plan, and return the engine loaded; None where this device cannot load it.
 
-        Where only the loading runs out of device memory, only that may be tried again: compiling takes minutes.
+        The plan is for the first platform of `offered.makes` unless an option asks for another one. A build that fails
+        leaves no plan. An option, or a value, that is not declared is "bad_option". Where only the loading runs out of
+        device memory, only that may be tried again: compiling takes minutes.
         """
         ...
 
@@ -106,6 +116,7 @@ class Backend(Protocol):
     ) -> AbstractContextManager[Future[Materialised]]:
         """Serialize an engine this backend loaded, and write its plan to the path `plan` beside a block.
 
+        BackendError if plans hold no weights: they are there from the start.
         `timings` are of what is done before the block begins. The engine is not kept any longer than that, nor its plan
         in memory once it is written. The future is done, and its callbacks have run, when the block has ended.
         """

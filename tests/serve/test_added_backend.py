@@ -1,0 +1,92 @@
+"""A backend that another distribution brings: found by its entry point, and used as any other through the HTTP API."""
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load, save
+
+from examples.client import Client, ServiceProblem
+from tests.workers.networks import perceptron
+from tests.workers.service import computed, with_weights
+
+if TYPE_CHECKING:
+    from tests.serve.conftest import Launcher
+
+ROOT = Path(__file__).parents[2]
+ENTRY_POINTS = """
+[enginesmith.backends]
+abacus = tests.workers.engine_host.backends.abacus.entry:ABACUS
+"""
+FIRST, SECOND = 1, 2  # versions of the weights, and what they are seeded with
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("added")
+
+
+@pytest.fixture(scope="module")
+def client(launch: "Launcher", folder: Path) -> Iterator[Client]:
+    """A client of a service on whose path a distribution with the toy is installed, and a model with two weights."""
+    installed = folder / "site" / "enginesmith_abacus-1.0.dist-info"
+    installed.mkdir(parents=True)
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: enginesmith-abacus\nVersion: 1.0\n")
+    (installed / "entry_points.txt").write_text(ENTRY_POINTS)
+    service = launch.ready(folder / "data", PYTHONPATH=f"{installed.parent}:{ROOT}")
+    client = Client(f"http://127.0.0.1:{service.port}", "net")
+    network = perceptron(folder / "network.onnx")
+    client.call("POST", "/v1/models", {"name": "net"})
+    client.post("definitions", {"onnx": upload(client, folder, with_weights(network, network.weights(FIRST)))})
+    client.post("weights", {"files": [upload(client, folder, save(network.weights(SECOND)))]})
+    yield client
+    assert service.stop(signal.SIGTERM) == 0
+
+
+def upload(client: Client, folder: Path, content: bytes) -> str:
+    path = folder / "upload"
+    path.write_bytes(content)
+    return client.upload(path)
+
+
+def done(client: Client, what: str, body: dict[str, Any]) -> dict[str, Any]:
+    """Post something that makes a job and return its result."""
+    job = client.call("POST", f"/v1/models/net/{what}", body, Prefer="wait=60")
+    return client.finish(job, lambda _job: None)
+
+
+def test_the_fleet_offers_it(client: Client) -> None:
+    (worker,) = client.call("GET", "/v1/workers")["data"]
+    assert worker["backends"]["abacus"]["makes"] == ["wood"]
+    assert {"enginesmith.abacus", "enginesmith.abacus.wood"} <= {*worker["queues"]}
+
+
+def test_it_builds_refits_and_runs(client: Client, folder: Path) -> None:
+    x = np.random.default_rng(3).standard_normal((3, 8)).astype(np.float32)
+    body = {"definition": 1, "weights": 1, "backend": "abacus", "options": {"beads": "glass"}}
+
+    built = done(client, "builds", body)["engine"]
+    refitted = done(client, "refits", {"engine": built, "weights": 2})["engine"]
+    engines = [client.call("GET", f"/v1/models/net/engines/{number}") for number in (built, refitted)]
+    runs = [
+        done(client, "runs", {"engine": number, "inputs": upload(client, folder, save({"x": x}))})
+        for number in (built, refitted)
+    ]
+
+    assert [one["backend"] for one in engines] == ["abacus"] * 2
+    assert [one["verification"]["ok"] for one in engines] == [True] * 2
+    assert engines[0]["facts"]["beads"] == "glass"
+    assert engines[0]["plan_digest"] != engines[1]["plan_digest"]
+    network = perceptron(folder / "network.onnx")
+    for seed, run in zip((FIRST, SECOND), runs, strict=True):
+        outputs = load(client.download(run["outputs"]))
+        np.testing.assert_allclose(outputs["y"], computed(network.weights(seed), x), rtol=1e-5, atol=1e-6)
+
+
+def test_what_it_does_not_take_is_refused_at_once(client: Client) -> None:
+    body = {"definition": 1, "weights": 1, "backend": "abacus", "options": {"beads": "iron"}}
+    with pytest.raises(ServiceProblem, match=r"422 invalid_options: .*'iron' is not one of"):
+        client.post("builds", body)

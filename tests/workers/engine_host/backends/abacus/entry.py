@@ -1,0 +1,11 @@
+"""What is known of the toy before anything else of it is imported."""
+
+from app.backends import BackendEntry
+
+ABACUS = BackendEntry(
+    package="numpy",
+    distributions=("numpy",),
+    devices=("cpu",),
+    factory="tests.workers.engine_host.backends.abacus.backend:open_backend",
+    requirement="numpy",
+)

@@ -1,0 +1,37 @@
+"""What every backend promises, as checks that anybody who writes one can run against it.
+
+`backends.base` says in words what a backend does. Here each promise is a function `check_...(harness)`. It raises
+`BrokenPromise` if the backend does otherwise, or what the backend raises when it should not. `PROMISES` are all of
+them; `promises_of` returns those that concern the backend at hand: one that only compiles promises nothing of runs.
+`docs/adding.md` shows a test with them.
+"""
+
+from workers.engine_host.conformance.building import BUILDING
+from workers.engine_host.conformance.harness import BrokenPromise, Check, Harness
+from workers.engine_host.conformance.plans import HELD_PLANS, WEIGHTLESS_PLANS
+from workers.engine_host.conformance.refitting import REFITTING, REFITTING_BESIDE, REFITTING_IN_PLACE
+from workers.engine_host.conformance.running import RUNNING
+
+__all__ = ["PROMISES", "BrokenPromise", "Check", "Harness", "promises_of"]
+
+PROMISES: tuple[Check, ...] = (
+    *BUILDING,
+    *RUNNING,
+    *REFITTING,
+    *REFITTING_IN_PLACE,
+    *REFITTING_BESIDE,
+    *HELD_PLANS,
+    *WEIGHTLESS_PLANS,
+)
+
+
+def promises_of(harness: Harness) -> tuple[Check, ...]:
+    """Return the checks that concern what this backend offers on this device."""
+    checks = [*BUILDING]
+    if harness.runs:
+        checks += RUNNING
+    if harness.refits:
+        checks += REFITTING
+        checks += REFITTING_IN_PLACE if harness.backend.refits_in_place else REFITTING_BESIDE
+        checks += HELD_PLANS if harness.plans_hold_weights else WEIGHTLESS_PLANS
+    return tuple(checks)
