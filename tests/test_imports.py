@@ -10,9 +10,9 @@ ROOT = Path(__file__).parents[1]
 HEAVY = {"tensorrt", "tensorrt_rtx", "onnxruntime", "onnx", "onnx_ir", "cuda", "torch", "transformers", "workers"}
 
 
-def imported_by(module: str) -> set[str]:
-    """Return the top-level names in sys.modules after one import."""
-    script = f"import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+def imported_by(module: str, then: str = "pass") -> set[str]:
+    """Return the top-level names in sys.modules after one import, and what is done `then`."""
+    script = f"import sys, {module}; {then}; print(*{{name.partition('.')[0] for name in sys.modules}})"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     return set(done.stdout.split())
 
@@ -21,6 +21,18 @@ def test_the_api_imports_no_runtime_no_compiler_and_no_worker() -> None:
     found = imported_by("app.main")
     assert "fastapi" in found
     assert not found & HEAVY
+
+
+def test_the_api_knows_the_backends_by_name_alone() -> None:
+    assert not imported_by("app.backends", "app.backends.backend_names()") & HEAVY
+
+
+def test_no_runtime_is_imported_to_tell_what_is_installed() -> None:
+    found = imported_by(
+        "app.processes.gpus", "app.processes.gpus.all_devices(); app.backends.installed_backends('cpu')"
+    )
+    assert "workers" in found  # where the entries of our own lie
+    assert not found & ((HEAVY - {"workers"}) | {"numpy", "pydantic"})
 
 
 def test_the_engine_host_imports_nothing_that_only_its_worker_needs() -> None:

@@ -6,8 +6,8 @@ import pytest
 from tests.workers.engine_host.backends.tensorrt.releases import release_8, release_10
 from workers.channel.messages import BackendError
 from workers.engine_host.backends.options import settled
-from workers.engine_host.backends.tensorrt.backend import Gpu, offered
 from workers.engine_host.backends.tensorrt.capabilities import capabilities
+from workers.engine_host.backends.tensorrt.offer import Gpu, offered
 
 EIGHT, TEN = (
     offered(capabilities(library), Gpu("H100", "9.0")).capabilities for library in (release_8(), release_10())

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from workers.channel.messages import BackendError
 from workers.engine_host.backends.base import Room
-from workers.engine_host.backends.tensorrt.backend import Gpu, TensorrtBackend
+from workers.engine_host.backends.tensorrt.backend import TensorrtBackend
 from workers.engine_host.backends.tensorrt.library import NAME
+from workers.engine_host.backends.tensorrt.offer import Gpu
 from workers.engine_host.device import describe_device
 from workers.engine_host.tensors import ParameterFiles
 

@@ -16,10 +16,11 @@ from tests.workers.networks import Network, bound, checkpoint
 from workers.channel.messages import Build, Built
 from workers.engine_host.backends.tensorrt import backend, compiler, engine
 from workers.engine_host.backends.tensorrt import timing_cache as timings
-from workers.engine_host.backends.tensorrt.backend import Gpu, TensorrtBackend
+from workers.engine_host.backends.tensorrt.backend import TensorrtBackend
 from workers.engine_host.backends.tensorrt.capabilities import capabilities
 from workers.engine_host.backends.tensorrt.engine import TensorrtEngine
 from workers.engine_host.backends.tensorrt.library import NAME
+from workers.engine_host.backends.tensorrt.offer import Gpu
 from workers.engine_host.resident import ResidentEngines
 from workers.engine_host.tensors import ParameterFiles
 

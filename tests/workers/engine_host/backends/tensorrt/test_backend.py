@@ -18,10 +18,11 @@ from tests.workers.networks import Network, bound, checkpoint, perceptron
 from workers.channel.messages import BackendError, Build, Built, EngineFile, Progress, Refit
 from workers.engine_host.backends.base import LoadedEngine
 from workers.engine_host.backends.tensorrt import opening, plan_file
-from workers.engine_host.backends.tensorrt.backend import Gpu, TensorrtBackend
+from workers.engine_host.backends.tensorrt.backend import TensorrtBackend
 from workers.engine_host.backends.tensorrt.compiler import Compiler
 from workers.engine_host.backends.tensorrt.engine import TensorrtEngine
 from workers.engine_host.backends.tensorrt.library import NAME, trt
+from workers.engine_host.backends.tensorrt.offer import Gpu
 from workers.engine_host.backends.tensorrt.opening import open_backend
 from workers.engine_host.resident import ResidentEngines
 from workers.engine_host.tensors import ParameterFiles

@@ -11,7 +11,6 @@ from jsonschema import Draft202012Validator
 from app.fleet.option_schemas import fault_of
 from tests.workers.engine_host.backends.tensorrt.releases import release_8, release_10
 from workers.channel.messages import BackendError
-from workers.engine_host.backends.tensorrt.backend import Gpu, offered
 from workers.engine_host.backends.tensorrt.capabilities import (
     Capabilities,
     capabilities,
@@ -21,6 +20,7 @@ from workers.engine_host.backends.tensorrt.capabilities import (
     options_schema,
 )
 from workers.engine_host.backends.tensorrt.library import NAME, trt
+from workers.engine_host.backends.tensorrt.offer import Gpu, offered
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0")
 RELEASES: dict[str, Any] = {"8.6": release_8(), "10.13": release_10(), "installed": trt}
