@@ -7,8 +7,10 @@ A backend is an entry point of the group `enginesmith.backends`. Its name is the
 import shlex
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
+from importlib.metadata import EntryPoint, PackageNotFoundError, version
 from importlib.util import find_spec
+
+from app.plugins import find_entry_points
 
 GROUP = "enginesmith.backends"
 UNKNOWN_VERSION = "unknown"  # until the backend is opened
@@ -46,7 +48,10 @@ class BackendEntry:
 
 
 def backend_names() -> tuple[str, ...]:
-    """Return the names of all backends that this installation knows, with their runtimes installed or not."""
+    """Return the names of all backends that this installation knows, with their runtimes installed or not.
+
+    Raises PluginConflict if one name stands for two backends.
+    """
     return tuple(_points())
 
 
@@ -108,8 +113,4 @@ def _distribution_version(point: EntryPoint) -> str:
 
 @cache
 def _points() -> dict[str, EntryPoint]:
-    """Return the entry points by name; of two with one name the first on the path counts."""
-    points: dict[str, EntryPoint] = {}
-    for point in entry_points(group=GROUP):
-        points.setdefault(point.name, point)
-    return dict(sorted(points.items()))
+    return find_entry_points(GROUP)

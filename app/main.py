@@ -12,6 +12,7 @@ from app import health
 from app.aliases.router import router as aliases_router
 from app.artifacts.router import router as artifacts_router
 from app.artifacts.store import open_store
+from app.backends import backend_names
 from app.bindings.router import router as bindings_router
 from app.database import Database
 from app.definitions.router import router as definitions_router
@@ -80,6 +81,7 @@ def _compose(app: FastAPI, settings: Settings) -> None:
     state.dispatch = Dispatch(JobQueue(settings.broker_url), state.announcer)
     state.metrics = Metrics(CollectorRegistry())
     checkpoint_formats()  # a broken one stops the start, not an upload
+    backend_names()  # likewise two of one name
 
 
 @asynccontextmanager

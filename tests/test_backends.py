@@ -6,6 +6,9 @@ import pytest
 
 from app import backends
 from app.backends import GROUP, BackendEntry, backend_entry, backend_names, has_code, installed_backends, remedies
+from app.main import create_app
+from app.plugins import PluginConflict
+from app.settings import Settings
 
 ABACUS = BackendEntry("abacus", ("abacus-runtime",), ("cpu",), "abacus.backend:open_backend", "abacus-runtime")
 
@@ -29,7 +32,7 @@ def packages(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 def points(monkeypatch: pytest.MonkeyPatch) -> list[EntryPoint]:
     """The entry points that are found, in the order of the path."""
     found: list[EntryPoint] = []
-    monkeypatch.setattr(backends, "entry_points", lambda group: [one for one in found if one.group == group])
+    monkeypatch.setattr("app.plugins.entry_points", lambda group: [one for one in found if one.group == group])
     monkeypatch.setattr(backends, "_points", backends._points.__wrapped__)
     return found
 
@@ -89,11 +92,11 @@ def test_one_that_others_add_is_found_by_its_entry_point(packages: dict[str, str
     assert backend_entry("abacus") is ABACUS
 
 
-def test_of_two_with_one_name_the_first_on_the_path_counts(points: list[EntryPoint]) -> None:
-    first = EntryPoint("abacus", f"{__name__}:ABACUS", GROUP)
-    points += [first, EntryPoint("abacus", "elsewhere:ABACUS", GROUP), EntryPoint("other", "other:OTHER", "other")]
-    assert backend_names() == ("abacus",)
-    assert backend_entry("abacus") is ABACUS
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_two_with_one_name_stop_the_start_with_both_named(points: list[EntryPoint], settings: Settings) -> None:
+    points += [EntryPoint("abacus", f"{where}:ABACUS", GROUP) for where in ("here", "elsewhere")]
+    with pytest.raises(PluginConflict, match=r"here:ABACUS and by elsewhere:ABACUS\. Uninstall one"):
+        create_app(settings)
 
 
 @pytest.mark.parametrize(

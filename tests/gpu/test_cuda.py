@@ -118,7 +118,7 @@ def test_an_engine_host_sees_one_gpu_and_says_what_it_can_do(tmp_path: Path) -> 
     (visible,) = [entry for entry in environment if entry.startswith(b"CUDA_VISIBLE_DEVICES=")]
     assert b"," not in visible
     is_there = "device_attributes" in Path(f"/proc/{host.pid}/maps").read_text()
-    assert is_there == described["device"]["device_attributes_remembered"] == asks_again_and_again()
+    assert is_there == described.device["device_attributes_remembered"] == asks_again_and_again()
     host.close()
 
 

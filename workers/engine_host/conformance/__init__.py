@@ -12,7 +12,10 @@ from workers.engine_host.conformance.plans import HELD_PLANS, WEIGHTLESS_PLANS
 from workers.engine_host.conformance.refitting import REFITTING, REFITTING_BESIDE, REFITTING_IN_PLACE
 from workers.engine_host.conformance.running import RUNNING
 
-__all__ = ["PROMISES", "BrokenPromise", "Check", "Harness", "promises_of"]
+__all__ = [
+    *("BUILDING", "RUNNING", "REFITTING", "REFITTING_IN_PLACE", "REFITTING_BESIDE", "HELD_PLANS", "WEIGHTLESS_PLANS"),
+    *("PROMISES", "BrokenPromise", "Check", "Harness", "promises_of"),
+]
 
 PROMISES: tuple[Check, ...] = (
     *BUILDING,

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 from onnx import ModelProto
 
-from tests.workers.engine_host.backends.abacus.backend import Abacus, Counted, Slate, Values
+from tests.adding.toy_backend import Abacus, Counted, Slate, Values
 from workers.channel.messages import (
     BackendError,
     Build,

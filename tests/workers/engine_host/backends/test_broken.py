@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.workers.engine_host.backends.abacus.backend import Abacus
+from tests.adding.toy_backend import Abacus
 from tests.workers.engine_host.backends.broken import BROKEN
 from workers.channel.messages import BackendError
 from workers.engine_host.conformance import PROMISES, BrokenPromise, Check, Harness, promises_of

@@ -1,4 +1,4 @@
-"""A backend that another distribution brings: found by its entry point, and used as any other through the HTTP API."""
+"""A backend that a package brings: found by its entry point, and used as any other through the HTTP API."""
 
 import signal
 from collections.abc import Iterator
@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
+from app.backends import GROUP
 from examples.client import Client, ServiceProblem
+from tests.adding.distribution import write_metadata
 from tests.workers.networks import perceptron
 from tests.workers.service import computed, with_weights
 
@@ -17,10 +19,7 @@ if TYPE_CHECKING:
     from tests.serve.conftest import Launcher
 
 ROOT = Path(__file__).parents[2]
-ENTRY_POINTS = """
-[enginesmith.backends]
-abacus = tests.workers.engine_host.backends.abacus.entry:ABACUS
-"""
+ENTRY = "tests.adding.toy_backend_entry:ABACUS"
 FIRST, SECOND = 1, 2  # versions of the weights, and what they are seeded with
 
 
@@ -31,12 +30,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(launch: "Launcher", folder: Path) -> Iterator[Client]:
-    """A client of a service on whose path a distribution with the toy is installed, and a model with two weights."""
-    installed = folder / "site" / "enginesmith_abacus-1.0.dist-info"
-    installed.mkdir(parents=True)
-    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: enginesmith-abacus\nVersion: 1.0\n")
-    (installed / "entry_points.txt").write_text(ENTRY_POINTS)
-    service = launch.ready(folder / "data", PYTHONPATH=f"{installed.parent}:{ROOT}")
+    """A client of a service beside which a package with the toy is installed, and a model with two weights."""
+    site = folder / "site"
+    write_metadata(site, "enginesmith-abacus", GROUP, {"abacus": ENTRY})
+    service = launch.ready(folder / "data", PYTHONPATH=f"{site}:{ROOT}")
     client = Client(f"http://127.0.0.1:{service.port}", "net")
     network = perceptron(folder / "network.onnx")
     client.call("POST", "/v1/models", {"name": "net"})
