@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from sysconfig import get_config_var
 
-from app.backends import installed_version
+from app.backends import UNKNOWN_VERSION, installed_version
 from app.processes.gpus import listed_gpus
 from workers.channel.messages import BackendError
 
@@ -39,8 +39,12 @@ def device_environment(device: str, environment: Mapping[str, str] = os.environ)
 
 
 def asks_again_and_again() -> bool:
-    """Whether the TensorRT that is installed asks the driver for each attribute anew, as the releases 8 do."""
-    return (installed_version("tensorrt") or "").startswith("8.")
+    """Whether the TensorRT that is installed asks the driver for each attribute anew, as the releases 8 do.
+
+    One that is installed without metadata may be one of these.
+    """
+    found = installed_version("tensorrt") or ""
+    return found == UNKNOWN_VERSION or found.startswith("8.")
 
 
 def device_attributes_library() -> str | None:

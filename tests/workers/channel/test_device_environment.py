@@ -56,15 +56,17 @@ def test_large_pages_come_with_whatever_else_is_tuned() -> None:
     assert environment["GLIBC_TUNABLES"] == "glibc.malloc.arena_max=2:glibc.malloc.hugetlb=1"
 
 
-def test_what_remembers_attributes_is_preloaded_where_it_was_compiled(package: Path) -> None:
+@pytest.mark.parametrize("version", ["8.6.1", "unknown"])
+def test_what_remembers_attributes_is_preloaded_where_it_was_compiled(
+    package: Path, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    monkeypatch.setattr(module, "installed_version", {"tensorrt": version}.get)
     assert device_environment("cuda:0", {})["LD_PRELOAD"] == ""
     library = compiled(package)
     assert device_environment("cuda:0", {})["LD_PRELOAD"] == str(library)
 
 
-@pytest.mark.parametrize(
-    "installed", [{"tensorrt": "9.3.0"}, {"tensorrt": "10.13.0"}, {"tensorrt": "unknown"}, {"tensorrt_rtx": "1.7"}, {}]
-)
+@pytest.mark.parametrize("installed", [{"tensorrt": "9.3.0"}, {"tensorrt": "10.13.0"}, {"tensorrt_rtx": "1.7"}, {}])
 def test_nothing_is_preloaded_for_a_runtime_that_does_without(
     package: Path, monkeypatch: pytest.MonkeyPatch, installed: dict[str, str]
 ) -> None:

@@ -13,8 +13,18 @@ from workers.engine_host.conformance.refitting import REFITTING, REFITTING_BESID
 from workers.engine_host.conformance.running import RUNNING
 
 __all__ = [
-    *("BUILDING", "RUNNING", "REFITTING", "REFITTING_IN_PLACE", "REFITTING_BESIDE", "HELD_PLANS", "WEIGHTLESS_PLANS"),
-    *("PROMISES", "BrokenPromise", "Check", "Harness", "promises_of"),
+    "BUILDING",
+    "HELD_PLANS",
+    "PROMISES",
+    "REFITTING",
+    "REFITTING_BESIDE",
+    "REFITTING_IN_PLACE",
+    "RUNNING",
+    "WEIGHTLESS_PLANS",
+    "BrokenPromise",
+    "Check",
+    "Harness",
+    "promises_of",
 ]
 
 PROMISES: tuple[Check, ...] = (

@@ -65,10 +65,10 @@ CANDIDATES = (
 )
 
 
-def param(candidate: Candidate, *more: object) -> Any:  # noqa: ANN401 - pytest names no type for it
+def param(candidate: Candidate, *check: Check) -> Any:  # noqa: ANN401 - pytest names no type for it
     marks = [pytest.mark.gpu] if candidate.kind == "cuda" else []
-    names = [one.__name__.removeprefix("check_") for one in more if callable(one)]
-    return pytest.param(candidate, *more, id="-".join([candidate.name, candidate.kind, *names]), marks=marks)
+    names = [one.__name__.removeprefix("check_") for one in check]
+    return pytest.param(candidate, *check, id="-".join([candidate.name, candidate.kind, *names]), marks=marks)
 
 
 @pytest.mark.parametrize(("candidate", "check"), [param(one, check) for one in CANDIDATES for check in one.promises])
