@@ -68,12 +68,12 @@ class Harness:
     @property
     def refits(self) -> bool:
         """Whether the backend says that it refits."""
-        return bool(self.backend.offered.capabilities["refit"])
+        return bool(self.backend.offered.capabilities.get("refit"))
 
     @property
     def plans_hold_weights(self) -> bool:
         """Whether the backend says that its plans hold weights."""
-        return bool(self.backend.offered.capabilities["plan_holds_weights"])
+        return bool(self.backend.offered.capabilities.get("plan_holds_weights"))
 
     def path(self, suffix: str) -> Path:
         """Return a path where there is no file yet."""
