@@ -108,7 +108,8 @@ class Abacus:
             definition = _countable(onnx_graph.parse(Path(request.definition).read_bytes()))
             engine = self.engine(definition, self._values(definition, request.parameters))
         digest, nbytes = self._write(engine, Path(request.plan))
-        built = Built(request.plan, digest, nbytes, PLATFORM, {"beads": options["beads"]}, watch.seconds, VERSION)
+        facts, platform = {"beads": options["beads"]}, self.offered.makes[0]
+        built = Built(request.plan, digest, nbytes, platform, facts, watch.seconds, self.offered.version)
         return built, engine
 
     def load(self, engine: EngineFile, _report: Report) -> LoadedEngine:
@@ -142,7 +143,7 @@ class Abacus:
         return self.engine(plan, values)
 
     def _refitted(self, request: Refit, engine: Counted, *, warm: bool) -> Refitted:  # noqa: ARG002 - Slate needs it
-        return Refitted(None, None, 0, _changed(request), warm, {}, {}, VERSION)
+        return Refitted(None, None, 0, _changed(request), warm, {}, {}, self.offered.version)
 
     def _write(self, engine: Counted, path: Path) -> tuple[str, int]:
         plan = ModelProto()
@@ -181,7 +182,7 @@ class Slate(Abacus):
     def _refitted(self, request: Refit, engine: Counted, *, warm: bool) -> Refitted:
         nbytes = len(onnx_graph.serialize(engine.plan))
         parent = request.parent
-        return Refitted(parent.plan, parent.root_plan, nbytes, _changed(request), warm, {}, {}, VERSION)
+        return Refitted(parent.plan, parent.root_plan, nbytes, _changed(request), warm, {}, {}, self.offered.version)
 
     def _write(self, engine: Counted, path: Path) -> tuple[str, int]:
         return _written(engine.plan, path)

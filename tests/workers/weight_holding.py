@@ -1,20 +1,20 @@
-"""A backend whose plans hold the weights, as those of TensorRT do, and that refits in place: for perceptrons, in numpy.
+"""The toy backend whose plans hold the weights, as those of TensorRT do, with an eye on what it loads.
 
-A plan is a safetensors file with every parameter, and a number that makes each one written another file.
+A number in each plan makes each one written another file.
 """
 
-import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from onnx import ModelProto, numpy_helper
 
 from app.fleet.backend_offer import BackendOffer
+from tests.adding.toy_backend import Abacus, Counted
 from workers.channel.messages import (
     BackendError,
     Build,
@@ -29,92 +29,65 @@ from workers.channel.messages import (
     Report,
     Request,
 )
-from workers.engine_host.backends.base import Arrays, LoadedEngine, Offered
+from workers.engine_host import onnx_graph
+from workers.engine_host.backends.base import LoadedEngine, Offered
 from workers.engine_host.engines import Engines
-from workers.engine_host.tensors import MappedFiles, ParameterFiles, read_tensors, write_tensors
+from workers.engine_host.tensors import Array, ParameterFiles
 
-Array = np.ndarray[Any, np.dtype[Any]]
 PLATFORM = "1.0/test device"
 VERSION = "1.0"
 
 
-@dataclass
-class HeldWeights:
+class HeldWeights(Counted):
     """An engine: the values of its parameters, which a refit sets."""
 
-    values: dict[str, Array]
 
-    @property
-    def nbytes(self) -> int:
-        return sum(value.nbytes for value in self.values.values())
-
-    def run(self, inputs: Arrays) -> dict[str, Array]:
-        x = inputs["x"]
-        for layer in range(len(self.values) // 2):
-            x = np.maximum(x @ self.values[f"{layer}.weight"] + self.values[f"{layer}.bias"], 0)
-        return {"y": x}
-
-    def measure(self, inputs: Arrays, *, iterations: int, warmup: int) -> Sequence[float]:
-        raise NotImplementedError
-
-    def layers(self, inputs: Arrays) -> tuple[tuple[str, float], ...]:
-        raise NotImplementedError
-
-    def inspect(self) -> Any:  # noqa: ANN401 - as the protocol has it
-        raise NotImplementedError
-
-
-class WeightHolding:
+class WeightHolding(Abacus):
     """The backend; `loaded` are the paths of the plans it loaded."""
 
-    refits_in_place = True
-    offered = Offered(VERSION, (PLATFORM,), (PLATFORM,), {})
+    engine = HeldWeights
+    offered = Offered(VERSION, (PLATFORM,), (PLATFORM,), Abacus.offered.capabilities)
 
     def __init__(self, scratch: Path) -> None:
+        super().__init__(ParameterFiles(scratch))
         self.loaded: list[str] = []
-        self._files = ParameterFiles(scratch)
         self._numbers = itertools.count()
 
-    def build(self, request: Build, _report: Report) -> tuple[Built, LoadedEngine]:
-        engine = HeldWeights(self._values(request.parameters))
-        digest, nbytes = self._write(request.plan, engine)
-        return Built(request.plan, digest, nbytes, PLATFORM, {}, {"compile": 0.0}, VERSION), engine
+    def build(self, request: Build, report: Report) -> tuple[Built, LoadedEngine]:
+        built, engine = super().build(replace(request, options={}), report)
+        assert engine is not None
+        return built, engine
 
-    def load(self, engine: EngineFile, _report: Report) -> LoadedEngine:
+    def _loaded(self, engine: EngineFile, parameters: tuple[ParameterSource, ...]) -> Counted:
+        """Load a plan, which must hold what it is said to."""
         self.loaded.append(engine.plan)
-        values = read_tensors(engine.plan)
-        del values["number"]
-        held = engine.held
-        for name, value in self._values(held).items():
+        values = super()._loaded(engine, engine.held).values
+        plan = onnx_graph.parse(Path(engine.plan).read_bytes())
+        for name, value in self._values(plan, engine.held).items():
             if not np.array_equal(values[name], value):
                 raise BackendError("other_weights", f"The plan does not hold the {name} it is said to hold.")
-        return HeldWeights(values | self._values(engine.parameters))
+        return super()._loaded(engine, parameters)
 
-    def refit(self, request: Refit, resident: LoadedEngine | None, report: Report) -> tuple[Refitted, LoadedEngine]:
-        engine = resident or self.load(request.parent, report)
-        assert isinstance(engine, HeldWeights)
-        engine.values.update(self._values(request.parameters))
-        before = {one.name: one.content for one in request.parent.parameters}
-        changed = sum(before[one.name] != one.content for one in request.parameters)
-        refitted = Refitted(None, None, 0, changed, resident is not None, {}, {"refit": 0.0}, VERSION)
-        return refitted, engine
+    def _refitted(self, request: Refit, engine: Counted, *, warm: bool) -> Refitted:
+        return replace(super()._refitted(request, engine, warm=warm), timings={"refit": 0.0})
 
     @contextmanager
-    def materialising(self, plan: str, engine: LoadedEngine, _report: Report) -> Iterator[Future[Materialised]]:
-        assert isinstance(engine, HeldWeights)
-        digest, nbytes = self._write(plan, engine)
-        written: Future[Materialised] = Future()
-        written.set_result(Materialised(plan, digest, nbytes, {"serialize": 0.0}))
-        yield written
+    def materialising(self, plan: str, engine: LoadedEngine, report: Report) -> Iterator[Future[Materialised]]:
+        with super().materialising(plan, engine, report) as writing:
+            made: Future[Materialised] = Future()
+            made.set_result(replace(writing.result(), timings={"serialize": 0.0}))
+            yield made
 
-    def _values(self, parameters: tuple[ParameterSource, ...]) -> dict[str, Array]:
-        mapped = MappedFiles()
-        return {name: mapped.view(value).copy() for name, value in self._files.locate(parameters).items()}
+    def _write(self, engine: Counted, path: Path) -> tuple[str, int]:
+        plan = ModelProto()
+        plan.CopyFrom(engine.plan)
+        plan.producer_version = str(next(self._numbers))
+        return super()._write(replace(engine, plan=plan), path)
 
-    def _write(self, plan: str, engine: HeldWeights) -> tuple[str, int]:
-        write_tensors(plan, {**engine.values, "number": np.array([next(self._numbers)])})
-        data = Path(plan).read_bytes()
-        return f"sha256:{hashlib.sha256(data).hexdigest()}", len(data)
+
+def weights_in(plan: bytes) -> dict[str, Array]:
+    """The weights that a plan holds."""
+    return {one.name: numpy_helper.to_array(one) for one in onnx_graph.parse(plan).graph.initializer}
 
 
 @dataclass

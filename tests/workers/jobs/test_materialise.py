@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
-from safetensors.numpy import load
 from sqlalchemy import select
 
 from app.artifacts.service import collect_orphans
@@ -21,7 +20,7 @@ from app.jobs.service import create, get_job
 from app.settings import Settings
 from tests.workers.networks import Network, Weights, perceptron
 from tests.workers.service import Service, computed, service_with
-from tests.workers.weight_holding import OFFERED, PLATFORM, HeldWeights, HostInProcess
+from tests.workers.weight_holding import OFFERED, PLATFORM, HeldWeights, HostInProcess, weights_in
 from workers.channel.messages import DEVICE_OUT_OF_MEMORY, BackendError, Materialise, Refit, Refitted, Report, Request
 from workers.engine_host.backends.base import Arrays, LoadedEngine
 from workers.jobs import plans
@@ -117,7 +116,7 @@ def test_a_lazy_refit_publishes_an_engine_that_runs_without_a_plan(
 def test_an_eager_refit_publishes_its_own_plan(net: Service, weights: Weights, second: Weights) -> None:
     result = net.result("/refits", {"engine": 1, "weights": net.add_weights(second)})
     assert result["materialised"] is True
-    plan = load(net.client.get("/v1/models/net/engines/2/plan").content)
+    plan = weights_in(net.client.get("/v1/models/net/engines/2/plan").content)
     for name, value in {**weights, **second}.items():
         np.testing.assert_array_equal(plan[name], value)
 
@@ -428,7 +427,7 @@ def test_a_download_waits_for_its_worker(net: Service, second: Weights, weights:
         while not (jobs := net.client.get("/v1/jobs", params={"kind": "materialise"}).json()["data"]):
             pass
         run_job(net.worker, jobs[0]["id"])
-        plan = load(answer.result(PATIENCE_S).content)
+        plan = weights_in(answer.result(PATIENCE_S).content)
     np.testing.assert_array_equal(plan["0.bias"], second["0.bias"])
     np.testing.assert_array_equal(plan["1.bias"], weights["1.bias"])
 
