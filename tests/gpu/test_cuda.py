@@ -11,8 +11,8 @@ from workers.channel.device_environment import asks_again_and_again, device_attr
 from workers.channel.host import EngineHost
 from workers.engine_host.cuda import (
     CudaError,
+    CudaEvent,
     DeviceBuffer,
-    Event,
     Staging,
     Stream,
     copy_to_device,
@@ -99,7 +99,7 @@ def test_more_than_the_device_has_is_an_error_after_which_it_works_as_before() -
 def test_the_time_between_two_events_is_that_of_the_work_between_them() -> None:
     little, much = np.zeros(1, np.uint8), np.zeros(GIB, np.uint8)
     with Stream() as stream, DeviceBuffer(GIB) as buffer:
-        start, small, large = Event(), Event(), Event()
+        start, small, large = CudaEvent(), CudaEvent(), CudaEvent()
         start.record(stream)
         copy_to_device(buffer.pointer, little, stream)
         small.record(stream)

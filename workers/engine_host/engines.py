@@ -34,7 +34,7 @@ from workers.channel.messages import (
 from workers.engine_host.backends import catalog
 from workers.engine_host.backends.base import Backend, LoadedEngine, MergesTimings
 from workers.engine_host.backends.stopwatch import Stopwatch
-from workers.engine_host.benchmarking import benchmark
+from workers.engine_host.latency import benchmark
 from workers.engine_host.resident import ResidentEngines
 from workers.engine_host.run_inputs import check_inputs
 from workers.engine_host.tensors import ParameterFiles, read_tensors, write_tensors

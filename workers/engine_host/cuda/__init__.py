@@ -7,12 +7,12 @@ from workers.engine_host.cuda.device import MemoryInfo, device_facts, memory_inf
 from workers.engine_host.cuda.memory import DeviceBuffer, copy_to_device, copy_to_host, page_locked
 from workers.engine_host.cuda.runtime import CudaError
 from workers.engine_host.cuda.staging import Staging
-from workers.engine_host.cuda.stream import Event, Stream
+from workers.engine_host.cuda.stream import CudaEvent, Stream
 
 __all__ = [
     "CudaError",
+    "CudaEvent",
     "DeviceBuffer",
-    "Event",
     "MemoryInfo",
     "Staging",
     "Stream",

@@ -8,7 +8,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
 from workers.engine_host.cuda.memory import Array, bytes_of, copy_to_device, page_locked
-from workers.engine_host.cuda.stream import Event, Stream
+from workers.engine_host.cuda.stream import CudaEvent, Stream
 
 CHUNK_BYTES = 32 << 20
 CHUNKS = 2  # the device reads one while the other is filled
@@ -46,7 +46,7 @@ class _Chunk:
 
     def __init__(self, nbytes: int) -> None:
         self._memory = page_locked(nbytes)
-        self._is_read = Event()
+        self._is_read = CudaEvent()
 
     def send(self, data: Array, target: int, stream: Stream, fillers: ThreadPoolExecutor) -> None:
         """Queue a copy of `data`, U8 and no longer than the chunk, once the device has read what is in the chunk."""

@@ -35,7 +35,7 @@ class Stream:
         self.close()
 
 
-class Event:
+class CudaEvent:
     """A mark in a stream that tells when the device came to it."""
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class Event:
         """Wait until the device has come to the mark, if it was ever put anywhere; raises CudaError."""
         check(cudart().cudaEventSynchronize(self._event))
 
-    def seconds_since(self, earlier: "Event") -> float:
+    def seconds_since(self, earlier: "CudaEvent") -> float:
         """Wait for this mark and return the seconds the device took from an earlier one, to half a microsecond."""
         self.wait()
         return float(check(cudart().cudaEventElapsedTime(earlier._event, self._event))) / 1000  # noqa: SLF001 - of its kind

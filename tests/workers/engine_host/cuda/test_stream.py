@@ -2,7 +2,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from workers.engine_host.cuda import CudaError, Event, Stream
+from workers.engine_host.cuda import CudaError, CudaEvent, Stream
 
 if TYPE_CHECKING:
     from tests.workers.engine_host.cuda.conftest import FakeCudart
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 def test_the_time_between_two_events_is_in_seconds(cuda: "FakeCudart") -> None:
     with Stream() as stream:
-        start, end = Event(), Event()
+        start, end = CudaEvent(), CudaEvent()
         start.record(stream)
         end.record(stream)
         assert end.seconds_since(start) == pytest.approx(0.0025)
@@ -20,7 +20,7 @@ def test_the_time_between_two_events_is_in_seconds(cuda: "FakeCudart") -> None:
 
 
 def test_streams_and_events_are_given_back_when_nothing_refers_to_them(cuda: "FakeCudart") -> None:
-    stream, event = Stream(), Event()
+    stream, event = Stream(), CudaEvent()
     assert cuda.streams == {stream.handle}
     del stream, event
     assert not cuda.streams

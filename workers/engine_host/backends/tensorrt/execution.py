@@ -14,7 +14,15 @@ from workers.channel.messages import DEVICE_OUT_OF_MEMORY, BackendError
 from workers.engine_host.backends.base import Arrays
 from workers.engine_host.backends.tensorrt.library import NAME, extents, trt
 from workers.engine_host.backends.tensorrt.log import Log
-from workers.engine_host.cuda import CudaError, DeviceBuffer, Event, Stream, copy_to_device, copy_to_host, page_locked
+from workers.engine_host.cuda import (
+    CudaError,
+    CudaEvent,
+    DeviceBuffer,
+    Stream,
+    copy_to_device,
+    copy_to_host,
+    page_locked,
+)
 from workers.engine_host.tensors import Array
 
 DTYPES: Mapping[str, str] = {
@@ -86,7 +94,7 @@ class Execution:
         held = self._bind(inputs)
         for _ in range(warmup):
             self._enqueue()
-        events = [(Event(), Event()) for _ in range(iterations)]
+        events = [(CudaEvent(), CudaEvent()) for _ in range(iterations)]
         for begin, end in events:
             begin.record(self._stream)
             self._enqueue()

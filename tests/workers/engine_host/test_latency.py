@@ -23,7 +23,7 @@ from workers.channel.messages import (
     Report,
 )
 from workers.engine_host.backends.base import Arrays, LoadedEngine, Offered
-from workers.engine_host.benchmarking import benchmark, latency_of, turns_of
+from workers.engine_host.latency import benchmark, latency_of, turns_of
 from workers.engine_host.run_inputs import digest_of, fixed_inputs
 
 ENGINE = EngineFile(
