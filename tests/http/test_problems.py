@@ -33,6 +33,7 @@ def test_json_that_is_too_large_is_refused(client: TestClient) -> None:
     answer = client.post("/v1/models", json={"name": "a", "description": "x" * 9_000_000})
     assert (answer.status_code, answer.headers["content-type"]) == (413, "application/problem+json")
     assert "PUT /v1/blobs" in answer.json()["detail"]
+    assert answer.json()["code"] == "request_entity_too_large"
 
 
 def test_json_that_does_not_parse_is_a_problem(client: TestClient) -> None:

@@ -1,0 +1,1 @@
+"""The page docs/errors.md, made from the code."""

@@ -1,0 +1,86 @@
+"""The page docs/errors.md: every problem code, made from the code itself."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from docs.error_page.raised import COMMAND, JOB, raised
+
+PAGE: Final = Path(__file__).parents[1] / "errors.md"
+# Codes whose text is put together where a reader of syntax cannot follow, or that Starlette raises.
+WRITTEN: Final[Mapping[tuple[str, str], str]] = {
+    ("404", "not_found"): "There is nothing at «path». GET /docs lists every call.",
+    ("405", "method_not_allowed"): "«path» does not take «method». GET /docs lists every call.",
+    ("413", "request_entity_too_large"): "The body is larger than this call takes. Upload large content with "
+    "PUT /v1/blobs/«digest» and name its digest.",
+    ("422", "blob_not_found"): "There is no blob «digest». Upload it with PUT /v1/blobs/«digest». (A body names it.)",
+    (JOB, "verification_failed"): "The engine's outputs are too far from those it was verified against, or not "
+    "finite; `error.figures` say how far. Check the weights, or ask for another `verify`.",
+}
+FILLED_IN: Final = re.compile("(«[^»]*»)*")
+HEAD: Final = """# Errors
+
+<!-- `make docs` writes this page from the code, and a test fails if the two differ. Do not edit it. -->
+
+Every error is `application/problem+json` (RFC 9457) with `type`, `title`, `status`, `detail`, `code`, `request_id` and
+`errors[{pointer, detail}]`. `code` is a stable word for programs. `detail` says when the error comes and what to do
+about it. The texts below are those of the code; «…» stands for what an answer fills in. A code may come with several texts.
+
+"""
+SECTIONS: Final = (
+    ("Answers", "These answer a request, with the status."),
+    (
+        "Errors of jobs",
+        "A job that fails has `error: {code, detail}`. Its code may also be one of the answers above.",
+    ),
+    ("Commands that cannot start", "`enginesmith …` prints the text and the code, and ends with status 1."),
+)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One code in one place: `place` is an HTTP status, "job" or "command"."""
+
+    place: str
+    code: str
+    texts: tuple[str, ...]
+
+
+def page() -> str:
+    """Return the text of the page."""
+    found = problems()
+    tables = (
+        _table([problem for problem in found if problem.place not in {JOB, COMMAND}], "status"),
+        _table([problem for problem in found if problem.place == JOB]),
+        _table([problem for problem in found if problem.place == COMMAND]),
+    )
+    sections = zip(SECTIONS, tables, strict=True)
+    return HEAD + "\n".join(f"## {title}\n\n{text}\n\n{table}" for (title, text), table in sections)
+
+
+def problems() -> list[Problem]:
+    """Return every code of app/ and workers/, sorted by code and place."""
+    texts: dict[tuple[str, str], set[str]] = {}
+    for code, place, text in raised():
+        texts.setdefault((code, place), set()).add(text)
+    for (place, code), text in WRITTEN.items():
+        texts.setdefault((code, place), set()).add(text)
+    return [Problem(place, code, _words(texts[code, place])) for code, place in sorted(texts)]
+
+
+def _words(texts: set[str]) -> tuple[str, ...]:
+    """Return the texts that say something by themselves, and not only what is filled in."""
+    return tuple(sorted(text for text in texts if text and not FILLED_IN.fullmatch(text)))
+
+
+def _table(rows: Sequence[Problem], *columns: str) -> str:
+    titles = ("code", *columns, "when, and what to do")
+    lines = [_row(titles), _row(["---"] * len(titles))]
+    lines += [_row([f"`{row.code}`", *([row.place] if columns else []), "<br>".join(row.texts)]) for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
