@@ -8,7 +8,7 @@
 FROM python:3.11-slim-bookworm AS cpu-build
 WORKDIR /src
 RUN python -m venv /opt/enginesmith
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE ./
 COPY app ./app
 COPY workers ./workers
 COPY migrations ./migrations
@@ -40,7 +40,7 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev python3 python3-venv \
     && rm -rf /var/lib/apt/lists/* \
     && python3 -m venv /opt/enginesmith
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE ./
 COPY app ./app
 COPY workers ./workers
 COPY migrations ./migrations

@@ -26,7 +26,8 @@ HEAD: Final = """# Errors
 
 Every error is `application/problem+json` (RFC 9457) with `type`, `title`, `status`, `detail`, `code`, `request_id` and
 `errors[{pointer, detail}]`. `code` is a stable word for programs. `detail` says when the error comes and what to do
-about it. The texts below are those of the code; «…» stands for what an answer fills in. A code may come with several texts.
+about it. The texts below are those of the code; «…» stands for what an answer fills in. A code may
+come with several texts.
 
 """
 SECTIONS: Final = (
