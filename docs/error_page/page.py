@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from docs.error_page.raised import COMMAND, JOB, raised
+from docs.error_page.raised import COMMAND, JOB, WAITING, raised
 
 PAGE: Final = Path(__file__).parents[1] / "errors.md"
 # Codes whose text is put together where a reader of syntax cannot follow, or that Starlette raises.
@@ -31,18 +31,20 @@ come with several texts.
 
 """
 SECTIONS: Final = (
-    ("Answers", "These answer a request, with the status."),
+    ("status", "Answers", "These answer a request, with the status."),
     (
+        JOB,
         "Errors of jobs",
         "A job that fails has `error: {code, detail}`. Its code may also be one of the answers above.",
     ),
-    ("Commands that cannot start", "`enginesmith …` prints the text and the code, and ends with status 1."),
+    (WAITING, "What a job waits for", "A queued job that no worker can begin has `waiting: {code, detail}`."),
+    (COMMAND, "Commands that cannot start", "`enginesmith …` prints the text and the code, and ends with status 1."),
 )
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One code in one place: `place` is an HTTP status, "job" or "command"."""
+    """One code in one place: `place` is an HTTP status, "job", "command" or "waiting"."""
 
     place: str
     code: str
@@ -51,14 +53,13 @@ class Problem:
 
 def page() -> str:
     """Return the text of the page."""
-    found = problems()
-    tables = (
-        _table([problem for problem in found if problem.place not in {JOB, COMMAND}], "status"),
-        _table([problem for problem in found if problem.place == JOB]),
-        _table([problem for problem in found if problem.place == COMMAND]),
-    )
-    sections = zip(SECTIONS, tables, strict=True)
-    return HEAD + "\n".join(f"## {title}\n\n{text}\n\n{table}" for (title, text), table in sections)
+    tables = {section: _table(rows, section) for section, *_ in SECTIONS if (rows := _rows(section))}
+    sections = (f"## {title}\n\n{text}\n\n{tables[one]}" for one, title, text in SECTIONS if one in tables)
+    return HEAD + "\n".join(sections)
+
+
+def _rows(section: str) -> list[Problem]:
+    return [one for one in problems() if one.place == section or (section == "status" and one.place.isdigit())]
 
 
 def problems() -> list[Problem]:
@@ -76,11 +77,11 @@ def _words(texts: set[str]) -> tuple[str, ...]:
     return tuple(sorted(text for text in texts if text and not FILLED_IN.fullmatch(text)))
 
 
-def _table(rows: Sequence[Problem], *columns: str) -> str:
-    titles = ("code", *columns, "when, and what to do")
-    lines = [_row(titles), _row(["---"] * len(titles))]
-    lines += [_row([f"`{row.code}`", *([row.place] if columns else []), "<br>".join(row.texts)]) for row in rows]
-    return "\n".join(lines) + "\n"
+def _table(rows: Sequence[Problem], section: str) -> str:
+    with_status = section == "status"
+    titles = ["code", *(["status"] if with_status else []), "when, and what to do"]
+    cells = [[f"`{row.code}`", *([row.place] if with_status else []), "<br>".join(row.texts)] for row in rows]
+    return "\n".join(map(_row, [titles, ["---"] * len(titles), *cells])) + "\n"
 
 
 def _row(cells: Sequence[str]) -> str:

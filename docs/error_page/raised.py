@@ -15,10 +15,12 @@ from docs.error_page.wording import Module, text
 ROOT: Final = Path(__file__).parents[2]
 JOB: Final = "job"
 COMMAND: Final = "command"
+WAITING: Final = "waiting"
 PLACES: Final[Mapping[str, str]] = {
     "Rejected": "422",  # app/definitions/sandbox.py raises the child's answer as Invalid
     "CheckpointError": "422",  # app/weights/service.py raises it as Invalid
     "CannotStart": COMMAND,
+    "Waiting": WAITING,
 }
 STARTING: Final = ("bad_signing_key", "bad_store_url", "no_backend")  # found before a process takes any request
 TEXT: Final = ("detail", "what")
@@ -30,7 +32,8 @@ class Taker:
     """A class or function that is given a code.
 
     `code`, `text` and `remedy` are positions of arguments; `default` is the code, and `says` the text, if none is
-    given. `place` is the HTTP status it stands for, "job" or "command"; None if its first argument is the status.
+    given. `place` is the HTTP status it stands for, "job", "command" or "waiting"; None if its first argument is the
+    status.
     """
 
     place: str | None

@@ -26,8 +26,9 @@ def test_the_table_of_folders_is_the_tree() -> None:
 
 def test_every_wall_is_named_as_its_contract_is() -> None:
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    names = {re.sub(r"^\w+: ", "<slice>: ", contract["name"]) for contract in contracts}  # one for each slice
     walls = re.findall(r"^- (.*)$", ARCHITECTURE.partition("## Walls")[2], flags=re.MULTILINE)
-    assert sorted(walls) == sorted(contract["name"] for contract in contracts)
+    assert sorted(walls) == sorted(names)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
