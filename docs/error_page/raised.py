@@ -22,6 +22,7 @@ PLACES: Final[Mapping[str, str]] = {
     "CannotStart": COMMAND,
     "Waiting": WAITING,
 }
+IN_JOBS: Final = ("bad_signature", "unknown_work")  # of what only workers do with modules of app/
 STARTING: Final = ("bad_signing_key", "bad_store_url", "no_backend")  # found before a process takes any request
 TEXT: Final = ("detail", "what")
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -76,6 +77,8 @@ def _place(code: str, module: Module, taker: Taker, call: ast.Call) -> str:
     """Return where a code is answered: what a worker raises ends its job, whatever its status elsewhere."""
     if code in STARTING:
         return COMMAND
+    if code in IN_JOBS:
+        return JOB
     if taker.place is None:
         return str(call.args[0].value) if isinstance(call.args[0], ast.Constant) else "500"
     return JOB if module.path.startswith("workers/") and taker.place != COMMAND else taker.place
