@@ -48,7 +48,8 @@ class Taker:
 def raised(root: Path = ROOT) -> Iterator[tuple[str, str, str]]:
     """Yield (code, place, text) of everything in app/ and workers/ that may become a problem or a job's error."""
     paths = (path for package in ("app", "workers") for path in sorted((root / package).rglob("*.py")))
-    modules = [_parsed(path, root) for path in paths]
+    parsed = {module.path: module for module in (_parsed(path, root) for path in paths)}
+    modules = [_with_imported(module, parsed) for module in parsed.values()]
     shared = {name: value for module in modules for name, value in module.constants.items()}
     takers = _takers(modules)
     for module in modules:
@@ -71,6 +72,16 @@ def _parsed(path: Path, root: Path) -> Module:
         if isinstance(name, ast.Name) and name.id.lstrip("_").isupper()
     }
     return Module(str(path.relative_to(root)), tree, constants)
+
+
+def _with_imported(module: Module, parsed: Mapping[str, Module]) -> Module:
+    """Add the constants that a module imports from others of this project."""
+    imported: dict[str, str] = {}
+    for node in module.tree.body:
+        if isinstance(node, ast.ImportFrom) and (source := parsed.get(f"{(node.module or '').replace('.', '/')}.py")):
+            names = {alias.name for alias in node.names} & source.constants.keys()
+            imported |= {name: source.constants[name] for name in names}
+    return replace(module, constants={**imported, **module.constants})
 
 
 def _place(code: str, module: Module, taker: Taker, call: ast.Call) -> str:

@@ -35,6 +35,11 @@ def test_no_code_that_stands_plainly_in_the_source_is_overlooked() -> None:
             ("toy_gone", "410", "«name» went. Bring it."),
         ),
         ("app/toy.py", 'raise Gone("All went.")', ("gone", "410", "All went.")),
+        (
+            "app/toy.py",
+            'from app.limits import MOST\nraise Gone(f"At most {MOST} fit.")',
+            ("gone", "410", "At most 7 fit."),
+        ),
         ("workers/toy.py", 'raise Gone("All went.", code="toy_gone")', ("toy_gone", "job", "All went.")),
         ("workers/toy.py", 'raise Broken("toy_broken", "It " + "broke.")', ("toy_broken", "job", "It broke.")),
         (
@@ -55,6 +60,7 @@ def test_a_code_is_found_however_it_is_raised(
         "class Gone(ServiceError):\n    status, code = 410, 'gone'\n"
         "class Broken(Exception):\n    def __init__(self, code: str, detail: str) -> None: ...\n"
     )
+    (tmp_path / "app/limits.py").write_text("MOST = 7\n")
     (tmp_path / path).write_text(source)
     assert list(raised(tmp_path)) == [expected]
 
