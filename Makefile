@@ -52,9 +52,9 @@ lint: install
 bench: install
 	$(BIN)/python -m benchmarks.cpu
 
-# The page of every error code, from the code.
+# The page of every error code, from the code, and the index of decisions.
 docs: install
-	$(BIN)/python -m docs.error_page
+	$(BIN)/python -m docs.pages
 
 clean:
 	rm -rf $(VENV) build *.egg-info workers/engine_host/accelerate/*.so

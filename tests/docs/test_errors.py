@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from docs.error_page.page import PAGE, page, problems
-from docs.error_page.raised import raised
+from docs.pages.errors import PAGE, page, problems
+from docs.pages.raised import raised
 
 ROOT = Path(__file__).parents[2]
 WRITTEN_PLAINLY = re.compile(r'\bcode="(\w+)"')

@@ -41,31 +41,3 @@ def test_the_glossary_has_each_word_once() -> None:
     words = Counter(word for row in rows if row not in {"word", "---"} for word in row.split(", "))
     assert len(words) > 60
     assert [word for word, times in words.items() if times > 1] == []
-
-
-DECISIONS = sorted((DOCS / "decisions").glob("[0-9]*.md"))
-
-
-@pytest.mark.parametrize("record", DECISIONS, ids=lambda record: record.stem[:4])
-def test_a_decision_says_when_it_was_made_whether_it_holds_what_it_governs_and_why(record: Path) -> None:
-    text = record.read_text()
-    head = re.match(
-        r"# (\d{4})\. (.+)\n\n- Date: \d{4}-\d\d-\d\d\n"
-        r"- Status: (accepted|superseded by \[\d{4}\]\(\S+\))\n- Governs: (.+)\n",
-        text,
-    )
-    assert head is not None
-    number, title, status, governs = head.groups()
-    assert record.name.startswith(f"{number}-")
-    assert [path for path in re.findall(r"`([^`]+)`", governs) if not (ROOT / path).exists()] == []
-    assert text.index("\n## Decision\n") < text.index("\n## Why\n")
-    index = (DOCS / "decisions/README.md").read_text().splitlines()
-    (row,) = [line for line in index if line.startswith(f"| [{number}]({record.name}) |")]
-    assert [cell.strip() for cell in row.strip("|").split("|")][2:] == [title, status]
-
-
-def test_decisions_are_numbered_without_a_gap_and_superseded_by_a_later_one() -> None:
-    assert [int(record.name[:4]) for record in DECISIONS] == [*range(1, len(DECISIONS) + 1)]
-    for record in DECISIONS:
-        for later in re.findall(r"superseded by \[(\d{4})\]", record.read_text()):
-            assert int(later) > int(record.name[:4])

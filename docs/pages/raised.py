@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from docs.error_page.wording import Module, text
+from docs.pages.wording import Module, text
 
 ROOT: Final = Path(__file__).parents[2]
 JOB: Final = "job"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from docs.error_page.raised import COMMAND, JOB, WAITING, raised
+from docs.pages.raised import COMMAND, JOB, WAITING, raised
 
 PAGE: Final = Path(__file__).parents[1] / "errors.md"
 # Codes whose text is put together where a reader of syntax cannot follow, or that Starlette raises.

@@ -1,1 +1,0 @@
-"""The page docs/errors.md, made from the code."""
