@@ -18,6 +18,10 @@ WRITTEN: Final[Mapping[tuple[str, str], str]] = {
     ("422", "blob_not_found"): "There is no blob «digest». Upload it with PUT /v1/blobs/«digest». (A body names it.)",
     (JOB, "verification_failed"): "The engine's outputs are too far from those it was verified against, or not "
     "finite; `error.figures` say how far. Check the weights, or ask for another `verify`.",
+    (COMMAND, "disk_unusable"): "A disk that the service writes to has too little room, or cannot be looked at; the "
+    "text says which. Free space there, or lower ENGINESMITH_MIN_FREE_BYTES.",
+    (COMMAND, "package_hidden"): "A package of another project is found before one of Enginesmith's; the text says "
+    "which and where. Start the command in another folder, or take that one off PYTHONPATH.",
 }
 FILLED_IN: Final = re.compile("(«[^»]*»)*")
 HEAD: Final = """# Errors
