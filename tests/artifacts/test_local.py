@@ -82,6 +82,7 @@ def test_an_artifact_put_as_a_file_stays(local_store: LocalStore) -> None:
     assert path.read_bytes() == BYTES
 
 
+@pytest.mark.slow
 def test_what_a_killed_writer_left_is_cleared_and_a_live_writer_is_not_disturbed(local_store: LocalStore) -> None:
     incoming = local_store.root / "incoming"
     code = f"""

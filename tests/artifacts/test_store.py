@@ -22,7 +22,7 @@ LIMIT = 64 * MIB
 BYTES = os.urandom(3 * MIB + 17)
 
 
-@pytest.fixture(params=["local", "file", "memory", "s3"])
+@pytest.fixture(params=["local", "file", "memory", pytest.param("s3", marks=pytest.mark.slow)])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> ArtifactStore:
     if request.param == "s3":
         request.getfixturevalue("s3_environment")

@@ -55,6 +55,7 @@ def test_a_child_out_of_memory_is_reported(upload: Path, monkeypatch: pytest.Mon
     assert fault(upload).code in {"parser_crashed", "too_much_memory"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", [signal.SIGSEGV, signal.SIGABRT])
 def test_a_crash_is_reported(upload: Path, monkeypatch: pytest.MonkeyPatch, ending: signal.Signals) -> None:
     program = f"import os; os.kill(os.getpid(), {int(ending)})"

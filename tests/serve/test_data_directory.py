@@ -47,6 +47,7 @@ def test_closing_gives_the_lock_back_and_removes_the_runtime_directory(tmp_path:
     DataDirectory(tmp_path).close()
 
 
+@pytest.mark.slow
 def test_what_a_killed_holder_left_behind_is_removed(tmp_path: Path) -> None:
     killed = subprocess.run([sys.executable, "-c", HOLD_AND_DIE, tmp_path], capture_output=True, text=True, check=False)
     left_behind = Path(killed.stdout.strip())

@@ -3,6 +3,8 @@ import socket
 import subprocess
 import sys
 
+import pytest
+
 from workers.identity import is_gone, new_identity
 
 HERE = socket.gethostname()
@@ -14,6 +16,7 @@ def test_a_process_has_a_new_name_each_time_and_is_not_gone_itself() -> None:
     assert not is_gone(own, own)
 
 
+@pytest.mark.slow
 def test_only_a_worker_of_this_host_whose_process_ended_is_gone() -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         identity = f"{HERE}:{process.pid}:abcdef"

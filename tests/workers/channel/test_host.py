@@ -58,6 +58,7 @@ def runs(hosting: Hosting, engine: EngineFile) -> bool:
     return bool(np.isfinite(outputs["y"]).all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
 def test_a_child_that_dies_in_the_middle_is_reported_and_replaced(
     hosting: Hosting, engine: EngineFile, endless: Run, number: signal.Signals
@@ -75,6 +76,7 @@ def test_a_child_that_dies_in_the_middle_is_reported_and_replaced(
     assert hosting.host.pid != first
 
 
+@pytest.mark.slow
 def test_a_child_that_dies_between_calls_is_replaced(hosting: Hosting, engine: EngineFile) -> None:
     first = hosting.host.pid
     assert first is not None
@@ -87,6 +89,7 @@ def test_a_child_that_dies_between_calls_is_replaced(hosting: Hosting, engine: E
     assert hosting.host.pid != first
 
 
+@pytest.mark.slow
 def test_a_tick_that_raises_kills_the_child_and_passes_through(
     hosting: Hosting, engine: EngineFile, endless: Run, tmp_path: Path
 ) -> None:
@@ -115,6 +118,7 @@ def stuck(engine: EngineFile, tmp_path: Path) -> EngineFile:
     return replace(engine, definition=str(tmp_path / "definition.pipe"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["canceled", "killed"])
 def test_what_is_built_to_compare_with_lies_in_the_childs_folder_and_goes_with_it(
     hosting: Hosting, stuck: EngineFile, tmp_path: Path, how: str
@@ -134,6 +138,7 @@ def test_what_is_built_to_compare_with_lies_in_the_childs_folder_and_goes_with_i
     assert not list((tmp_path / "scratch").iterdir())
 
 
+@pytest.mark.slow
 def test_a_listener_that_raises_kills_the_child_too(hosting: Hosting, engine: EngineFile, tmp_path: Path) -> None:
     def refuse(_message: object) -> None:
         raise Canceled
@@ -166,6 +171,7 @@ def test_what_native_code_writes_arrives_as_log_lines_before_the_answer(hosting:
     assert hosting.host.pid == first
 
 
+@pytest.mark.slow
 def test_the_log_of_a_child_that_died_is_kept(hosting: Hosting, endless: Run, tmp_path: Path) -> None:
     network = reshaping(tmp_path / "reshaping.onnx")
     _, engine = hosting.build(network, bound(network, checkpoint(tmp_path / "b.safetensors", network.weights(1))))
@@ -205,6 +211,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.slow
 def test_the_child_dies_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", PARENT, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -268,6 +275,7 @@ def test_a_gpu_that_is_not_there_is_told_by_the_child_and_ends_it(tmp_path: Path
     assert host.pid is None
 
 
+@pytest.mark.slow
 def test_after_a_failure_of_the_device_the_child_is_replaced(
     hosting: Hosting, engine: EngineFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -327,6 +335,7 @@ def test_what_several_threads_send_at_once_arrives_whole() -> None:
     assert arrived == dict.fromkeys(messages, 20)
 
 
+@pytest.mark.slow
 def test_a_child_that_ends_before_it_has_said_anything_is_an_error(hosting: Hosting) -> None:
     child = stopped(hosting)
     with pytest.raises(EngineHostDied, match="SIGKILL"):
@@ -334,6 +343,7 @@ def test_a_child_that_ends_before_it_has_said_anything_is_an_error(hosting: Host
     assert hosting.host.pid is None
 
 
+@pytest.mark.slow
 def test_a_child_that_says_nothing_in_time_is_killed(hosting: Hosting, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workers.channel.host.HELLO_S", 0.0)
     child = stopped(hosting)
@@ -343,6 +353,7 @@ def test_a_child_that_says_nothing_in_time_is_killed(hosting: Hosting, monkeypat
         os.kill(child, 0)
 
 
+@pytest.mark.slow
 def test_a_request_that_a_stuck_child_does_not_read_can_be_canceled(hosting: Hosting, engine: EngineFile) -> None:
     os.kill(hosting.host.start().pid, signal.SIGSTOP)
     huge = replace(engine, options={"padding": "x" * (16 << 20)})  # no socket buffers that much

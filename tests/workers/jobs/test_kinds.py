@@ -155,6 +155,7 @@ def test_inputs_that_do_not_fit_fail_the_run_with_the_reason(net: Service) -> No
     assert "x" in job["error"]["detail"]
 
 
+@pytest.mark.slow
 def test_a_job_whose_engine_host_is_killed_is_tried_again(net: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     kill_once = [signal.SIGKILL]
     hear = Watch.ask
