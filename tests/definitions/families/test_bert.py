@@ -20,7 +20,7 @@ from app.weights.manifest import TensorEntry
 from tests.definitions.conftest import OpenSession, Tensors
 
 Config = dict[str, Any]
-GOLDEN = Path(__file__).parents[1] / "golden" / "bert_minilm.json"
+GOLDEN = Path(__file__).parents[2] / "golden" / "bert_minilm.json"
 
 
 @pytest.fixture(scope="module")
