@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from uuid import uuid4
@@ -92,17 +93,26 @@ def _own_postgres() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def postgres_url(postgres_server: str) -> Iterator[str]:
-    """A migrated database of the tests' own, dropped at the end."""
+    """A migrated database of the tests' own."""
+    with new_database(postgres_server) as url:
+        command.upgrade(alembic_config(url), "head")
+        yield url
+
+
+@contextmanager
+def new_database(server: str) -> Iterator[str]:
+    """Give the URL of a PostgreSQL database without any table, which is dropped at the end."""
     name = f"enginesmith_test_{uuid4().hex[:12]}"
-    administrator = sa.create_engine(postgres_server, isolation_level="AUTOCOMMIT")
+    administrator = sa.create_engine(server, isolation_level="AUTOCOMMIT")
     with administrator.connect() as connection:
         connection.execute(sa.text(f"CREATE DATABASE {name}"))
         connection.execute(sa.text(f"ALTER DATABASE {name} SET synchronous_commit TO off"))  # no test cuts the power
-    url = sa.make_url(postgres_server).set(database=name).render_as_string(hide_password=False)
-    command.upgrade(alembic_config(url), "head")
-    yield url
-    with administrator.connect() as connection:
-        connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
+    try:
+        yield sa.make_url(server).set(database=name).render_as_string(hide_password=False)
+    finally:
+        with administrator.connect() as connection:
+            connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
+        administrator.dispose()
 
 
 @pytest.fixture(scope="session")

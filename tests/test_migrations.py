@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
@@ -15,6 +14,7 @@ from app.bindings.service import UnsavedReport, record
 from app.database import Database, JsonText
 from app.engines.tables import Engine
 from migrations import alembic_config, upgrade
+from tests.conftest import OTHERS_OUT, new_database
 
 PLAN = "sha256:" + "9a" * 32
 MOMENT = "2026-11-22 10:00:00+00:00"
@@ -29,15 +29,21 @@ def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path / 'old.db'}"
         return
-    server: str = request.getfixturevalue("postgres_server")
-    name = f"enginesmith_test_{uuid4().hex[:12]}"
-    administrator = sa.create_engine(server, isolation_level="AUTOCOMMIT")
-    with administrator.connect() as connection:
-        connection.execute(sa.text(f"CREATE DATABASE {name}"))
-    yield sa.make_url(server).set(database=name).render_as_string(hide_password=False)
-    with administrator.connect() as connection:
-        connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
-    administrator.dispose()
+    url: str = request.getfixturevalue("emptied_url")
+    yield url
+    engine = sa.create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(sa.text(OTHERS_OUT))
+        connection.execute(sa.text("DROP SCHEMA public CASCADE"))
+        connection.execute(sa.text("CREATE SCHEMA public"))
+    engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def emptied_url(postgres_server: str) -> Iterator[str]:
+    """The URL of a PostgreSQL database that the tests here empty, one after the other: to drop one takes seconds."""
+    with new_database(postgres_server) as url:
+        yield url
 
 
 @pytest.fixture

@@ -27,13 +27,12 @@ from workers.celery import celery_app
 from workers.channel.host import EngineHostDied
 from workers.channel.messages import BackendError, LogLine, Progress
 from workers.jobs import kinds, watch
-from workers.jobs import worker as worker_module
 from workers.jobs.attempt import run_job
 from workers.jobs.faults import VerificationFailed
 from workers.jobs.news import MAX_LINES
 from workers.jobs.steps import Ready, Steps
 from workers.jobs.watch import Watch
-from workers.jobs.worker import Worker
+from workers.jobs.worker import OUTAGE_PAUSES_S, PUT_PAUSES_S, Worker
 
 Post = Callable[[], str]
 Step = Callable[[Worker, Watch], None]
@@ -64,9 +63,16 @@ def does(monkeypatch: pytest.MonkeyPatch) -> Callable[[Step], None]:
 
 
 @pytest.fixture
-def away(monkeypatch: pytest.MonkeyPatch) -> Database:
-    """A database that does not answer, and that nobody waits for."""
-    monkeypatch.setattr(worker_module, "OUTAGE_PAUSES_S", (0.0,))
+def pauses(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long the worker would have waited for its database, each time; here it does not wait."""
+    pauses: list[float] = []
+    monkeypatch.setattr(worker.stopping, "wait", pauses.append)
+    return pauses
+
+
+@pytest.fixture
+def away() -> Database:
+    """A database that does not answer."""
     return Database("sqlite:////nowhere/enginesmith.db")
 
 
@@ -377,26 +383,34 @@ def test_a_database_that_fails_for_a_moment_loses_no_result(
 
 
 def test_what_was_put_and_cannot_be_published_is_collected(
-    worker: Worker, post: Post, does: Callable[[Step], None], store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+    worker: Worker,
+    post: Post,
+    does: Callable[[Step], None],
+    store: ArtifactStore,
+    pauses: list[float],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def full(*_args: Any, **_kwargs: Any) -> None:  # noqa: ANN401 - stands in for any call
         raise OperationalError("INSERT", {}, ConnectionError("database or disk is full"))
 
     does(lambda _worker, _watch: None)
-    monkeypatch.setattr(worker_module, "OUTAGE_PAUSES_S", (0.0,))
     monkeypatch.setattr(lease, "succeed", full)
     job_id = post()
     run_job(worker, job_id)
+    assert tuple(pauses) == OUTAGE_PAUSES_S
     assert read(worker.database, job_id).state == State.QUEUED
     assert store.size(DIGEST) == len(CONTENT)
     collect_orphans(worker.database, store, older_than_s=-2 * worker.settings.job_deadline_s)
     assert store.size(DIGEST) is None
 
 
-def test_nothing_is_put_that_cannot_be_recorded(worker: Worker, store: ArtifactStore, away: Database) -> None:
+def test_nothing_is_put_that_cannot_be_recorded(
+    worker: Worker, store: ArtifactStore, away: Database, pauses: list[float]
+) -> None:
     worker.database = away
     with pytest.raises(DATABASE_DOWN):
         worker.put(made_in(worker.scratch))
+    assert tuple(pauses) == PUT_PAUSES_S
     assert store.size(DIGEST) is None
 
 
