@@ -41,11 +41,11 @@ serve: install
 	$(BIN)/enginesmith serve --host 127.0.0.1 --port 8000 --data-dir $(DATA)
 
 test: install
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 # Without tests that kill a process or need a server other than Valkey, which is embedded.
 test-fast: install
-	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow"
 
 lint: install
 	$(BIN)/ruff check .
