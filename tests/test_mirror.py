@@ -10,6 +10,7 @@ from tests.conftest import SLOW_FILES
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 ELSEWHERE = {
+    "adding": "one toy of each thing that docs/adding.md says how to add",
     "gpu": "whole jobs on a real card, which no one folder does",
     "packaging": "the Dockerfile and the compose file stand at the root",
 }
