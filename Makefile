@@ -45,7 +45,7 @@ test: install
 
 # Without tests that kill a process or need a server other than Valkey, which is embedded.
 test-fast: install
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow and not gpu"
 
 lint: install
 	$(BIN)/ruff check .

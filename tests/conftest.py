@@ -27,13 +27,14 @@ from app.tables import Base
 from migrations import alembic_config
 
 # `make test-fast` leaves out what is marked slow: what needs a server other than Valkey, and what kills a process.
-SLOW_FIXTURES = {"launch", "postgres_server", "s3_endpoint"}
+SLOW_FIXTURES = {"postgres_server", "s3_endpoint"}
 SLOW_FILES = {  # each test starts whole programs, and many kill them
     "test_celery.py",
     "test_child.py",
     "test_cli.py",
     "test_demo.py",
     "test_readme.py",
+    "test_serve.py",
     "test_supervisor.py",
 }
 POSTGRES = "postgresql+psycopg://postgres@127.0.0.1:5432/postgres"

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import SLOW_FILES
-
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 ELSEWHERE = {
@@ -56,7 +54,3 @@ def test_a_test_named_after_a_module_stands_in_the_folder_of_that_module() -> No
 def test_a_test_in_the_folder_above_its_module_is_found() -> None:
     example = TESTS / "definitions" / "families" / "test_bert.py"
     assert [path.name for path in missed(example, TESTS / "definitions")] == ["bert.py"]
-
-
-def test_every_file_that_is_slow_as_a_whole_is_there() -> None:
-    assert {file.name for file in FILES} >= SLOW_FILES
