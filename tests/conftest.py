@@ -5,13 +5,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
+import structlog
 from alembic import command
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
@@ -43,6 +43,12 @@ OTHERS_OUT = """
     WHERE datname = current_database() AND pid <> pg_backend_pid()
 """
 KEYS_FROM_ONE = "SELECT setval(format('%I', sequencename)::regclass, 1, false) FROM pg_sequences"
+
+
+def pytest_configure() -> None:
+    """Log as the service does; the rich tracebacks of structlog's own configuration take a second each."""
+    plain = structlog.dev.ConsoleRenderer(colors=False)
+    structlog.configure(processors=[structlog.stdlib.add_log_level, structlog.processors.format_exc_info, plain])
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m looks
@@ -94,26 +100,17 @@ def _own_postgres() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def postgres_url(postgres_server: str) -> Iterator[str]:
-    """A migrated database of the tests' own."""
-    with new_database(postgres_server) as url:
-        command.upgrade(alembic_config(url), "head")
-        yield url
-
-
-@contextmanager
-def new_database(server: str) -> Iterator[str]:
-    """Give the URL of a PostgreSQL database without any table, which is dropped at the end."""
+    """A migrated database of the tests' own, dropped at the end."""
     name = f"enginesmith_test_{uuid4().hex[:12]}"
-    administrator = sa.create_engine(server, isolation_level="AUTOCOMMIT")
+    administrator = sa.create_engine(postgres_server, isolation_level="AUTOCOMMIT")
     with administrator.connect() as connection:
         connection.execute(sa.text(f"CREATE DATABASE {name}"))
         connection.execute(sa.text(f"ALTER DATABASE {name} SET synchronous_commit TO off"))  # no test cuts the power
-    try:
-        yield sa.make_url(server).set(database=name).render_as_string(hide_password=False)
-    finally:
-        with administrator.connect() as connection:
-            connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
-        administrator.dispose()
+    url = sa.make_url(postgres_server).set(database=name).render_as_string(hide_password=False)
+    command.upgrade(alembic_config(url), "head")
+    yield url
+    with administrator.connect() as connection:
+        connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from app.bindings.service import UnsavedReport, record
 from app.database import Database, JsonText
 from app.engines.tables import Engine
 from migrations import alembic_config, upgrade
-from tests.conftest import OTHERS_OUT, new_database
+from tests.conftest import OTHERS_OUT
 
 PLAN = "sha256:" + "9a" * 32
 MOMENT = "2026-11-22 10:00:00+00:00"
@@ -29,21 +29,14 @@ def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path / 'old.db'}"
         return
-    url: str = request.getfixturevalue("emptied_url")
-    yield url
-    engine = sa.create_engine(url)
-    with engine.begin() as connection:
+    whole = sa.make_url(request.getfixturevalue("postgres_url"))
+    engine = sa.create_engine(whole, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(sa.text("CREATE SCHEMA old"))
+        yield whole.update_query_dict({"options": "-csearch_path=old"}).render_as_string(hide_password=False)
         connection.execute(sa.text(OTHERS_OUT))
-        connection.execute(sa.text("DROP SCHEMA public CASCADE"))
-        connection.execute(sa.text("CREATE SCHEMA public"))
+        connection.execute(sa.text("DROP SCHEMA old CASCADE"))  # to drop a database would take seconds
     engine.dispose()
-
-
-@pytest.fixture(scope="module")
-def emptied_url(postgres_server: str) -> Iterator[str]:
-    """The URL of a PostgreSQL database that the tests here empty, one after the other: to drop one takes seconds."""
-    with new_database(postgres_server) as url:
-        yield url
 
 
 @pytest.fixture
