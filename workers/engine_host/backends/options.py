@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from app.fleet.option_schemas import fault_of, reasons_against
+from app.fleet.option_schemas import OptionConflict, fault_of, reasons_against
 from workers.channel.messages import BackendError
 
 
@@ -16,7 +16,8 @@ def settled(options: Mapping[str, Any], declared: Mapping[str, Any]) -> dict[str
     schemas = {name: [schema] for name, schema in declared["options"].items()}
     found = {name: fault_of(name, value, schemas, declared.get("lacks", {})) for name, value in options.items()}
     faults = [f"{name}: {fault.detail}" for name, fault in found.items() if fault]
-    faults += reasons_against(options, schemas, declared.get("conflicts", ()))
+    conflicts = [OptionConflict(**one) for one in declared.get("conflicts", ())]
+    faults += reasons_against(options, schemas, conflicts)
     if faults:
         raise BackendError("bad_option", f"{'; '.join(faults)}. GET /v1/workers shows the options of each worker.")
     return completed(options, declared)
