@@ -4,15 +4,13 @@ One request as JSON on stdin, one answer as JSON on stdout. Limits are in force 
 before the libraries that parse are even loaded.
 """
 
-import ctypes
 import json
 import os
 import resource
-import signal
 import sys
 from typing import Any
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
+from app.processes.lifeline import die_with_parent
 
 
 def main() -> None:
@@ -20,18 +18,10 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints goes to stderr, not into the answer
     request = json.load(sys.stdin)
-    _die_with(request["parent"])
+    die_with_parent(request["parent"])
     _limit(**request["limits"])
     json.dump(_answer(request), answers)
     answers.close()
-
-
-def _die_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent goes."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it went before the line above
-        raise SystemExit(1)
 
 
 def _limit(*, address_space: int, file_size: int, cpu_s: int, open_files: int, **_parent_side: float) -> None:

@@ -1,17 +1,15 @@
 """One supervised process."""
 
-import ctypes
 import os
 import signal
 import subprocess
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
+from app.processes.lifeline import die_with_parent
 from app.serve.log_file import LogFile
-
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Child:
@@ -55,7 +53,7 @@ class Child:
                 stderr=log,
                 pass_fds=self._descriptors,
                 start_new_session=True,
-                preexec_fn=_ends_with(os.getpid()),  # noqa: PLW1509 - this process has one thread
+                preexec_fn=partial(die_with_parent, os.getpid()),  # noqa: PLW1509 - this process has one thread
             )
         finally:
             os.close(log)
@@ -86,20 +84,6 @@ class Child:
         if self._process is not None:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, number)
-
-
-def _ends_with(parent: int) -> Callable[[], None] | None:
-    """Return what makes a new process be killed when `parent` dies, by whatever cause; only Linux has it."""
-    if sys.platform != "linux":
-        return None
-    prctl = ctypes.CDLL(None).prctl
-
-    def prepare() -> None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the line above
-            os._exit(1)
-
-    return prepare
 
 
 def describe(status: int) -> str:

@@ -2,8 +2,6 @@
 
 import ctypes
 import logging
-import os
-import signal
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
@@ -13,13 +11,13 @@ from pathlib import Path
 from threading import RLock
 
 from app.backends import remedies
+from app.processes.lifeline import die_with_parent
 from workers.channel.messages import BackendError, Benchmark, Build, Outcome, Refit, Request, Verify
 from workers.channel.wire import Hello, Reply, RequestReader
 from workers.engine_host.device import describe_device, memory_free, resident_limit
 from workers.engine_host.engines import Engines
 from workers.engine_host.offers import offers
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 Send = Callable[[object], None]
 log = logging.getLogger(__name__)
 
@@ -27,7 +25,7 @@ log = logging.getLogger(__name__)
 def main() -> None:
     """Serve requests until the parent closes the socket or dies."""
     arguments = _arguments()
-    _die_with(arguments.parent)
+    die_with_parent(arguments.parent)
     logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
     with Connection(arguments.socket) as connection:
         send = one_at_a_time(connection)
@@ -125,13 +123,6 @@ def _unforeseen(error: Exception) -> BackendError:
     return BackendError(
         "internal_error", f"The engine host failed ({type(error).__name__}); the log has the traceback."
     )
-
-
-def _die_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent dies, however it does."""
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the line above
-        sys.exit(1)
 
 
 def _arguments() -> Namespace:
