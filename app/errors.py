@@ -26,6 +26,11 @@ class FieldError:
     detail: str
 
 
+def json_pointer(*parts: str | int) -> str:
+    """Return the JSON Pointer (RFC 6901) that leads through these members, from the outside in."""
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
+
+
 class ServiceError(Exception):
     """An error that is answered as problem+json (RFC 9457)."""
 

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from app.definitions.parameter import InputSpec
-from app.errors import FieldError, Invalid
+from app.errors import FieldError, Invalid, json_pointer
 
 DEFAULT_BATCH = 2
 DEFAULT_LENGTH = 16
@@ -107,7 +107,7 @@ def settle_shapes(
     known = {spec.name: spec for spec in inputs}
     faults: list[FieldError] = []
     for name, shape in given.items():
-        here = f"{pointer}/{_escape(name)}"
+        here = pointer + json_pointer(name)
         if name not in known:
             faults.append(FieldError(here, f"the definition has no input '{name}'; it has {sorted(known)}"))
         else:
@@ -144,7 +144,7 @@ def _parse_profile(item: object, inputs: Sequence[InputSpec], pointer: str, faul
     given: dict[str, Range] = {}
     before = len(faults)
     for name, sizes in item.items():
-        here = f"{pointer}/{_escape(name)}"
+        here = pointer + json_pointer(name)
         if name not in known:
             faults.append(FieldError(here, f"the definition has no input '{name}'; it has {sorted(known)}"))
         elif (sizes_of := _parse_range(sizes, known[name], here, faults)) is not None:
@@ -201,7 +201,7 @@ def _settle_symbols(
             there, owner = settled.setdefault(dim, (here, name))
             if here != there:
                 detail = f"axis {axis}, '{dim}', is {here} (min, opt, max) here but {there} in '{owner}'"
-                faults.append(FieldError(f"{pointer}/{_escape(name)}", detail))
+                faults.append(FieldError(pointer + json_pointer(name), detail))
     return {dim: sizes for dim, (sizes, _) in settled.items()}
 
 
@@ -238,7 +238,7 @@ def _settle_sizes(given: Mapping[str, Any], known: Mapping[str, InputSpec], poin
             there, owner = settled.setdefault(dim, (size, name))
             if size != there:
                 detail = f"'{dim}' is {size} here but {there} in '{owner}'"
-                faults.append(FieldError(f"{pointer}/{_escape(name)}/{axis}", detail))
+                faults.append(FieldError(pointer + json_pointer(name, axis), detail))
     if faults:
         raise _invalid_shapes(faults)
     return {dim: size for dim, (size, _) in settled.items()}
@@ -247,7 +247,7 @@ def _settle_sizes(given: Mapping[str, Any], known: Mapping[str, InputSpec], poin
 def _beyond(given: Mapping[str, Any], profile: Profile, of: str, pointer: str) -> list[FieldError]:
     return [
         FieldError(
-            f"{pointer}/{_escape(name)}",
+            pointer + json_pointer(name),
             f"{list(shape)} is not between {list(profile[name].min)} and {list(profile[name].max)} of {of}",
         )
         for name, shape in given.items()
@@ -265,10 +265,6 @@ def _filled(
         )
         for spec in inputs
     }
-
-
-def _escape(name: str) -> str:
-    return name.replace("~", "~0").replace("/", "~1")
 
 
 def _invalid(faults: Sequence[FieldError]) -> Invalid:

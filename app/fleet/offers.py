@@ -6,9 +6,9 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from app.errors import FieldError, Invalid
+from app.errors import FieldError, Invalid, json_pointer
 from app.fleet.backend_offer import BackendOffer, read_offers
-from app.fleet.option_schemas import Fault, OptionConflict, Schema, fault_of, is_default, reasons_against
+from app.fleet.option_schemas import OptionConflict, OptionFault, Schema, fault_of, is_default, reasons_against
 from app.fleet.refit_patterns import RefitPatternError, RefitPatterns
 from app.fleet.service import alive
 from app.settings import Settings
@@ -133,27 +133,25 @@ def settle_options(backend: str, offer: Offer, options: Mapping[str, Any]) -> di
 def option_faults(offer: Offer, options: Mapping[str, Any]) -> list[FieldError]:
     """Return what is wrong with the options, the first fault of each, and which of them exclude each other."""
     found = {name: _fault(name, value, offer) for name, value in options.items()}
-    faults = [FieldError(_pointer(name, fault.path), fault.detail) for name, fault in found.items() if fault]
+    faults = [
+        FieldError(json_pointer("options", name, *fault.path), fault.detail) for name, fault in found.items() if fault
+    ]
     excluded = reasons_against(options, offer.options, offer.conflicts)
     return faults + [FieldError("/options", reason) for reason in excluded]
 
 
-def _fault(name: str, value: object, offer: Offer) -> Fault | None:
+def _fault(name: str, value: object, offer: Offer) -> OptionFault | None:
     left_out = value is None and name in offer.options
     fault = fault_of(name, value, offer.options, offer.lacks) if offer.versions and not left_out else None
     return fault or (_pattern_fault(value) if name == "refit" and isinstance(value, list) else None)
 
 
-def _pattern_fault(patterns: Sequence[object]) -> Fault | None:
+def _pattern_fault(patterns: Sequence[object]) -> OptionFault | None:
     try:
         RefitPatterns.parse(patterns)
     except RefitPatternError as error:
-        return Fault((error.index,), error.detail)
+        return OptionFault((error.index,), error.detail)
     return None
-
-
-def _pointer(name: str, path: Sequence[str | int]) -> str:
-    return "".join(f"/{_escape(str(part))}" for part in ("options", name, *path))
 
 
 def _declared(declarations: Iterator[Mapping[str, Schema]]) -> dict[str, tuple[Schema, ...]]:
@@ -173,7 +171,3 @@ def _shared(lists: Sequence[Sequence[OptionConflict]]) -> tuple[OptionConflict, 
 
 def _each(values: Iterator[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(values))
-
-
-def _escape(name: str) -> str:
-    return name.replace("~", "~0").replace("/", "~1")

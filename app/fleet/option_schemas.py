@@ -27,7 +27,7 @@ class OptionConflict:
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class OptionFault:
     """Why an option is refused; `path` leads from its value to what is wrong in it."""
 
     path: tuple[str | int, ...]
@@ -36,19 +36,19 @@ class Fault:
 
 def fault_of(
     name: str, value: object, declared: Mapping[str, Sequence[Schema]], lacks: Mapping[str, str]
-) -> Fault | None:
+) -> OptionFault | None:
     """Return what is wrong with an option, or None where one of its schemas accepts the value.
 
     Where a worker told why it has not this option or value, the reason is part of the detail.
     """
     if name not in declared:
         known = f"unknown; known are {', '.join(sorted(declared))}" if declared else "it takes none"
-        return Fault((), _reasoned(known, name, value, lacks))
+        return OptionFault((), _reasoned(known, name, value, lacks))
     faults = [_schema_fault(schema, value) for schema in declared[name]]
     if None in faults:
         return None
     path, detail = next((fault.path, fault.detail) for fault in faults if fault is not None)
-    return Fault(path, _reasoned(detail, name, value, lacks))
+    return OptionFault(path, _reasoned(detail, name, value, lacks))
 
 
 def is_default(value: object, schemas: Sequence[Schema]) -> bool:
@@ -67,15 +67,15 @@ def reasons_against(
     return [one.reason for one in conflicts if _schema_fault(one.when, complete) is None]
 
 
-def _schema_fault(schema: Schema, value: object) -> Fault | None:
+def _schema_fault(schema: Schema, value: object) -> OptionFault | None:
     try:
         Draft202012Validator.check_schema(schema)
         error = best_match(_validator(schema).iter_errors(value))
     except SchemaError as unusable:
-        return Fault((), f"the worker's schema for it cannot be used: {_shortened(unusable.message)}")
+        return OptionFault((), f"the worker's schema for it cannot be used: {_shortened(unusable.message)}")
     except Unresolvable as unusable:
-        return Fault((), f"the worker's schema for it cannot be used: {_shortened(str(unusable))}")
-    return None if error is None else Fault(tuple(error.absolute_path), _shortened(error.message))
+        return OptionFault((), f"the worker's schema for it cannot be used: {_shortened(str(unusable))}")
+    return None if error is None else OptionFault(tuple(error.absolute_path), _shortened(error.message))
 
 
 def _shortened(message: str) -> str:

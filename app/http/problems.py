@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from app.database import DATABASE_DOWN
-from app.errors import FieldError, Invalid, ServiceError, Unavailable
+from app.errors import FieldError, Invalid, ServiceError, Unavailable, json_pointer
 from app.observability import request_id
 
 MEDIA_TYPE = "application/problem+json"
@@ -138,7 +138,7 @@ def _field_error(fault: Mapping[str, Any]) -> FieldError:
 def _pointer(location: Sequence[str | int]) -> str:
     """Return a JSON Pointer for a body field; a query, path or header field keeps its place as the first part."""
     parts = location[1:] if location and location[0] == "body" else location
-    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
+    return json_pointer(*parts)
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:

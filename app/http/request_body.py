@@ -13,7 +13,7 @@ from fastapi import Request
 from fastapi.dependencies.models import Dependant
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from app.errors import FieldError, Invalid
+from app.errors import FieldError, Invalid, json_pointer
 
 MAX_DEPTH = 64
 MAX_FAULTS = 20
@@ -51,7 +51,7 @@ def _check_values(request: Request) -> None:
     named = [("path", *pair) for pair in request.path_params.items()]
     named += [("query", *pair) for pair in request.query_params.multi_items()]
     faults = [
-        FieldError(f"/{place}/{_escape(name)}", fault)
+        FieldError(_pointer(place, name), fault)
         for place, name, value in named
         if (fault := text_fault(str(value))) is not None
     ]
@@ -67,7 +67,7 @@ def _check_names(request: Request) -> None:
     if not unknown:
         return
     remedy = f"It takes {', '.join(sorted(known))}" if known else "It takes none"
-    faults = [FieldError(f"/query/{_escape(name)}", "not a parameter of this call") for name in unknown[:MAX_FAULTS]]
+    faults = [FieldError(_pointer("query", name), "not a parameter of this call") for name in unknown[:MAX_FAULTS]]
     listed = ", ".join(f"'{fault.pointer.removeprefix('/query/')}'" for fault in faults[:5])
     raise Invalid(
         f"The call has no query parameter {listed}. {remedy}. See /docs for what each does.",
@@ -105,7 +105,7 @@ def _faults(body: object) -> Iterator[FieldError]:
         fault = _value_fault(value)
         if fault is not None:
             yield FieldError(pointer, fault)
-        waiting += [(f"{pointer}/{_escape(name)}", depth + 1, item) for name, item in _items(value)]
+        waiting += [(pointer + _pointer(name), depth + 1, item) for name, item in _items(value)]
 
 
 def _items(value: object) -> list[tuple[str, Any]]:
@@ -131,6 +131,6 @@ def _bad_content(faults: list[FieldError]) -> Invalid:
     )
 
 
-def _escape(name: str) -> str:
-    """Return a name as part of a JSON Pointer, in characters that an answer can hold."""
-    return name.encode(errors="replace").decode().replace("~", "~0").replace("/", "~1")
+def _pointer(*names: str) -> str:
+    """Return the JSON Pointer to a member, in characters that an answer can hold."""
+    return json_pointer(*names).encode(errors="replace").decode()
