@@ -2,7 +2,6 @@
 
 import asyncio
 import fcntl
-import hashlib
 import os
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -12,7 +11,7 @@ from threading import Thread
 from typing import BinaryIO, Self
 
 from app.artifacts.batches import batched
-from app.artifacts.digest import hex_of, require_equal
+from app.artifacts.digest import file_digest, hex_of, require_equal
 from app.artifacts.incoming import Incoming, clear_leftovers, locked, storage_errors
 from app.errors import NotFound, Unavailable
 from app.settings import MIB
@@ -87,8 +86,8 @@ class LocalStore:
         """
         if path.stat().st_dev != self.root.stat().st_dev:
             return self._copy_in(path, digest)
+        digest = digest or file_digest(path)
         with path.open("rb") as file:
-            digest = digest or f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
             size = os.fstat(file.fileno()).st_size
             os.fchmod(file.fileno(), 0o444)
             with storage_errors():

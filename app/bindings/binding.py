@@ -13,7 +13,7 @@ from app.bindings.remedies import (
     unexpected_remedy,
     unused_remedy,
 )
-from app.bindings.report import BindingReport, ParameterBinding, Problem, ProblemKind, UnusedRule
+from app.bindings.report import BindingProblem, BindingReport, ParameterBinding, ProblemKind, UnusedRule
 from app.bindings.rules import BindingRuleError, FeedRule, IgnoreRule, Rule
 from app.bindings.transforms import Cast, TensorType, Transform, TransformError, infer_all
 from app.definitions.parameter import Parameter
@@ -73,7 +73,7 @@ class _Binder:
     rules: Sequence[Rule]
     given: int  # how many of the rules are the client's
     bindings: list[ParameterBinding] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[BindingProblem] = field(default_factory=list)
     applied: set[int] = field(default_factory=set)
     deadline: float = field(default_factory=lambda: time.monotonic() + MATCHING_S)
 
@@ -86,7 +86,7 @@ class _Binder:
         similar = SimilarNames(unexpected)
         for choice in choices:
             self._check(choice, similar)
-        self.problems += [Problem("unexpected", None, (name,), unexpected_remedy(name)) for name in unexpected]
+        self.problems += [BindingProblem("unexpected", None, (name,), unexpected_remedy(name)) for name in unexpected]
         unused = sorted(set(range(self.given)) - self.applied)
         warnings = tuple(UnusedRule(index, unused_remedy(self.rules[index])) for index in unused)
         return BindingReport(tuple(self.bindings), tuple(self.problems), ignored, warnings)
@@ -123,13 +123,13 @@ class _Binder:
         missing = [name for name in names if name not in self.tensors]
         if missing:
             detail = missing_remedy(parameter.name, missing, similar)
-            self.problems.append(Problem("missing", parameter.name, names, detail, expected))
+            self.problems.append(BindingProblem("missing", parameter.name, names, detail, expected))
             return
         types = [TensorType(tensor.dtype, tensor.shape) for tensor in map(self.tensors.__getitem__, names)]
         try:
             actual, needed = infer_all(choice.transforms, types)
         except TransformError as error:
-            self.problems.append(Problem("bad_transform", parameter.name, names, str(error), expected))
+            self.problems.append(BindingProblem("bad_transform", parameter.name, names, str(error), expected))
             return
         if actual == expected:
             self._bind(choice, needed)
@@ -143,11 +143,11 @@ class _Binder:
         fits = expected.shape == actual.shape
         if not fits:
             detail = shape_remedy(name, expected, actual)
-            self.problems.append(Problem("wrong_shape", name, tensors, detail, expected, actual))
+            self.problems.append(BindingProblem("wrong_shape", name, tensors, detail, expected, actual))
         if expected.dtype != actual.dtype and not is_widening(actual.dtype, expected.dtype):
             kind: ProblemKind = "wrong_dtype" if is_lossless_cast(actual.dtype, expected.dtype) else "lossy_cast"
             detail = cast_remedy(name, expected, actual)
-            self.problems.append(Problem(kind, name, tensors, detail, expected, actual))
+            self.problems.append(BindingProblem(kind, name, tensors, detail, expected, actual))
         elif fits:
             self._bind(choice, (*needed, _CASTS[expected.dtype]))
 

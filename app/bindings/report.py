@@ -1,6 +1,5 @@
 """What came of binding checkpoint tensors to parameters."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from app.bindings.transform_json import transform_from_json
 from app.bindings.transforms import TensorType, Transform, TransformError, apply_all
+from app.json_digest import json_digest
 from app.weights.dtypes import numpy_dtype
 
 if TYPE_CHECKING:
@@ -26,10 +26,6 @@ class ParameterBinding:
     shape: tuple[int, ...]
     tensors: tuple[str, ...]
     transforms: tuple[Transform, ...] = ()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle as a call, several times faster than a dataclass with slots does by itself."""
-        return ParameterBinding, (self.parameter, self.dtype, self.shape, self.tensors, self.transforms)
 
     def apply(self, arrays: "Sequence[Array]") -> "Array":
         """Return the parameter's value, C-contiguous and aligned, from the values of `tensors`.
@@ -70,7 +66,7 @@ class ParameterBinding:
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class BindingProblem:
     """One reason why the weights cannot be bound; `detail` says what to do about it.
 
     `parameter` is None for an unexpected tensor. `expected` is the type that the parameter wants. `actual` is the one
@@ -96,7 +92,7 @@ class Problem:
         }
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "Problem":
+    def from_json(cls, value: Mapping[str, Any]) -> "BindingProblem":
         """Read what `to_json` wrote."""
         return cls(
             value["kind"],
@@ -121,7 +117,7 @@ class BindingReport:
     """The bindings of all parameters that can be bound, and every problem there is."""
 
     bindings: tuple[ParameterBinding, ...]
-    problems: tuple[Problem, ...] = ()
+    problems: tuple[BindingProblem, ...] = ()
     ignored: tuple[str, ...] = ()
     warnings: tuple[UnusedRule, ...] = ()
 
@@ -133,9 +129,7 @@ class BindingReport:
     @cached_property
     def digest(self) -> str:
         """SHA-256 over what feeds each parameter; other rules that come to the same give the same digest."""
-        content = sorted(self._bindings_json, key=lambda one: str(one["parameter"]))
-        canonical = json.dumps(content, separators=(",", ":"), sort_keys=True)
-        return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+        return json_digest(sorted(self._bindings_json, key=lambda one: str(one["parameter"])))
 
     def to_json(self) -> dict[str, Any]:
         """Return {ok, digest, problems, warnings, ignored, bindings}."""
@@ -162,7 +156,7 @@ class BindingReport:
         """Read what `to_json` wrote."""
         return cls(
             tuple(ParameterBinding.from_json(one) for one in value["bindings"]),
-            tuple(Problem.from_json(one) for one in value["problems"]),
+            tuple(BindingProblem.from_json(one) for one in value["problems"]),
             tuple(value["ignored"]),
             tuple(UnusedRule(one["rule"], one["detail"]) for one in value["warnings"]),
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.bindings.binding import bind
@@ -25,7 +25,6 @@ from app.weights.tables import WeightVersion
 
 KEPT_REPORTS = 16
 MAX_KEPT_TENSORS = 10_000  # of a weight version whose report is kept: some megabytes
-BY_DIGEST = select(Binding.id).where(Binding.digest == bindparam("digest"))
 
 
 class TensorOutline(NamedTuple):
@@ -93,12 +92,12 @@ class UnsavedReport:
 
 def record(session: Session, unsaved: UnsavedReport) -> int:
     """Return the id of a report's row, which is inserted if there is none of the same text yet."""
-    connection = session.connection()
-    found = connection.scalar(BY_DIGEST, {"digest": unsaved.digest})
+    same = select(Binding.id).where(Binding.digest == unsaved.digest)
+    found = session.scalar(same)
     if found is None:
         row = {"digest": unsaved.digest, "report": unsaved.text}
-        connection.execute(insert_into(session, Binding).values(row).on_conflict_do_nothing())  # a twin may be faster
-        found = connection.execute(BY_DIGEST, {"digest": unsaved.digest}).scalar_one()
+        session.execute(insert_into(session, Binding).values(row).on_conflict_do_nothing())  # a twin may be faster
+        found = session.scalars(same).one()
     return found
 
 

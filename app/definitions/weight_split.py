@@ -33,14 +33,14 @@ Use = tuple[str, int]  # operator and input position
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
+class SplitModel:
     """A weightless model in canonical form, and the tensors that were taken out of it, by name."""
 
     model: ModelProto
     weights: Mapping[str, TensorProto]
 
 
-def split_weights(model: ModelProto) -> Split:
+def split_weights(model: ModelProto) -> SplitModel:
     """Take the weights out of a checked model, which is left unchanged but for redundant graph inputs."""
     graph = model.graph
     _drop_inputs_that_are_initializers(graph)
@@ -61,7 +61,7 @@ def split_weights(model: ModelProto) -> Split:
     _check_embedded(constants, weights)
     nodes = [node for node in graph.node if not _is_removed(node, weights, uses, outputs)]
     parameters = [external_tensor(name, DTYPE_NAMES[t.data_type], t.dims) for name, t in weights.items()]
-    return Split(canonical_model(model, opset_of(model), nodes, [*parameters, *embedded]), weights)
+    return SplitModel(canonical_model(model, opset_of(model), nodes, [*parameters, *embedded]), weights)
 
 
 def _drop_inputs_that_are_initializers(graph: GraphProto) -> None:

@@ -1,14 +1,14 @@
 """What makes two engines equal, and what makes two engines relatives.
 
-Both digests are "sha256:<64 hex>" over canonical JSON: keys sorted, nulls left out, whole numbers written as
-integers. Options are given without those that have their default value, so that naming a default, or a later
-release that adds an option, changes nothing.
+Both digests are "sha256:<64 hex>" over canonical JSON, with nulls left out and whole numbers written as integers.
+Options are given without those that have their default value, so that naming a default, or a later release that adds
+an option, changes nothing.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from app.json_digest import json_digest
 
 
 def fingerprint(
@@ -48,8 +48,7 @@ def recipe(
 
 
 def _digest(**content: object) -> str:
-    canonical = json.dumps(_plain(content), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+    return json_digest(_plain(content))
 
 
 def _plain(value: object) -> object:

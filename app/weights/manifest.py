@@ -1,12 +1,12 @@
 """The named tensors of a weight version, each with the byte range that holds it."""
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
+
+from app.json_digest import json_digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +37,7 @@ class Manifest:
     @cached_property
     def digest(self) -> str:
         """SHA-256 over names, dtypes, shapes and values: the same however the tensors lie in files."""
-        content = [[e.name, e.dtype, e.shape, e.blake3] for _, e in sorted(self.tensors.items())]
-        canonical = json.dumps(content, separators=(",", ":"), ensure_ascii=True)
-        return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+        return json_digest([[e.name, e.dtype, e.shape, e.blake3] for _, e in sorted(self.tensors.items())])
 
     @cached_property
     def nbytes(self) -> int:

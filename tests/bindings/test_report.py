@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.bindings.report import BindingReport, ParameterBinding, Problem, UnusedRule
+from app.bindings.report import BindingProblem, BindingReport, ParameterBinding, UnusedRule
 from app.bindings.transforms import (
     Cast,
     Concat,
@@ -36,7 +36,13 @@ bindings = st.builds(
 )
 kinds = st.sampled_from(["missing", "unexpected", "wrong_shape", "wrong_dtype", "lossy_cast", "bad_transform"])
 faults = st.builds(
-    Problem, kinds, st.none() | names, st.lists(names).map(tuple), st.text(), st.none() | types, st.none() | types
+    BindingProblem,
+    kinds,
+    st.none() | names,
+    st.lists(names).map(tuple),
+    st.text(),
+    st.none() | types,
+    st.none() | types,
 )
 reports = st.builds(
     BindingReport,

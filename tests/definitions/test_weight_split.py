@@ -15,7 +15,7 @@ from app.definitions.canonical_graph import canonical_bytes
 from app.definitions.interface import read_interface
 from app.definitions.parameter import Parameter
 from app.definitions.tensor_data import tensor_bytes
-from app.definitions.weight_split import Split, split_weights
+from app.definitions.weight_split import SplitModel, split_weights
 from app.definitions.weights_file import write_weights
 from app.weights.dtypes import numpy_dtype
 from app.weights.formats.safetensors import read_slots
@@ -46,7 +46,7 @@ def read_weights(path: Path) -> Tensors:
     }
 
 
-def embedded(split: Split) -> set[str]:
+def embedded(split: SplitModel) -> set[str]:
     return {t.name for t in split.model.graph.initializer if t.data_location != TensorProto.EXTERNAL}
 
 

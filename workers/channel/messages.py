@@ -43,10 +43,6 @@ class TensorFile:
     shape: tuple[int, ...]
     blake3: str
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle as a call, several times faster than a dataclass with slots does by itself."""
-        return TensorFile, (self.path, self.offset, self.nbytes, self.dtype, self.shape, self.blake3)
-
 
 @dataclass(frozen=True)
 class ParameterSource:
@@ -54,10 +50,6 @@ class ParameterSource:
 
     binding: ParameterBinding
     tensors: tuple[TensorFile, ...]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle as a call, likewise."""
-        return ParameterSource, (self.binding, self.tensors)
 
     @property
     def name(self) -> str:

@@ -1,9 +1,9 @@
 """Plans are ours before they are loaded: to deserialize one is to run its code."""
 
-import hashlib
 import os
 from pathlib import Path
 
+from app.artifacts.digest import file_digest
 from app.artifacts.signing import PlanSigner
 from app.errors import ServiceError
 
@@ -21,7 +21,7 @@ class PlanVerifier:
         stat = _identity(path)
         if self._seen.get(digest) == stat:
             return
-        found = _digest(path)
+        found = file_digest(path)
         if found != digest:
             raise ServiceError(
                 f"The stored plan {digest} has the digest {found}: the artifact store is damaged. "
@@ -38,8 +38,3 @@ class PlanVerifier:
 def _identity(path: Path) -> tuple[int, ...]:
     stat = os.stat(path)  # noqa: PTH116 - follows links, as the loader will
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()

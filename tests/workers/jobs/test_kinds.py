@@ -2,7 +2,6 @@
 
 import os
 import signal
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,23 +12,13 @@ from sqlalchemy import select
 
 from app.artifacts.store import ArtifactStore
 from app.artifacts.tables import BlobUse
-from tests.workers.networks import Network, Weights, perceptron
+from tests.workers.networks import Network, Weights
 from tests.workers.service import Service, computed, service_with
 from workers.jobs.attempt import run_job
 from workers.jobs.watch import Watch
 from workers.jobs.worker import Worker
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-
-@pytest.fixture
-def network(tmp_path: Path) -> Network:
-    return perceptron(tmp_path / "network.onnx")
-
-
-@pytest.fixture
-def weights(network: Network) -> Weights:
-    return network.weights(seed=1)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from app.artifacts.store import ArtifactStore
 from app.artifacts.tables import Blob, BlobUse
 from app.jobs.service import create, get_job
 from app.settings import Settings
-from tests.workers.networks import Network, Weights, perceptron
+from tests.workers.networks import Network, Weights
 from tests.workers.service import Service, computed, service_with
 from tests.workers.weight_holding import OFFERED, PLATFORM, HeldWeights, HostInProcess, weights_in
 from workers.channel.messages import DEVICE_OUT_OF_MEMORY, BackendError, Materialise, Refit, Refitted, Report, Request
@@ -31,16 +31,6 @@ from workers.jobs.worker import Worker
 Array = np.ndarray[Any, np.dtype[Any]]
 PATIENCE_S = 30
 DEADLINE_S = Settings().job_deadline_s
-
-
-@pytest.fixture
-def network(tmp_path: Path) -> Network:
-    return perceptron(tmp_path / "network.onnx")
-
-
-@pytest.fixture
-def weights(network: Network) -> Weights:
-    return network.weights(seed=1)
 
 
 @pytest.fixture
@@ -265,7 +255,7 @@ def test_a_plan_that_was_written_here_is_not_read_again_before_it_is_refitted(
     net: Service, second: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[Path] = []
-    monkeypatch.setattr(plans, "_digest", read.append)
+    monkeypatch.setattr(plans, "file_digest", read.append)
     child = net.result("/refits", {"engine": 1, "weights": net.add_weights(second)})["engine"]
     assert net.result("/refits", {"engine": child, "weights": 1, "reuse": False})["engine"] == 3
     lazy = refit_lazily(net, {"0.bias": np.asarray(second["0.bias"]) + 1})["engine"]
