@@ -9,13 +9,13 @@ version of a definition, and a refit is verified at the price of a run.
 
 import hashlib
 import tempfile
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cachetools import LRUCache
 
 from app.weights.dtypes import DTYPES
 from workers.channel.messages import (
@@ -68,7 +68,7 @@ class References:
 
     def __init__(self, files: ParameterFiles) -> None:
         self._files = files
-        self._sessions: OrderedDict[str, tuple[Any, dict[str, Any]]] = OrderedDict()
+        self._sessions: LRUCache[str, tuple[Any, dict[str, Any]]] = LRUCache(KEPT_REFERENCES)
 
     def run(self, engine: EngineFile, inputs: Arrays) -> dict[str, Array]:
         """Return the definition's outputs with the engine's parameters; BackendError where it cannot be run."""
@@ -82,22 +82,24 @@ class References:
         return ort_session.run_session(session, {**inputs, **weights})
 
     def _session(self, definition: str) -> tuple[Any, dict[str, Any]]:
-        from workers.engine_host import onnxruntime_session as ort_session  # noqa: PLC0415 - only a verification needs the runtime
-
+        """Return a definition's session and the parameters it takes."""
         data = Path(definition).read_bytes()
         key = hashlib.sha256(data).hexdigest()
         if key not in self._sessions:
-            model = onnx_graph.parse(data)
-            bare = onnx_graph.serialize(onnx_graph.with_parameters_as_inputs(model))
-            try:
-                session = ort_session.open_session(bare, ort_session.reference_options())
-            except ort_session.ORT_ERRORS as error:
-                raise ort_session.explained(error, "reference_failed") from error
-            self._sessions[key] = session, onnx_graph.parameters_of(model)
-            if len(self._sessions) > KEPT_REFERENCES:
-                self._sessions.popitem(last=False)
-        self._sessions.move_to_end(key)
+            self._sessions[key] = _open(data)
         return self._sessions[key]
+
+
+def _open(definition: bytes) -> tuple[Any, dict[str, Any]]:
+    from workers.engine_host import onnxruntime_session as ort_session  # noqa: PLC0415 - only a verification needs the runtime
+
+    model = onnx_graph.parse(definition)
+    bare = onnx_graph.serialize(onnx_graph.with_parameters_as_inputs(model))
+    try:
+        session = ort_session.open_session(bare, ort_session.reference_options())
+    except ort_session.ORT_ERRORS as error:
+        raise ort_session.explained(error, "reference_failed") from error
+    return session, onnx_graph.parameters_of(model)
 
 
 def verify(

@@ -15,8 +15,10 @@ from tests.workers.hosting import Hosting
 from tests.workers.networks import attention, bound, checkpoint, network_of, perceptron
 from tests.workers.processes import status_bytes
 from workers.channel.messages import BackendError, EngineFile, OutputDifference
+from workers.engine_host import verification
 from workers.engine_host.run_inputs import digest_of, fixed_inputs
-from workers.engine_host.verification import difference, fault_of, is_finite, tolerance_of
+from workers.engine_host.tensors import ParameterFiles
+from workers.engine_host.verification import References, difference, fault_of, is_finite, tolerance_of
 
 F32 = tolerance_of((), {})
 
@@ -232,3 +234,19 @@ def test_the_lowest_precision_sets_the_tolerance(hosting: Hosting, tmp_path: Pat
     _, engine = hosting.build(network, bound(network, checkpoint(tmp_path / "a.safetensors", network.weights(1))))
 
     assert hosting.verify(engine).tolerance["dtype"] == "BF16"
+
+
+def test_of_the_definitions_run_as_reference_those_used_last_stay_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verification, "KEPT_REFERENCES", 2)
+    definitions = [str(perceptron(tmp_path / f"{width}.onnx", width=width).path) for width in (8, 16, 32)]
+    first, second, third = definitions
+    references = References(ParameterFiles(tmp_path))
+    opened = {one: references._session(one) for one in (first, second)}
+
+    references._session(first)
+    references._session(third)
+
+    assert references._session(first) is opened[first]
+    assert references._session(second) is not opened[second]
