@@ -13,6 +13,7 @@ from uuid import uuid4
 import sqlalchemy as sa
 from alembic import command
 from sqlalchemy.orm import Session
+from uuid_utils import uuid7
 
 from app.database import Database, now
 from app.engines import queries as engines
@@ -125,7 +126,7 @@ def _weights(model_id: int) -> WeightVersion:
 
 def _job(model_id: int, **values: Any) -> dict[str, Any]:  # noqa: ANN401 - column values
     return {
-        "id": jobs.new_id(), "kind": "refit", "queue": "enginesmith.onnxruntime", "model_id": model_id,
+        "id": str(uuid7()), "kind": "refit", "queue": "enginesmith.onnxruntime", "model_id": model_id,
         "model": "scale", "request": {"engine": 1}, "sent_at": now(), "attempt": 0, "fence": 0, "last_event": 0,
         **values,
     }  # fmt: skip

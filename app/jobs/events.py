@@ -8,15 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import bindparam, insert, select, update
+from sqlalchemy import insert, select, update
 from sqlalchemy.orm import Session
 
 from app.database import now
 from app.errors import NotFound
 from app.jobs.tables import Job, JobEvent
-
-INSERT = insert(JobEvent)
-COUNT = update(Job).where(Job.id == bindparam("job")).values(last_event=Job.last_event + 1).returning(Job.last_event)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +26,8 @@ class Event:
 
 def append(session: Session, job_id: str, type: str, data: dict[str, Any]) -> int:  # noqa: A002 - the column's name
     """Write one event and return its number; raises NotFound "job_not_found"."""
-    last = session.connection().execute(COUNT, {"job": job_id}).scalar_one_or_none()
+    counted = update(Job).where(Job.id == job_id).values(last_event=Job.last_event + 1).returning(Job.last_event)
+    last = session.connection().execute(counted).scalar_one_or_none()
     if last is None:
         raise NotFound(f"There is no job {job_id!r}; GET /v1/jobs lists them.", code="job_not_found")
     write(session, job_id, last, [Event(type, data)])
@@ -46,7 +44,7 @@ def write(session: Session, job_id: str, last: int, events: Sequence[Event]) -> 
         {"job_id": job_id, "seq": first + index, "type": event.type, "data": event.data, "at": at}
         for index, event in enumerate(events)
     ]
-    session.connection().execute(INSERT, rows)
+    session.connection().execute(insert(JobEvent), rows)
 
 
 def list(session: Session, job_id: str, after: int = 0, limit: int = 50) -> Sequence[JobEvent]:  # noqa: A001 - read as events.list

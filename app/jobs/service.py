@@ -1,12 +1,9 @@
 """Jobs: made here, sent once committed, read, canceled."""
 
-import secrets
 import statistics
-import time
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
-from uuid import UUID
 
 from sqlalchemy import Select, bindparam, func, select
 from sqlalchemy.orm import Session
@@ -46,7 +43,6 @@ def create(session: Session, *, kind: str, model_id: int, queue: str, request: M
     `likeness` is a digest that jobs of like work have in common: earlier ones say how long this one takes.
     """
     job = Job(
-        id=new_id(),
         kind=kind,
         model_id=model_id,
         model=_model_name(session, model_id),
@@ -78,7 +74,6 @@ def create_finished(
     """Record a job whose result is there already."""
     moment = now()
     job = Job(
-        id=new_id(),
         kind=kind,
         state=State.SUCCEEDED,
         model_id=model_id,
@@ -124,14 +119,6 @@ def count_by_state(session: Session) -> dict[tuple[str, str], int]:
     """Return how many jobs there are by (kind, state)."""
     rows = session.execute(select(Job.kind, Job.state, func.count()).group_by(Job.kind, Job.state))
     return {(kind, state): count for kind, state, count in rows}
-
-
-def new_id() -> str:
-    """Return a UUID version 7 (RFC 9562, 5.7): milliseconds since 1970, then 74 random bits."""
-    value = time.time_ns() // 1_000_000 << 80 | secrets.randbits(80)
-    value = value & ~(0xF << 76) | 0x7 << 76
-    value = value & ~(0x3 << 62) | 0x2 << 62
-    return str(UUID(int=value))
 
 
 def eta_seconds(job: Job) -> float | None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from sqlalchemy import ForeignKey, Index
 from sqlalchemy.orm import Mapped, mapped_column
+from uuid_utils import uuid7
 
 from app.database import Base, now
 
@@ -21,7 +22,7 @@ class Job(Base):
         Index(None, "likeness", "state", "id"),  # the last ones of like work
     )
 
-    id: Mapped[str] = mapped_column(primary_key=True)  # a UUID version 7: sorts by time of creation
+    id: Mapped[str] = mapped_column(primary_key=True, default=lambda: str(uuid7()))  # sorts by time of creation
     kind: Mapped[str]
     state: Mapped[str] = mapped_column(default="queued")
     queue: Mapped[str]
