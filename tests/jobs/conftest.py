@@ -7,20 +7,14 @@ import pytest
 
 from app.database import Database, now
 from app.jobs import service
-from app.registry.tables import Model
 
 QUEUE = "enginesmith.onnxruntime"
 MakeJob = Callable[..., str]
 
 
 @pytest.fixture
-def make_job(database: Database) -> MakeJob:
+def make_job(database: Database, model_id: int) -> MakeJob:
     """Insert a queued job and return its id."""
-    with database.transaction() as session:
-        model = Model(name="minilm")
-        session.add(model)
-        session.flush()
-        model_id = model.id
 
     def make(*, sent_at: datetime | None = None, queue: str = QUEUE) -> str:
         with database.transaction() as session:

@@ -7,7 +7,6 @@ from app.database import Database
 from app.jobs import service
 from app.jobs.dispatch import Dispatch
 from app.jobs.state import State
-from app.registry.tables import Model
 
 QUEUE = "enginesmith.onnxruntime"
 
@@ -46,14 +45,11 @@ def dispatch(broker: Hung) -> Dispatch:
 
 
 def test_a_broker_that_hangs_holds_up_neither_a_post_nor_a_cancel(
-    database: Database, broker: Hung, dispatch: Dispatch
+    database: Database, broker: Hung, dispatch: Dispatch, model_id: int
 ) -> None:
     with database.transaction() as session:
         service.bind_dispatch(session, dispatch)
-        model = Model(name="minilm")
-        session.add(model)
-        session.flush()
-        job = service.create(session, kind="run", model_id=model.id, queue=QUEUE, request={}, likeness="any")
+        job = service.create(session, kind="run", model_id=model_id, queue=QUEUE, request={}, likeness="any")
     with database.transaction() as session:
         service.bind_dispatch(session, dispatch)
         assert service.request_cancel(session, job.id).state == State.CANCELED

@@ -16,7 +16,6 @@ from app.jobs import service
 from app.jobs.notices import Announcer
 from app.jobs.queue import JobQueue, queue_of, redis_url
 from app.jobs.sweep import Backlog
-from app.registry.tables import Model
 from app.settings import Settings
 from tests.workers.hosting import Hosting
 from workers.channel.host import EngineHost
@@ -53,13 +52,8 @@ def worker(settings: Settings, database: Database, store: ArtifactStore, tmp_pat
 
 
 @pytest.fixture
-def post(database: Database) -> Post:
+def post(database: Database, model_id: int) -> Post:
     """Post a run job and return its id."""
-    with database.transaction() as session:
-        model = Model(name="minilm")
-        session.add(model)
-        session.flush()
-        model_id = model.id
 
     def post() -> str:
         with database.transaction() as session:

@@ -18,7 +18,6 @@ from app.jobs.notices import CHANNEL
 from app.jobs.queue import TASK, JobQueue, queue_of, redis_url
 from app.jobs.state import FINAL, State
 from app.jobs.tables import Job
-from app.registry.tables import Model
 from app.settings import Settings
 
 PROGRAM = Path(__file__).parent / "scripted_worker.py"
@@ -93,13 +92,8 @@ def start(settings: Settings) -> Iterator[Start]:
 
 
 @pytest.fixture
-def post(database: Database) -> Post:
+def post(database: Database, model_id: int) -> Post:
     """Insert a job as the API does, without sending it."""
-    with database.transaction() as session:
-        model = Model(name="minilm")
-        session.add(model)
-        session.flush()
-        model_id = model.id
 
     def post(**request: object) -> str:
         with database.transaction() as session:
