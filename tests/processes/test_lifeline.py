@@ -24,6 +24,7 @@ time.sleep(1000)
 """
 
 
+@pytest.mark.slow
 def test_a_child_ends_with_a_parent_that_is_killed() -> None:
     with subprocess.Popen([sys.executable, "-c", PARENT, CHILD], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
