@@ -1,4 +1,4 @@
-"""How a new or changed job is made known, without its client waiting for the broker."""
+"""How the API makes a new or changed job known; the client does not wait for the broker."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
@@ -22,9 +22,9 @@ class Queue(Protocol):
 
 
 class Dispatch:
-    """Sends job ids and notices one after the other in a thread of its own: a broker that hangs holds up no answer.
+    """Sends job ids and notices one after the other in a thread of its own, so a broker that hangs delays no answer.
 
-    What is not sent when the process ends is sent by a sweep.
+    If the process ends with job ids unsent, a sweep sends them.
     """
 
     def __init__(self, queue: Queue, announce: Notify) -> None:
@@ -37,16 +37,16 @@ class Dispatch:
         self._thread.submit(self._send, job_id, queue)
 
     def announce(self, job_id: str, state: State) -> None:
-        """Tell whoever waits that a job has changed, and what its state is now."""
+        """Tell those who wait for a job that it has changed, with its present state."""
         self._thread.submit(self._announce, job_id, state)
 
     def close(self) -> None:
-        """Send nothing more."""
+        """Drop what is not sent yet, and close the connections to the broker."""
         self._thread.shutdown(wait=False, cancel_futures=True)
         self._queue.close()
 
     def _send(self, job_id: str, queue: str) -> None:
         try:
             self._queue.send(job_id, queue)
-        except Exception:  # the job is in the database; whatever is wrong here, the next one goes on
+        except Exception:  # the job is in the database, and this thread has to go on with the next one
             log.exception("job not sent; the sweep will send it", job_id=job_id)

@@ -1,7 +1,7 @@
-"""What happened to a job, numbered from 1 without a gap.
+"""The events of a job, numbered from 1 without a gap.
 
-The number is taken from the job's own row by the transaction that writes the event, so the row lock
-orders concurrent writers and a rolled-back transaction leaves no hole.
+The transaction that writes an event takes its number from the job's row. The lock on that row orders concurrent
+writers. A transaction that is rolled back gives its number back, so it leaves no gap.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from app.jobs.tables import Job, JobEvent
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something to be told about a job: `type` is a stable word, `data` is JSON."""
+    """One thing that happened to a job: `type` is a stable word, `data` is JSON."""
 
     type: str
     data: dict[str, Any] = field(default_factory=dict)
@@ -35,7 +35,7 @@ def append(session: Session, job_id: str, type: str, data: dict[str, Any]) -> in
 
 
 def write(session: Session, job_id: str, last: int, events: Sequence[Event]) -> None:
-    """Insert events for which the caller's own UPDATE of the job moved `last_event` up to `last`."""
+    """Insert events; the caller's own UPDATE of the job has already raised `last_event` by their count, to `last`."""
     if not events:
         return
     first = last - len(events) + 1

@@ -1,4 +1,4 @@
-"""A client's Idempotency-Key: the same key and request give the same job, however often they are sent."""
+"""A client's Idempotency-Key: a request sent again with the same key gives the same job."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ MAX_KEY = 255
 
 
 def request_digest(method: str, path: str, body: bytes) -> str:
-    """Return what tells one request from another; the order of JSON keys does not count."""
+    """Return a digest (SHA-256, 64 hex digits) of a request; the order of JSON keys does not change it."""
     try:
         canonical = json.dumps(json.loads(body), sort_keys=True) if body else ""
     except (ValueError, RecursionError):
@@ -21,7 +21,10 @@ def request_digest(method: str, path: str, body: bytes) -> str:
 
 
 def earlier_job(session: Session, key: str, digest: str) -> str | None:
-    """Return the job a key already made; Invalid where that was another request."""
+    """Return the id of the job that a key has made, or None.
+
+    Raises Invalid "bad_idempotency_key", or "idempotency_key_reused" if the key was sent with another request.
+    """
     if not 0 < len(key) <= MAX_KEY or not key.isprintable():
         raise Invalid(f"An Idempotency-Key has 1 to {MAX_KEY} printable characters.", code="bad_idempotency_key")
     row = session.get(IdempotencyKey, key)
@@ -37,6 +40,9 @@ def earlier_job(session: Session, key: str, digest: str) -> str | None:
 
 
 def remember(session: Session, key: str, digest: str, job_id: str) -> None:
-    """Tie a key to the job it made; a concurrent twin fails on the primary key at flush."""
+    """Tie a key to the job it made.
+
+    If a concurrent request with the same key was first, the flush raises IntegrityError (the key is the primary key).
+    """
     session.add(IdempotencyKey(key=key, request_digest=digest, job_id=job_id))
     session.flush()

@@ -1,4 +1,4 @@
-"""The kinds of jobs there are, by the name that a job's row and the API use."""
+"""The kinds of jobs, by the name that a job's row and the API use."""
 
 from typing import Literal
 

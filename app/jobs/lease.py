@@ -1,12 +1,12 @@
-"""Who works on a job.
+"""Which worker works on a job.
 
-A worker claims a job under a new fence number and holds it while it renews the lease. Every write is a
-guarded UPDATE on fence and state, so of several workers one wins, and a worker whose lease was taken
-over can change nothing any more: it gets LeaseLost. Times are the machines' clocks, which must agree to
-well within `lease_s`.
+A worker claims a job under a new fence number. It holds the job as long as it renews the lease. Every write is an
+UPDATE that is guarded by fence and state, so only one of several workers wins. A worker whose lease was taken over
+can change nothing any more: it gets LeaseLost. Times come from the machines' clocks, which must agree to well within
+`lease_s`.
 
-`notify` is told a job's id and state after each commit, so that whoever waits for the job looks at once. It is
-a hint: its failure is logged and never fails the call.
+After each commit `notify` is called with the job's id and state, so that those who wait for the job look at once. The
+call is a hint: if it fails, the failure is logged and nothing else happens.
 """
 
 from collections.abc import Sequence
@@ -42,16 +42,16 @@ CLAIM = (
 
 
 class LeaseLost(Exception):
-    """The job belongs to another worker by now, or has ended: throw the result away."""
+    """The job belongs to another worker by now, or it has ended. The result has to be thrown away."""
 
 
 class CancelAsked(Exception):
-    """The job's cancel came before its result: roll back, then `cancel` it."""
+    """A client asked to cancel the job before its result was written. Roll back, then `cancel` the job."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The right to work on a job while its lease is renewed; `fence` guards every later write."""
+    """The right to work on a job as long as its lease is renewed; `fence` guards every later write."""
 
     job_id: str
     kind: str
@@ -66,7 +66,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class JobProgress:
-    """How far a job is: its phase, and steps done of a total where the phase has steps."""
+    """How far a job is: its phase, and the steps done and their total if the phase has steps."""
 
     phase: str
     step: int | None = None
@@ -83,16 +83,16 @@ class JobError:
     figures: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the job's `error`: code and detail always, log and figures where there are any."""
+        """Return the job's `error`: always code and detail, log and figures unless they are empty."""
         return {name: value for name, value in asdict(self).items() if value or name in {"code", "detail"}}
 
 
 def claim(
     database: Database, job_id: str, *, worker: str, settings: Settings, notify: Notify | None = None
 ) -> Claim | None:
-    """Take a queued job; None where there is none: the message was doubled, or the job canceled meanwhile.
+    """Take a queued job; None if it is not queued any more: its message came twice, or the job was canceled.
 
-    A claim need not survive the machine, on which the worker that made it goes as well.
+    A power cut may lose a claim: the worker that made it is lost too.
     """
     moment = now()
     until = moment + timedelta(seconds=settings.lease_s)
@@ -116,9 +116,9 @@ def renew(
     events: Sequence[Event] = (),
     notify: Notify | None = None,
 ) -> State:
-    """Extend the lease and write what happened since; CANCELING where the job is to stop, RUNNING else.
+    """Extend the lease and write the progress and events since; return CANCELING if the job must stop, else RUNNING.
 
-    Without events there is nothing in it that has to survive the machine. Raises LeaseLost, with nothing written.
+    A power cut may lose a renewal without events. Raises LeaseLost, with nothing written.
     """
     values: dict[str, Any] = {"lease_until": now() + timedelta(seconds=held.lease_s)}
     if progress is not None:
@@ -133,7 +133,7 @@ def renew(
 
 
 def state_of(database: Database, held: Claim) -> State:
-    """Read whether the job is to go on (RUNNING) or to stop (CANCELING); raises LeaseLost."""
+    """Read whether the worker must go on (RUNNING) or stop (CANCELING); raises LeaseLost."""
     with database.reading() as session:
         state = _read(session, held)
     if state not in HELD:
@@ -150,10 +150,11 @@ def succeed(
     events: Sequence[Event] = (),
     notify: Notify | None = None,
 ) -> None:
-    """Finish the job in the caller's transaction, the same that publishes what it made.
+    """Finish the job in the caller's transaction, which also publishes the result.
 
-    `events` are those not yet written; "succeeded" follows them. A job whose result `was_ready` says nothing of how
-    long like ones take. After LeaseLost or CancelAsked the caller's transaction must be rolled back.
+    `events` are the events not yet written; "succeeded" follows them. If the result `was_ready`, the job's duration
+    says nothing about like jobs, so the job loses its likeness. Raises LeaseLost or CancelAsked; the caller's
+    transaction must then be rolled back.
     """
     told = [*events, Event("succeeded", {"result": result})]
     values = ended(State.SUCCEEDED) | {"result": result}
@@ -172,13 +173,13 @@ def fail(
     events: Sequence[Event] = (),
     notify: Notify | None = None,
 ) -> None:
-    """End the job as failed, or as canceled if that was asked; raises LeaseLost."""
+    """End the job as failed, or as canceled if a client asked for that; raises LeaseLost."""
     told = [*events, Event("failed", {"error": error.to_json()})]
     _leave(database, held, ended(State.FAILED) | {"error": error.to_json()}, told, notify)
 
 
 def cancel(database: Database, held: Claim, *, events: Sequence[Event] = (), notify: Notify | None = None) -> None:
-    """End a job whose cancel was asked; raises LeaseLost."""
+    """End a job as canceled after a client asked for that; raises LeaseLost."""
     with database.transaction() as session:
         if _cancel(session, held, events) is None:
             raise LeaseLost(held.job_id)
@@ -193,7 +194,7 @@ def release(
     events: Sequence[Event] = (),
     notify: Notify | None = None,
 ) -> None:
-    """Give the job back without counting the attempt; a sweep sends it again. Raises LeaseLost."""
+    """Give the job back to the queue without counting the attempt; a sweep sends it again. Raises LeaseLost."""
     told = [*events, Event("released", {"reason": reason, "attempt": held.attempt})]
     _leave(database, held, requeued() | {"attempt": held.attempt - 1}, told, notify)
 
@@ -206,7 +207,7 @@ def retry(
     events: Sequence[Event] = (),
     notify: Notify | None = None,
 ) -> None:
-    """Give the job back after a fault that may pass, the attempt counted; a sweep sends it again.
+    """Give the job back to the queue after a fault that may pass; the attempt counts, and a sweep sends the job again.
 
     The caller keeps to `max_attempts`: the last attempt ends in `fail`. Raises LeaseLost.
     """
@@ -215,7 +216,7 @@ def retry(
 
 
 def request_cancel(session: Session, job_id: str, *, notify: Notify | None = None) -> None:
-    """Cancel a queued job at once, ask the worker of a running one to stop, leave any other as it is."""
+    """Cancel a queued job at once, or ask the worker of a running one to stop; any other job stays as it is."""
     asked = write(session, job_id, (State.QUEUED,), values=ended(State.CANCELED), told=[Event("canceled")]) or write(
         session,
         job_id,
@@ -230,7 +231,7 @@ def request_cancel(session: Session, job_id: str, *, notify: Notify | None = Non
 def _leave(
     database: Database, held: Claim, values: dict[str, Any], told: Sequence[Event], notify: Notify | None
 ) -> None:
-    """Move a running job as its worker wants; one whose cancel was asked ends canceled instead."""
+    """Move a running job to the state that its worker wants; if a client asked to cancel it, it ends canceled."""
     with database.transaction() as session:
         left = _write(session, held, before(values["state"]), values, told) or _cancel(session, held, told[:-1])
         if left is None:

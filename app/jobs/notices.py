@@ -1,7 +1,7 @@
-"""Hints that a job has changed, from whoever changed it to whoever waits.
+"""Notices that a job has changed, from the process that changed it to those that wait for it.
 
-They say which job and what its state is now, travel by Redis publish/subscribe and may be lost: a waiter looks at the
-row now and then as well.
+A notice says the job's id and its present state. It travels by Redis publish/subscribe and may be lost, so a waiter
+looks at the job's row from time to time as well.
 """
 
 import asyncio
@@ -19,12 +19,12 @@ CHANNEL = "enginesmith.jobs"
 RECONNECT_S = 1.0
 CANCEL_AGAIN_S = 0.1
 SOCKET_TIMEOUT_S = 3.0
-ENDS_KEPT = 1000  # jobs that ended a moment ago, for waiters who are about to come
+ENDS_KEPT = 1000  # jobs that ended last: a waiter may come just after the notice of the end
 log = structlog.get_logger()
 
 
 class Announcer:
-    """The sending end; a broker that does not answer costs a log line, never an error."""
+    """The sending end; if the broker does not answer, that is logged and raises no error."""
 
     def __init__(self, url: str) -> None:
         self._client = redis.Redis.from_url(
@@ -32,14 +32,14 @@ class Announcer:
         )
 
     def __call__(self, job_id: str, state: State) -> None:
-        """Say that a job has changed, and what its state is now."""
+        """Say that a job has changed, with its present state."""
         try:
             self._client.publish(CHANNEL, f"{job_id} {state}")
         except redis.RedisError as error:
             log.debug("notice not sent", job_id=job_id, error=str(error))
 
     def ping(self) -> None:
-        """Ask the broker for a sign of life; redis.RedisError."""
+        """Ask the broker for a sign of life; raises redis.RedisError if there is none."""
         self._client.ping()
 
     def close(self) -> None:
@@ -48,9 +48,9 @@ class Announcer:
 
 
 class Listener:
-    """The receiving end: one subscription per process, shared by every waiter in it.
+    """The receiving end: one subscription, which all waiters of the process share.
 
-    Once `ending` is set, waiters answer with what there is, at the latest when they next look.
+    Once `ending` is set, each waiter answers with the job's present state, at the latest when it next looks.
     """
 
     def __init__(self, url: str) -> None:
@@ -79,7 +79,7 @@ class Listener:
 
     @contextmanager
     def waiting(self, job_id: str) -> Iterator[asyncio.Event]:
-        """Give an event that is set once the job has ended, or already is where that was heard a moment ago."""
+        """Give an event that is set once the job has ended, or at once if the job is among the last that ended."""
         with _registered(self._waiters, job_id) as ended:
             if job_id in self._ended:
                 ended.set()

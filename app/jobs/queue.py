@@ -1,7 +1,7 @@
 """Job ids on their way to the workers.
 
-A message is a hint: it carries a job's id and nothing else. One that is lost is sent again by the
-sweep, one that comes twice finds the job claimed.
+A message is a hint: it carries a job's id and nothing else. If a message is lost, the sweep sends it again. If it
+comes twice, the second one finds the job claimed.
 """
 
 import re
@@ -19,18 +19,18 @@ log = structlog.get_logger()
 
 
 def queue_of(backend: str, platform: str | None = None) -> str:
-    """Return the queue whose workers have this backend, or of them those that load engines of one platform."""
+    """Return the queue of the workers that have this backend; with a platform, of those that load its engines."""
     queue = f"enginesmith.{backend}"
     return queue if platform is None else f"{queue}.{_SLUG.sub('-', platform.lower())}"
 
 
 def backend_of(queue: str) -> str:
-    """Return the backend whose workers listen to a queue that `queue_of` has named."""
+    """Return the backend of a queue that `queue_of` has named."""
     return queue.split(".")[1]
 
 
 def redis_url(broker_url: str) -> str:
-    """Return the broker's URL in redis-py's words, which calls a socket unix:// where Celery says redis+socket://."""
+    """Return the broker's URL as redis-py spells it: a socket is unix:// there and redis+socket:// in Celery."""
     parts = urlsplit(broker_url)
     return f"unix://{parts.path}" if parts.scheme == "redis+socket" else broker_url
 
@@ -42,7 +42,7 @@ class JobQueue:
         self.broker_url = broker_url
 
     def send(self, job_id: str, queue: str) -> bool:
-        """Tell the workers of a queue about a job; False where the broker does not answer."""
+        """Tell the workers of a queue about a job; False if the broker does not answer."""
         try:
             self._celery.send_task(TASK, args=[job_id], queue=queue, retry=False, ignore_result=True)
         except (OperationalError, OSError) as error:

@@ -105,7 +105,7 @@ def job_answers(session: Session, settings: Settings, jobs: Sequence[Job]) -> li
 
 
 def job_answer(job: Job, waiting: Waiting | None = None) -> JobAnswer:
-    """Return one job as a client sees it; `waiting` is what it waits for."""
+    """Return one job as a client sees it; `waiting` says why it has not begun."""
     return JobAnswer(
         id=job.id,
         kind=job.kind,
@@ -123,7 +123,7 @@ def job_answer(job: Job, waiting: Waiting | None = None) -> JobAnswer:
 
 
 def _progress(job: Job) -> ProgressAnswer:
-    """Say where a job is; one that succeeded is done, others that ended stay in the phase they ended in."""
+    """Say how far a job is; after success the phase is "done", after any other end it is the last phase begun."""
     if job.state == State.SUCCEEDED:
         return ProgressAnswer(phase="done", step=job.total, total=job.total, eta_s=None)
     step = None if job.total is None else job.step

@@ -1,4 +1,4 @@
-"""Jobs: made here, sent once committed, read, canceled."""
+"""Making, reading and canceling jobs; a new job is sent to its workers once it is committed."""
 
 import statistics
 from collections.abc import Mapping
@@ -19,13 +19,13 @@ from app.jobs.tables import Job
 from app.registry.tables import Model
 from app.remembered import remembered
 
-HISTORY = 5  # earlier jobs that say how long the next one takes
+HISTORY = 5  # the median of so many earlier jobs says how long the next one takes
 EARLIER = (
     select(Job.started_at, Job.finished_at)
     .where(
         Job.likeness == bindparam("likeness"),
         Job.state == State.SUCCEEDED,
-        Job.attempt == 1,  # others have waited for a lease to run out as well
+        Job.attempt == 1,  # a later attempt's duration contains the wait for a lease to run out
     )
     .order_by(Job.id.desc())
     .limit(HISTORY)
@@ -33,14 +33,14 @@ EARLIER = (
 
 
 def bind_dispatch(session: Session, dispatch: Dispatch) -> None:
-    """Say how jobs made in this session are sent once it is committed."""
+    """Set how the jobs that this session makes are sent once it is committed."""
     session.info["dispatch"] = dispatch
 
 
 def create(session: Session, *, kind: str, model_id: int, queue: str, request: Mapping[str, Any], likeness: str) -> Job:
     """Queue a job; its id goes to the workers after the commit.
 
-    `likeness` is a digest that jobs of like work have in common: earlier ones say how long this one takes.
+    `likeness` is a digest that jobs of like work have in common. The earlier ones say how long this one takes.
     """
     job = Job(
         kind=kind,
@@ -71,7 +71,7 @@ def create_finished(
     request: Mapping[str, Any],
     result: Mapping[str, Any],
 ) -> Job:
-    """Record a job whose result is there already."""
+    """Record a job that has its result already."""
     moment = now()
     job = Job(
         kind=kind,
@@ -93,7 +93,7 @@ def create_finished(
 
 
 def get_job(session: Session, job_id: str) -> Job:
-    """Return a job; NotFound."""
+    """Return a job; raises NotFound "job_not_found"."""
     job = session.get(Job, job_id)
     if job is None:
         raise NotFound(
@@ -116,15 +116,15 @@ def list_jobs(
 
 
 def count_by_state(session: Session) -> dict[tuple[str, str], int]:
-    """Return how many jobs there are by (kind, state)."""
+    """Return the number of jobs by (kind, state)."""
     rows = session.execute(select(Job.kind, Job.state, func.count()).group_by(Job.kind, Job.state))
     return {(kind, state): count for kind, state, count in rows}
 
 
 def eta_seconds(job: Job) -> float | None:
-    """Return how long a job is likely to need yet, from the median of earlier ones of like work.
+    """Return the seconds that a job is likely to need yet: the median of earlier jobs of like work, less its own time.
 
-    None where nobody knows, as of one that takes longer already.
+    None if there is no such job, if this job has ended, or if it takes longer than the median already.
     """
     if job.expected_s is None or job.finished_at is not None:
         return None
@@ -134,7 +134,10 @@ def eta_seconds(job: Job) -> float | None:
 
 
 def request_cancel(session: Session, job_id: str) -> Job:
-    """Ask a job to stop: at once where it is queued, through its worker where it runs; a finished one stays."""
+    """Ask a job to stop, and return it; raises NotFound "job_not_found".
+
+    A queued job stops at once. A running one is stopped by its worker. A finished one stays as it is.
+    """
     job = get_job(session, job_id)
     dispatch: Dispatch | None = session.info.get("dispatch")
     lease.request_cancel(session, job_id, notify=dispatch.announce if dispatch else None)

@@ -1,4 +1,4 @@
-"""The states of a job, and which may follow which.
+"""The states of a job, and the changes from one to another that are allowed.
 
     queued ──────> running ──────> succeeded
      │  ^             │ │  └─────> failed
@@ -7,8 +7,8 @@
      │  lease expired │ v
      └─────────────> canceling ──> canceled
 
-A queued job is canceled at once. A running one is first `canceling`: its worker has been asked to stop,
-and whatever happens next, success and failure included, the job ends `canceled`.
+A queued job is canceled at once. A running one is first `canceling`: its worker has been asked to stop. Whatever
+happens after that, success and failure included, the job ends `canceled`.
 """
 
 from collections.abc import Mapping
@@ -39,5 +39,5 @@ HELD = frozenset({State.RUNNING, State.CANCELING})  # a worker has the job's lea
 
 
 def before(state: State) -> tuple[State, ...]:
-    """Return the states a job may enter `state` from: the guard of the statement that writes it."""
+    """Return the states from which a job may enter `state`; the statement that writes `state` is guarded by them."""
     return tuple(earlier for earlier, following in TRANSITIONS.items() if state in following)

@@ -13,13 +13,13 @@ from app.jobs.state import FINAL
 
 BATCH = 200
 LOOK_EVERY_S = 1.0
-KEEP_ALIVE_EVERY = 15  # looks without an event before a comment keeps proxies from closing the connection
+KEEP_ALIVE_EVERY = 15  # after so many looks without an event, a comment keeps proxies from closing the connection
 
 
 async def stream(database: Database, listener: Listener, job_id: str, after: int) -> AsyncIterator[bytes]:
-    """Yield the events after a number, then each new one as it comes, and end after a finished job's last one.
+    """Yield the events with a number above `after`, then each new one as it comes; end after the job's last event.
 
-    When this process ends, the stream ends early; Last-Event-ID goes on where it was.
+    When this process ends, the stream ends early. A client that sends Last-Event-ID goes on from there.
     """
     quiet = 0
     with listener.watching(job_id) as changed:
@@ -39,7 +39,10 @@ async def stream(database: Database, listener: Listener, job_id: str, after: int
 
 
 def _look(database: Database, job_id: str, after: int) -> tuple[Sequence[EventAnswer], bool]:
-    """Return the next events and whether the job had ended before they were read, so that none is missed."""
+    """Return the next events, and whether the job had ended.
+
+    The state is read before the events, so a job that has ended adds no event afterwards.
+    """
     with database.reading() as session:
         finished = service.get_job(session, job_id).state in FINAL
         rows = events.list(session, job_id, after, BATCH)

@@ -1,11 +1,11 @@
 """How a call that makes a job is answered: Idempotency-Key, Prefer: wait, 200 or 202.
 
-A job is made in three steps: a look for what its Idempotency-Key made before; whatever there is to check and
-compute, with no session open; and a transaction that only looks for rows and inserts them, since on SQLite
-it holds the one write lock there is.
+A job is made in three steps. The first looks for the job that its Idempotency-Key made before. The second checks and
+computes with no session open. The third is a transaction that only looks for rows and inserts them, because on SQLite
+it holds the only write lock.
 
-The wait happens on the event loop with no thread and no session held, so that many clients may wait
-while the threads go on answering others.
+A client waits on the event loop, which holds no thread and no session. So many clients may wait while the threads
+answer others.
 """
 
 import math
@@ -30,7 +30,7 @@ from app.jobs.state import FINAL
 from app.jobs.tables import Job
 from app.settings import Settings
 
-LOOK_EVERY_S = 1.0  # however many notices are lost, a waiter looks at the row this often
+LOOK_EVERY_S = 1.0  # a waiter looks at the row this often even if every notice is lost
 MAX_RETRY_AFTER_S = 30
 WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?([0-9]+(?:\.[0-9]+)?)\"?\s*(?:$|[,;])", re.IGNORECASE)
 
@@ -62,17 +62,17 @@ JOB_RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 class Placement(Protocol):
-    """What is left of a request for the transaction that makes its job."""
+    """A request that is checked and computed: only the transaction that makes its job is left to do."""
 
     def place(self, session: Session) -> Job:
-        """Make the job, or find the one that there is. Everything is computed: only rows are read and written."""
+        """Make the job, or find one that exists already. This computes nothing: it only reads and writes rows."""
         ...
 
 
 class Submit:
     """Makes the job of one request and answers it.
 
-    `patience_s` is how long a client waits that does not say what it prefers.
+    `patience_s` is how long a client that sends no `Prefer: wait` has to wait at most, in seconds.
     """
 
     def __init__(
@@ -98,10 +98,10 @@ class Submit:
         return self.answer(await self.job(prepare, *args, **kwargs))
 
     async def job(self, prepare: Callable[P, Placement], *args: P.args, **kwargs: P.kwargs) -> JobAnswer:
-        """Make the job, wait likewise, and return it as it is then.
+        """Make the job, wait as long as the client prefers, and return the job as it is then.
 
-        Whoever posts a job hears of it once it survives a power cut, not before. The end of one that was waited for has
-        seen to that, as a worker's last transaction keeps what came before; else the database settles.
+        A client is answered only once its job survives a power cut. If the job ended while the client waited, it does:
+        the worker's last transaction was durable, and with it all that came before. Otherwise the database settles now.
         """
         made = await run_in_threadpool(self._make, partial(prepare, *args, **kwargs))
         if not self._wait_s or made.state in FINAL:
@@ -112,7 +112,7 @@ class Submit:
         return job
 
     def answer(self, job: JobAnswer) -> JSONResponse:
-        """Answer with a job: 200 where it has ended, else 202 with when to look again."""
+        """Answer with a job: 200 if it has ended, else 202 with the seconds after which to look again (Retry-After)."""
         headers = {"Location": f"/v1/jobs/{job.id}"}
         if self._applied:
             headers["Preference-Applied"] = f"wait={self._applied:g}"
@@ -132,7 +132,7 @@ class Submit:
         except IntegrityError:
             if self._key is None:
                 raise
-            return self._place(placement)  # a twin with the same key was faster: its job is there now
+            return self._place(placement)  # a request with the same key was faster: this finds its job
 
     def _place(self, placement: Placement) -> Job:
         with self._database.transaction(durable=False) as session:
@@ -146,7 +146,7 @@ class Submit:
             return job
 
     def _earlier(self, session: Session) -> Job | None:
-        """Return the job that this Idempotency-Key made before."""
+        """Return the job that this Idempotency-Key made before, None if it made none."""
         if self._key is None:
             return None
         job_id = idempotency.earlier_job(session, self._key, self._digest)
@@ -200,10 +200,10 @@ def _submit_patiently(
 
 
 SubmitDep = Annotated[Submit, Depends(_submit)]
-PatientSubmitDep = Annotated[Submit, Depends(_submit_patiently)]  # of a call that reads what a job must make first
+PatientSubmitDep = Annotated[Submit, Depends(_submit_patiently)]  # for a call that reads a file which a job makes first
 
 
 def wait_seconds(prefer: str | None) -> float | None:
-    """Return the seconds of a Prefer header's `wait` (RFC 7240, 4.3), None where it has none."""
+    """Return the seconds of a Prefer header's `wait` (RFC 7240, 4.3), None if it has none."""
     found = WAIT.search(prefer or "")
     return float(found[1]) if found else None

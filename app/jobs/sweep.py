@@ -1,6 +1,6 @@
-"""Jobs that fell through: leases that ran out, and messages the broker lost.
+"""Jobs that were left behind: their leases ran out, or the broker lost their messages.
 
-Any number of workers may sweep at once: each statement is guarded, so one of them moves a job.
+Any number of workers may sweep at once: each statement is guarded, so only one worker moves a job.
 """
 
 from collections import Counter
@@ -22,7 +22,7 @@ from app.jobs.tables import Job
 from app.jobs.transition import Notify, ended, requeued, tell, write
 from app.settings import Settings
 
-BATCH = 200  # jobs moved by one sweep, so that none holds the database for long
+BATCH = 200  # jobs that one sweep moves at most, so that no sweep holds the database for long
 SOCKET_TIMEOUT_S = 3.0
 log = structlog.get_logger(__name__)
 
@@ -45,7 +45,7 @@ class Swept:
 
 
 class Backlog:
-    """How many messages of a queue wait in the broker."""
+    """Counts the messages of a queue that wait in the broker."""
 
     def __init__(self, broker_url: str) -> None:
         self._client = redis.Redis.from_url(
@@ -67,11 +67,12 @@ def sweep(
     resend_after_s: float,
     notify: Notify | None = None,
 ) -> Swept:
-    """Take back jobs whose lease ran out, and send those of `queues` that no worker has heard of.
+    """Take back the jobs whose lease ran out, and send the jobs of `queues` that no worker has heard of.
 
-    A job is sent where it never was, or where it was sent `resend_after_s` ago and its message is lost: its
-    queue is empty in the broker, or messages sent that much later were taken. So a long queue is not sent
-    again and again. Raises redis.RedisError where the broker is down.
+    A job is sent if it was never sent. It is sent again if its message is lost. A message counts as lost if it was
+    sent more than `resend_after_s` seconds ago and its queue is empty in the broker, or if a message that was sent
+    that much later was taken. So a long queue is not sent again and again. Raises redis.RedisError if the broker is
+    down.
     """
     moved = Counter(_take_back(database, row, settings, notify) for row in _expired(database))
     sent = sum(_send_unsent(database, queue, name, backlog, resend_after_s) for name in queues)
@@ -79,7 +80,7 @@ def sweep(
 
 
 def let_go(database: Database, is_gone: Callable[[str], bool]) -> int:
-    """End the leases of workers known to be gone, so that the next sweep takes their jobs back; returns how many."""
+    """End the leases of workers that are gone, and return how many; the next sweep takes their jobs back."""
     held = (Job.state.in_(HELD), Job.worker.is_not(None), Job.lease_until >= now())
     with database.reading() as session:
         rows = session.execute(select(Job.id, Job.fence, Job.worker).where(*held)).all()
@@ -105,7 +106,7 @@ def _expired(database: Database) -> Sequence[Row[str, str, int, int, str | None]
 def _take_back(
     database: Database, row: Row[str, str, int, int, str | None], settings: Settings, notify: Notify | None
 ) -> State | None:
-    """Move one job whose lease ran out; None where its worker renewed it, or another sweep was first."""
+    """Move one job whose lease ran out; None if its worker has renewed the lease, or another sweep was first."""
     told = [Event("lease_expired", {"worker": row.worker, "attempt": row.attempt})]
     if row.state == State.CANCELING:
         values = ended(State.CANCELED)
@@ -136,7 +137,7 @@ def _worker_lost(worker: str | None, attempt: int) -> JobError:
 def _send_unsent(
     database: Database, queue: Sender, name: str, backlog: Callable[[str], int], resend_after_s: float
 ) -> int:
-    waiting = backlog(name)  # first: where the broker is down, nothing may be marked as sent
+    waiting = backlog(name)  # first: if the broker is down, this raises before anything is marked as sent
     unsent = _mark_sent(database, name, Job.sent_at.is_(None))
     overdue = now() - timedelta(seconds=resend_after_s)
     if waiting:
@@ -148,12 +149,12 @@ def _send_unsent(
 
 
 def _last_taken(database: Database, name: str) -> datetime:
-    """Return when the newest message a worker has taken was sent: one much older than that is lost.
+    """Return when the newest message that a worker has taken was sent; a waiting one that is much older is lost.
 
-    Messages keep their order, and a queue that is never empty must not hide that one is missing.
+    Messages keep their order, so this finds a lost message in a queue that is never empty.
     """
     newest = [
-        select(func.max(Job.sent_at)).where(Job.state == state, Job.queue == name)  # each one step in the index
+        select(func.max(Job.sent_at)).where(Job.state == state, Job.queue == name)  # each is one step in the index
         for state in (State.RUNNING, State.SUCCEEDED, State.FAILED)
     ]
     with database.reading() as session:
@@ -162,9 +163,9 @@ def _last_taken(database: Database, name: str) -> datetime:
 
 
 def _mark_sent(database: Database, name: str, due: ColumnElement[bool]) -> Sequence[str]:
-    """Move `sent_at` of queued jobs that are due and return their ids; of several sweeps one gets each.
+    """Set `sent_at` of the queued jobs that are due to now, and return their ids; only one of several sweeps gets each.
 
-    Looks before it writes: nearly always nothing is due, and SQLite has one writer at a time.
+    It reads before it writes: nearly always nothing is due, and SQLite has one writer at a time.
     """
     conditions = (Job.state == State.QUEUED, Job.queue == name, due)
     with database.reading() as session:

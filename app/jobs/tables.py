@@ -1,4 +1,4 @@
-"""Jobs, their events, and the keys that make posting one idempotent."""
+"""Jobs, their events, and the keys that make it idempotent to post a job."""
 
 from datetime import datetime
 from typing import Any
@@ -19,7 +19,7 @@ class Job(Base):
         Index(None, "state", "queue", "sent_at"),  # the sweep looks for unsent jobs queue by queue
         Index(None, "model_id", "id"),
         Index(None, "model_id", "kind", "state", "id"),
-        Index(None, "likeness", "state", "id"),  # the last ones of like work
+        Index(None, "likeness", "state", "id"),  # finds the last jobs of like work
     )
 
     id: Mapped[str] = mapped_column(primary_key=True, default=lambda: str(uuid7()))  # sorts by time of creation
@@ -29,8 +29,8 @@ class Job(Base):
     model_id: Mapped[int] = mapped_column(ForeignKey("models.id"))
     model: Mapped[str]
     request: Mapped[dict[str, Any]] = mapped_column(deferred=True)
-    likeness: Mapped[str | None] = mapped_column(deferred=True)  # what work it was; null where it was none
-    expected_s: Mapped[float | None]  # how long earlier jobs of like work took
+    likeness: Mapped[str | None] = mapped_column(deferred=True)  # equal for jobs of like work; null if no work was done
+    expected_s: Mapped[float | None]  # the median seconds of earlier jobs of like work
     attempt: Mapped[int] = mapped_column(default=0)
     fence: Mapped[int] = mapped_column(default=0)
     worker: Mapped[str | None]
@@ -48,7 +48,7 @@ class Job(Base):
 
 
 class JobEvent(Base):
-    """Something that happened to a job; `seq` counts from 1 without a gap, so a reader can resume."""
+    """One thing that happened to a job; `seq` counts from 1 without a gap, so a reader can resume."""
 
     __tablename__ = "job_events"
 
@@ -60,7 +60,7 @@ class JobEvent(Base):
 
 
 class IdempotencyKey(Base):
-    """A client's Idempotency-Key, what it was sent with, and the job it made."""
+    """A client's Idempotency-Key, the digest of the request it was sent with, and the job it made."""
 
     __tablename__ = "idempotency_keys"
 

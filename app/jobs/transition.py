@@ -1,4 +1,4 @@
-"""The one guarded statement by which a job moves, and the hint that goes out once it has."""
+"""The one guarded statement that changes a job, and the hint that is given once the change is committed."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
@@ -23,7 +23,7 @@ GUARDS = {
     "fence": Job.fence == bindparam("guard_fence"),
     "expired_before": Job.lease_until < bindparam("guard_expired_before"),
 }
-Notify = Callable[[str, State], None]  # a job, and the state it is in now
+Notify = Callable[[str, State], None]  # takes a job's id and its present state
 
 
 def write(
@@ -36,10 +36,11 @@ def write(
     values: Mapping[str, Any],
     told: Sequence[Event] = (),
 ) -> State | None:
-    """Change the job if it is in one of `states` and the guards hold, and tell `told`.
+    """Change the job and write the events `told`, if the job is in one of `states` and the guards hold.
 
-    The guards, where they are given: it has this fence, and its lease ran out before that moment. `values` are by
-    column, and no expressions. Returns the state it is in now, or None, with nothing written, where they do not hold.
+    There are two guards, each only if it is given: the job has this `fence`, and its lease ran out before
+    `expired_before`. `values` maps columns to plain values, not to SQL expressions. Returns the job's new state, or
+    None, with nothing written, if the job is in none of `states` or a guard does not hold.
     """
     wanted = {"fence": fence, "expired_before": expired_before}
     guards = tuple(name for name, value in wanted.items() if value is not None)
@@ -54,7 +55,7 @@ def write(
 
 @cache
 def _update(states: tuple[State, ...], guards: tuple[str, ...], columns: tuple[str, ...]) -> ReturningUpdate[str, int]:
-    """Return the statement with these guards that sets these columns; it is put together once, which takes a while."""
+    """Return the statement with these guards that sets these columns; it is cached because building it is slow."""
     return (
         update(Job)
         .where(Job.id == bindparam("job"), Job.state.in_(states), *(GUARDS[name] for name in guards))
@@ -64,18 +65,18 @@ def _update(states: tuple[State, ...], guards: tuple[str, ...], columns: tuple[s
 
 
 def ended(state: State) -> dict[str, Any]:
-    """Return what is written to a job that enters a final state."""
+    """Return the column values of a job that enters a final state."""
     return {"state": state, "lease_until": None, "finished_at": now()}
 
 
 def requeued() -> dict[str, Any]:
-    """Return what is written to a job that nobody holds now; without `sent_at` the next sweep sends it."""
+    """Return the column values of a job that goes back to its queue; without `sent_at` the next sweep sends it."""
     gone = dict.fromkeys(("worker", "lease_until", "sent_at", "phase", "step", "total"))
     return {"state": State.QUEUED} | gone
 
 
 def tell(session: Session, notify: Notify | None, job_id: str, state: State) -> None:
-    """Give the hint that a job has changed once this session is committed; its failure is only logged."""
+    """Once this session is committed, give the hint that a job has changed; if that fails, it is only logged."""
     if notify is not None:
         after_commit(session, lambda: _hint(notify, job_id, state))
 

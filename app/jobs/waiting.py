@@ -1,6 +1,6 @@
 """What a queued job waits for, as the fleet is now.
 
-Workers come and go while a job is queued, so this is computed whenever a job is read, and never stored.
+Workers come and go while a job is queued, so the reason is computed each time a job is read. It is never stored.
 """
 
 from collections.abc import Collection, Sequence
@@ -27,7 +27,7 @@ class Waiting:
 
 
 def waiting_by_queue(session: Session, settings: Settings, jobs: Collection[Job]) -> dict[str, Waiting]:
-    """Return what the queued ones of some jobs wait for, by the name of their queue.
+    """Return why the queued ones among `jobs` have not begun, by the name of their queue.
 
     A queue is left out if one of its workers is free: its jobs begin in a moment.
     """
