@@ -1,4 +1,4 @@
-"""Gathering what a socket delivers into pieces worth handing to another thread."""
+"""Gathering a socket's small chunks into batches that are large enough to hand to another thread."""
 
 from collections.abc import AsyncIterator
 
@@ -6,7 +6,7 @@ from app.errors import TooLarge
 
 
 async def batched(chunks: AsyncIterator[bytes], *, nbytes: int, limit: int) -> AsyncIterator[list[bytes]]:
-    """Yield lists of chunks of together at least `nbytes` bytes, the last one fewer.
+    """Yield lists of chunks; each list holds at least `nbytes` bytes, but the last one may hold fewer.
 
     Raises:
         TooLarge: as soon as more than `limit` bytes have arrived.
@@ -27,7 +27,7 @@ async def batched(chunks: AsyncIterator[bytes], *, nbytes: int, limit: int) -> A
 
 
 def too_large(limit: int) -> str:
-    """Say what is too large and what can be done."""
+    """Return the text of the error for a body of more than `limit` bytes, with the remedy."""
     return (
         f"The body is larger than the {limit} bytes announced or allowed; nothing was kept. Split the checkpoint "
         "into several files, or have ENGINESMITH_MAX_BLOB_BYTES raised."

@@ -10,7 +10,7 @@ RANGE = re.compile(r"bytes=\s*(?:([0-9]{1,19})-([0-9]{1,19})?|-([0-9]{1,19}))\s*
 
 @dataclass(frozen=True, slots=True)
 class ByteRange:
-    """Bytes `start` up to, not including, `stop` of `size`."""
+    """The bytes from `start` up to, but not including, `stop` of `size` bytes."""
 
     start: int
     stop: int
@@ -23,10 +23,10 @@ class ByteRange:
 
 
 def parse_range(header: str, size: int) -> ByteRange | None:
-    """Return the part of `size` bytes that is asked for.
+    """Return the part of `size` bytes that a Range header asks for.
 
-    None means that the header is to be ignored and everything sent, as the RFC allows for several ranges
-    and demands for other units and malformed values.
+    None means that the header must be ignored and all bytes sent. The RFC allows that for several ranges, and demands
+    it for other units and for malformed values.
 
     Raises:
         RangeNotSatisfiable: no byte lies in the range.

@@ -1,4 +1,4 @@
-"""Local copies of remote artifacts; the least recently used go first."""
+"""Local copies of remote artifacts; the least recently used are removed first."""
 
 import fcntl
 import time
@@ -21,9 +21,10 @@ log = structlog.get_logger(__name__)
 class ArtifactCache:
     """A directory of copies, shared by the processes of one machine.
 
-    A copy's time of modification says when it was last asked for. A path handed out stays valid for
-    `keep_s` seconds, in which the reader opens it, and one that was asked for while `holding` until that ends, by a
-    second name in a folder that its holder has locked; therefore the cache may for a while hold more than `max_bytes`.
+    A copy's time of modification says when it was last asked for. A path that `path` returns stays valid for `keep_s`
+    seconds, in which the reader opens it. A path that is asked for in a `holding` block stays valid until the block
+    ends: the copy gets a second name in a folder that the holder has locked. So for a while the cache may hold more
+    than `max_bytes`.
     """
 
     def __init__(self, directory: Path, max_bytes: int, *, keep_s: float = KEEP_S) -> None:
@@ -35,15 +36,15 @@ class ArtifactCache:
         self._holders: list[Path] = []
 
     def prepare(self) -> None:
-        """Make the directories where they are missing."""
+        """Make the directories that are missing."""
         LocalStore.open(self._directory)
         (self._directory / "locks").mkdir(exist_ok=True)
 
     def path(self, digest: str, download: Callable[[], Iterable[bytes]]) -> Path:
-        """Return the copy, downloaded first if there is none; one process downloads, the others wait for it.
+        """Return the copy, and download it first if there is none; one process downloads, the others wait for it.
 
         Raises:
-            Unavailable: "blob_damaged", the bytes downloaded have another digest; or "store_full".
+            Unavailable: "blob_damaged" if the downloaded bytes have another digest; "store_full".
         """
         lock = self._directory / "locks" / hex_of(digest)[:2]
         lock.touch()
@@ -54,13 +55,13 @@ class ArtifactCache:
             self._evict()
         path = self._files.local_path(digest)
         for holder in tuple(self._holders):
-            with suppress(OSError):  # it has this copy, or has just ended; a full disk leaves `keep_s` to it
+            with suppress(OSError):  # the holder has it already or has just ended, or the disk is full
                 (holder / path.name).hardlink_to(path)
         return path
 
     @contextmanager
     def holding(self) -> Iterator[None]:
-        """See `ArtifactStore`. On a full disk there is `keep_s` only."""
+        """See `ArtifactStore`. On a full disk nothing is held: a path then stays valid for `keep_s` seconds only."""
         with ExitStack() as stack:
             try:
                 holder = stack.enter_context(scratch_folder(self._held, "job"))
@@ -72,7 +73,7 @@ class ArtifactCache:
             yield
 
     def adopt(self, path: Path, digest: str) -> None:
-        """Take over a file just uploaded, as it is likely to be asked for soon; remove it where it cannot be kept."""
+        """Take over a file that was just uploaded, as it is likely to be used soon; remove it if it cannot be kept."""
         try:
             self._files.put_file(path, digest=digest)
             self._evict()

@@ -1,4 +1,4 @@
-"""What an endpoint may ask for to reach the artifacts."""
+"""The dependency by which an endpoint reaches the artifacts."""
 
 from typing import Annotated
 

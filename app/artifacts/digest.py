@@ -10,10 +10,10 @@ DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 
 
 def hex_of(digest: str) -> str:
-    """Return the hexadecimal part.
+    """Return the hexadecimal part of a digest; only what this has checked may become part of a path or key.
 
     Raises:
-        Invalid: with code "bad_digest"; nothing else may become part of a path or key.
+        Invalid: with code "bad_digest".
     """
     match = DIGEST.fullmatch(digest)
     if match is None:
@@ -26,16 +26,16 @@ def hex_of(digest: str) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """Read a file for its digest."""
+    """Read a file and return its digest."""
     with path.open("rb") as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
 def require_equal(actual: str, expected: str) -> None:
-    """Compare what arrived with what was announced.
+    """Compare the digest of the bytes that arrived with the one announced.
 
     Raises:
-        Invalid: with code "digest_mismatch".
+        Invalid: with code "digest_mismatch", if they differ.
     """
     if actual != expected:
         raise Invalid(

@@ -1,4 +1,4 @@
-"""A file on its way into a store: digested while it is written, under a temporary name until it is whole."""
+"""A file on its way into a store: it is digested while it is written, and has a temporary name until it is whole."""
 
 import errno
 import fcntl
@@ -14,16 +14,16 @@ from uuid import uuid4
 from app.artifacts.writeback import WRITEBACK, start_writeback
 from app.errors import Unavailable
 
-WRITE_BUFFER = 128 * 1024  # small chunks are gathered, larger ones pass straight through
+WRITE_BUFFER = 128 * 1024  # bytes; smaller chunks are gathered, larger ones pass straight through
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-SETTLING_S = 60.0  # a temporary file younger than this may not be locked yet
+SETTLING_S = 60.0  # the writer of a temporary file younger than this may not have locked it yet
 
 
 class Incoming:
     """One temporary file, locked as long as its writer lives.
 
-    The methods may be called from any thread; `discard` waits for a running `write`, and a `write`
-    that comes after it does nothing.
+    The methods may be called from any thread. `discard` waits for a running `write`. A `write` after `discard` does
+    nothing.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -50,7 +50,7 @@ class Incoming:
 
     @property
     def digest(self) -> str:
-        """The digest of what was written so far."""
+        """The digest of the bytes written so far."""
         return f"sha256:{self._sha256.hexdigest()}"
 
     def sync(self) -> None:
@@ -60,9 +60,9 @@ class Incoming:
             os.fdatasync(self._file.fileno())
 
     def discard(self) -> None:
-        """Close the file and remove its temporary name; what was published stays."""
+        """Close the file and remove its temporary name; a published file keeps its final name."""
         with self._turn:
-            with suppress(OSError):  # closing flushes, which fails again where the disk is full
+            with suppress(OSError):  # closing flushes, which fails again if the disk is full
                 self._file.close()
             self.path.unlink(missing_ok=True)
 
@@ -74,7 +74,7 @@ class Incoming:
 
 
 def clear_leftovers(directory: Path) -> None:
-    """Remove the temporary files whose writer was killed: those that nobody holds locked."""
+    """Remove the temporary files whose writer was killed: nobody holds their lock any more."""
     for path in directory.iterdir():
         with suppress(FileNotFoundError, BlockingIOError):
             if time.time() - path.stat().st_mtime > SETTLING_S:
@@ -84,7 +84,7 @@ def clear_leftovers(directory: Path) -> None:
 
 @contextmanager
 def locked(path: Path, operation: int) -> Iterator[int]:
-    """Hold an flock on a file or directory that exists, and give its descriptor."""
+    """Hold an flock on an existing file or directory during the block, and give its descriptor."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, operation)
@@ -95,7 +95,7 @@ def locked(path: Path, operation: int) -> Iterator[int]:
 
 @contextmanager
 def storage_errors() -> Iterator[None]:
-    """Turn a full disk into an error a client can read; other faults of the disk stay what they are."""
+    """Turn the OSError of a full disk into Unavailable "store_full"; any other OSError passes through."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Artifacts as plain files, ROOT/sha256/ab/abcd… each."""
+"""Artifacts as plain files, each at ROOT/sha256/ab/abcd…."""
 
 import asyncio
 import fcntl
@@ -22,9 +22,9 @@ BATCH = 4 * MIB
 class LocalStore:
     """A directory of read-only files.
 
-    A file's time of modification says when its bytes were last put, also when they were there already.
-    Publishing takes a shared lock on the shard's directory and deleting an exclusive one, so that a
-    deletion by age and a put, of any process of this machine, never overlap.
+    A file's time of modification says when its bytes were last put, even if they were there already. Publishing takes
+    a shared lock on the directory of the file (sha256/ab), and deleting by age takes an exclusive one. So a put and a
+    deletion by age never overlap, in whichever processes of this machine.
     """
 
     def __init__(self, root: Path) -> None:
@@ -34,7 +34,7 @@ class LocalStore:
 
     @classmethod
     def open(cls, root: Path) -> Self:
-        """Make the directories where they are missing and clear away what killed writers left."""
+        """Make the directories that are missing, and remove the temporary files of killed writers."""
         store = cls(root)
         try:
             store._artifacts.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ class LocalStore:
         return self.root
 
     async def put_stream(self, chunks: AsyncIterator[bytes], *, expected: str, limit: int) -> int:
-        """See `ArtifactStore`. While a batch is digested and written on a thread, the next one arrives."""
+        """See `ArtifactStore`. The next batch arrives while a thread digests and writes the one before."""
         hex_of(expected)
         loop = asyncio.get_running_loop()
         incoming = Incoming(self._incoming)
@@ -64,12 +64,12 @@ class LocalStore:
                 await writing
             await loop.run_in_executor(None, self._seal, incoming, expected)
         finally:
-            # Shielded: a cancelled upload is cleaned up as well, and never while its last batch is being written.
+            # Shielded: a cancelled upload is removed too, but never while its last batch is being written.
             await asyncio.shield(loop.run_in_executor(None, incoming.discard))
         return incoming.size
 
     def put_chunks(self, chunks: Iterable[bytes], *, expected: str | None = None) -> tuple[str, int]:
-        """Store what `chunks` yields and return its digest, which must be the one `expected`, and size in bytes."""
+        """Store the bytes of `chunks`, which must have the digest `expected`; return their digest and size in bytes."""
         incoming = Incoming(self._incoming)
         try:
             incoming.write(chunks)
@@ -79,10 +79,12 @@ class LocalStore:
         return incoming.digest, incoming.size
 
     def put_file(self, path: Path, *, digest: str | None = None) -> tuple[str, int]:
-        """See `ArtifactStore`. On the same filesystem the file itself becomes the artifact; a copy is digested anyway.
+        """See `ArtifactStore`. On the same filesystem the file itself becomes the artifact; else it is copied.
+
+        A copy is digested in any case.
 
         Raises:
-            Invalid: "digest_mismatch", a copy has other bytes than `digest` says.
+            Invalid: "digest_mismatch" if a copy has another digest than `digest`.
         """
         if path.stat().st_dev != self.root.stat().st_dev:
             return self._copy_in(path, digest)
@@ -122,11 +124,11 @@ class LocalStore:
         return path
 
     def holding(self) -> AbstractContextManager[None]:
-        """See `ArtifactStore`. Nothing is evicted here."""
+        """See `ArtifactStore`. This store never evicts, so there is nothing to hold."""
         return nullcontext()
 
     def touch(self, digest: str) -> bool:
-        """Mark the artifact as put just now; return False where there is none."""
+        """Mark the artifact as put just now; return False if there is none."""
         path = self._path(digest)
         with suppress(FileNotFoundError), locked(path.parent, fcntl.LOCK_SH):
             os.utime(path)
@@ -154,7 +156,7 @@ class LocalStore:
             raise _unusable(self.root, error) from error
 
     def files(self) -> Iterator[tuple[str, os.stat_result]]:
-        """Yield every artifact's digest and state, in no order."""
+        """Yield the digest and `os.stat` of every artifact, in no order."""
         for path in self._artifacts.glob("*/*"):
             with suppress(FileNotFoundError):
                 yield f"sha256:{path.name}", path.stat()
@@ -200,24 +202,27 @@ def missing(digest: str) -> NotFound:
 
 
 def _replace(path: Path, source: Path) -> None:
-    """Put the bytes at hand, which are verified, in the place of what somebody may have damaged from outside.
+    """Replace a file, which somebody may have damaged from outside, by `source`, whose bytes are verified.
 
-    Whoever has the old file open goes on reading it.
+    A reader that has the old file open goes on reading it.
     """
     with _freed_beside(path):
         twin = source.with_name(f"{source.name}.twin")
         twin.hardlink_to(source)
         os.utime(twin)
         twin.replace(path)
-        twin.unlink(missing_ok=True)  # it is still there where both are names of one file: rename(2) does nothing then
+        twin.unlink(missing_ok=True)  # if both name one file, rename(2) does nothing and the twin is still there
 
 
 @contextmanager
 def _freed_beside(path: Path) -> Iterator[None]:
-    """Keep a file open while a block takes its name away: to free a large one takes long, and is left to a thread."""
+    """Keep a file open while the block takes its name away, so that its space is freed by a thread, not by the block.
+
+    To free a large file takes long.
+    """
     try:
         file = path.open("rb")
-    except FileNotFoundError:  # a cache has removed it this moment
+    except FileNotFoundError:  # a cache has just evicted it
         yield
         return
     try:

@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 
 SCHEMES = ("s3", "gs", "az", "memory")
 PART = 8 * MIB
-MAX_PARTS = 10_000  # of S3; an upload of announced size gets larger parts instead of more
-UPLOADS = 3  # parts of one artifact on their way at a time
-WRITING = (BaseError, OSError)  # what obstore's writers raise, and what a put into a missing bucket does
+MAX_PARTS = 10_000  # S3's limit; a larger upload gets larger parts, not more
+UPLOADS = 3  # parts of one artifact that are uploaded at a time
+WRITING = (BaseError, OSError)  # obstore's writers raise these, as does a put into a missing bucket
 RETRY: "RetryConfig" = {"max_retries": 5, "retry_timeout": timedelta(seconds=30)}
 
 
 class RemoteStore:
     """Objects named sha256/ab/abcd….
 
-    A stream is written as a multipart upload to its final name. That shows nothing until it is completed,
-    which happens only after the digest was found right, and it is aborted on any error; so it does what a
-    temporary name would, without the copy, which S3 limits to 5 GiB.
+    A stream is written as a multipart upload to its final name. The object appears only when the upload is completed.
+    The upload is completed only after its digest was found right, and it is aborted on any error. So it serves as a
+    temporary name would, without the copy to a final name, which S3 limits to 5 GiB.
     """
 
     def __init__(self, objects: ObjectStore, cache: ArtifactCache) -> None:
@@ -71,7 +71,7 @@ class RemoteStore:
         return size
 
     def put_file(self, path: Path, *, digest: str | None = None) -> tuple[str, int]:
-        """See `ArtifactStore`. The file moves into the cache, where that has room."""
+        """See `ArtifactStore`. The file moves into the cache if there is room for it."""
         digest = digest or file_digest(path)
         size = path.stat().st_size
         with _store_errors(WRITING):
@@ -123,7 +123,7 @@ class RemoteStore:
         self._cache.drop(digest)
 
     def delete_stale(self, digest: str, *, older_than_s: float) -> bool:
-        """See `ArtifactStore`. Object stores cannot compare and delete at once: see `service.collect_orphans`."""
+        """See `ArtifactStore`. An object store cannot compare and delete in one step: see `service.collect_orphans`."""
         with suppress(FileNotFoundError), _store_errors():
             put_at = obstore.head(self._objects, _key(digest))["last_modified"]
             if (datetime.now(UTC) - put_at).total_seconds() < older_than_s:
@@ -144,7 +144,7 @@ class RemoteStore:
 
 @asynccontextmanager
 async def _multipart(objects: ObjectStore, key: str, part: int) -> "AsyncIterator[AsyncWritableFile]":
-    """Give a writer; its upload is completed if the block ends well, and aborted by any exception."""
+    """Give a writer; its upload is completed if the block ends without an exception, and aborted otherwise."""
     writer = obstore.open_writer_async(objects, key, buffer_size=part, max_concurrency=UPLOADS)
     try:
         yield writer
@@ -161,7 +161,7 @@ def _key(digest: str) -> str:
 
 
 def _part_bytes(size: int) -> int:
-    """Return the size of one part, so that `size` bytes fit into the number of parts there may be."""
+    """Return the bytes of one part, so that `size` bytes fit into `MAX_PARTS` parts."""
     return max(PART, -(-size // MAX_PARTS))
 
 

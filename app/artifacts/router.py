@@ -22,8 +22,8 @@ from app.settings import Settings
 
 router = APIRouter(prefix="/blobs", tags=["blobs"])
 
-SEEN_LATELY = 0.25  # of the grace period: a blob read again within it is not marked again
-CLIENT_CLOSED_REQUEST = 499  # nginx's number for an answer that nobody waits for, in logs and metrics
+SEEN_LATELY = 0.25  # a share of the grace period; a blob that is read again within it is not marked as seen again
+CLIENT_CLOSED_REQUEST = 499  # nginx's status, in logs and metrics, for a request whose client has gone
 BINARY: dict[str, Any] = {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}, "example": "test"}}
 HEADERS: dict[str, Any] = {
     "ETag": {"schema": {"type": "string"}, "example": f'"{EXAMPLE_DIGEST}"'},
@@ -111,17 +111,17 @@ def _serve(digest: str, request: Request, database: Database, store: StoreDep, s
 
 
 def _limit(request: Request, settings: Settings) -> int:
-    """Return the announced length of the body, or where none is announced the longest allowed, in bytes."""
+    """Return the limit of the body in bytes: the announced length, or the longest allowed if none is announced."""
     announced = request.headers.get("content-length", "")
     return int(announced) if announced.isdecimal() else settings.max_blob_bytes
 
 
 def _unread(request: Request) -> dict[str, str]:
-    """Return the headers of an answer given without reading the body.
+    """Return the headers of an answer that is given before the body is read.
 
-    A client that waits for "100 Continue" now never sends its body, so the connection has no defined next
-    byte and is closed. The others are sending already: closing would reset the connection under them before
-    they see the answer, so the server reads on and discards.
+    A client that waits for "100 Continue" never sends its body after this answer. The connection then has no defined
+    next byte, so it is closed. Any other client is sending already. To close its connection would reset it before the
+    client sees the answer, so the server reads the body and discards it.
     """
     return {"Connection": "close"} if request.headers.get("expect", "").lower() == "100-continue" else {}
 

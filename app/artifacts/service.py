@@ -1,4 +1,4 @@
-"""Which artifacts there are, what needs them, and collecting those that nothing needs."""
+"""Recording artifacts and what needs them, and removing those that nothing needs."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -19,9 +19,9 @@ log = structlog.get_logger()
 
 
 def record(session: Session, digest: str, size: int, *, used_within_s: float = 0.0) -> None:
-    """Note an artifact of `size` bytes that was put just now, or will be; one known already counts as seen now.
+    """Record an artifact of `size` bytes that was put just now or is put next; if it is recorded, mark it as seen.
 
-    Its grace begins in `used_within_s` seconds.
+    Its grace period begins in `used_within_s` seconds.
     """
     moment = now()
     seen = moment + timedelta(seconds=used_within_s)
@@ -35,11 +35,11 @@ def record(session: Session, digest: str, size: int, *, used_within_s: float = 0
 def put_file(
     database: Database, store: ArtifactStore, path: Path, *, digest: str | None = None, used_within_s: float
 ) -> tuple[str, int]:
-    """Record a file, put it into the store and return its digest and size; for `digest` see `ArtifactStore`.
+    """Record a file, put it into the store, and return its digest and size in bytes; for `digest` see `ArtifactStore`.
 
-    Only what is recorded is ever collected, and who puts a file may be killed before anything uses it, which must come
-    within `used_within_s` seconds and record it again. A power cut in between may take the row: that costs space, and
-    is not worth a wait for the disk.
+    The file is recorded first, because only a recorded file is ever collected, and this process may be killed before
+    anything uses the file. Whatever uses it must do so within `used_within_s` seconds, and record it again. A power
+    cut in between may lose the row. That costs space only, so it is not worth a wait for the disk.
     """
     digest = digest or file_digest(path)
     size = path.stat().st_size
@@ -49,16 +49,16 @@ def put_file(
 
 
 def require(session: Session, digests: str | Sequence[str], pointer: str) -> dict[str, Blob]:
-    """Return the blobs a request names, by digest, and keep them for another grace period.
+    """Return the blobs that a request names, by digest, and keep them for another grace period.
 
-    `pointer` is the JSON Pointer of the field in the request. For a list of digests the faults are reported
-    at "/files/0" and so on, for a digest that is a plain string at "/onnx" itself.
+    `pointer` is the JSON Pointer of the field in the request. A fault in a list of digests is reported at the
+    member's pointer, such as "/files/0". A fault in a single digest is reported at the field's own, such as "/onnx".
 
     Raises:
         Invalid: with code "blob_not_found" and one error for each digest that is not there.
     """
     named = {pointer: digests} if isinstance(digests, str) else _numbered(pointer, digests)
-    # Locked in one order, so that two requests naming the same blobs cannot wait for each other.
+    # The rows are locked in one order, so that two requests that name the same blobs cannot wait for each other.
     rows = session.scalars(
         select(Blob).where(Blob.digest.in_(set(named.values()))).order_by(Blob.digest).with_for_update()
     ).all()
@@ -78,13 +78,13 @@ def require(session: Session, digests: str | Sequence[str], pointer: str) -> dic
 
 
 def keep(session: Session, digest: str, owner: str) -> None:
-    """Keep a recorded blob for as long as `owner` ("weights:12", "engine:7") has not released it."""
+    """Keep a recorded blob until `owner` ("weights:12", "engine:7") releases it."""
     session.execute(update(Blob).where(Blob.digest == digest).values(seen_at=now()))
     session.execute(insert_into(session, BlobUse).values(digest=digest, owner=owner).on_conflict_do_nothing())
 
 
 def release(session: Session, owner: str) -> None:
-    """Drop everything `owner` kept; what nothing else keeps is collected after another grace period."""
+    """Release all blobs that `owner` keeps; those that nothing else keeps are collected after another grace period."""
     used = select(BlobUse.digest).where(BlobUse.owner == owner)
     session.execute(
         update(Blob).where(Blob.digest.in_(used)).values(seen_at=now()).execution_options(synchronize_session=False)
@@ -93,9 +93,10 @@ def release(session: Session, owner: str) -> None:
 
 
 def touch(database: Database, digest: str, *, unless_seen_within_s: float = 0.0) -> bool:
-    """Count a recorded blob as asked for now, and return whether there is one.
+    """Mark a recorded blob as seen now, and return whether there is one.
 
-    A blob seen within the last `unless_seen_within_s` seconds is left alone, which spares reading calls a write.
+    A blob that was seen within the last `unless_seen_within_s` seconds is left alone, so that most calls that read it
+    need no write.
     """
     with database.reading() as session:
         seen = session.scalar(select(Blob.seen_at).where(Blob.digest == digest))
@@ -112,7 +113,7 @@ def record_upload(database: Database, store: ArtifactStore, digest: str, size: i
     """Record an upload that has reached the store.
 
     Raises:
-        Unavailable: the artifact was collected in that very moment.
+        Unavailable: the artifact was collected after the upload had put it.
     """
     with database.transaction() as session:
         record(session, digest, size)
@@ -125,21 +126,21 @@ def record_upload(database: Database, store: ArtifactStore, digest: str, size: i
 def collect_orphans(database: Database, store: ArtifactStore, *, older_than_s: float, limit: int = 100) -> int:
     """Remove up to `limit` blobs that nothing keeps and nobody asked for in `older_than_s` seconds; return how many.
 
-    Why nothing still wanted is lost:
+    Why nothing is lost that somebody still needs:
 
-    * `require`, `keep` and an upload of known bytes move `seen_at` and commit. The DELETE asks for age and uses
-      in its own statement: it sees their change, or on PostgreSQL waits for their row lock and then asks again.
-      If it comes first they find no row: `require` answers blob_not_found, an upload sends its bytes.
-    * An upload puts the file first and the row second, so this may meet a file just put whose row is not
-      there yet. Therefore the file goes last and by `delete_stale`, which spares a file put within the
-      grace. A put renews that age even when the bytes were there, and the local store lets no put and
-      deletion of one artifact overlap. The row that the upload then writes has its file.
-    * `put_file` writes the row first and puts the file second. Its row is spared for as long as the use may take to
-      come, and for the grace after that.
-    * Object stores cannot compare and delete in one step. A put that completes in the milliseconds between
-      is found missing by `record_upload`, which asks the client to send it again.
-    * Killed between row and file, this leaves a file without a row: space, but no fault. The next upload of
-      the same bytes takes it over.
+    * `require`, `keep` and an upload of known bytes set `seen_at` and commit. The DELETE checks age and uses in its
+      own statement. So it sees their change, or on PostgreSQL waits for their row lock and then checks again. If the
+      DELETE comes first, they find no row: `require` answers blob_not_found, and an upload sends its bytes.
+    * An upload puts the file first and writes the row second, so this may find the file of an upload that has no row
+      yet. Therefore this removes the file last, by `delete_stale`, which spares a file that was put within the grace.
+      A put renews the file's age even if the bytes were there, and the local store lets no put and deletion of one
+      artifact overlap. So the row that the upload then writes has its file.
+    * `put_file` writes the row first and puts the file second. Its row is spared until the file must have been used,
+      and for the grace after that.
+    * An object store cannot compare and delete in one step. If a put completes in the milliseconds between the two,
+      `record_upload` finds the file missing and asks the client to send it again.
+    * If this is killed between row and file, it leaves a file without a row. That costs space and does no harm. The
+      next upload of the same bytes takes the file over.
     """
     cutoff = now() - timedelta(seconds=older_than_s)
     orphaned = (Blob.seen_at < cutoff, ~_used())
@@ -159,7 +160,7 @@ def _delete_row(database: Database, digest: str, orphaned: tuple[ColumnElement[b
             statement = delete(Blob).where(Blob.digest == digest, *orphaned).returning(Blob.digest)
             return session.scalar(statement) is not None
     except IntegrityError:
-        # A row of another table names the blob without keeping it: a fault of that slice. The bytes stay.
+        # A row of another table names the blob without keeping it, which is a fault of its slice. The bytes stay.
         log.exception("a blob without uses is still referenced", digest=digest)
         return False
 

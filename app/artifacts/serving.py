@@ -19,8 +19,8 @@ ENTITY_TAG = re.compile(r'(?:W/)?("[^"]*")')
 def serve_blob(request: Request, store: ArtifactStore, digest: str, *, filename: str | None, etag: str) -> Response:
     """Answer a GET or HEAD with the artifact, part of it, 304 or 416.
 
-    `etag` is the bare tag, without quotes; it must change with the bytes. With a `filename` browsers save
-    the answer under that name.
+    `etag` is the bare tag, without quotes; it must change with the bytes. If there is a `filename`, browsers save the
+    answer under that name.
 
     Raises:
         NotFound: "blob_not_found".
@@ -47,7 +47,7 @@ def serve_blob(request: Request, store: ArtifactStore, digest: str, *, filename:
 
 
 def _requested_part(request: Request, tag: str, size: int) -> ByteRange | None:
-    """Return the range to send, None for everything; a Range made for other bytes (If-Range) is ignored."""
+    """Return the range to send, None for all bytes; if If-Range names other bytes, the Range header is ignored."""
     header = request.headers.get("range")
     if header is None or request.headers.get("if-range", tag).strip() != tag:
         return None

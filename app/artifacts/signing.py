@@ -1,7 +1,7 @@
-"""Signatures of plans: loading a plan runs code, so a worker loads only what a worker of this service made.
+"""Signatures of plans: loading a plan runs code, so a worker loads only plans that a worker of this service made.
 
-Ed25519 as in RFC 8032. What is signed begins with a line of its own, so that a signature made here can
-never pass for one of anything else made with the same key.
+The signatures are Ed25519 (RFC 8032). The signed text begins with a line of its own, so a plan's signature never
+passes for a signature of anything else that was made with the same key.
 """
 
 import os
@@ -48,7 +48,7 @@ class PlanSigner:
 
 
 def open_signer(settings: Settings) -> PlanSigner:
-    """Return a signer with the configured key, or with the data directory's, made on first use.
+    """Return a signer with the configured key, else with the data directory's, which is made on first use.
 
     Raises:
         ServiceError: with code "bad_signing_key".
@@ -73,7 +73,7 @@ def _signer(key: str, source: str) -> PlanSigner:
 
 
 def _create_key(path: Path) -> None:
-    """Write a new key whole and readable to its owner alone; if another process was faster, its key stands."""
+    """Write a new key in one step, readable only by its owner; if another process was faster, that one's key stands."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{uuid4().hex}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

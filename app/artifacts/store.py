@@ -1,4 +1,4 @@
-"""Where artifacts lie: one interface, a local and a remote implementation, chosen by the store URL."""
+"""Where artifacts lie: one interface with a local and a remote implementation; the store URL chooses between them."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractContextManager
@@ -14,10 +14,10 @@ from app.settings import MIB, Settings
 
 
 class ArtifactStore(Protocol):
-    """Bytes by digest. An artifact is there whole and verified, or not at all, and never changes.
+    """Bytes by digest. An artifact is either there, whole and verified, or not there at all. It never changes.
 
-    Every call may raise `Unavailable`: "store_full" or "store_unavailable". Where an artifact is
-    needed and missing, `NotFound` "blob_not_found".
+    Every call may raise `Unavailable` "store_full" or "store_unavailable". A call that needs an artifact raises
+    `NotFound` "blob_not_found" if it is missing.
     """
 
     @property
@@ -25,40 +25,40 @@ class ArtifactStore(Protocol):
         """Where the artifacts lie on a disk of this machine; None if they lie elsewhere."""
 
     async def put_stream(self, chunks: AsyncIterator[bytes], *, expected: str, limit: int) -> int:
-        """Store what arrives under the digest `expected` and return its size in bytes.
+        """Store the bytes that arrive under the digest `expected`, and return their size in bytes.
 
         Nothing is left behind if `chunks` raises, if the task is cancelled, or on an error.
 
         Raises:
-            Invalid: "digest_mismatch", the bytes are others.
+            Invalid: "digest_mismatch", the bytes have another digest.
             TooLarge: more than `limit` bytes arrived.
         """
 
     def put_file(self, path: Path, *, digest: str | None = None) -> tuple[str, int]:
-        """Store a file, which is moved where that is possible, and return its digest and size in bytes.
+        """Store a file and return its digest and size in bytes; the file is moved if that is possible.
 
-        Where `digest` is given it is taken for the file's own, so that the file is not read for it once more. Only
-        for a file that one of this service's own processes wrote and digested, never for what came from a client.
+        If `digest` is given, it is taken for the file's digest, so that the file need not be read again. Give it only
+        if one of this service's own processes wrote and digested the file, never if the file came from a client.
         """
 
     def size(self, digest: str) -> int | None:
-        """Return the size in bytes, None where there is no such artifact."""
+        """Return the size in bytes, None if there is no such artifact."""
 
     def read(self, digest: str, offset: int, length: int) -> bytes:
-        """Return `length` bytes from `offset` on; fewer only where the artifact ends."""
+        """Return `length` bytes from `offset` on; fewer only if the artifact ends there."""
 
     def iter_bytes(self, digest: str, start: int, stop: int, chunk: int = MIB) -> Iterator[bytes]:
-        """Return the bytes from `start` up to `stop`, at most `chunk` at a time."""
+        """Return the bytes from `start` up to, but not including, `stop`, at most `chunk` bytes at a time."""
 
     def local_path(self, digest: str) -> Path:
-        """Return a local, read-only file with the artifact's bytes: itself or a cached copy.
+        """Return a local, read-only file with the artifact's bytes: the artifact itself or a cached copy.
 
-        A cached copy may be evicted later: open it within minutes, or ask for it while `holding`. What is open stays
-        readable.
+        A cached copy may be evicted later. Open it within minutes, or ask for it in a `holding` block. A file that is
+        open stays readable.
         """
 
     def holding(self) -> AbstractContextManager[None]:
-        """For as long as the block lasts, evict no file that `local_path` returns in it, to any thread."""
+        """Until the block ends, evict no file that `local_path` returns during the block, in whichever thread."""
 
     def delete(self, digest: str) -> None:
         """Remove the artifact if it is there."""
@@ -71,7 +71,7 @@ class ArtifactStore(Protocol):
 
 
 def open_store(settings: Settings) -> ArtifactStore:
-    """Open the store the settings name, and clear away what killed uploads left in it.
+    """Open the store that the settings name, and remove the temporary files that killed uploads left in it.
 
     Raises:
         Invalid: with code "bad_store_url".

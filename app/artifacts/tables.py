@@ -1,4 +1,4 @@
-"""Which artifacts there are and what still needs them."""
+"""Artifacts, and what still needs them."""
 
 from datetime import datetime
 
@@ -9,9 +9,10 @@ from app.database import Base, now
 
 
 class Blob(Base):
-    """Bytes in the store; `digest` is "sha256:<64 hex>". `seen_at` moves whenever a client asks for it.
+    """Bytes in the store, named by `digest` ("sha256:<64 hex>"). `seen_at` says when a client last asked for them.
 
-    That of a blob which a job is to use lies ahead; the job records it first, so it may not be there yet, or ever.
+    A job that makes a blob writes the row before it puts the bytes, so the bytes may not be there yet, or never come.
+    It sets `seen_at` to a time in the future, by which it must have used the blob.
     """
 
     __tablename__ = "blobs"
@@ -23,7 +24,7 @@ class Blob(Base):
 
 
 class BlobUse(Base):
-    """One reason to keep a blob: `owner` is such as "weights:12" or "engine:7"."""
+    """One reason to keep a blob: its `owner`, for example "weights:12" or "engine:7"."""
 
     __tablename__ = "blob_uses"
     __table_args__ = (Index(None, "owner"),)
