@@ -1,4 +1,4 @@
-"""What a worker says of one backend. This file alone reads and writes the JSON of it in a worker's row."""
+"""The offer of one backend by one worker. Only this file reads and writes the JSON of the offers in a worker's row."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,12 +12,12 @@ TIMINGS_STORED = "stored"
 
 
 class BackendCapabilities(BaseModel):
-    """What a backend can do on a device, as far as this service acts on it; the rest is kept as it is.
+    """The capabilities of a backend on a device that this service acts on. All others are kept as they are.
 
-    `options` maps the name of each build option to a JSON Schema with a default. `lacks` maps each option ("name") and
-    each value ("name=value") that the backend does not support to the reason. `profiles` is `PROFILES_REQUIRED` if
-    shapes have to be given for dynamic inputs. `timing_cache` is `TIMINGS_STORED` if another process can read a timing
-    cache of this backend.
+    `options` maps the name of each build option to a JSON Schema with a default. `lacks` gives the reason for each
+    option ("name") and each value ("name=value") that the backend does not support. `profiles` is `PROFILES_REQUIRED`
+    if shapes have to be given for dynamic inputs. `timing_cache` is `TIMINGS_STORED` if another process can read a
+    timing cache of this backend.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -46,22 +46,22 @@ class BackendOffer(BaseModel):
 
     @property
     def available(self) -> bool:
-        """Whether the worker can use it."""
+        """Whether the worker can use the backend."""
         return self.unavailable is None
 
     @property
     def runs(self) -> bool:
-        """Whether the worker can run what it compiles. A worker without a GPU may compile for others only."""
+        """Whether the worker can run what it compiles. A worker without a GPU may only compile for other machines."""
         return bool(self.makes) and self.makes[0] in self.loads
 
     @property
     def needs_profiles(self) -> bool:
-        """Whether it compiles for given ranges of shapes only if inputs are dynamic."""
+        """Whether dynamic inputs need profiles: the backend compiles for given ranges of shapes only."""
         return self.capabilities.profiles == PROFILES_REQUIRED
 
     @property
     def keeps_timings(self) -> bool:
-        """Whether another process can read a timing cache of it."""
+        """Whether another process can read a timing cache of this backend."""
         return self.capabilities.timing_cache == TIMINGS_STORED
 
     def to_json(self) -> dict[str, Any]:

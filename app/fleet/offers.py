@@ -1,4 +1,4 @@
-"""What the workers alive now can compile, and what of a request can be checked against it."""
+"""What the workers alive now can compile, and the checks of a request's options against it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,17 +13,18 @@ from app.fleet.refit_patterns import RefitPatternError, RefitPatterns
 from app.fleet.service import alive
 from app.settings import Settings
 
-BUILD_ONLY = "build-only"  # stands for the platform of workers that compile for others and load nothing
+BUILD_ONLY = "build-only"  # stands for the platform of a worker that compiles for others and loads nothing
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """One backend as several workers have it together; without versions where none of them offers it.
+    """One backend as several workers offer it together; it has no `versions` if none of them offers it.
 
-    `makes` are the platforms that engines can be compiled for, a worker's default first; `loads` those whose engines
-    can be run and refitted. `options` maps each build option to the schemas declared for it, of which any may
-    accept a value; `conflicts` are those of all of them. `unavailable` are the reasons of workers that have it
-    installed but cannot use it.
+    `makes` are the platforms that engines can be compiled for, each worker's default first. `loads` are the platforms
+    whose engines can be run and refitted. `options` maps each build option to the schemas that workers declare for
+    it; a value is good if one of these accepts it. `lacks` gives the reason for each option ("name") and value
+    ("name=value") that a worker does not support. `conflicts` are the conflicts that every worker declares.
+    `unavailable` are the reasons of the workers that have the backend installed but cannot use it.
     """
 
     versions: frozenset[str] = frozenset()
@@ -36,7 +37,7 @@ class Offer:
 
     @property
     def platforms(self) -> frozenset[str]:
-        """Every platform whose engines are of use to somebody."""
+        """Every platform that some worker compiles for or loads engines of."""
         return frozenset({*self.makes, *self.loads})
 
 
@@ -61,13 +62,13 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """The backends of all workers alive, in the order these started."""
+    """The backends of all workers alive, in the order in which the workers started."""
 
     members: tuple[Member, ...] = ()
 
     @property
     def backends(self) -> frozenset[str]:
-        """The backends that somebody offers."""
+        """The names of the backends that at least one worker can use."""
         return frozenset(member.backend for member in self.members if member.said.available)
 
     def offer(self, backend: str) -> Offer:
@@ -86,11 +87,11 @@ class Fleet:
         )
 
     def offering(self, backend: str) -> tuple[Member, ...]:
-        """Return those that can use a backend."""
+        """Return the members that can use a backend."""
         return tuple(member for member in self.members if member.backend == backend and member.said.available)
 
     def on(self, device: str) -> "Fleet":
-        """Return the part of the fleet with this device."""
+        """Return the members with this device."""
         return Fleet(tuple(member for member in self.members if member.device == device))
 
     def devices(self, backend: str) -> tuple[str, ...]:
@@ -110,9 +111,10 @@ def fleet_offers(session: Session, settings: Settings) -> Fleet:
 
 
 def settle_options(backend: str, offer: Offer, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Check options against what is declared, and leave out those that have their default; Invalid.
+    """Check options against the declared schemas, and return those that differ from their default.
 
-    Where no worker offers the backend only patterns can be checked here: the worker that takes the job does the rest.
+    If no worker offers the backend, only the patterns of "refit" are checked here. The worker that takes the job
+    checks the rest. Raises Invalid "invalid_options".
     """
     faults = option_faults(offer, options)
     if faults:
@@ -131,7 +133,7 @@ def settle_options(backend: str, offer: Offer, options: Mapping[str, Any]) -> di
 
 
 def option_faults(offer: Offer, options: Mapping[str, Any]) -> list[FieldError]:
-    """Return what is wrong with the options, the first fault of each, and which of them exclude each other."""
+    """Return the first fault of each option, then the reasons of the conflicts that the options fall under."""
     found = {name: _fault(name, value, offer) for name, value in options.items()}
     faults = [
         FieldError(json_pointer("options", name, *fault.path), fault.detail) for name, fault in found.items() if fault
@@ -164,7 +166,7 @@ def _declared(declarations: Iterator[Mapping[str, Schema]]) -> dict[str, tuple[S
 
 
 def _shared(lists: Sequence[Sequence[OptionConflict]]) -> tuple[OptionConflict, ...]:
-    """Return what stands in each list."""
+    """Return the conflicts that every list has."""
     first, *others = lists or [()]
     return tuple(one for one in first if all(one in other for other in others))
 

@@ -1,6 +1,6 @@
 """Checking a build option against the JSON Schemas that workers declare for it.
 
-A schema is self-contained: a reference that leads out of it makes it unusable, and is never fetched.
+A schema is self-contained. If a reference leads out of it, the schema is unusable; the reference is never fetched.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ _validator = partial(Draft202012Validator, registry=Registry())  # the default r
 
 @dataclass(frozen=True, slots=True)
 class OptionConflict:
-    """Options that exclude each other: `when` is a JSON Schema of all options, defaults included."""
+    """Options that exclude each other: they do if `when`, a JSON Schema of all options and defaults, accepts them."""
 
     when: Schema
     reason: str
@@ -28,7 +28,7 @@ class OptionConflict:
 
 @dataclass(frozen=True, slots=True)
 class OptionFault:
-    """Why an option is refused; `path` leads from its value to what is wrong in it."""
+    """Why an option is refused; `path` leads from the option's value to the wrong part of it."""
 
     path: tuple[str | int, ...]
     detail: str
@@ -37,9 +37,9 @@ class OptionFault:
 def fault_of(
     name: str, value: object, declared: Mapping[str, Sequence[Schema]], lacks: Mapping[str, str]
 ) -> OptionFault | None:
-    """Return what is wrong with an option, or None where one of its schemas accepts the value.
+    """Return the fault of an option, or None if one of its schemas accepts the value.
 
-    Where a worker told why it has not this option or value, the reason is part of the detail.
+    If a worker says why it does not support this option or value (`lacks`), the detail contains the reason.
     """
     if name not in declared:
         known = f"unknown; known are {', '.join(sorted(declared))}" if declared else "it takes none"
@@ -52,14 +52,14 @@ def fault_of(
 
 
 def is_default(value: object, schemas: Sequence[Schema]) -> bool:
-    """Whether a value may be left out: every schema has it as its default."""
+    """Whether every schema has this value as its default, so that it may be left out."""
     return bool(schemas) and all("default" in schema and _same(value, schema["default"]) for schema in schemas)
 
 
 def reasons_against(
     options: Mapping[str, Any], declared: Mapping[str, Sequence[Schema]], conflicts: Sequence[OptionConflict]
 ) -> list[str]:
-    """Return the reasons of those conflicts that these options, together with the defaults, fall under."""
+    """Return the reasons of the conflicts that these options fall under; a missing option has its default."""
     defaults = {
         name: schemas[0]["default"] for name, schemas in declared.items() if all("default" in one for one in schemas)
     }
@@ -79,7 +79,7 @@ def _schema_fault(schema: Schema, value: object) -> OptionFault | None:
 
 
 def _shortened(message: str) -> str:
-    """Leave out the middle of a message that repeats a large value, and keep what is wrong with it."""
+    """Leave out the middle of a long message: it repeats a large value there, and its end says the fault."""
     half = MAX_DETAIL // 2
     return message if len(message) <= MAX_DETAIL else f"{message[:half]} ... {message[-half:]}"
 
@@ -90,5 +90,5 @@ def _reasoned(detail: str, name: str, value: object, lacks: Mapping[str, str]) -
 
 
 def _same(value: object, default: object) -> bool:
-    """Whether both are the same JSON; 1 is 1.0 and not true."""
+    """Whether both are the same JSON value: 1 equals 1.0 and differs from true."""
     return _validator({"const": default}).is_valid(value)

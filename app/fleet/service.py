@@ -1,4 +1,4 @@
-"""Workers report themselves; whoever has been silent for too long is not listed."""
+"""Workers report themselves; a worker that has been silent for too long is not listed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ from app.settings import Settings
 
 SEEN_LATELY = ReportedWorker.seen_at >= bindparam("oldest")
 ALIVE = select(ReportedWorker).where(SEEN_LATELY).order_by(ReportedWorker.started_at)
-CONSUMING = select(ReportedWorker.id, ReportedWorker.queues).where(SEEN_LATELY)  # the rest of a row may be much to read
+CONSUMING = select(ReportedWorker.id, ReportedWorker.queues).where(SEEN_LATELY)  # the other columns may be large
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerReport:
     """What a worker says of itself.
 
-    `device` is {"kind": "cpu" or "cuda", "name", "memory_total", "memory_free"} with bytes. `backends` has by name what
-    the worker says of each backend.
+    `device` is {"kind": "cpu" or "cuda", "name", "memory_total", "memory_free"}, with the memory in bytes. `backends`
+    maps the name of each backend to what the worker says of it.
     """
 
     id: str
@@ -37,14 +37,14 @@ class WorkerReport:
 
 @dataclass(frozen=True, slots=True)
 class Consumer:
-    """A worker alive, by its id, and the queues it takes jobs from."""
+    """The id of a worker that is alive, and the queues from which it takes jobs."""
 
     worker: str
     queues: frozenset[str]
 
 
 def report(database: Database, worker: WorkerReport) -> None:
-    """Record that a worker is alive, and what it has."""
+    """Record that a worker is alive, and what it says of itself."""
     with database.transaction() as session:
         row = session.get(ReportedWorker, worker.id) or ReportedWorker(id=worker.id)
         row.hostname, row.pid, row.job_id = worker.hostname, worker.pid, worker.job_id
@@ -55,23 +55,23 @@ def report(database: Database, worker: WorkerReport) -> None:
 
 
 def forget(database: Database, worker_id: str) -> None:
-    """Take a worker that stops out of the fleet."""
+    """Remove a worker from the fleet, because it stops."""
     with database.transaction() as session:
         session.execute(delete(ReportedWorker).where(ReportedWorker.id == worker_id))
 
 
 def alive(session: Session, settings: Settings) -> list[ReportedWorker]:
-    """Return the workers heard of lately, in the order they started."""
+    """Return the workers that reported in the last `worker_timeout_s` seconds, in the order in which they started."""
     return list(session.scalars(ALIVE, _lately(settings)))
 
 
 def consumers(session: Session, settings: Settings) -> list[Consumer]:
-    """Return the queues of each worker alive."""
+    """Return each worker that is alive, with its queues."""
     return [Consumer(worker, frozenset(queues)) for worker, queues in session.execute(CONSUMING, _lately(settings))]
 
 
 def unavailable(session: Session, settings: Settings, backend: str) -> tuple[str, ...]:
-    """Return why workers alive that have a backend installed cannot use it; each reason once."""
+    """Return the reasons why workers alive cannot use a backend that they have installed, each reason once."""
     said = (read_offers(worker.backends).get(backend) for worker in alive(session, settings))
     return tuple(dict.fromkeys(one.unavailable for one in said if one is not None and one.unavailable is not None))
 

@@ -9,7 +9,7 @@ from app.database import Base, now
 
 
 class ReportedWorker(Base):
-    """A worker process that reported itself; alive while `seen_at` is recent."""
+    """A worker process that reported itself; it counts as alive as long as `seen_at` is recent."""
 
     __tablename__ = "workers"
 
