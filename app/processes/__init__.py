@@ -1,1 +1,1 @@
-"""What every process of this service shares: its environment, its GPUs, its end."""
+"""What the processes of this service share: their environment, the GPUs they see, and how they end."""

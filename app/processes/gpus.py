@@ -1,4 +1,4 @@
-"""Which GPUs this machine has, told without starting CUDA."""
+"""The GPUs that this machine has, found without starting CUDA."""
 
 import os
 from collections.abc import Mapping
@@ -7,12 +7,12 @@ from pathlib import Path
 
 from app.backends import installed_backends
 
-HIDING = {"", "-1", "NoDevFiles"}  # entries of CUDA_VISIBLE_DEVICES that hide themselves and all behind them
+HIDING = {"", "-1", "NoDevFiles"}  # such an entry of CUDA_VISIBLE_DEVICES hides all GPUs from there on
 NODES = Path("/dev")
 
 
 def listed_gpus(environment: Mapping[str, str] = os.environ) -> list[str] | None:
-    """Return the entries of CUDA_VISIBLE_DEVICES, indices or UUIDs; None where it is not set and hides none."""
+    """Return the entries of CUDA_VISIBLE_DEVICES, indices or UUIDs; None if it is not set, so that it hides no GPU."""
     value = environment.get("CUDA_VISIBLE_DEVICES")
     if value is None:
         return None
@@ -20,12 +20,12 @@ def listed_gpus(environment: Mapping[str, str] = os.environ) -> list[str] | None
 
 
 def visible_gpus(environment: Mapping[str, str] = os.environ) -> int:
-    """Count the GPUs that this machine, or container, has and CUDA_VISIBLE_DEVICES shows."""
+    """Return the number of GPUs that this machine or container has and that CUDA_VISIBLE_DEVICES does not hide."""
     nodes = len(list(NODES.glob("nvidia[0-9]*")))
     listed = listed_gpus(environment)
     return nodes if listed is None or not nodes else len(listed)
 
 
 def all_devices() -> list[str]:
-    """Return the CPU, and each GPU if a backend is installed that works on GPUs."""
+    """Return "cpu", and "cuda:N" for each GPU if a backend that works on GPUs is installed."""
     return ["cpu", *(f"cuda:{number}" for number in range(visible_gpus() if installed_backends("cuda") else 0))]

@@ -18,16 +18,16 @@ GRACEFUL_SHUTDOWN_S = 5
 
 
 def run(settings: Settings, listener: socket.socket) -> None:
-    """Answer HTTP on a listening socket until SIGINT or SIGTERM; CannotStart without a database file or a store.
+    """Answer HTTP on a listening socket until SIGINT or SIGTERM.
 
-    Requests in progress then have GRACEFUL_SHUTDOWN_S to end. Each request is logged by the application
-    itself, with its id, so the server's own access log is off.
+    Requests in progress then have GRACEFUL_SHUTDOWN_S to end. The application itself logs each request with its id,
+    so the server's own access log is off. Raises CannotStart if there is no database file, or the store is unusable.
     """
     require_database_file(settings)
     configure_logging(settings)
     try:
         app = create_app(settings)
-    except ServiceError as error:  # its store cannot be used
+    except ServiceError as error:  # the store cannot be used
         raise CannotStart(error.code, error.detail) from error
     config = uvicorn.Config(
         app,
@@ -40,18 +40,18 @@ def run(settings: Settings, listener: socket.socket) -> None:
         server_header=False,
         timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_S,
     )
-    with suppress(KeyboardInterrupt):  # uvicorn raises Ctrl-C once more after it has shut down
+    with suppress(KeyboardInterrupt):  # after it has shut down, uvicorn raises this once more
         Server(config, app).run(sockets=[listener])
 
 
 class Server(uvicorn.Server):
-    """Lets whoever waits for a job go when it is told to stop, so that only transfers use up the grace."""
+    """Answers the clients that wait for a job when it is told to stop, so that only transfers use up the grace."""
 
     def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
         super().__init__(config)
         self._app = app
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Take SIGINT or SIGTERM."""
+        """Handle SIGINT or SIGTERM."""
         self._app.state.listener.ending = True
         super().handle_exit(sig, frame)

@@ -13,9 +13,9 @@ from app.serve.log_file import LogFile
 
 
 class Child:
-    """A program with its own session and log, that never outlives this process.
+    """A program with its own session and log, which never outlives this process.
 
-    Its own session keeps a terminal's Ctrl-C from it: the supervisor stops its children in their order.
+    A terminal's Ctrl-C does not reach the program in its own session, so the supervisor can stop its children in order.
     """
 
     def __init__(
@@ -38,11 +38,11 @@ class Child:
 
     @property
     def pid(self) -> int | None:
-        """The process id while it runs."""
+        """The process id while the program runs, None otherwise."""
         return self._process.pid if self._process else None
 
     def start(self) -> None:
-        """Start the program; OSError where there is no such program."""
+        """Start the program; raises OSError if there is no such program."""
         log = self.log.open()
         try:
             self._process = subprocess.Popen(  # noqa: S603 - our own programs
@@ -59,7 +59,10 @@ class Child:
             os.close(log)
 
     def ended(self) -> int | None:
-        """Return the exit status once the program has ended, negative for a signal; its descendants go with it."""
+        """Return the exit status if the program has ended since the last call, negative for a signal; else None.
+
+        Once the program has ended, its descendants are killed.
+        """
         if self._process is None:
             return None
         status = self._process.poll()
@@ -74,7 +77,7 @@ class Child:
             self._process.terminate()
 
     def kill(self) -> None:
-        """End the program and its descendants at once."""
+        """Kill the program and its descendants."""
         if self._process is not None:
             self._signal_session(signal.SIGKILL)
             self._process.wait()

@@ -1,4 +1,4 @@
-"""The directory that belongs to one running service at a time."""
+"""The data directory, which belongs to one running service at a time."""
 
 import fcntl
 import json
@@ -17,9 +17,9 @@ RUNTIME_PREFIX = "enginesmith-"
 class DataDirectory:
     """A data directory held under a lock, and the short-lived runtime directory that goes with it.
 
-    The lock is the kernel's (flock), so it ends with the process however that dies. Its file names the
-    holder and its runtime directory, which the next holder removes if it was left behind. The runtime
-    directory is not inside the data directory because a socket's path has at most 108 bytes.
+    The lock is the kernel's (flock), so it ends with the process, however the process dies. The lock file names the
+    holder and the holder's runtime directory. If that directory is left behind, the next holder removes it. The
+    runtime directory is not inside the data directory because a socket's path has at most 108 bytes.
     """
 
     def __init__(self, path: Path) -> None:
@@ -36,19 +36,19 @@ class DataDirectory:
         self.runtime = Path(tempfile.mkdtemp(prefix=RUNTIME_PREFIX))
         try:
             self._write_holder({"pid": os.getpid(), "runtime": str(self.runtime)})
-        except OSError as error:  # its disk is full
+        except OSError as error:  # the disk is full
             self.close()
             raise unwritable(self.path, error) from error
 
     @property
     def logs(self) -> Path:
-        """Where the children's logs lie."""
+        """The folder of the children's logs."""
         return self.path / "logs"
 
     def close(self) -> None:
         """Remove the runtime directory and give the lock back."""
         shutil.rmtree(self.runtime, ignore_errors=True)
-        with suppress(OSError):  # its disk is full
+        with suppress(OSError):  # the disk is full
             self._write_holder({})
         os.close(self._lock)
 

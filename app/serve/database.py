@@ -1,4 +1,4 @@
-"""Whether there is a database to work with, before a command works with it."""
+"""Checks that the database is there, before a command works with it."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def require_database_file(settings: Settings) -> None:
 
 
 def require_database(settings: Settings) -> None:
-    """Raise CannotStart "no_database" if there are no tables, "database_unreachable" if it does not answer."""
+    """Raise CannotStart "no_database" if there is no file or no table, "database_unreachable" if nothing answers."""
     require_database_file(settings)
     database = Database(settings.database)
     try:

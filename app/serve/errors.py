@@ -1,8 +1,8 @@
-"""Why a command cannot start or go on."""
+"""The error of a command that cannot start or go on."""
 
 
 class CannotStart(Exception):
-    """Ends a command; the message names the remedy, `code` is a stable word for scripts."""
+    """Ends a command. The message names the remedy; `code` is a stable word for scripts."""
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(detail)

@@ -14,7 +14,7 @@ TIMEOUT_S = 5.0
 
 
 def check_api(url: str) -> None:
-    """Ask an API whether it lives; CannotStart "unhealthy" if not."""
+    """Ask an API whether it is alive; raises CannotStart "unhealthy" if it is not."""
     try:
         status, _ = get(url, "/healthz", TIMEOUT_S)
     except (OSError, http.client.HTTPException) as error:
@@ -24,7 +24,7 @@ def check_api(url: str) -> None:
 
 
 def check_worker(settings: Settings) -> None:
-    """Look for a worker of this host that reported lately; CannotStart "unhealthy" if there is none."""
+    """Look for a worker of this host that has reported lately; raises CannotStart "unhealthy" if there is none."""
     require_database(settings)
     database = Database(settings.database)
     try:

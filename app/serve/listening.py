@@ -10,7 +10,7 @@ BACKLOG = 2048
 
 
 def listen(host: str, port: int, *, allow_anonymous: bool) -> socket.socket:
-    """Bind and listen, so that whoever holds the socket decides how long the port is kept; port 0 picks a free one.
+    """Return a listening socket, which keeps the port as long as it is open; port 0 picks a free one.
 
     Raises CannotStart "anonymous_not_allowed", "port_in_use" or "cannot_listen".
     """
@@ -32,7 +32,10 @@ def listen(host: str, port: int, *, allow_anonymous: bool) -> socket.socket:
 
 
 def inherited(descriptor: int, *, allow_anonymous: bool) -> socket.socket:
-    """Take over a listening socket that the parent process passed down."""
+    """Take over a listening socket of the parent process, by its descriptor.
+
+    Raises CannotStart "anonymous_not_allowed" or "cannot_listen".
+    """
     try:
         listener = socket.socket(fileno=descriptor)
     except OSError as error:
@@ -45,7 +48,10 @@ def inherited(descriptor: int, *, allow_anonymous: bool) -> socket.socket:
 
 
 def refuse_anonymous(address: str, *, allow_anonymous: bool) -> None:
-    """Keep a service that knows no API keys off the network, unless it is told to go there."""
+    """Raise CannotStart "anonymous_not_allowed" if other machines reach the address and nobody has allowed that.
+
+    The service knows no API keys, so whoever reaches it may do everything.
+    """
     if allow_anonymous or ipaddress.ip_address(address).is_loopback:
         return
     raise CannotStart(
@@ -57,7 +63,7 @@ def refuse_anonymous(address: str, *, allow_anonymous: bool) -> None:
 
 
 def url_of(listener: socket.socket) -> str:
-    """Return the URL under which this machine reaches the socket."""
+    """Return the URL by which this machine reaches the socket."""
     host, port = listener.getsockname()[:2]
     address = ipaddress.ip_address(host)
     if address.is_unspecified:
@@ -72,5 +78,5 @@ def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int
         raise CannotStart(
             "cannot_listen", f"{host} port {port} is not an address: {error}. Try --host 127.0.0.1."
         ) from error
-    family, *_, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)  # "localhost" means IPv4 to most
+    family, *_, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)  # most clients expect IPv4
     return family, (str(address[0]), int(address[1]))

@@ -1,4 +1,4 @@
-"""A child's log: written by the child itself, kept small by the supervisor."""
+"""A child's log: the child writes it, and the supervisor keeps it small."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ TAIL_BYTES = 4000
 
 
 class LogFile:
-    """A file that a child appends to; when it grows past its limit its content moves to `NAME.1`."""
+    """A file that a child appends to; when it reaches its limit in bytes, its content moves to `NAME.1`."""
 
     def __init__(self, path: Path, max_bytes: int = MAX_BYTES) -> None:
         self.path = path
@@ -23,9 +23,9 @@ class LogFile:
         return descriptor
 
     def rotate(self) -> None:
-        """Move the content aside if there is much of it.
+        """Move the content to `NAME.1` if the file has reached its limit.
 
-        The child keeps its descriptor: it appends, so a cut file is simply written from the start again.
+        The child keeps its descriptor. It appends, so after the file is cut the child writes from its start again.
         """
         if self.path.stat().st_size < self._max_bytes:
             return
@@ -34,7 +34,7 @@ class LogFile:
         self._start = 0
 
     def tail(self) -> str:
-        """Return the last lines of the child's present run."""
+        """Return the last lines that the child has written since `open`."""
         with self.path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(min(self._start, size), size - TAIL_BYTES))

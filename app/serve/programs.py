@@ -1,4 +1,4 @@
-"""The programs of an embedded service and how they are called."""
+"""The programs of an embedded service, each with its arguments and environment."""
 
 import sys
 from pathlib import Path
@@ -18,9 +18,9 @@ VALKEY_GRACE_S = 3.0
 
 
 def environment(settings: Settings, data: DataDirectory, broker_url: str) -> dict[str, str]:
-    """Return the children's environment: this process's own, with what `serve` decided.
+    """Return the children's environment: this process's own, and the settings that `serve` decides.
 
-    Temporary files go where they are removed even after a child was killed.
+    Temporary files go to the runtime directory, which is removed even if a child was killed.
     """
     return python_environment() | {
         "ENGINESMITH_DATA_DIR": str(data.path),
@@ -31,28 +31,31 @@ def environment(settings: Settings, data: DataDirectory, broker_url: str) -> dic
 
 
 def migration(environment: dict[str, str], logs: Path) -> Child:
-    """Bring the database to the present schema; ends by itself."""
+    """Return the program that brings the database to the present schema; it ends by itself."""
     return Child("migrate", _python("app.cli", "migrate"), environment=environment, logs=logs, grace_s=API_GRACE_S)
 
 
 def api(environment: dict[str, str], logs: Path, descriptor: int) -> Child:
-    """Answer HTTP on a socket that is listening already, so that a restart refuses no connection.
+    """Return the API, which answers on a socket that listens already, so that a restart refuses no connection.
 
-    `serve` has decided about anonymous callers when it bound that socket.
+    It need not check whether anonymous callers are allowed: `serve` did that when it bound the socket.
     """
     arguments = _python("app.cli", "api", "--fd", str(descriptor), "--allow-anonymous")
     return Child("api", arguments, environment=environment, logs=logs, grace_s=API_GRACE_S, descriptors=[descriptor])
 
 
 def worker(environment: dict[str, str], logs: Path, device: str) -> Child:
-    """Do the jobs, on one device."""
+    """Return a worker, which does jobs on one device."""
     name = f"worker-{device.replace(':', '-')}"
     arguments = _python("workers", "--device", device)
     return Child(name, arguments, environment=environment, logs=logs, grace_s=WORKER_GRACE_S)
 
 
 def valkey(runtime: Path, logs: Path) -> Child:
-    """The bundled broker on a socket only this user reaches; it keeps nothing, the database has every job."""
+    """Return the bundled broker, which listens on a socket that only this user reaches.
+
+    The broker stores nothing on disk, because the database has every job. Raises CannotStart "no_bundled_broker".
+    """
     try:
         binary = get_binary_path()
     except ValkeyBinaryNotFoundError as error:
@@ -74,7 +77,7 @@ def valkey(runtime: Path, logs: Path) -> Child:
 
 
 def socket_of(runtime: Path) -> Path:
-    """Return where the bundled broker listens."""
+    """Return the path of the socket on which the bundled broker listens."""
     return runtime / "valkey.sock"
 
 

@@ -1,4 +1,4 @@
-"""`enginesmith serve`: what an embedded service consists of, and when it is ready."""
+"""`enginesmith serve`: starts the parts of an embedded service, and says when the service is ready."""
 
 import http.client
 import json
@@ -19,14 +19,14 @@ from app.serve.signals import Signals, StopRequested
 from app.serve.supervisor import Supervisor, notice
 from app.settings import Settings
 
-ANSWER_S = 1.0  # for the API to answer while it starts; it is asked again
+ANSWER_S = 1.0  # the longest wait for one answer: an API that is starting may not answer, and is asked again
 
 
 def serve(settings: Settings, host: str, port: int, devices: Sequence[str], *, allow_anonymous: bool) -> int:
-    """Run the service until a signal stops it; returns the exit status, 0 where everything ended by itself.
+    """Run the service until a signal stops it; return the exit status, which is 0 if no child had to be killed.
 
-    Each of `devices` ("cpu", "cuda:0") has a worker of its own. Raises CannotStart where it cannot start, or cannot
-    go on because a child keeps dying.
+    Each of `devices` ("cpu", "cuda:0") has a worker of its own. Raises CannotStart if the service cannot start, or
+    cannot go on because a child keeps dying.
     """
     with (
         DataDirectory(settings.data_dir) as data,
@@ -68,24 +68,24 @@ def _broker(supervisor: Supervisor, settings: Settings, data: DataDirectory) -> 
 
 
 def _deaf(path: Path) -> str | None:
-    """Say that the bundled broker does not listen yet, None once it does."""
+    """Return the text that the bundled broker does not listen yet, None once it does."""
     with socket.socket(socket.AF_UNIX) as client:
         return None if client.connect_ex(str(path)) == 0 else "the bundled broker does not accept connections"
 
 
 def unready(url: str, workers: Sequence[Child], *, since: datetime) -> str | None:
-    """Say what is missing yet, None once the API reaches all it needs and each of `workers` has reported.
+    """Say why the service is not ready; None once the API reaches all it needs and each of `workers` has reported.
 
-    What a build does by default depends on the workers there are, so none may be ahead of the others. Those of an
-    earlier run may have had the same process ids, as in a container, so only what started after `since` counts.
-    Raises CannotStart "disk_unusable".
+    The default backend of a build depends on the workers alive, so the service is not ready before all of them are.
+    Workers of an earlier run may have had the same process ids, as in a container. So only those that started after
+    `since` count. Raises CannotStart "disk_unusable".
     """
     try:
         readiness, fleet = (json.loads(get(url, path, ANSWER_S)[1]) for path in ("/readyz", "/v1/workers?limit=200"))
     except (OSError, http.client.HTTPException, ValueError) as error:
         return f"the API does not answer ({error})"
     if (disk := readiness["checks"].get("disk", "ok")) != "ok":
-        raise CannotStart("disk_unusable", disk)  # to wait longer frees none
+        raise CannotStart("disk_unusable", disk)  # a longer wait frees no space
     if not readiness["ready"]:
         return f"the API is not ready: {readiness['checks']}"
     reported = {

@@ -1,4 +1,4 @@
-"""Waiting for signals in one place, so that no handler interrupts anything."""
+"""Waiting for signals in one place, so that no signal handler interrupts other code."""
 
 import os
 import select
@@ -10,11 +10,11 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopRequested(Exception):
-    """Somebody wants this process to end."""
+    """A signal has asked this process to end."""
 
 
 class Signals:
-    """Turns SIGCHLD and the stopping signals into what `wait` returns or raises, while the block lasts."""
+    """During its block, SIGCHLD and the signals that stop a process take effect only in `wait`."""
 
     def __enter__(self) -> Self:
         self._read, self._write = os.pipe()
@@ -24,7 +24,7 @@ class Signals:
         self._previous: dict[signal.Signals, Any] = {}
         for number in (signal.SIGCHLD, *STOPPING):
             if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
-                continue  # started by nohup
+                continue  # nohup has started this process, so SIGHUP stays ignored
             self._previous[number] = signal.signal(number, _written_to_the_pipe)
         return self
 
@@ -36,7 +36,7 @@ class Signals:
         os.close(self._write)
 
     def wait(self, timeout_s: float) -> None:
-        """Return when a child has ended or the time is over; raise StopRequested on a stopping signal."""
+        """Return when a child has ended or the time is over; raises StopRequested on SIGINT, SIGTERM or SIGHUP."""
         select.select([self._read], [], [], max(timeout_s, 0))
         try:
             received = os.read(self._read, 4096)
@@ -47,4 +47,4 @@ class Signals:
 
 
 def _written_to_the_pipe(_number: int, _frame: FrameType | None) -> None:
-    """Do nothing: a handler in Python is what makes the interpreter write the number to the wakeup pipe."""
+    """Do nothing: the interpreter writes a signal's number to the wakeup pipe only if the signal has a handler."""

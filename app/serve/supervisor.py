@@ -13,14 +13,14 @@ from app.serve.errors import CannotStart
 from app.serve.restarts import MAX_QUICK_DEATHS, Restarts
 from app.serve.signals import Signals, StopRequested
 
-START_S = 150.0  # a driver that starts up after a reboot takes half a minute, a compiler's libraries several seconds
+START_S = 150.0  # a GPU's driver takes half a minute after a reboot, a compiler's libraries several seconds
 POLL_S = 0.1
 LOG_CHECK_S = 10.0
 
 
 @dataclass
 class Charge:
-    """A child under supervision, when it was started and when it will be."""
+    """A child under supervision, when it was started and when its restart is due (seconds, monotonic)."""
 
     child: Child
     restarts: Restarts = field(default_factory=Restarts)
@@ -42,13 +42,13 @@ class Supervisor:
         self._charges: list[Charge] = []
 
     def start(self, child: Child) -> None:
-        """Start a child that is to run until the end."""
+        """Start a child that runs until the service ends."""
         charge = Charge(child)
         self._charges.append(charge)
         charge.start()
 
     def run(self, child: Child) -> None:
-        """Run a child that ends by itself; CannotStart "NAME_failed" where it fails."""
+        """Run a child that ends by itself; raises CannotStart "NAME_failed" if it fails."""
         child.start()
         try:
             while (status := child.ended()) is None:
@@ -60,9 +60,9 @@ class Supervisor:
             raise CannotStart(f"{child.name}_failed", f"{child.name} {describe(status)}:\n{child.log.tail()}")
 
     def wait_until(self, missing: Callable[[], str | None]) -> None:
-        """Wait while `missing` says what is not there yet.
+        """Wait until `missing` returns None; until then it returns what is missing.
 
-        Raises CannotStart "NAME_died" with the last words of a child that dies meanwhile, or "start_timeout".
+        Raises CannotStart "NAME_died", with the end of its log, if a child dies meanwhile, or "start_timeout".
         """
         deadline = time.monotonic() + START_S
         while (reason := missing()) is not None:
@@ -74,7 +74,7 @@ class Supervisor:
             self._none_died()
 
     def watch(self) -> NoReturn:
-        """Start again what dies, until StopRequested; CannotStart "crash_loop" where that does not help."""
+        """Restart each child that dies, until StopRequested; raises CannotStart "crash_loop" if a child keeps dying."""
         while True:
             now = time.monotonic()
             due = [charge.due_at - now for charge in self._charges if charge.due_at is not None]
@@ -83,9 +83,9 @@ class Supervisor:
                 self._tend(charge)
 
     def stop(self) -> int:
-        """End all children, the last started first; returns 0 where each did so within its grace, else 1.
+        """End all children, the last started first; return 0 if each ended within its grace, else 1.
 
-        A second stopping signal leaves the rest to `kill`.
+        A second stopping signal ends this with 1; `kill` then ends the children that still run.
         """
         try:
             ended = [self._end(charge.child) for charge in reversed(self._charges)]
@@ -95,7 +95,7 @@ class Supervisor:
         return 0 if all(ended) else 1
 
     def kill(self) -> None:
-        """End whatever still runs, at once."""
+        """Kill all children that still run."""
         for charge in reversed(self._charges):
             charge.child.kill()
 

@@ -1,4 +1,4 @@
-"""Environment variables that look like settings and are none."""
+"""Warnings about environment variables that look like settings but are none."""
 
 import os
 from difflib import get_close_matches
@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from app.settings import Settings
 
 PREFIX = "ENGINESMITH_"
-OTHERS = ("ENGINESMITH_ALLOW_ANONYMOUS",)  # an option's own variable
+OTHERS = ("ENGINESMITH_ALLOW_ANONYMOUS",)  # the command line reads it for the option --allow-anonymous
 NOT_OF_THE_SERVICE = ("ENGINESMITH_TEST_", "ENGINESMITH_BENCH_")  # the tests and benchmarks read these
 
 
@@ -16,9 +16,9 @@ def known_variables() -> list[str]:
 
 
 def unknown_variables() -> list[str]:
-    """Return a warning for each variable that starts like a setting and is none, with the nearest one there is.
+    """Return a warning for each variable that begins with `PREFIX` but is no setting; it names the nearest setting.
 
-    Settings are read from names in upper and lower case alike.
+    The case of a variable's name does not matter.
     """
     known = known_variables()
     given = sorted(name for name in os.environ if name.upper().startswith(PREFIX))
@@ -30,7 +30,7 @@ def unknown_variables() -> list[str]:
 
 
 def _warning(name: str, known: list[str]) -> str:
-    words = [one.removeprefix(PREFIX) for one in known]  # the prefix would make any two alike
+    words = [one.removeprefix(PREFIX) for one in known]  # with the prefix any two names would look alike
     nearest = get_close_matches(name.upper().removeprefix(PREFIX), words, n=1)
     remedy = f"Did you mean {PREFIX}{nearest[0]}?" if nearest else "The README lists those there are."
     return f"{name} is no setting and has no effect. {remedy}"
