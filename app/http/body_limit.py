@@ -1,14 +1,14 @@
-"""How large a JSON body may be.
+"""The limit of a JSON body's size.
 
-Starlette's own limit answers in plain text; this one raises where the body is read, so that the answer
-is a problem like any other.
+Starlette's own limit answers in plain text. This one raises an exception while the body is read, so the answer is
+problem+json like any other error.
 """
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-UPLOADS = "/v1/blobs/"  # these stream and have a limit of their own
+UPLOADS = "/v1/blobs/"  # uploads are streamed and have a limit of their own
 
 
 class BodyLimit:
@@ -19,7 +19,7 @@ class BodyLimit:
         self.limit = limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on with its body watched."""
+        """Pass a request on, and raise HTTPException 413 once its body exceeds the limit."""
         if scope["type"] != "http" or scope["path"].startswith(UPLOADS):
             await self.app(scope, receive, send)
             return

@@ -1,4 +1,4 @@
-"""What an endpoint may ask for."""
+"""The dependencies that endpoints of all slices may use."""
 
 from collections.abc import Iterator
 from typing import Annotated

@@ -4,5 +4,5 @@ from typing import Annotated
 
 from pydantic import Field
 
-# The upper end is what a JSON number holds exactly; every integer column of both databases holds more.
+# A JSON number holds integers up to 2**53 exactly. Every integer column of both databases holds more.
 Number = Annotated[int, Field(ge=1, lt=2**53)]

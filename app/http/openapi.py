@@ -1,6 +1,6 @@
-"""What FastAPI's own description of this API gets wrong: how errors are answered.
+"""Correcting the errors in FastAPI's description of this API.
 
-It documents them as plain JSON, and 422 as a body of its own making that this service never sends.
+FastAPI documents errors as plain JSON, and 422 with a body of its own, which this service never sends.
 """
 
 from http import HTTPStatus
@@ -15,7 +15,7 @@ FASTAPI_ONLY = ("HTTPValidationError", "ValidationError")
 
 
 def install(app: FastAPI) -> None:
-    """Correct the description the first time it is asked for."""
+    """Have the description corrected when it is first asked for."""
     generate = app.openapi
 
     def corrected() -> dict[str, Any]:
@@ -27,7 +27,7 @@ def install(app: FastAPI) -> None:
 
 
 def document_problems(schema: dict[str, Any]) -> None:
-    """Describe every error as a problem, and those that any call can meet although it does not name them."""
+    """Describe every error as a problem, and add the errors that a call can answer but does not declare."""
     for path, methods in schema["paths"].items():
         for operation in methods.values():
             answers = operation["responses"]
@@ -40,7 +40,7 @@ def document_problems(schema: dict[str, Any]) -> None:
 
 
 def _implied(path: str, operation: dict[str, Any]) -> set[str]:
-    """Return the errors that come of having parameters or a JSON body, whatever the call does with them."""
+    """Return the error statuses of every call that has parameters (422) or a JSON body (422 and 413)."""
     takes_json = "application/json" in operation.get("requestBody", {}).get("content", {})
     implied = {"422"} if path.startswith("/v1/") and (takes_json or operation.get("parameters")) else set()
     return implied | ({"413"} if takes_json else set())

@@ -1,4 +1,4 @@
-"""Keyset pagination: a page starts after a key, so that rows added meanwhile neither repeat nor hide others."""
+"""Keyset pagination: a page starts after a key, so rows that are added meanwhile neither repeat nor hide others."""
 
 import base64
 import binascii
@@ -19,7 +19,7 @@ from app.http.request_body import text_fault
 T = TypeVar("T")
 K = TypeVar("K", str, int)
 MAX_LIMIT = 200
-LARGEST_KEY = 2**63 - 1  # of an integer column, in both databases
+LARGEST_KEY = 2**63 - 1  # the largest value of an integer column in both databases
 
 
 class Listing(BaseModel, Generic[T]):
@@ -65,7 +65,10 @@ def list_rows(
     *,
     newest_first: bool = True,
 ) -> Rows[T]:
-    """Run a SELECT for one page; `key` is a unique column of the selected table, best an indexed one."""
+    """Run a SELECT for one page; `key` is a unique column of the selected table and should have an index.
+
+    Raises Invalid "bad_cursor".
+    """
     if page.after is not None:
         position = decode_cursor(page.after, key.type.python_type)
         statement = statement.where(key < position if newest_first else key > position)
@@ -75,7 +78,7 @@ def list_rows(
 
 
 def list_items(items: Sequence[T], key: Callable[[T], str], page: PageQuery) -> Rows[T]:
-    """Return one page of a list that is sorted by `key`, ascending."""
+    """Return one page of a list that is sorted by `key`, ascending; raises Invalid "bad_cursor"."""
     start = 0 if page.after is None else bisect_right(items, decode_cursor(page.after, str), key=key)
     return _page(list(items[start : start + page.limit + 1]), page.limit, key)
 
@@ -87,12 +90,15 @@ def _page(rows: list[T], limit: int, key: Callable[[T], Any]) -> Rows[T]:
 
 
 def encode_cursor(key: str | int) -> str:
-    """Return the cursor that stands after a key."""
+    """Return the cursor of the page that starts after a key."""
     return base64.urlsafe_b64encode(json.dumps(key).encode()).decode().rstrip("=")
 
 
 def decode_cursor(cursor: str, key_type: type[K]) -> K:
-    """Return the key a cursor stands after; Invalid for one that no list with such keys can have given."""
+    """Return the key after which a cursor's page starts.
+
+    Raises Invalid "bad_cursor" if no list with keys of this type can have given the cursor.
+    """
     try:
         key = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
     except (binascii.Error, ValueError, RecursionError) as error:
@@ -103,7 +109,7 @@ def decode_cursor(cursor: str, key_type: type[K]) -> K:
 
 
 def _is_comparable(key: object) -> bool:
-    """Tell whether both databases can compare a column with this key."""
+    """Return whether both databases can compare a column with this key."""
     return text_fault(key) is None if isinstance(key, str) else isinstance(key, int) and abs(key) <= LARGEST_KEY
 
 

@@ -21,7 +21,7 @@ UNREADABLE = (
     "The body could not be read as JSON: it is not UTF-8, nested too deep, or has a number of thousands of digits. "
     "Send plain JSON in UTF-8."
 )
-CODES = {413: "request_entity_too_large"}  # its phrase is another one from Python 3.13 on
+CODES = {413: "request_entity_too_large"}  # fixed, as http.HTTPStatus has another phrase from Python 3.13 on
 log = structlog.get_logger()
 
 
@@ -62,7 +62,7 @@ class Problem(BaseModel):
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Document error answers for `responses=`: `problems(404, 422)`."""
+    """Return the value of an endpoint's `responses=` for these error statuses: `problems(404, 422)`."""
     return {status: {"model": Problem, "description": HTTPStatus(status).phrase} for status in statuses}
 
 
@@ -130,13 +130,13 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
 
 
 def _field_error(fault: Mapping[str, Any]) -> FieldError:
-    if fault["type"] == "json_invalid":  # its location is a position in the text, not a field
+    if fault["type"] == "json_invalid":  # the location is a position in the text, not a field
         return FieldError("", f"not JSON at character {fault['loc'][-1]}: {fault['ctx']['error']}")
     return FieldError(_pointer(fault["loc"]), str(fault["msg"]))
 
 
 def _pointer(location: Sequence[str | int]) -> str:
-    """Return a JSON Pointer for a body field; a query, path or header field keeps its place as the first part."""
+    """Return a JSON Pointer to a field; outside the body it begins with the place: "query", "path" or "header"."""
     parts = location[1:] if location and location[0] == "body" else location
     return json_pointer(*parts)
 
@@ -144,7 +144,7 @@ def _pointer(location: Sequence[str | int]) -> str:
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, HTTPException):
         raise error
-    if error.status_code == HTTPStatus.BAD_REQUEST:  # FastAPI's word for a body that its JSON parser gave up on
+    if error.status_code == HTTPStatus.BAD_REQUEST:  # FastAPI answers this if its JSON parser fails
         return problem_response(422, Invalid.title, UNREADABLE, "invalid_request", errors=[FieldError("", "not JSON")])
     phrase = HTTPStatus(error.status_code).phrase
     remedies = {
@@ -162,7 +162,7 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
 
 
 def _allowed(request: Request) -> str:
-    """Return every method of the path; Starlette names those of one route only."""
+    """Return every method that the path takes; Starlette names those of one route only."""
     scope = {"type": "http", "path": request.url.path, "root_path": request.scope.get("root_path", ""), "headers": []}
     methods: set[str] = set()
     for method in ("DELETE", "GET", "HEAD", "POST", "PUT"):
@@ -173,7 +173,7 @@ def _allowed(request: Request) -> str:
 
 
 def unexpected(error: Exception) -> JSONResponse:
-    """Answer a fault nobody foresaw; its cause goes to the log alone."""
+    """Answer an unexpected exception with 500; only the log has its cause."""
     log.error("request failed", exc_info=error)
     return problem_response(
         500,

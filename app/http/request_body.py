@@ -1,8 +1,8 @@
-"""What no request may hold, whatever it asks for: what cannot be kept, and what nobody would read.
+"""Checks of every request: its content can be stored, and the call knows each of its fields and query parameters.
 
-PostgreSQL refuses NUL in text, UTF-8 has no lone surrogates, and JSON (RFC 8259) has neither NaN nor infinities,
-though Python's parser reads them. So that both databases take the same requests, none of these gets as far.
-A misspelt field or query parameter is refused because the caller would wait for its effect in vain.
+PostgreSQL refuses NUL in text. UTF-8 has no lone surrogates. JSON (RFC 8259) has neither NaN nor infinities, though
+Python's parser reads them. All of these are refused here, so that both databases take the same requests. A misspelt
+field or query parameter is refused because it would have no effect, and the caller would not notice.
 """
 
 import math
@@ -32,16 +32,16 @@ class RequestBody(BaseModel):
 
 
 def check_content(body: object) -> None:
-    """Raise Invalid "bad_content", with a pointer to each fault, for JSON that cannot be kept."""
+    """Raise Invalid "bad_content", with a pointer to each fault, if the JSON holds values that cannot be stored."""
     faults = [fault for _, fault in zip(range(MAX_FAULTS), _faults(body), strict=False)]
     if faults:
         raise _bad_content(faults)
 
 
 def check_address(request: Request) -> None:
-    """Raise Invalid for a path or a query that nobody can use.
+    """Check the values of the path and of the query, and the names of the query's parameters.
 
-    Its code is "bad_content" if a value cannot be kept, and "invalid_request" if the route has no such parameter.
+    Raises Invalid "bad_content" if a value cannot be stored, and "invalid_request" if the route has no such parameter.
     """
     _check_values(request)
     _check_names(request)
@@ -84,7 +84,7 @@ def _declared(dependant: Dependant) -> Iterator[str]:
 
 
 def text_fault(text: str) -> str | None:
-    """Return why a text cannot be kept, None where it can."""
+    """Return why a text cannot be stored, None if it can."""
     if "\0" in text:
         return "has a NUL character"
     try:
@@ -95,7 +95,7 @@ def text_fault(text: str) -> str | None:
 
 
 def _faults(body: object) -> Iterator[FieldError]:
-    """Walk the JSON without recursion, so that its depth costs no stack."""
+    """Yield the faults of a JSON value, outer ones first; no recursion, so its depth costs no stack."""
     waiting: list[tuple[str, int, object]] = [("", 0, body)]
     while waiting:
         pointer, depth, value = waiting.pop()
