@@ -1,4 +1,4 @@
-"""Calls on service."""
+"""Calls on aliases."""
 
 from typing import Annotated, Any
 

@@ -1,7 +1,7 @@
-"""Moving the names of engines.
+"""Setting, moving and deleting the names of engines.
 
-An alias's revision grows by one with every move, also over a deletion, so an ETag a client holds
-never comes to mean another state.
+An alias's revision grows by one with every move and every deletion. It goes on growing if a deleted alias is set
+again, so an ETag that a client holds never comes to mean another state.
 """
 
 from sqlalchemy import delete, func, select
@@ -16,7 +16,7 @@ from app.registry.tables import Model
 
 
 def get_alias(session: Session, model: Model, name: str) -> Alias:
-    """Return an alias; NotFound."""
+    """Return an alias; raises NotFound "alias_not_found"."""
     alias = session.get(Alias, (model.id, name))
     if alias is None:
         raise NotFound(
@@ -33,7 +33,7 @@ def list_aliases(session: Session, model: Model, page: PageQuery) -> Rows[Alias]
 
 
 def list_moves(session: Session, model: Model, name: str, page: PageQuery) -> Rows[AliasMove]:
-    """Return one page of an alias's history, newest first; it outlives the alias."""
+    """Return one page of an alias's history, newest first; a deleted alias keeps its history."""
     statement = select(AliasMove).where(AliasMove.model_id == model.id, AliasMove.alias == name)
     return list_rows(session, statement, AliasMove.id, page)
 
@@ -41,7 +41,7 @@ def list_moves(session: Session, model: Model, name: str, page: PageQuery) -> Ro
 def move_alias(
     session: Session, model: Model, name: str, engine: int, *, if_match: str | None, if_none_match: str | None
 ) -> tuple[Alias, bool]:
-    """Point an alias at an engine and say whether it is new; PreconditionFailed where a header does not hold."""
+    """Point an alias at an engine, and return it and whether it is new; raises PreconditionFailed if a header fails."""
     lock_model(session, model.id)
     alias = session.get(Alias, (model.id, name), populate_existing=True)
     _check(alias, name, if_match, if_none_match)
@@ -59,7 +59,7 @@ def move_alias(
 
 
 def delete_alias(session: Session, model: Model, name: str, *, if_match: str | None) -> None:
-    """Delete an alias and keep its history; NotFound, PreconditionFailed."""
+    """Delete an alias and keep its history; raises NotFound "alias_not_found" or PreconditionFailed."""
     lock_model(session, model.id)
     alias = get_alias(session, model, name)
     _check(alias, name, if_match, None)
@@ -68,7 +68,7 @@ def delete_alias(session: Session, model: Model, name: str, *, if_match: str | N
 
 
 def etag(alias: Alias) -> str:
-    """Return the entity tag of an alias as it stands."""
+    """Return the entity tag of an alias's present state."""
     return f'"{alias.revision}"'
 
 
@@ -86,7 +86,7 @@ def _check(alias: Alias | None, name: str, if_match: str | None, if_none_match: 
 
 
 def matches(header: str, present: str | None) -> bool:
-    """Tell whether an If-Match or If-None-Match header names the present entity tag, or is "*" and there is one."""
+    """Return whether an If-Match or If-None-Match header names the present entity tag; "*" names any that exists."""
     return present is not None and (header.strip() == "*" or present in [tag.strip() for tag in header.split(",")])
 
 

@@ -21,7 +21,7 @@ class Alias(Base):
 
 
 class AliasMove(Base):
-    """One step of an alias's history; `engine` is null where the alias was deleted."""
+    """One step of an alias's history; `engine` is null if the step deleted the alias."""
 
     __tablename__ = "alias_moves"
     __table_args__ = (Index(None, "model_id", "alias", "id"),)

@@ -1,1 +1,1 @@
-"""Models, and aliases that name their engines."""
+"""Models."""

@@ -1,4 +1,4 @@
-"""Models and aliases."""
+"""Registering and finding models, and numbering their definitions, weight versions and engines."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -23,7 +23,7 @@ NEXT = {
 
 
 def create_model(session: Session, name: str, description: str, labels: Mapping[str, str]) -> Model:
-    """Register a model; Conflict where the name is taken."""
+    """Register a model; raises Conflict "model_exists" if the name is taken."""
     model = Model(name=name, description=description, labels=dict(labels))
     session.add(model)
     try:
@@ -36,7 +36,7 @@ def create_model(session: Session, name: str, description: str, labels: Mapping[
 
 
 def get_model(session: Session, name: str) -> Model:
-    """Return a model by its name; NotFound."""
+    """Return a model by its name; raises NotFound "model_not_found"."""
     model = session.scalar(BY_NAME, {"name": name})
     if model is None:
         raise NotFound(
@@ -52,7 +52,7 @@ def list_models(session: Session, page: PageQuery) -> Rows[Model]:
 
 
 def lock_model(session: Session, model_id: int) -> None:
-    """Hold a model's row until the transaction ends; SQLite's transactions are alone as it is."""
+    """Lock a model's row until the transaction ends; on SQLite every transaction is alone anyway."""
     session.execute(select(Model.id).where(Model.id == model_id).with_for_update())
 
 

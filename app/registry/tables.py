@@ -9,7 +9,7 @@ from app.database import Base, now
 
 
 class Model(Base):
-    """A named entry; the three counters hand out the numbers of what belongs to it."""
+    """A named model; its three counters number its definitions, weight versions and engines."""
 
     __tablename__ = "models"
 
