@@ -1,4 +1,4 @@
-"""Alembic migrations, one history for SQLite and PostgreSQL."""
+"""Alembic migrations: SQLite and PostgreSQL share one history."""
 
 from pathlib import Path
 
@@ -8,9 +8,9 @@ from sqlalchemy import make_url
 
 
 def upgrade(url: str) -> None:
-    """Bring the database at a SQLAlchemy URL to the present schema, making a SQLite file's directory if need be.
+    """Bring the database at a SQLAlchemy URL to the present schema; the directory of a SQLite file is made if missing.
 
-    Processes that start together may all call this: one migrates, the others wait for it and find it done.
+    Processes that start together may all call this. One of them migrates; the others wait and find the work done.
     """
     address = make_url(url)
     if address.get_backend_name() == "sqlite" and address.database:

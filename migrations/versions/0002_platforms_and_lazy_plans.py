@@ -18,7 +18,7 @@ def upgrade() -> None:
         batch_op.add_column(sa.Column("root_plan", sa.String(), nullable=True))
         batch_op.add_column(sa.Column("base_id", NUMBER, nullable=True))
         batch_op.add_column(sa.Column("materialise_job_id", sa.String(), nullable=True))
-    # Every engine so far is of onnxruntime, whose plans work on any CPU and are their refits' plans too.
+    # Every engine so far is of onnxruntime. Its plans work on any CPU, and a refitted engine has its parent's plan.
     op.execute("UPDATE engines SET platform = 'cpu', root_plan = plan_digest")
     with op.batch_alter_table("engines", schema=None) as batch_op:
         batch_op.alter_column("platform", existing_type=sa.String(), nullable=False)

@@ -14,7 +14,7 @@ branch_labels = None
 depends_on = None
 
 NUMBER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
-BATCH = 100  # rows of some hundred kilobytes
+BATCH = 100  # rows; each has some hundred kilobytes
 
 bindings = sa.table("bindings", sa.column("id"), sa.column("digest"), sa.column("report", sa.JSON))
 engines = sa.table("engines", sa.column("id"), sa.column("binding", sa.JSON), sa.column("binding_id"))
@@ -67,7 +67,7 @@ def downgrade() -> None:
 
 
 def _rows(connection: sa.Connection, key: sa.ColumnClause[Any], value: sa.ColumnClause[Any]) -> Iterator[Any]:
-    """Yield keys and values in batches, so that rows may be changed meanwhile."""
+    """Yield keys and values; rows are read in batches, so that they may be changed meanwhile."""
     statement = sa.select(key, value).order_by(key).limit(BATCH)
     rows = connection.execute(statement).all()
     while rows:
@@ -76,7 +76,7 @@ def _rows(connection: sa.Connection, key: sa.ColumnClause[Any], value: sa.Column
 
 
 def _recorded(connection: sa.Connection, report: Mapping[str, Any]) -> int:
-    """Return the id of a report, as `app.bindings.service.record` does."""
+    """Return the id of a report, and store the report if it is new, as `app.bindings.service.record` does."""
     digest = "sha256:" + hashlib.sha256(json.dumps(report).encode()).hexdigest()
     known = sa.select(bindings.c.id).where(bindings.c.digest == digest)
     found = connection.execute(known).scalar()

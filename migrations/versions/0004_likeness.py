@@ -10,7 +10,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    # Jobs so far stay without: how long the next one takes is unknown until a like one is done.
+    # The jobs so far get no likeness. So how long a job takes is unknown until a like one is done.
     with op.batch_alter_table("jobs", schema=None) as batch_op:
         batch_op.add_column(sa.Column("likeness", sa.String(), nullable=True))
         batch_op.create_index(batch_op.f("ix_jobs_likeness_state_id"), ["likeness", "state", "id"], unique=False)
