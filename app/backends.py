@@ -1,6 +1,6 @@
-"""Which backends this installation has, told by entry points and package metadata: no runtime is imported to find out.
+"""The backends of this installation, found by entry points and package metadata: no runtime is imported for that.
 
-A backend is an entry point of the group `enginesmith.backends`. Its name is the backend's, and it leads to a
+A backend is an entry point of the group `enginesmith.backends`. The entry point has the backend's name. It leads to a
 `BackendEntry` in a module that is quick to import.
 """
 
@@ -13,17 +13,17 @@ from importlib.util import find_spec
 from app.plugins import find_entry_points
 
 GROUP = "enginesmith.backends"
-UNKNOWN_VERSION = "unknown"  # until the backend is opened
+UNKNOWN_VERSION = "unknown"  # the version is found only when the backend is opened
 
 
 @dataclass(frozen=True, slots=True)
 class BackendEntry:
-    """What is known of a backend before anything of it is imported.
+    """What is known of a backend before its runtime is imported.
 
-    `package` is the name under which its runtime is imported, and any of the `distributions` brings it; a runtime may
-    also be there without metadata. `devices` are the kinds it works on ("cpu", "cuda"). `factory` is "module:function",
-    which an engine host imports and calls as `workers.engine_host.backends.catalog` says. `requirement` is what pip
-    installs to have the runtime.
+    `package` is the name under which its runtime is imported. Any of the `distributions` brings the runtime, and a
+    runtime may also be there without metadata. `devices` are the kinds of device it works on ("cpu", "cuda").
+    `factory` is "module:function", which an engine host imports and calls as `workers.engine_host.backends.catalog`
+    says. `requirement` is the requirement by which pip installs the runtime.
     """
 
     package: str
@@ -43,12 +43,12 @@ class BackendEntry:
         return UNKNOWN_VERSION if has_code(self.package) else None
 
     def fits(self, device: str) -> bool:
-        """Whether it works on a device ("cpu", "cuda:0") or kind of device ("cuda")."""
+        """Whether the backend works on a device ("cpu", "cuda:0") or kind of device ("cuda")."""
         return device.partition(":")[0] in self.devices
 
 
 def backend_names() -> tuple[str, ...]:
-    """Return the names of all backends that this installation knows, with their runtimes installed or not.
+    """Return the names of all backends that this installation knows, whether or not their runtimes are installed.
 
     Raises PluginConflict if one name stands for two backends.
     """
@@ -56,45 +56,45 @@ def backend_names() -> tuple[str, ...]:
 
 
 def backend_entry(name: str) -> BackendEntry:
-    """Return what is known of a backend.
+    """Return the entry of a backend.
 
     Raises:
         KeyError: no entry point has this name.
-        ImportError: the entry point leads nowhere, or to something else.
+        ImportError: the entry point cannot be loaded, or does not lead to a BackendEntry.
     """
     point = _points()[name]
     try:
         found = point.load()
-    except Exception as error:  # whatever somebody else's module raises must not take other backends with it
+    except Exception as error:  # an error in another project's module must not take other backends with it
         raise ImportError(f"the entry point {point.value!r} cannot be loaded: {error!r}") from error
     if not isinstance(found, BackendEntry):
         what = f"the entry point {point.value!r} leads to {type(found).__name__}, not to a BackendEntry"
-        raise ImportError(what)  # noqa: TRY004 - one error, whatever is wrong with it
+        raise ImportError(what)  # noqa: TRY004 - one error for every fault of an entry point
     return found
 
 
 def installed_version(name: str) -> str | None:
-    """Return the version of a backend's runtime, for whatever device; None if there is none."""
+    """Return the version of a backend's runtime, for whatever device; None if no runtime is installed."""
     return backend_entry(name).version if name in _points() else None
 
 
 def installed_backends(device: str) -> dict[str, str]:
     """Return the version of each backend that is installed for a device ("cpu", "cuda:0", "cuda"), by name.
 
-    A backend whose entry cannot be imported is among them, so that its worker can say why it is of no use.
+    A backend whose entry cannot be imported is included, so that its worker can say why it cannot be used.
     """
     return {name: found for name in backend_names() if (found := _version_for(name, device))}
 
 
 def remedies(device: str) -> str:
-    """Say what can be installed for a device that is not."""
+    """Return the pip commands, joined by "or", that install the missing backends for a device."""
     there = installed_backends(device)
     missing = (backend_entry(name) for name in backend_names() if name not in there)
     return " or ".join(f"pip install {shlex.quote(entry.requirement)}" for entry in missing if entry.fits(device))
 
 
 def has_code(package: str) -> bool:
-    """Whether there is something to import; type stubs alone leave a folder that is no package."""
+    """Whether a package has code to import; type stubs alone leave a folder that is no package."""
     spec = find_spec(package)
     return spec is not None and spec.origin is not None
 

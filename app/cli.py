@@ -1,6 +1,6 @@
 """The command line: `enginesmith serve | api | worker | migrate | health | version`.
 
-What a command needs is imported inside it, so that `--help` answers at once.
+Each command imports what it needs when it runs, so that `--help` answers at once.
 """
 # ruff: noqa: PLC0415 - the reason above
 
@@ -113,7 +113,7 @@ def worker(*, device: Annotated[str, typer.Option(help="cpu, or cuda:N for the N
 
     arguments = [sys.executable, "-m", "workers", "--device", _device(device)]
     _settings()
-    # The application never imports its workers, so this process becomes another one.
+    # `app` never imports `workers`, so this process is replaced by one that runs `workers`.
     os.execve(sys.executable, arguments, python_environment())  # noqa: S606 - no shell wanted
 
 
@@ -134,7 +134,7 @@ def migrate() -> None:
         upgrade(settings.database)
     except OperationalError as error:
         raise unreachable(settings, error) from error
-    except OSError as error:  # the directory of an SQLite file
+    except OSError as error:  # the directory of an SQLite file cannot be made
         raise unwritable(settings.data_dir, error) from error
 
 
@@ -182,7 +182,7 @@ def _settings(**given: Any) -> "Settings":  # noqa: ANN401 - pydantic checks the
 
 
 def main() -> None:
-    """Run the command line; what cannot start says so in one message and exits with 1."""
+    """Run the command line; if a command cannot start, print its one message and exit with 1."""
     try:
         app()
     except CannotStart as error:

@@ -1,8 +1,8 @@
 """Sessions, and what every table shares.
 
-Two kinds of session: `reading()` sees one snapshot and writes nothing, `transaction()` commits when
-its block ends. On SQLite a transaction takes the write lock at its start (BEGIN IMMEDIATE), so that
-it waits for its turn instead of failing when it comes to write.
+There are two kinds of session. `reading()` sees one snapshot and writes nothing. `transaction()` commits when its
+block ends. On SQLite a transaction takes the write lock at its start (BEGIN IMMEDIATE). So it waits for its turn
+there, and does not fail later when it writes.
 """
 
 import json
@@ -24,12 +24,12 @@ from app.remembered import MEMORY, Memory
 
 BUSY_TIMEOUT_S = 30.0
 AFTER_COMMIT = "after_commit"
-DURABLE = "FULL"  # SQLite's `synchronous`: a commit has waited for the disk
-DATABASE_DOWN = (OperationalError, InterfaceError, NoConnectionFree)  # it does not answer, or its disk is full
+DURABLE = "FULL"  # with this value of SQLite's `synchronous` a commit waits for the disk
+DATABASE_DOWN = (OperationalError, InterfaceError, NoConnectionFree)  # no answer, or a full disk
 
 
 class UTCDateTime(TypeDecorator[datetime]):
-    """A point in time, always timezone-aware UTC in Python; SQLite itself keeps no timezone."""
+    """A point in time, always timezone-aware UTC in Python; SQLite stores no timezone."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -39,7 +39,7 @@ class UTCDateTime(TypeDecorator[datetime]):
         return None if value is None else value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 - likewise
-        """Give the timezone back that SQLite dropped."""
+        """Add the timezone, which SQLite does not store."""
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
@@ -67,7 +67,7 @@ class Base(DeclarativeBase):
         datetime: UTCDateTime,
         dict[str, Any]: JSON(none_as_null=True),
         list[Any]: JSON(none_as_null=True),
-        int: BigInteger().with_variant(Integer, "sqlite"),  # SQLite gives automatic keys to INTEGER alone
+        int: BigInteger().with_variant(Integer, "sqlite"),  # SQLite gives automatic keys to INTEGER columns only
     }
 
 
@@ -86,11 +86,11 @@ class Database:
 
     @contextmanager
     def transaction(self, *, durable: bool = True) -> Iterator[Session]:
-        """Open a session that commits at the end of its block, then runs what `after_commit` was given.
+        """Open a session that commits at the end of its block and then runs the actions given to `after_commit`.
 
-        What is not `durable` survives any process on SQLite, and a power cut only once a later transaction does (see
-        `settle`), which spares it a wait for the disk. PostgreSQL, which may be on another machine than those who read
-        it, keeps all.
+        On SQLite a transaction that is not `durable` does not wait for the disk. It survives the end of any process,
+        but it survives a power cut only once a later durable transaction has committed (see `settle`). On
+        PostgreSQL every transaction is durable, because the database may run on another machine than its readers.
         """
         with self._sessions() as session:
             session.connection(execution_options={"begin_immediate": True, "durable": durable})
@@ -100,10 +100,10 @@ class Database:
             action()
 
     def settle(self) -> None:
-        """Wait until all that was committed so far, in whichever process, survives a power cut."""
+        """Wait until all that any process has committed so far survives a power cut."""
         if self.engine.dialect.name == "sqlite":
             with self.transaction() as session:
-                session.execute(text("PRAGMA user_version = 0"))  # unused; what writes nothing is not synced
+                session.execute(text("PRAGMA user_version = 0"))  # nothing reads it; it makes the commit a write
 
     def dispose(self) -> None:
         """Close every pooled connection."""
@@ -111,12 +111,12 @@ class Database:
 
 
 def after_commit(session: Session, action: Callable[[], None]) -> None:
-    """Run `action` once this session's transaction has been committed, never if it is rolled back."""
+    """Run `action` once this session's transaction is committed; it never runs if the transaction is rolled back."""
     session.info.setdefault(AFTER_COMMIT, []).append(action)
 
 
 def insert_into(session: Session, table: type[Base]) -> Any:  # noqa: ANN401 - the two dialects share no type
-    """Return an INSERT that takes ON CONFLICT, which the two databases have in the same words."""
+    """Return an INSERT that takes ON CONFLICT, for which both databases have the same words."""
     dialect = session.get_bind().dialect.name
     return postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
 

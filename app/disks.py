@@ -1,4 +1,4 @@
-"""Whether the disks that the API writes to have room."""
+"""Checks that the disks which the API writes to have room."""
 
 import os
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from sqlalchemy import make_url
 from app.artifacts.store import ArtifactStore
 from app.settings import MIB, Settings
 
-INODES = 16  # an upload takes a temporary name, a shard's directory and a name in it
+INODES = 16  # an upload needs a temporary file, a directory in the store and a file in it
 
 
 def fault_of_disks(settings: Settings, store: ArtifactStore) -> str | None:
@@ -22,7 +22,7 @@ def fault_of_disks(settings: Settings, store: ArtifactStore) -> str | None:
 
 
 def _written(settings: Settings, store: ArtifactStore) -> Iterator[tuple[str, Path]]:
-    """Yield what the API writes to disks, and where: a remote database or store takes up none here."""
+    """Yield what the API writes to disks of this machine, and where; a remote database or store needs none."""
     url = make_url(settings.database)
     if url.get_backend_name() == "sqlite" and url.database:
         yield "database", Path(url.database).parent
@@ -39,11 +39,11 @@ def _fault(what: str, path: Path, settings: Settings) -> str | None:
             f"{free // MIB} MiB are free where the {what} lies, less than {settings.min_free_bytes // MIB} MiB. Free "
             "space there, or lower ENGINESMITH_MIN_FREE_BYTES."
         )
-    if disk.f_files and disk.f_favail < INODES:  # some filesystems count none
+    if disk.f_files and disk.f_favail < INODES:  # f_files is 0 on filesystems that do not count inodes
         return f"No more files can be made where the {what} lies: its inodes are used up. Remove files there."
     return None
 
 
 def _existing(path: Path) -> Path:
-    """Return the nearest directory that exists: scratch files have theirs only while there are some."""
+    """Return the nearest directory that exists; the scratch directory is missing as long as nothing was put there."""
     return next(place for place in (path, *path.parents) if place.exists())

@@ -1,4 +1,4 @@
-"""The errors a client can see.
+"""The errors that a client can see.
 
     ServiceError 500 internal_error
     ├── NotFound 404 not_found
@@ -9,8 +9,8 @@
     ├── Invalid 422 invalid
     └── Unavailable 503 unavailable
 
-Raise the class that fits with a `detail` that names the remedy. `code` is a stable word for
-programs; a slice passes a narrower one ("model_not_found") where a client may want to tell it apart.
+Raise the class that fits, with a `detail` that names the remedy. `code` is a stable word for programs. A slice passes
+a narrower code ("model_not_found") if a client may want to tell that error from others.
 """
 
 from collections.abc import Sequence
@@ -20,14 +20,14 @@ from typing import ClassVar
 
 @dataclass(frozen=True, slots=True)
 class FieldError:
-    """One fault in the request body; `pointer` is a JSON Pointer (RFC 6901) such as "/files/0"."""
+    """One fault in a request; `pointer` is a JSON Pointer (RFC 6901) such as "/files/0"."""
 
     pointer: str
     detail: str
 
 
 def json_pointer(*parts: str | int) -> str:
-    """Return the JSON Pointer (RFC 6901) that leads through these members, from the outside in."""
+    """Return the JSON Pointer (RFC 6901) that leads through these members, the outermost first."""
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
 
 
@@ -70,7 +70,7 @@ class TooLarge(ServiceError):
 
 
 class RangeNotSatisfiable(ServiceError):
-    """The Range header lies outside the bytes there are."""
+    """The Range header names no byte of the resource."""
 
     status, title, code = 416, "Range not satisfiable", "range_not_satisfiable"
 
@@ -82,6 +82,6 @@ class Invalid(ServiceError):
 
 
 class Unavailable(ServiceError):
-    """Something this service depends on does not answer; the same request may work later."""
+    """A database, store or broker that this service needs does not answer; the same request may work later."""
 
     status, title, code = 503, "Unavailable", "unavailable"

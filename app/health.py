@@ -1,4 +1,4 @@
-"""Whether this process lives, whether it can serve, and what it has counted."""
+"""Calls that say whether this process is alive, whether it can serve, and what it has counted."""
 
 from typing import Any
 
@@ -118,7 +118,7 @@ def _reason(what: str, error: Exception) -> str:
 
 
 class _Families:
-    """Metric families read at scrape time, in the shape `generate_latest` takes."""
+    """Metric families that are read when Prometheus scrapes, as the collector that `generate_latest` takes."""
 
     def __init__(self, families: list[GaugeMetricFamily]) -> None:
         self._families = families

@@ -50,7 +50,7 @@ Turns trained weights into inference engines and keeps them current: register a 
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """Build the API; nothing is connected before it starts."""
+    """Build the API; it connects to nothing before it starts."""
     app: FastAPI = FastAPIOffline(
         redoc_url=None,
         title="Enginesmith",
@@ -80,8 +80,8 @@ def _compose(app: FastAPI, settings: Settings) -> None:
     state.listener = Listener(url)
     state.dispatch = Dispatch(JobQueue(settings.broker_url), state.announcer)
     state.metrics = Metrics(CollectorRegistry())
-    checkpoint_formats()  # a broken one stops the start, not an upload
-    backend_names()  # likewise two of one name
+    checkpoint_formats()  # a broken format stops the start, not an upload
+    backend_names()  # two backends of one name stop the start
 
 
 @asynccontextmanager

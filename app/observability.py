@@ -28,21 +28,21 @@ log = structlog.get_logger()
 
 
 def request_id() -> str:
-    """Return the id of the request being answered, "-" outside of one."""
+    """Return the id of the request that is being answered, "-" if there is none."""
     return _request_id.get()
 
 
 class LogStream:
-    """Standard error; a line that cannot be written (its disk is full) is dropped, since no work may end for it."""
+    """Standard error. A line that cannot be written (a full disk) is dropped: no work may fail because of it."""
 
     def write(self, text: str) -> int:
-        """Write a line, or nothing."""
+        """Write a text and return the number of characters written, 0 if it is dropped."""
         with suppress(OSError):
             return sys.stderr.write(text)
         return 0
 
     def flush(self) -> None:
-        """Write what is buffered, or nothing."""
+        """Write the buffered lines; OSError is ignored."""
         with suppress(OSError):
             sys.stderr.flush()
 
@@ -77,7 +77,7 @@ def configure_logging(settings: Settings) -> None:
 
 
 class Metrics:
-    """What one API process counts of its requests."""
+    """The metrics of one API process's requests."""
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         self.registry = registry
@@ -97,7 +97,7 @@ class Metrics:
 
 
 class RequestObserver:
-    """Gives each request an id, and counts and logs it once it has been answered."""
+    """Gives each request an id, and counts and logs the request once it is answered."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, on_fault: Callable[[Exception], Response]) -> None:
         self.app = app
@@ -113,7 +113,7 @@ class RequestObserver:
         token = _request_id.set(identity)
         structlog.contextvars.bind_contextvars(request_id=identity)
         started = time.perf_counter()
-        status = 0  # until the answer's head is sent
+        status = 0  # stays 0 until the answer's head is sent
         scope.setdefault("state", {})
 
         async def send_with_id(message: Message) -> None:
@@ -125,7 +125,7 @@ class RequestObserver:
 
         try:
             await self.app(scope, receive, send_with_id)
-        except Exception as fault:  # noqa: BLE001 - the last place where a fault can still be answered
+        except Exception as fault:  # noqa: BLE001 - the last place that can still answer a fault
             answer = self.on_fault(fault)
             if not status:
                 await answer(scope, receive, send_with_id)
@@ -145,7 +145,7 @@ class RequestObserver:
 
 
 async def note_route(request: Request) -> None:
-    """Keep the route's template within its version, such as /models/{model}; every route depends on this."""
+    """Keep the route's template without the version, such as /models/{model}; every route depends on this."""
     request.scope["state"][ROUTE] = request.scope["route"].path
 
 

@@ -1,4 +1,4 @@
-"""Finds what is added by being there: the modules of one of our folders, and the entry points of installed packages."""
+"""Finds plugins: the modules of one of this project's folders, and the entry points of installed packages."""
 
 from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
@@ -8,14 +8,14 @@ from pkgutil import iter_modules
 
 
 class PluginConflict(Exception):
-    """Two packages give the same name; the text says which, and the remedy."""
+    """Two packages give the same name to different plugins; the text names both, and the remedy."""
 
 
 def find_plugins(package: str, group: str) -> dict[str, EntryPoint]:
     """Return by name the modules of a package ("app.definitions.families"), then the entry points of a group.
 
-    `load()` imports one. An entry point names a module such as those of the package, or an object with the same
-    attributes. Nothing is imported here. Raises PluginConflict if one name stands for two things.
+    Nothing is imported here: `load()` of an entry point imports it. An entry point of the group names a module like
+    those of the package, or an object with the same attributes. Raises PluginConflict if two plugins have one name.
     """
     spec = find_spec(package)
     folders = spec.submodule_search_locations if spec is not None else None
@@ -24,7 +24,7 @@ def find_plugins(package: str, group: str) -> dict[str, EntryPoint]:
 
 
 def find_entry_points(group: str) -> dict[str, EntryPoint]:
-    """Return the entry points of a group by name; PluginConflict if one name stands for two things."""
+    """Return the entry points of a group by name; raises PluginConflict if two of them have one name."""
     return _by_name(sorted(entry_points(group=group), key=attrgetter("name")))
 
 

@@ -1,6 +1,6 @@
-"""What a process remembers of the database: rows that never change and are never removed once they are written.
+"""Values that a process remembers of the database: they come from rows that never change and are never removed.
 
-A line of refits reads the same few manifests and bindings over and over, each some hundred kilobytes of JSON.
+A series of refits reads the same few manifests and bindings again and again. Each is some hundred kilobytes of JSON.
 """
 
 from collections.abc import Callable, Sized
@@ -10,34 +10,34 @@ from typing import Any, TypeVar
 from cachetools import LRUCache
 from sqlalchemy.orm import Session
 
-KEPT_ROWS = 50_000  # tensors of all manifests kept, parameters of all definitions and bindings: some tens of megabytes
+KEPT_ROWS = 50_000  # tensors of manifests, parameters of definitions and bindings: together some tens of megabytes
 MEMORY = "remembered"  # the key of `Session.info`
 KeptT = TypeVar("KeptT")
 
 
 class Memory:
-    """Values by what they are and their row's key, those used last; one for each `Database`."""
+    """The values used last, by their kind and their row's key. Each `Database` has one memory."""
 
     def __init__(self, kept_rows: int = KEPT_ROWS) -> None:
         self._lock = Lock()
         self._values: LRUCache[tuple[str, int], Any] = LRUCache(kept_rows, getsizeof=_rows)
 
     def get(self, key: tuple[str, int]) -> Any | None:  # noqa: ANN401 - of any type
-        """Return a value, or None where it is not remembered."""
+        """Return a value, or None if it is not remembered."""
         with self._lock:
             return self._values.get(key)
 
     def put(self, key: tuple[str, int], value: object) -> None:
-        """Remember a value, unless it is larger than all that is kept."""
+        """Remember a value, unless it alone is larger than the whole memory."""
         with self._lock:
             if _rows(value) <= self._values.maxsize:
                 self._values[key] = value
 
 
 def remembered(session: Session, what: str, key: int, read: Callable[[], KeptT]) -> KeptT:
-    """Return what `read` gives, from memory where it was read before. Nobody may change it.
+    """Return the value that `read` gives, from memory if it was read before. The caller must not change it.
 
-    Not for the transaction that writes the row: were it rolled back, another row could get the key.
+    Do not call this in the transaction that writes the row: if it is rolled back, another row may get the key.
     """
     memory: Memory | None = session.info.get(MEMORY)
     if memory is None:

@@ -1,7 +1,7 @@
 """Folders for files that do not outlive the process that works on them.
 
-The owner holds a lock on its folder (flock(2)), which the kernel lets go of however the process ends. A
-folder that nobody holds was left behind by a killed process, here or on another machine with the same volume.
+The owner holds a lock on its folder (flock(2)). The kernel releases the lock, however the process ends. If nobody
+holds a folder's lock, a killed process has left it behind, on this machine or on another one with the same volume.
 """
 
 import fcntl
@@ -19,7 +19,7 @@ log = structlog.get_logger(__name__)
 
 @contextmanager
 def scratch_folder(parent: Path, kind: str) -> Iterator[Path]:
-    """Make a folder `kind`-… in `parent` and remove it at the end."""
+    """Make a folder `kind`-… in `parent`, and remove it when the block ends."""
     folder, held = _held_folder(parent, kind)
     try:
         yield folder
@@ -29,7 +29,10 @@ def scratch_folder(parent: Path, kind: str) -> Iterator[Path]:
 
 
 def _held_folder(parent: Path, kind: str) -> tuple[Path, int]:
-    """Make a folder and hold it; another is made where somebody took the first for abandoned before it was held."""
+    """Make a folder and lock it.
+
+    If another process takes the folder for abandoned before it is locked, and removes it, another folder is made.
+    """
     while True:
         parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f"{kind}-", dir=parent))
@@ -44,7 +47,7 @@ def _held_folder(parent: Path, kind: str) -> tuple[Path, int]:
 
 
 def remove_abandoned(parent: Path) -> int:
-    """Remove the folders in `parent` whose owner is gone, and return how many there were."""
+    """Remove the folders in `parent` whose owner is gone, and return how many were removed."""
     folders = [path for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
     return sum(_remove_if_abandoned(folder) for folder in folders)
 

@@ -12,7 +12,7 @@ GIB = 1024 * MIB
 
 
 class Settings(BaseSettings):
-    """One value of this is made per process and handed down from its entry point."""
+    """The settings of one process; its entry point makes them once and hands them down."""
 
     model_config = SettingsConfigDict(env_prefix="ENGINESMITH_", frozen=True)
 
@@ -68,12 +68,12 @@ class Settings(BaseSettings):
 
     @property
     def artifacts_dir(self) -> Path:
-        """Where artifacts lie when no store URL is set."""
+        """The folder of the artifacts if no store URL is set."""
         return self.data_dir / "artifacts"
 
     @property
     def scratch_dir(self) -> Path:
-        """Where a process puts files that do not outlive its work."""
+        """The folder for files that do not outlive the work of a process."""
         return self.data_dir / "scratch"
 
 

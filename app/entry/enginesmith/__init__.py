@@ -1,7 +1,7 @@
-"""What the command `enginesmith` starts: the command line, if Python finds the packages of this installation.
+"""The start of the command `enginesmith`: it runs the command line if Python finds this installation's packages.
 
-It is installed as the top-level package `enginesmith`, a name that no other project has. `app` is a common name, so a
-command that began in `app.cli` could not say why it is not found.
+This is installed as the top-level package `enginesmith`, a name that no other project has. `app` is a common name. If
+the command began in `app.cli` and another project's `app` hid it, the command could not say so.
 """
 
 import sys
@@ -12,7 +12,7 @@ PACKAGES = ("app", "workers", "migrations")
 
 
 def main() -> None:
-    """Run the command line; exit with 1 and one line if another project's package is found first."""
+    """Run the command line; if another project's package is found first, exit with 1 and one line that says so."""
     hidden = [line for name in PACKAGES if (line := hidden_by(name)) is not None]
     if hidden:
         sys.exit(f"enginesmith: {hidden[0]} [package_hidden]")
@@ -22,7 +22,7 @@ def main() -> None:
 
 
 def hidden_by(package: str) -> str | None:
-    """Say what hides a package of this installation, and the remedy; None if Python finds it."""
+    """Return which folder hides a package of this installation, and the remedy; None if Python finds the package."""
     own = _home() / package
     spec = find_spec(package)
     places = [Path(place).resolve() for place in (spec.submodule_search_locations if spec else None) or ()]
