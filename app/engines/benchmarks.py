@@ -1,4 +1,4 @@
-"""What a benchmark asks for, checked as far as that goes without a device."""
+"""The checks of a benchmark's request that need no device."""
 
 from collections.abc import Mapping, Sequence
 from math import prod
@@ -18,9 +18,10 @@ MAX_INPUT_BYTES = 1 << 30
 def settle_benchmark(
     engine: Engine, inputs: Sequence[InputSpec], offer: Offer, body: BenchmarkRequest
 ) -> BenchmarkWork:
-    """Return the job's work, with the shape of every input; Invalid with a pointer to each fault.
+    """Return the job's work, with the shape of every input; raises Invalid with a pointer to each fault.
 
-    The engine was loaded with its profiles; `inputs` are its definition's, and `offer` is its backend's.
+    The engine must be loaded with its profiles. `inputs` are the inputs of its definition. `offer` is what the workers
+    alive offer of its backend.
     """
     shapes = settle_shapes(body.shapes, inputs, parse_profiles(engine.profiles, inputs))
     _check_bytes(shapes, inputs)
@@ -48,7 +49,7 @@ def _check_bytes(shapes: Mapping[str, tuple[int, ...]], inputs: Sequence[InputSp
 
 
 def _check_comparable(engine: Engine, offer: Offer) -> None:
-    """Raise Invalid unless the engine has refit support and its backend can compile without."""
+    """Raise Invalid if the engine has no refit support, or its backend cannot compile one without refit support."""
     if not engine.refittable:
         raise _incomparable("engine_not_refittable", f"engine {engine.number} itself has no refit support")
     try:

@@ -1,6 +1,6 @@
-"""What a request asks for, checked and settled as far as that goes without a device.
+"""The checks of a request that need no device, and the choices that they settle.
 
-Nothing here needs a session: binding alone may take seconds, and the database is not to wait for it.
+Nothing here needs a session: binding alone may take seconds, and no transaction may stay open that long.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -30,10 +30,10 @@ MAX_NAMED = 5
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """An engine that can be made as far as can be told: every part exists and the weights bind.
+    """An engine that can be made, as far as can be told without a device: every part exists and the weights bind.
 
-    `target` says where it is made, `binding` is what is stored of the binding `report`. The fingerprint is equal for
-    engines that compute the same, the recipe for engines that differ in their weights at most.
+    `target` says where the engine is made. `binding` is the form of the binding `report` that is stored. Engines that
+    compute the same have equal fingerprints. Engines that differ in nothing but their weights have equal recipes.
     """
 
     model_id: int
@@ -58,9 +58,9 @@ def settle(
     options: Mapping[str, Any],
     rules: Sequence[Any],
 ) -> Order:
-    """Check everything a build needs; Invalid with a pointer to each fault.
+    """Check all that a build needs; raises Invalid with a pointer to each fault.
 
-    The order's target is `target` narrowed to the workers that take the options.
+    The order's target is `target`, narrowed to the workers that take the options.
     """
     narrowed, settled = settle_target(target, options)
     inputs = inputs_of(pair.definition)
@@ -72,9 +72,10 @@ def settle(
 
 
 def settle_verify(asked: VerifyChoice | None, target: Target) -> VerifyChoice:
-    """Return how a new engine is verified: against the reference unless asked otherwise; Invalid "cannot_verify".
+    """Return how a new engine is verified: as asked, or against the reference if nothing was asked.
 
-    Where it cannot be run on the device that makes it there is nothing to compare, and nothing is unless asked.
+    If the device that makes the engine cannot run it, the engine is not verified. Raises Invalid "cannot_verify" if
+    a verification was asked for all the same.
     """
     if target.runs:
         return asked or VerifyChoice()
@@ -84,10 +85,11 @@ def settle_verify(asked: VerifyChoice | None, target: Target) -> VerifyChoice:
 
 
 def settle_refit(model: Model, pair: Pair, target: Target, parent: Engine, held: Values | None) -> Order:
-    """Check everything a refit needs; Invalid where it cannot be done.
+    """Check all that a refit needs; raises Invalid if the refit cannot be done.
 
-    The parent was loaded with its profiles, options and rules, and what was accepted for it is not checked again.
-    `held` is what it holds, where there are parameters of it that no refit can change.
+    The parent must be loaded with its profiles, options and rules. These were accepted for the parent, so they are
+    not checked again. `held` are the values of the parent's parameters if there are some that no refit can change,
+    else None.
     """
     if not parent.refittable:
         raise Invalid(
@@ -103,7 +105,7 @@ def settle_refit(model: Model, pair: Pair, target: Target, parent: Engine, held:
 
 
 def out_of_reach(order: Order, pair: Pair, held: Values) -> list[str]:
-    """Return the parameters that an engine holding `held` would have to change for the order and cannot, sorted."""
+    """Return, sorted, the parameters that an order changes but that no refit of the engine with `held` can change."""
     before = _contents(BindingReport.from_json(held.binding), held.rows)
     after = _contents(order.report, pair.tensors)
     return beyond(before, after, RefitPatterns.of(order.options), held.facts.fixed_parameters)
@@ -151,7 +153,7 @@ def _bound(
 
 
 def _check_static(backend: str, inputs: Sequence[InputSpec]) -> None:
-    """Raise Invalid "profiles_required" where an input is dynamic."""
+    """Raise Invalid "profiles_required" if an input is dynamic."""
     example = example_profile(inputs)
     if not example:
         return
@@ -166,7 +168,7 @@ def _check_static(backend: str, inputs: Sequence[InputSpec]) -> None:
 
 
 def _check_patterns(model: Model, pair: Pair, options: Mapping[str, Any]) -> None:
-    """Raise Invalid "invalid_options" where a pattern of the option "refit" fits no parameter of the definition."""
+    """Raise Invalid "invalid_options" if a pattern of the option "refit" matches no parameter of the definition."""
     patterns = RefitPatterns.of(options)
     idle = frozenset(patterns.idle([parameter.name for parameter in pair.parameters]) if patterns else ())
     if not idle:

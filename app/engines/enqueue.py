@@ -1,7 +1,7 @@
-"""What is left of a request for the transaction that makes its job.
+"""Placements: each makes the job of one request that is checked and computed.
 
-By then everything is computed: there are only rows to look for and to insert. If the transaction is rolled back, the
-same placement makes the job in another one.
+A placement computes nothing: it only looks for rows and inserts them, in one transaction. If the transaction is
+rolled back, the same placement makes the job in another one.
 """
 
 from collections.abc import Collection
@@ -38,11 +38,11 @@ from app.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class WorkPlacement:
-    """A job that a worker of a backend is to do, one of those that listen to `queue`.
+    """A job for one of the workers that listen to `queue`; all of them have the backend.
 
-    `offer` is what is alive of the backend. `recipe` is the recipe of the engine to make or to work on. A job on an
-    engine that exists has the `platform` on which that engine has to be loaded, and the `version` of the backend that
-    made it.
+    `offer` is what the workers alive offer of the backend. `recipe` is the recipe of the engine that the job makes or
+    uses. If the job uses an engine that exists, `platform` is the platform on which the engine must be loaded, and
+    `version` is the version of the backend that made it.
     """
 
     work: Work
@@ -55,7 +55,7 @@ class WorkPlacement:
     version: str | None = None
 
     def place(self, session: Session) -> Job:
-        """Queue the job; if the fleet of the moment lacks what it needs, an event says so."""
+        """Queue the job; if no worker alive can do it, an event of the job says so."""
         job = jobs.create(
             session,
             kind=self.work.kind,
@@ -94,7 +94,7 @@ class WorkPlacement:
 
 
 def on_engine(work: UseEngine | RefitWork, engine: Engine, offer: Offer) -> WorkPlacement:
-    """Return the placement of work on an engine that exists, for those workers who can load it."""
+    """Return the placement of work on an engine that exists; its job goes to the workers that can load the engine."""
     return WorkPlacement(
         work,
         engine.model_id,
@@ -116,7 +116,7 @@ class RunPlacement:
     offer: Offer
 
     def place(self, session: Session) -> Job:
-        """Queue the run and keep its inputs for as long as the job, as its worker keeps the outputs."""
+        """Queue the run, and keep its inputs as long as the job; the worker does the same with the outputs."""
         require(session, self.work.inputs, "/inputs")
         job = on_engine(self.work, self.engine, self.offer).place(session)
         keep(session, self.work.inputs, f"job:{job.id}")
@@ -125,9 +125,10 @@ class RunPlacement:
 
 @dataclass(frozen=True, slots=True)
 class EnginePlacement:
-    """An engine that fulfils an order: an equal one that exists if `reuse` is set, or else the job that makes one.
+    """An engine that fulfils an order: an equal one that exists, if `reuse` is set, or else a new one.
 
-    The job refits `parent`, or builds if there is none. `materialise` says when the engine's plan is wanted.
+    The job that makes a new one refits `parent`, or builds if there is no parent. `materialise` says whether the
+    engine's plan is written at once ("eager") or when it is first asked for ("lazy").
     """
 
     order: Order
@@ -142,7 +143,7 @@ class EnginePlacement:
         return self.queue(session) if equal is None else self.reused(session, equal)
 
     def equal(self, session: Session) -> Engine | None:
-        """Return the newest engine that computes the same and is of use to somebody alive."""
+        """Return the newest engine that computes the same and is of a version and platform that the fleet offers."""
         offer = self.order.target.offer
         return find_equal(session, self.order.model_id, self.order.fingerprint, Served(offer.versions, offer.platforms))
 
@@ -151,9 +152,10 @@ class EnginePlacement:
         return self._placement(session).place(session)
 
     def reused(self, session: Session, equal: Engine) -> Job:
-        """Record a job that is finished by an equal engine; if its plan is wanted and missing, that is queued as well.
+        """Record a finished job whose result is the equal engine.
 
-        The result's `materialising` names the job that writes the plan.
+        If the plan of that engine is wanted but not written yet, a job that writes it is queued as well. The result's
+        `materialising` names that job.
         """
         placement = self._placement(session)
         result: dict[str, Any] = {"engine": equal.number, "reused": True, "method": "reuse"}
@@ -205,9 +207,10 @@ class _Common(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class CheapestPlacement:
-    """An order to be fulfilled with as little work as the engines there are allow.
+    """An order that is fulfilled with as little work as the existing engines allow.
 
-    `root_plans` are those whose engines can be given its weights. None stands for all of its recipe.
+    `root_plans` are the compiled plans whose engines can be refitted with the order's weights. None stands for all
+    plans of the order's recipe.
     """
 
     order: Order
@@ -216,9 +219,9 @@ class CheapestPlacement:
     root_plans: Collection[str] | None = None
 
     def place(self, session: Session) -> Job:
-        """Reuse an equal engine, else refit the newest one of the recipe that the fleet can load, else build.
+        """Reuse an equal engine, else refit the newest engine of the recipe that the fleet can load, else build.
 
-        The job's kind, its event "chosen" and its result's `method` say which.
+        The job's kind, its event "chosen" and its result's `method` say which of the three was chosen.
         """
         order = self.order
         wanted = EnginePlacement(order, self.verify, materialise=self.materialise)
@@ -233,18 +236,18 @@ class CheapestPlacement:
 
 @dataclass(frozen=True, slots=True)
 class MaterialisePlacement:
-    """The plan of an engine that was refitted lazily, as a file; `offer` is what is alive of its backend."""
+    """Writing the plan of a lazily refitted engine; `offer` is what the workers alive offer of its backend."""
 
     model_id: int
     engine_id: int
     offer: Offer
 
     def place(self, session: Session) -> Job:
-        """Return the job that is at it, or that did it; queue one if there is none or it came to nothing.
+        """Return the job that writes the plan or has written it; if there is none, or it did not succeed, queue one.
 
-        An engine whose plan was there from the beginning gets a finished job.
+        If the engine has had its plan from the beginning, the job is recorded as finished.
         """
-        lock_model(session, self.model_id)  # one after the other, and in the order in which an alias is moved
+        lock_model(session, self.model_id)  # one call at a time; moving an alias locks this row first too
         engine = session.get_one(Engine, self.engine_id, populate_existing=True)
         earlier = session.get(Job, engine.materialise_job_id) if engine.materialise_job_id is not None else None
         useful = {State.SUCCEEDED} if engine.materialised else {State.QUEUED, State.RUNNING}
@@ -270,14 +273,14 @@ class MaterialisePlacement:
 
 
 def refits(order: Order) -> Served:
-    """Return which engines somebody alive can load, and so refit, for an order."""
+    """Return which engines the workers of an order's target can load, and so refit."""
     return Served(order.target.offer.versions, order.target.offer.loads)
 
 
 def materialise(session: Session, settings: Settings, engine: Engine) -> None:
-    """Have the plan of an engine written in the same transaction that hands the engine out; one that has it needs none.
+    """Queue a job that writes the plan of an engine, unless the plan is written already.
 
-    The session must know how its jobs are sent.
+    For the transaction that hands the engine out. `jobs.service.bind_dispatch` must have been called for the session.
     """
     if not engine.materialised:
         offer = fleet_offers(session, settings).offer(engine.backend)

@@ -1,4 +1,4 @@
-"""What a backend tells of an engine, as the engine's row keeps it."""
+"""The facts that a backend tells of an engine, in the form that the engine's row holds."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,11 +7,11 @@ from pydantic import BaseModel, ConfigDict
 
 
 class EngineFacts(BaseModel):
-    """The facts that this service acts on. Everything else that a backend tells is kept as it is.
+    """The facts that this service acts on. All others that a backend tells are kept as they are.
 
-    `fixed_parameters` are those that the compiled form has not kept as weights, so no refit can change them.
-    `changed` counts the parameters whose values are not the parent's. `warm` says whether an engine of the same
-    compiled plan was resident. A fact that nobody told is left out of the row.
+    `fixed_parameters` are the parameters that the compiled engine has not kept as weights, so no refit can change them.
+    `changed` counts the parameters whose values differ from the parent's. `warm` says whether an engine of the same
+    compiled plan was resident. If the backend does not tell a fact, the row does not have it.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -27,7 +27,7 @@ class EngineFacts(BaseModel):
         return self.model_dump(mode="json", exclude_unset=True)
 
     def told(self, **more: object) -> "EngineFacts":
-        """Return these facts and some more."""
+        """Return these facts together with `more`."""
         return EngineFacts.model_validate({**self.to_json(), **more})
 
 

@@ -1,8 +1,8 @@
-"""What makes two engines equal, and what makes two engines relatives.
+"""The digests that tell whether engines are equal, and whether they can be refitted into one another.
 
 Both digests are "sha256:<64 hex>" over canonical JSON, with nulls left out and whole numbers written as integers.
-Options are given without those that have their default value, so that naming a default, or a later release that adds
-an option, changes nothing.
+Options that have their default value are left out. So a digest stays the same if a request names a default, or if a
+later release adds an option.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,10 +20,10 @@ def fingerprint(
     profiles: Sequence[Any],
     options: Mapping[str, Any],
 ) -> str:
-    """Digest everything that decides what an engine computes.
+    """Return a digest of everything that decides which values an engine computes.
 
-    The backend's version and the device are left out: they decide how fast it computes, and whether a
-    worker can load it, which the fleet of the moment knows.
+    The backend's version and the device are left out. They decide how fast the engine is, and which workers can load
+    it; the workers alive tell that.
     """
     return _digest(
         definition=definition_digest,
@@ -43,7 +43,7 @@ def recipe(
     options: Mapping[str, Any],
     rules: Sequence[Any],
 ) -> str:
-    """Digest everything but the weights: engines of one recipe can be refitted into one another."""
+    """Return a digest of everything but the weights: engines of one recipe can be refitted into one another."""
     return _digest(definition=definition_digest, backend=backend, profiles=profiles, options=options, rules=rules)
 
 

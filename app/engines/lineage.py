@@ -1,4 +1,4 @@
-"""Where an engine comes from and what came of it."""
+"""The ancestors and descendants of an engine."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -8,7 +8,7 @@ from datetime import datetime
 
 @dataclass(frozen=True, slots=True)
 class Relative:
-    """One engine of a lineage; `parent` is the number it was refitted from, None for a build."""
+    """One engine of a lineage; `parent` is the number of the engine it was refitted from, None for a build."""
 
     number: int
     method: str
@@ -23,7 +23,7 @@ class Relative:
 class Lineage:
     """An engine, its ancestors up to the first build, nearest first, and its descendants, level by level.
 
-    `complete` is False for a direction that was cut off: the lineage of its last engine goes on from there.
+    If a direction was cut off, its `…_complete` is False. The lineage of the last engine in it goes on from there.
     """
 
     engine: Relative
@@ -34,12 +34,12 @@ class Lineage:
 
     @property
     def members(self) -> tuple[Relative, ...]:
-        """Everybody, the engine itself first."""
+        """All engines of the lineage, the engine itself first."""
         return (self.engine, *self.ancestors, *self.descendants)
 
     @property
     def weight_steps(self) -> dict[int, tuple[int, int]]:
-        """For each member whose parent is a member too: the `weights_id` of the parent and its own."""
+        """Map each member whose parent is a member too to two `weights_id`: its parent's and its own."""
         held = {member.number: member.weights_id for member in self.members}
         return {
             member.number: (held[member.parent], member.weights_id) for member in self.members if member.parent in held
@@ -47,10 +47,9 @@ class Lineage:
 
 
 def arrange(relatives: Iterable[Relative], number: int, *, ancestors: int, descendants: int) -> Lineage:
-    """Order the relatives of engine `number` that were found, at most so many in each direction.
+    """Return the lineage of engine `number`, with at most so many ancestors and descendants out of `relatives`.
 
-    Whoever is related to it neither as ancestor nor as descendant, such as another child of its parent, is
-    left out.
+    An engine that is neither ancestor nor descendant, such as another child of the parent, is left out.
     """
     by_number = {relative.number: relative for relative in relatives}
     engine = by_number[number]

@@ -26,7 +26,7 @@ EVERYTHING = (
 
 
 def engine_manifest(session: Session, model: Model, number: int) -> dict[str, Any]:
-    """Return the fields of `ManifestAnswer`; NotFound."""
+    """Return the fields of `ManifestAnswer`; raises NotFound if the model has no such engine."""
     engine = get_engine(session, model.id, number, load=EVERYTHING)
     lineage = load_lineage(session, model.id, number, ancestors=MAX_PARENTS, descendants=0)
     facts = read_facts(engine.facts)

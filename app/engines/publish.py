@@ -1,4 +1,4 @@
-"""Making an engine known."""
+"""Writing the rows of a new engine and of its plan."""
 
 from functools import cache
 from importlib.metadata import version
@@ -20,12 +20,12 @@ INSERT = insert(Engine).returning(Engine.id)
 
 
 class EngineRow(TypedDict):
-    """What a worker knows of the engine it made.
+    """The facts of the engine that a worker has made.
 
-    `parent` is the number of the engine it was refitted from. `platform` names the machines its plan works on, and
-    `root_plan` is the digest of the plan that was compiled, by the engine itself or by its first ancestor. Either
-    the plan is given or `base_id`, the materialised engine whose plan this one is loaded from until it has its
-    own. `profiles`, `options`, `rules` and `binding_id` come from the job's work, or from the parent if the work
+    `parent` is the number of the engine it was refitted from. `platform` names the machines on which its plan works.
+    `root_plan` is the digest of the compiled plan: the engine's own, or that of its first ancestor. Either the plan
+    is given, or `base_id`: until the engine has a plan of its own, it is loaded from the plan of that materialised
+    engine. `profiles`, `options`, `rules` and `binding_id` come from the job's work, or from the parent if the work
     has none. `timings` are seconds by phase.
     """
 
@@ -55,9 +55,9 @@ class EngineRow(TypedDict):
 
 
 def publish_engine(session: Session, **made: Unpack[EngineRow]) -> int:
-    """Insert an engine under its model's next number, which is returned, and keep its plan, where it has one.
+    """Insert an engine under its model's next number, keep its plan if it has one, and return the number.
 
-    For the transaction that also finishes the job; the plan's blob must be recorded already.
+    For the transaction that also finishes the job. The plan's blob must be recorded already.
     """
     definition, digest = _definition(session, made["definition_id"])
     number = next_number(session, made["model_id"], "engine")
@@ -84,9 +84,9 @@ def publish_engine(session: Session, **made: Unpack[EngineRow]) -> int:
 
 
 def publish_plan(session: Session, engine_id: int, *, digest: str, nbytes: int, signature: str) -> Engine:
-    """Give an engine the plan that it had not yet, and return it; one that has its plan by now stays as it is.
+    """Give an engine its plan, and return the engine; if it has a plan by now, it stays as it is.
 
-    For the transaction that also finishes the job; the plan's blob must be recorded already.
+    For the transaction that also finishes the job. The plan's blob must be recorded already.
     """
     statement = (
         update(Engine)

@@ -27,7 +27,7 @@ DETAIL = (Engine.profiles, Engine.options, Engine.verification, Engine.facts, En
 def get_engine(
     session: Session, model_id: int, number: int, *, load: Collection[InstrumentedAttribute[object]] = ()
 ) -> Engine:
-    """Return an engine, with those deferred columns that `load` names; NotFound."""
+    """Return an engine with the deferred columns that `load` names; raises NotFound if the model has no such engine."""
     engine = session.scalar(_by_number(tuple(load)), {"model": model_id, "number": number})
     if engine is None:
         raise NotFound(
@@ -63,16 +63,16 @@ def list_engines(
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """The engines that somebody can serve: those of these backend versions and of these platforms.
+    """The engines that the workers alive can use: their backend version and their platform are among these.
 
-    Without versions, which is where no worker is alive to decide it, any engine is.
+    If there are no versions, no worker alive offers the backend, and every engine counts.
     """
 
     versions: Collection[str] = ()
     platforms: Collection[str] = ()
 
     def narrow(self, statement: Select[Any]) -> Select[Any]:
-        """Leave only these engines in a query."""
+        """Return the query narrowed to these engines."""
         if not self.versions:
             return statement
         return statement.where(
@@ -81,14 +81,14 @@ class Served:
 
 
 def find_equal(session: Session, model_id: int, fingerprint: str, served: Served) -> Engine | None:
-    """Return the newest engine of this fingerprint."""
+    """Return the newest engine with this fingerprint."""
     return _newest(session, served.narrow(_of(model_id).where(Engine.fingerprint == fingerprint)))
 
 
 def find_parent(
     session: Session, model_id: int, recipe: str, served: Served, root_plans: Collection[str] | None = None
 ) -> Engine | None:
-    """Return the newest engine that can be refitted into another of its recipe; of these root plans where given."""
+    """Return the newest refittable engine of a recipe, among those with one of `root_plans` if these are given."""
     statement = served.narrow(_of(model_id).where(Engine.recipe == recipe, Engine.refittable))
     if root_plans is not None:
         statement = statement.where(Engine.root_plan.in_(sorted(root_plans)))
@@ -97,9 +97,9 @@ def find_parent(
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """What an engine's parameters hold: its binding report and the rows of its weights' manifest, as JSON.
+    """The values of an engine's parameters: its binding report and the rows of its weights' manifest, as JSON.
 
-    `facts` name those that its compiled form has not kept as weights.
+    `facts` name the parameters that the compiled engine has not kept as weights.
     """
 
     engine_id: int
@@ -112,7 +112,7 @@ class Values:
 def find_roots(
     session: Session, model_id: int, recipe: str, served: Served, *, limit: int
 ) -> list[tuple[int, EngineFacts]]:
-    """Return id and facts of the newest refittable engine of each of the newest root plans of a recipe."""
+    """Return the id and facts of the newest refittable engine of each root plan, for the `limit` newest root plans."""
     newest = func.max(Engine.id)
     refittable = select(newest).where(Engine.model_id == model_id, Engine.recipe == recipe, Engine.refittable)
     roots = served.narrow(refittable).group_by(Engine.root_plan)
@@ -122,7 +122,7 @@ def find_roots(
 
 
 def load_values(session: Session, engine_id: int) -> Values:
-    """Load what an engine's parameters hold; reading it is for after the session."""
+    """Load the values of an engine's parameters; the caller parses their JSON once the session is closed."""
     statement = (
         select(Engine.id, Engine.root_plan, Binding.report, WeightVersion.manifest, Engine.facts)
         .join(Binding, Binding.id == Engine.binding_id)
@@ -140,7 +140,7 @@ def find_example(session: Session, model_id: int, definition: int, backend: str)
 
 
 def load_lineage(session: Session, model_id: int, number: int, *, ancestors: int, descendants: int) -> Lineage:
-    """Return an engine with at most so many ancestors and descendants; NotFound."""
+    """Return an engine with at most so many ancestors and descendants; raises NotFound if there is no such engine."""
     engine = get_engine(session, model_id, number)
     found = {number, *_ancestors(session, engine, ancestors), *_descendants(session, engine, descendants + 1)}
     statement = (
@@ -170,7 +170,7 @@ def _newest(session: Session, statement: Select[Engine]) -> Engine | None:
 
 
 def _ancestors(session: Session, engine: Engine, limit: int) -> list[int]:
-    """Follow the parents up, one row a generation, so that the limit ends the recursion itself."""
+    """Return the numbers of the ancestors; each generation is one row, so LIMIT ends the recursion itself."""
     chain = (
         select(Engine.parent.label("number"))
         .where(Engine.model_id == engine.model_id, Engine.number == engine.number, Engine.parent.is_not(None))
@@ -185,7 +185,7 @@ def _ancestors(session: Session, engine: Engine, limit: int) -> list[int]:
 
 
 def _descendants(session: Session, engine: Engine, limit: int) -> list[int]:
-    """Follow the children down, level by level; both databases stop the recursion at the limit."""
+    """Return the numbers of the descendants, level by level; both databases stop the recursion at the limit."""
     tree = (
         select(Engine.number.label("number"))
         .where(Engine.model_id == engine.model_id, Engine.parent == engine.number)
@@ -201,8 +201,8 @@ def _descendants(session: Session, engine: Engine, limit: int) -> list[int]:
 def count_changed_tensors(database: Database, lineage: Lineage) -> dict[int, int]:
     """Count, by engine number, the tensors that differ from the weights of the engine's parent.
 
-    Added, removed and changed tensors count alike. Loads one manifest at a time, each in a session of its own,
-    and keeps only the one before: along a chain of refits none is loaded twice.
+    Added, removed and changed tensors count alike. This loads one manifest at a time, each in a session of its own,
+    and keeps only the one before. So along a chain of refits no manifest is loaded twice.
     """
     counts: dict[tuple[int, int], int] = {}
     held: tuple[int, Manifest] | None = None

@@ -1,4 +1,4 @@
-"""Which parameters a refit would have to change and cannot."""
+"""Finding the parameters that new weights change but a refit cannot."""
 
 from collections.abc import Collection, Hashable, Mapping
 
@@ -13,16 +13,17 @@ def beyond(
     patterns: RefitPatterns | None,
     fixed: Collection[str] = (),
 ) -> list[str]:
-    """Return the parameters, sorted, that differ and that no refit can change; contents by parameter.
+    """Return, sorted, the parameters whose contents differ `before` and `after` and that no refit can change.
 
-    These are what no pattern names, where there are patterns, and what the compiled form has not kept (`fixed`).
+    A refit cannot change a parameter that the compiled engine has not kept (`fixed`). If there are `patterns`, it
+    cannot change a parameter that none of them matches either.
     """
     differing = (name for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name))
     return [name for name in differing if name in fixed or (patterns is not None and not patterns.match(name))]
 
 
 def parameter_contents(report: BindingReport, tensors: Mapping[str, TensorEntry]) -> dict[str, Hashable]:
-    """Return by parameter what decides its value: dtype, shape, transforms and stored tensors."""
+    """Return by parameter all that decides its value: dtype, shape, transforms and stored tensors."""
     return {
         binding.parameter: (
             binding.dtype,

@@ -1,7 +1,7 @@
-"""Turning a request into a job: whatever can be refused without a device is refused here.
+"""Turning a request into a job: all checks that need no device are done here.
 
-Each of these reads what it needs in a short session of its own, checks and computes with none open, and returns
-what is left to do in the transaction that makes the job.
+Each function reads rows in a short session of its own, and then checks and computes with no session open. It returns
+the placement that makes the job in a transaction.
 """
 
 from typing import Any
@@ -36,11 +36,11 @@ from app.registry.service import get_model
 from app.registry.tables import Model
 from app.settings import Settings
 
-MAX_ROOTS = 8  # compiled engines whose weights are compared before another one is compiled
+MAX_ROOTS = 8  # so many compiled engines are compared with new weights before another one is compiled
 
 
 def request_build(database: Database, settings: Settings, model: str, body: BuildRequest) -> Placement:
-    """Queue a build, or answer with a finished job where an equal engine exists and may be reused."""
+    """Queue a build, or answer with a finished job if an equal engine exists and may be reused."""
     with database.reading() as session:
         owner = get_model(session, model)
         fleet = fleet_offers(session, settings)
@@ -51,7 +51,7 @@ def request_build(database: Database, settings: Settings, model: str, body: Buil
 
 
 def request_refit(database: Database, settings: Settings, model: str, body: RefitRequest) -> Placement:
-    """Queue a refit, or answer with a finished job where an equal engine exists and may be reused."""
+    """Queue a refit, or answer with a finished job if an equal engine exists and may be reused."""
     with database.reading() as session:
         owner = get_model(session, model)
         parent = get_engine(session, owner.id, body.engine, load=(*INPUTS, Engine.facts))
@@ -64,9 +64,10 @@ def request_refit(database: Database, settings: Settings, model: str, body: Refi
 
 
 def request_engine(database: Database, settings: Settings, model: str, body: EngineRequest) -> Placement:
-    """Get an engine for these weights by the cheapest way there is.
+    """Get an engine for these weights in the cheapest way: reuse, refit or build.
 
-    What the request leaves out is as in the newest engine of the same definition and backend.
+    Profiles, options and rules that the request leaves out are those of the newest engine of the same definition and
+    backend.
     """
     with database.reading() as session:
         owner = get_model(session, model)
@@ -113,14 +114,14 @@ def request_benchmark(database: Database, settings: Settings, model: str, body: 
 
 
 def request_materialise(database: Database, settings: Settings, model: str, number: int) -> Placement:
-    """Have an engine's plan written as a file, where it is not one yet."""
+    """Queue a job that writes an engine's plan as a file, unless the plan is written already."""
     with database.reading() as session:
         engine, offer = _engine(session, settings, model, number)
     return MaterialisePlacement(engine.model_id, engine.id, offer)
 
 
 def _engine(session: Session, settings: Settings, model: str, number: int) -> tuple[Engine, Offer]:
-    """Return an engine and what is alive of its backend."""
+    """Return an engine, and what the workers alive offer of its backend."""
     engine = get_engine(session, get_model(session, model).id, number)
     return engine, _offer(session, settings, engine)
 
@@ -130,10 +131,10 @@ def _offer(session: Session, settings: Settings, engine: Engine) -> Offer:
 
 
 def _root_plans(database: Database, order: Order, pair: Pair) -> frozenset[str] | None:
-    """Return the compiled plan of the newest engine that can be given the order's weights; empty where none can.
+    """Return the compiled plan of the newest engine that can be refitted with the order's weights; empty if none can.
 
-    None where all parameters can be refitted. Engines of one compiled plan agree in all that refits cannot change,
-    so one of each is looked at.
+    None if refits can change every parameter. Engines of one compiled plan agree in every parameter that refits cannot
+    change, so only one engine of each plan is compared.
     """
     with database.reading() as session:
         roots = find_roots(session, order.model_id, order.recipe, refits(order), limit=MAX_ROOTS)

@@ -1,4 +1,4 @@
-"""Calls on engines, and those that make and use them."""
+"""Calls on engines, and calls that make and use them."""
 
 from typing import Annotated, Any
 

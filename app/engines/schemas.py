@@ -1,4 +1,4 @@
-"""Engines, and what is asked of them, as clients see it."""
+"""Engines and the requests for them, as clients see them."""
 
 from datetime import datetime
 from typing import Annotated, Any, Literal

@@ -1,4 +1,4 @@
-"""Engines, and the timing caches their compilations fill."""
+"""Engines, and the timing caches that their compilations fill."""
 
 from datetime import datetime
 from typing import Any
@@ -10,7 +10,7 @@ from app.database import Base, now
 
 
 class Engine(Base):
-    """One immutable result of a build or a refit, with everything that says how it came to be."""
+    """One immutable result of a build or a refit, with everything that it was made from."""
 
     __tablename__ = "engines"
     __table_args__ = (
@@ -35,16 +35,17 @@ class Engine(Base):
     backend: Mapped[str]
     backend_version: Mapped[str]
     device: Mapped[str]
-    platform: Mapped[str]  # the machines its plan works on, as workers offer them
+    platform: Mapped[str]  # the machines on which its plan works, in the words of the workers' offers
     fingerprint: Mapped[str]
-    recipe: Mapped[str]  # a digest of everything but the weights
+    recipe: Mapped[str]  # the digest of everything but the weights
     refittable: Mapped[bool]
     root_plan: Mapped[str]  # the digest of the plan that was compiled, before any refit
-    plan_digest: Mapped[str | None] = mapped_column(ForeignKey("blobs.digest"))  # null until materialised, as
+    # An engine that is not materialised has no plan of its own: it is loaded from the plan of the engine `base_id`.
+    plan_digest: Mapped[str | None] = mapped_column(ForeignKey("blobs.digest"))
     plan_bytes: Mapped[int | None]
-    plan_signature: Mapped[str | None]  # its bytes and its signature are
-    base_id: Mapped[int | None] = mapped_column(ForeignKey("engines.id"))  # whose plan it is loaded from until then
-    materialise_job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))  # the last one that was queued
+    plan_signature: Mapped[str | None]
+    base_id: Mapped[int | None] = mapped_column(ForeignKey("engines.id"))
+    materialise_job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))  # the job queued last
     binding_id: Mapped[int] = mapped_column(ForeignKey("bindings.id"))
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
     created_at: Mapped[datetime] = mapped_column(default=now)
@@ -52,17 +53,17 @@ class Engine(Base):
     options: Mapped[dict[str, Any]] = mapped_column(deferred=True)
     rules: Mapped[list[Any]] = mapped_column(deferred=True)
     verification: Mapped[dict[str, Any]] = mapped_column(deferred=True)
-    facts: Mapped[dict[str, Any]] = mapped_column(deferred=True)  # what the backend tells of this engine
+    facts: Mapped[dict[str, Any]] = mapped_column(deferred=True)  # the facts that the backend tells of it
     timings: Mapped[dict[str, Any]] = mapped_column(deferred=True)  # seconds by phase
 
     @property
     def materialised(self) -> bool:
-        """Whether its plan exists as a file; one that was refitted lazily has none for a while."""
+        """Whether its plan exists as a file; an engine that was refitted lazily has none at first."""
         return self.plan_digest is not None
 
 
 class TimingCache(Base):
-    """What a compiler measured on one platform, for its next compilation there."""
+    """The timings that a compiler measured on one platform, for its next compilation there."""
 
     __tablename__ = "timing_caches"
 

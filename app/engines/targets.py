@@ -1,4 +1,4 @@
-"""Where an engine is made: which backend, and which of the workers alive that have it."""
+"""Where an engine is made: the backend, and those of its workers alive that may make the engine."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,15 +8,16 @@ from app.backends import backend_names
 from app.errors import FieldError, Invalid
 from app.fleet.offers import Fleet, Member, Offer, option_faults, settle_options
 
-MAX_NAMED = 5  # workers that refuse options
+MAX_NAMED = 5  # an error names at most so many workers that refuse options
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where an engine may be made: a backend and what is offered of it, by one device where one was asked for.
+    """Where an engine may be made.
 
-    `members` are the workers alive that may make it. `platform` is that whose workers shall, or `BUILD_ONLY`; None
-    where any worker of the backend may.
+    `offer` is what the workers alive offer of the backend. `members` are the workers alive that may make the engine;
+    the target of a refit has none, because the parent's platform decides that. `platform` is the platform whose
+    workers make the engine, or `BUILD_ONLY`. It is None if any worker of the backend may make the engine.
     """
 
     backend: str
@@ -26,20 +27,21 @@ class Target:
 
     @property
     def runs(self) -> bool:
-        """Whether the engine can be run where it is made, as far as somebody is alive to tell."""
+        """Whether a worker that may make the engine can run it too; True if no worker is alive to tell."""
         return not self.members or any(member.said.runs for member in self.members)
 
     @property
     def needs_profiles(self) -> bool:
-        """Whether it cannot be made without profiles where its inputs are dynamic."""
+        """Whether an engine with dynamic inputs needs profiles to be made."""
         return any(member.said.needs_profiles for member in self.members)
 
 
 def choose_target(fleet: Fleet, backend: str | None, device: str | None) -> Target:
-    """Settle where an engine is made; Invalid "backend_unknown" or "device_unknown".
+    """Choose where an engine is made; raises Invalid "backend_unknown" or "device_unknown".
 
-    A backend left out is tensorrt where it is offered, by that device if one is named, and otherwise onnxruntime.
-    One that is known but that no worker offers at the moment is accepted without a device: its jobs wait.
+    If no backend is named, tensorrt is chosen if a worker offers it, and onnxruntime otherwise. If a device is named,
+    only the workers with that device count. A known backend that no worker offers at the moment is accepted, unless a
+    device is named. Its jobs wait.
     """
     if device is None:
         chosen = choose_backend(fleet, backend)
@@ -52,10 +54,11 @@ def choose_target(fleet: Fleet, backend: str | None, device: str | None) -> Targ
 
 
 def settle_target(target: Target, options: Mapping[str, Any]) -> tuple[Target, dict[str, Any]]:
-    """Narrow a target to the workers that take these options, and settle these by what they declare; Invalid.
+    """Return the target narrowed to the workers that take these options, and the options that differ from defaults.
 
-    Of several, those that run what they compile are preferred. Where that leaves out anybody who listens to the
-    queue of the whole backend, the engine is made on the platform of the first that is left.
+    Workers that can run what they compile are preferred. If some worker of the target is left out, the engine is made
+    on the platform of the first worker that remains, because all workers of the backend listen to its general queue.
+    Raises Invalid "invalid_options".
     """
     settled = settle_options(target.backend, target.offer, options)
     faults = [option_faults(member.offer, settled) for member in target.members]
@@ -71,7 +74,10 @@ def settle_target(target: Target, options: Mapping[str, Any]) -> tuple[Target, d
 
 
 def choose_backend(fleet: Fleet, asked: str | None) -> str:
-    """Return the backend asked for, or else tensorrt where a worker offers it and onnxruntime where none does."""
+    """Return the backend asked for; if none was, tensorrt if a worker offers it, else onnxruntime.
+
+    Raises Invalid "backend_unknown".
+    """
     offered = fleet.backends
     if asked is None:
         return "tensorrt" if "tensorrt" in offered else "onnxruntime"

@@ -1,7 +1,7 @@
-"""What compilers measured, kept for the next compilation on the same platform.
+"""The timing caches of compilers, kept for the next compilation on the same platform.
 
-A cache only ever saves time: whoever loses one compiles as before, so the last one to be written stands. Whoever
-writes one has put into it what was there, as far as that could be merged.
+A cache saves time and changes no result, so it does no harm to lose one: the cache that is written last stands. The
+worker that writes a cache has merged the previous one into it, as far as that was possible.
 """
 
 from sqlalchemy.orm import Session
@@ -12,13 +12,16 @@ from app.engines.tables import TimingCache
 
 
 def find_timing_cache(session: Session, platform: str) -> str | None:
-    """Return the digest of a platform's timing cache, None where there is none yet."""
+    """Return the digest of a platform's timing cache, None if there is none yet."""
     cache = session.get(TimingCache, platform)
     return None if cache is None else cache.digest
 
 
 def replace_timing_cache(session: Session, platform: str, *, digest: str, nbytes: int) -> None:
-    """Make a blob, recorded already, the timing cache of a platform and let go of the one before."""
+    """Make a blob of `nbytes` bytes the timing cache of a platform, and release the previous one.
+
+    The blob must be recorded already.
+    """
     values = {"digest": digest, "bytes": nbytes, "updated_at": now()}
     session.execute(
         insert_into(session, TimingCache)

@@ -1,7 +1,7 @@
-"""What the API asks of a worker: one value for each kind of job.
+"""The work that the API asks of a worker: one type for each kind of job.
 
-A job's row holds it as JSON. This file alone reads and writes that JSON. A row says the version of its form, so a
-worker still does what the release before has queued. A row without a version is of version 0.
+A job's row holds its work as JSON. This file alone reads and writes that JSON. A row says the version of its form, so a
+worker still does the work that the release before has queued. A row without a version is of version 0.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ Materialise = Literal["eager", "lazy"]
 
 
 class Work(BaseModel):
-    """What one job is to do.
+    """The work of one job.
 
     `kind` is the kind of its job. `interchangeable` names the fields that do not change how long the job takes.
     """
@@ -49,10 +49,10 @@ class Work(BaseModel):
     def likeness(self, *, model_id: int, queue: str, recipe: str) -> str:
         """Return a digest (32 hex digits) that jobs of like work have in common: they take equally long.
 
-        The queue says the backend and, if it is settled, the platform. `recipe` is the recipe of the engine to make or
-        to work on: engines that differ in their weights alone take equally long. Every field that is not
-        `interchangeable` counts. If like work is taken for unlike, its duration is unknown. The other way round it
-        would be wrong.
+        The queue says the backend and, if it is settled, the platform. `recipe` is the recipe of the engine that the
+        job makes or uses: engines that differ in their weights alone take equally long. Every field that is not
+        `interchangeable` counts. If like work is taken for unlike, its expected duration is unknown. If unlike work
+        were taken for like, it would be wrong.
         """
         alike = self.model_dump(mode="json", exclude=set(self.interchangeable))
         canonical = json.dumps([self.kind, model_id, queue, recipe, alike], sort_keys=True)
@@ -60,7 +60,7 @@ class Work(BaseModel):
 
 
 class Verification(BaseModel):
-    """What the new engine is compared with before it is published."""
+    """How the new engine is checked before it is published."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -68,7 +68,7 @@ class Verification(BaseModel):
 
 
 class MakeEngine(Work):
-    """What builds and refits have in common.
+    """The work of a build or a refit: the fields that both have.
 
     `binding_id` is the binding by which the weights feed the parameters. It is 0 until the transaction that makes the
     job has recorded the binding. If `reuse` is set, an equal engine that was published meanwhile is the result.
@@ -85,7 +85,7 @@ class MakeEngine(Work):
 
     @property
     def writes_plan(self) -> bool:
-        """Whether the new engine has a plan of its own, so that an equal one without a plan is no substitute."""
+        """Whether the new engine gets a plan of its own; if so, an equal engine without a plan is no substitute."""
         return True
 
 
@@ -116,7 +116,7 @@ class RefitWork(MakeEngine):
 
 
 class UseEngine(Work):
-    """What jobs on one published engine have in common."""
+    """The work of a job that uses one published engine: the field that all such jobs have."""
 
     interchangeable: ClassVar[frozenset[str]] = frozenset({"engine_id"})
 
