@@ -1,4 +1,4 @@
-"""What is measured by hand: `tensorrt_raw` in processes of its own."""
+"""Runs `tensorrt_raw`, which does the same work by hand, in processes of its own."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 Figures = dict[str, Any]
-ENVIRONMENT = {"CUDA_MODULE_LOADING": "LAZY"}  # as an engine host
+ENVIRONMENT = {"CUDA_MODULE_LOADING": "LAZY"}  # as an engine host has it
 
 
 def build(onnx_file: Path) -> Figures:
@@ -22,7 +22,10 @@ def build(onnx_file: Path) -> Figures:
 
 @contextmanager
 def refitting(plan: Path, *checkpoints: Path) -> Iterator[Callable[[str], Figures]]:
-    """Keep a process that refits a plan: what is given has it do one thing, such as "all", and returns the figures."""
+    """Keep a process that refits a plan, and give a function that has it do one thing.
+
+    The function takes the thing to do, such as "all", and returns the figures.
+    """
     command, pipe = _command("refit", plan, *checkpoints), subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=ENVIRONMENT | os.environ) as process:
         stdin, stdout = process.stdin, process.stdout

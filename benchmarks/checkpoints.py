@@ -1,4 +1,4 @@
-"""Synthetic checkpoints, written a piece at a time whatever their size."""
+"""Synthetic checkpoints of any size, written piece by piece."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from examples.client import Client
 
 PIECE = 4 * 1024 * 1024  # values
 DTYPES = {"F32": np.float32, "F16": np.float16}
-GAIN = re.compile(r"(.*\.)?(ln_\w+|\w*[Nn]orm)\.weight")  # of a normalisation: values around 1
+GAIN = re.compile(r"(.*\.)?(ln_\w+|\w*[Nn]orm)\.weight")  # of a normalisation: its values lie around 1
 
 
 def parameters(client: Client, definition: int) -> list[dict[str, Any]]:
@@ -31,7 +31,7 @@ def parameters(client: Client, definition: int) -> list[dict[str, Any]]:
 
 
 def gpt2_config(layers: int = 12, width: int = 768, *, vocab: int = 50257, positions: int = 1024) -> dict[str, Any]:
-    """Return the config.json of a GPT-2 with heads of 64; the defaults are the 124 million parameters of `gpt2`."""
+    """Return the config.json of a GPT-2 whose heads are 64 wide; the defaults are `gpt2`, 124 million parameters."""
     return {
         "model_type": "gpt2",
         "n_layer": layers,
@@ -90,7 +90,7 @@ def write_checkpoint(
 
 
 def _write_tensor(file: BinaryIO, values: NDArray[Any], left: int, *, start: int) -> None:
-    """Write so many of the values, beginning at `start` and going round."""
+    """Write `left` values from `start` on; the first value follows the last."""
     while left:
         count = min(left, len(values) - start)
         file.write(values[start : start + count].data)

@@ -58,7 +58,7 @@ BENCHMARKS: dict[str, Callable[[], dict[str, Any]]] = {
     "scale": _scale,
 }
 
-# What is measured, where its figure lies, the aim, and whether it is to be at most or at least that.
+# What is measured, where its figure lies, the aim, and whether the figure must be at most or at least the aim.
 AIMS: tuple[tuple[str, tuple[str, ...], float, str], ...] = (
     ("upload of 1 GiB over read + SHA-256 + write by hand", ("upload", "ratio"), 1.25, "<="),
     ("API memory growth during a 10 GiB upload, MiB", ("upload", "large_growth_mib"), 50, "<="),

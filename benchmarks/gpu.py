@@ -4,9 +4,8 @@ python -m benchmarks.gpu [--data DIR] [--device cuda:N] [--tiny] [PART ...]
 
 Runs all parts, or some of: build build_large refit delta packed cost.
 
-A data directory that is kept lets a later run go on with the engines of an earlier one: what is built is not built
-again, unless the build is what is measured. Results are merged into benchmarks/results/gpu.json, and the table of the
-aims is printed last.
+If --data names a folder, a later run with the same folder uses the engines that an earlier run built. Only a build that
+is measured is done again. Results are merged into benchmarks/results/gpu.json. The table of the aims is printed last.
 """
 
 import json
@@ -57,7 +56,7 @@ EAGER: dict[str, Any] = {"verify": UNVERIFIED}
 FINITE: dict[str, Any] = {"verify": {"against": "finite"}}
 LAZY: dict[str, Any] = FINITE | {"materialise": "lazy"}
 Action = Callable[[], dict[str, Any]]
-Start = Callable[[], AbstractContextManager[Bench]]  # runs a service that goes on with what earlier ones made
+Start = Callable[[], AbstractContextManager[Bench]]  # starts a service on the data that earlier ones left
 console = Console(highlight=False, width=120)
 
 
@@ -88,15 +87,16 @@ def measure_build(start: Start) -> dict[str, Any]:
 
 
 def measure_large_build(start: Start) -> dict[str, Any]:
-    """Compile the 24-layer model likewise."""
+    """Compile the 24-layer model by hand and as a job."""
     return _build_of(start, "medium", MEDIUM)
 
 
 def _build_of(start: Start, name: str, config: dict[str, Any]) -> dict[str, Any]:
-    """Compile a model by hand and as a job, each twice in turn and in a process that has compiled nothing yet.
+    """Compile a model by hand and as a job, twice each and in turn.
 
-    The faster of two counts: builds of one model differ by several percent, and the first finds no file in memory. No
-    job is faster for the one before: TensorRT 8.6 reads no timing cache back.
+    Each time the process has compiled nothing before. The faster of the two times counts: builds of one model differ by
+    several percent, and the first build finds no file in memory. The second job gains nothing from the first one,
+    because TensorRT 8.6 reads no timing cache back.
     """
     builds = [_one_build(start, name, config, by_hand_first=first) for first in (True, False)]
     raw_s, job_s = (min(one[side] for one in builds) for side in ("raw_s", "job_s"))
@@ -105,7 +105,7 @@ def _build_of(start: Start, name: str, config: dict[str, Any]) -> dict[str, Any]
 
 
 def _one_build(start: Start, name: str, config: dict[str, Any], *, by_hand_first: bool) -> dict[str, Any]:
-    """Compile a model by hand and as a job, in this order or the other."""
+    """Compile a model by hand and as a job; `by_hand_first` says in which order."""
     raw: dict[str, Any] = {}
     with start() as bench:
         model = model_of(bench, name, config)
@@ -175,7 +175,7 @@ def measure_refit(start: Start) -> dict[str, Any]:
 
 
 def measure_delta(start: Start) -> dict[str, Any]:
-    """Refit one tensor of the 24-layer model, its plan left for later: from POST to the end of the job."""
+    """Refit one tensor of the 24-layer model and leave its plan for later; time it from POST to the end of the job."""
     _built(start, ("medium", MEDIUM))
     with start() as bench, _plain_by_hand(bench) as (model, engine, ask):
         changed = cycle((model.versions[0], model.versions[2]))
@@ -196,7 +196,7 @@ def measure_delta(start: Start) -> dict[str, Any]:
 
 
 def measure_packed(start: Start) -> dict[str, Any]:
-    """Refit and run the 24-layer model in the packed layout, against the plain one by hand."""
+    """Refit and run the 24-layer model in the packed layout; compare with the plain layout, refitted by hand."""
     _built(start, ("medium", MEDIUM))
     _built(start, ("medium", MEDIUM), refit_layout="packed")
     with start() as bench, _plain_by_hand(bench) as (model, plain, ask):
@@ -226,7 +226,7 @@ def measure_packed(start: Start) -> dict[str, Any]:
 
 
 def measure_cost(start: Start) -> dict[str, Any]:
-    """Run a 6-layer model refittable and not: what the possibility of a refit costs."""
+    """Run a 6-layer model compiled with and without refit support: what refit support costs a run."""
     with start() as bench:
         model = model_of(bench, "shallow", SHALLOW)
         body = {"engine": engine_of(model), "iterations": 500, "against": "not_refittable"}
@@ -246,26 +246,29 @@ PARTS: dict[str, Callable[[Start], dict[str, Any]]] = {
 
 
 def _built(start: Start, *models: tuple[str, dict[str, Any]], **options: Any) -> None:  # noqa: ANN401 - JSON
-    """Build what is refitted, with a service of its own: neither the one measured nor the script has compiled."""
+    """Build the engines that are refitted later, with a service of its own.
+
+    So neither the service that is measured nor this script has compiled anything before.
+    """
     with start() as bench:
         for name, config in models:
             engine_of(model_of(bench, name, config), **options)
 
 
 def _refitting(model: Model, engine: int, weights: Iterator[int], body: dict[str, Any]) -> Action:
-    """Return what refits an engine to the next weights."""
+    """Return a function that refits an engine to the next of the weights."""
     return lambda: refit(model, engine, next(weights), **body)
 
 
 def _set_and_refit(run: dict[str, Any]) -> float:
-    """Return the seconds of a refit itself: its values made, set and refitted, without a plan."""
+    """Return the seconds in which a refit makes, sets and refits its values; the plan does not count."""
     return float(run["phases"]["values"] + run["phases"]["refit"])
 
 
 def _in_turn(rounds: int, *actions: Action) -> list[list[dict[str, Any]]]:
-    """Do each in turn, over and over, and return what each has returned.
+    """Do all actions in turn, `rounds` times, and return the list of what each action returned.
 
-    A machine may be slower by a fifth for a minute: what is compared is done side by side.
+    A machine may be slower by a fifth for a minute, so actions that are compared are done side by side.
     """
     taken: list[list[dict[str, Any]]] = [[] for _ in actions]
     for _ in range(rounds):
@@ -284,7 +287,7 @@ def _medians(rows: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _memory(model: Model, peak: int, raw_peak: int) -> dict[str, float]:
-    """Return what two peaks, in bytes, say of the weights."""
+    """Return two peaks of memory, given in bytes, and their difference as a multiple of the weights' bytes."""
     return {
         "weights_mib": model.nbytes / MIB,
         "peak_mib": peak / MIB,
@@ -295,7 +298,7 @@ def _memory(model: Model, peak: int, raw_peak: int) -> dict[str, float]:
 
 @contextmanager
 def _plain_by_hand(bench: Bench) -> Iterator[tuple[Model, int, Callable[[str], dict[str, Any]]]]:
-    """Give the 24-layer model, its engine in the plain layout, and what refits the same plan by hand."""
+    """Give the 24-layer model, its engine in the plain layout, and a function that refits the same plan by hand."""
     model = model_of(bench, "medium", MEDIUM)
     engine = engine_of(model)
     plan = download_plan(model, engine, bench.folder / "medium.plan")
@@ -315,7 +318,7 @@ def _folder(kept: Path | None) -> Iterator[Path]:
 
 
 def _merged(name: str, figures: dict[str, Any]) -> dict[str, Any]:
-    """Return a part's figures beside those kept of the others, with the machine each was measured on."""
+    """Return the results on file with this part's figures put in, and the machine that they were measured on."""
     results: dict[str, Any]
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"machine": {}, "figures": {}}
     results["machine"][name] = machine() | {"gpu": _gpu()}
@@ -324,7 +327,7 @@ def _merged(name: str, figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def _gpu() -> dict[str, str]:
-    import tensorrt  # noqa: PLC0415 - where it is missing, nothing here could have been measured
+    import tensorrt  # noqa: PLC0415 - if it is missing, nothing here could have been measured
 
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
     gpus = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()

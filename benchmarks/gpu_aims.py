@@ -1,10 +1,10 @@
-"""What the figures of `gpu` are to be, and the table that says whether they are."""
+"""The aims for the figures of `gpu`, and the table that compares both."""
 
 from typing import Any
 
 from rich.table import Table
 
-# What is measured, where its figure lies, and what it is to be at most; None where it is to be known.
+# What is measured, where its figure lies, and the most that it may be; None if the figure has no aim.
 AIMS: tuple[tuple[str, tuple[str, ...], float | None], ...] = (
     ("warm refit job, all weights, eager plan, over raw", ("refit", "warm_over_raw"), 1.15),
     ("cold refit job over raw with deserialize", ("refit", "cold_over_raw"), 1.15),
@@ -27,7 +27,7 @@ AIMS: tuple[tuple[str, tuple[str, ...], float | None], ...] = (
 
 
 def aims_table(figures: dict[str, Any]) -> Table:
-    """Return each figure that was measured beside what it is to be."""
+    """Return a table of each figure that was measured beside its aim."""
     table = Table("figure", "aim", "measured", "", title="Aims", title_justify="left")
     for name, path, aim in AIMS:
         value: Any = figures

@@ -26,7 +26,7 @@ UNVERIFIED = {"against": "none"}
 MIB = 2**20
 ENVIRONMENT = {
     "ENGINESMITH_LOG_LEVEL": "WARNING",
-    "ENGINESMITH_RESIDENT_BYTES": str(MIB),  # only the engine used last stays loaded, so that a cold refit can be had
+    "ENGINESMITH_RESIDENT_BYTES": str(MIB),  # only the engine used last stays loaded, so a cold refit can be measured
 }
 
 
@@ -40,7 +40,7 @@ class Bench:
     is_tiny: bool
 
     def client(self, model: str) -> Client:
-        """Return a client for a model, which is made if there is none."""
+        """Return a client for a model; register the model if it does not exist."""
         client = Client(self.url, model)
         if client.http.get(f"/v1/models/{model}").is_error:
             client.call("POST", "/v1/models", {"name": model})
@@ -54,7 +54,10 @@ class Bench:
         return host, worker
 
     def memory(self) -> Callable[[], int]:
-        """Return what tells the peak from now on, in bytes: of all the host has, and of what the worker grows by."""
+        """Return a function that tells the peak of memory from now on, in bytes.
+
+        The peak is all that the engine host has, and what the worker has more than now.
+        """
         host, worker = self.host()
         before = memory_bytes(worker, "VmRSS")
         forget_peak(host)
@@ -75,13 +78,16 @@ class Model:
 
 @contextmanager
 def running_bench(folder: Path, device: str, *, is_tiny: bool) -> Iterator[Bench]:
-    """Run a service on a device for as long as a block lasts; it goes on with what the folder holds."""
+    """Run a service on a device for as long as a block lasts, on the data that the folder holds."""
     with running(folder / "data", ENVIRONMENT, devices=(device,)) as (url, pid):
         yield Bench(url, pid, folder, is_tiny=is_tiny)
 
 
 def model_of(bench: Bench, name: str, config: dict[str, Any]) -> Model:
-    """Return the model, registered with its weights if it is not yet; random weights, the same in every run."""
+    """Return the model; register it and its weights if it does not exist.
+
+    The weights are random, and the same in every run.
+    """
     config = TINY if bench.is_tiny else config
     client = bench.client(name)
     files = bench.folder / f"{name}-1.safetensors", bench.folder / f"{name}-2.safetensors"
@@ -110,7 +116,7 @@ def build_request(model: Model, **options: Any) -> dict[str, Any]:  # noqa: ANN4
 
 
 def engine_of(model: Model, **options: Any) -> int:  # noqa: ANN401 - JSON
-    """Return the number of the model's engine with these options, which is built if there is none."""
+    """Return the number of the model's engine with these options; build it if there is none."""
     job = finished(model.client, "builds", build_request(model, **options) | {"verify": UNVERIFIED})[1]
     return int(job["result"]["engine"])
 
@@ -125,7 +131,10 @@ def refit(model: Model, engine: int, weights: int, **body: Any) -> dict[str, Any
 
 
 def new_weights(model: Model, *bases: int) -> Iterator[int]:
-    """Yield versions that no engine has had, so that their plans are new: `bases` in turn but for one small tensor."""
+    """Yield weight versions that no engine has had, so that their plans are new.
+
+    Each one is the next of `bases`, in turn, with one small tensor changed.
+    """
     rows = parameters(model.client, model.definition)
     smallest = min(rows, key=_nbytes)
     path = model.files[0].with_name("new.safetensors")
@@ -149,19 +158,19 @@ def finished(client: Client, what: str, body: dict[str, Any]) -> tuple[float, di
 
 
 def build_seconds(client: Client, engine: int) -> float:
-    """Return how long the job took that built an engine."""
+    """Return the seconds that the build job of an engine took."""
     timings = client.call("GET", f"/v1/models/{client.model}/engines/{engine}")["timings"]
     return float(timings["total"])
 
 
 def latency(client: Client, engine: int) -> float:
-    """Return the seconds that a run of an engine takes on the device, the median."""
+    """Return the median of the seconds that a run of an engine takes on the device."""
     body = {"engine": engine, "iterations": 500, "layers": False}
     return float(finished(client, "benchmarks", body)[1]["result"]["latency"]["median"])
 
 
 def download_plan(model: Model, engine: int, path: Path) -> Path:
-    """Write an engine's plan to a file and return that."""
+    """Write an engine's plan to a file and return the file's path."""
     client = model.client
     with (
         client.http.stream("GET", f"/v1/models/{client.model}/engines/{engine}/plan") as answer,
@@ -173,7 +182,7 @@ def download_plan(model: Model, engine: int, path: Path) -> Path:
 
 
 def write_external(model: Model, path: Path) -> Path:
-    """Write the definition with its parameters pointing into the first checkpoint, which lies beside it."""
+    """Write the definition as an ONNX file whose parameters point into the first checkpoint, which lies beside it."""
     client = model.client
     digest = client.call("GET", f"/v1/models/{client.model}/definitions/{model.definition}")["digest"]
     graph = onnx.load_from_string(client.download(digest))

@@ -21,7 +21,7 @@ TINY = {
     "intermediate_size": 64,
     "max_position_embeddings": 32,
 }
-DEEP = gpt2_config(24, 64, vocab=64, positions=32)  # as many parameters as GPT-2 medium, next to no values
+DEEP = gpt2_config(24, 64, vocab=64, positions=32)  # as many parameters as GPT-2 medium, with few values each
 WARM_UP = 10
 REFITS = 200
 READS = 3000
@@ -56,7 +56,10 @@ def prepare(client: Client, scratch: Path) -> tuple[int, list[int]]:
 
 
 def _deep_refit(client: Client, scratch: Path) -> dict[str, Any]:
-    """Refit each engine into the next, one of many parameters changed; "beyond_host" leaves out the host's phases."""
+    """Refit each engine into the next one, with one of many parameters changed.
+
+    "beyond_host" leaves out the phases of the engine host.
+    """
     client.call("POST", "/v1/models", {"name": client.model})
     definition = client.post("definitions", {"family": "gpt2", "config": DEEP})["version"]
     rows = parameters(client, definition)

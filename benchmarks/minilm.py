@@ -77,7 +77,7 @@ class Bare:
         return session
 
     def refit_by_file(self, number: int) -> ort.InferenceSession:
-        """Do the same with each weight named as a byte range of its file, which onnxruntime then maps itself."""
+        """Do the same, but name each weight as a byte range of its file; onnxruntime then maps the file itself."""
         model = onnx.load_from_string(self._plan)
         ranges = self._ranges[0] | (self._ranges[1] if number % 2 == 0 else {})
         for initializer in model.graph.initializer:
@@ -126,7 +126,7 @@ def _seconds(action: Callable[[], object]) -> float:
 
 
 def _header(path: Path) -> tuple[int, dict[str, Any]]:
-    """Return where the data begin and the float32 entries of a safetensors file's header."""
+    """Return the offset at which a safetensors file's data begin, and the float32 entries of its header."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))

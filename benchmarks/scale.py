@@ -1,4 +1,4 @@
-"""List, get and claim with 100,000 engines and jobs, over the same with 100."""
+"""List, get and claim with 100,000 engines and jobs, compared with the same with 100."""
 
 import os
 import statistics
@@ -31,11 +31,11 @@ ROUNDS = 60
 DIGEST = "sha256:" + "0" * 64
 POSTGRES = "ENGINESMITH_BENCH_POSTGRES_URL"
 
-Place = Callable[[int], AbstractContextManager[str]]  # gives the URL of an empty database for so many rows
+Place = Callable[[int], AbstractContextManager[str]]  # gives the URL of an empty database for this number of rows
 
 
 def measure(scratch: Path) -> dict[str, Any]:
-    """Measure on SQLite, and on PostgreSQL where ENGINESMITH_BENCH_POSTGRES_URL names an administrator's database."""
+    """Measure on SQLite, and on PostgreSQL if ENGINESMITH_BENCH_POSTGRES_URL names an administrator's database."""
     places: dict[str, Place] = {"sqlite": lambda rows: nullcontext(f"sqlite:///{scratch / f'scale-{rows}.db'}")}
     if POSTGRES in os.environ:
         places["postgres"] = lambda _rows: _new_postgres(os.environ[POSTGRES])
@@ -92,7 +92,10 @@ def _median_ms(action: Callable[[], object]) -> float:
 
 
 def _fill(database: Database, model_id: int, rows: int) -> list[str]:
-    """Insert finished jobs with an engine each, and as many queued jobs as will be claimed; return the latter."""
+    """Insert `rows` finished jobs with an engine each, and the queued jobs that will be claimed.
+
+    Returns the ids of the queued jobs.
+    """
     moment = now() - timedelta(days=1)
     with database.transaction() as session:
         session.add(Blob(digest=DIGEST, size=1))

@@ -1,4 +1,4 @@
-"""A service of the benchmark's own, and what its processes weigh."""
+"""A service of the benchmark's own, and the memory of its processes."""
 
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -54,7 +54,7 @@ def forget_peak(pid: int) -> None:
 
 
 def descendants(pid: int) -> dict[int, str]:
-    """Return the command line of each process that one has started, or one of those."""
+    """Return the command lines by process id of a process's children, of their children, and so on."""
     found: dict[int, str] = {}
     for task in Path(f"/proc/{pid}/task").iterdir():
         for child in map(int, (task / "children").read_text().split()):

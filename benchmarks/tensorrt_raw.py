@@ -3,8 +3,8 @@
 python -m benchmarks.tensorrt_raw build ONNX PLAN          compile a graph whose weights are external
 python -m benchmarks.tensorrt_raw refit PLAN FIRST SECOND  refit a plan with two checkpoints, as told line by line
 
-Prints a JSON object, of a refit one for each line of standard input: "load" deserializes the plan, "all" refits all
-weights and writes what came of it, "one" refits a single one. Times are seconds, memory is bytes.
+"build" prints one JSON object. "refit" prints one for each line of standard input: "load" deserializes the plan, "all"
+refits all weights and writes the new plan, "one" refits a single weight. Times are seconds, memory is bytes.
 """
 
 import json
@@ -23,7 +23,7 @@ import tensorrt as trt
 from benchmarks.service import memory_bytes
 
 DTYPES = {"F16": np.float16, "F32": np.float32}
-WITHOUT = {"CUBLAS", "CUBLAS_LT", "CUDNN"}  # as the service: nothing but TensorRT's own kernels
+WITHOUT = {"CUBLAS", "CUBLAS_LT", "CUDNN"}  # as in the service: nothing but TensorRT's own kernels
 SHAPES = ((1, 1), (1, 64), (4, 128))
 T = TypeVar("T")
 
@@ -34,9 +34,9 @@ LOGGER = trt.Logger(trt.Logger.ERROR)
 def build(onnx: str, plan: str) -> dict[str, Any]:
     """Make the builder, parse, compile with refit support and write the plan.
 
-    The first builder of a process loads TensorRT's kernels, for which a process that has compiled before does not wait.
+    The first builder of a process loads TensorRT's kernels. A process that has compiled before does not wait for them.
     """
-    runtime = trt.Runtime(LOGGER)  # which an engine host has as well before it is asked for anything
+    runtime = trt.Runtime(LOGGER)  # an engine host has one, too, before its first request
     idle = memory_bytes("self", "VmRSS")
     making, builder = timed(lambda: trt.Builder(LOGGER))
     builder.max_threads = os.cpu_count() or 1
@@ -56,7 +56,7 @@ def build(onnx: str, plan: str) -> dict[str, Any]:
         profile.set_shape(network.get_input(index).name, *(trt.Dims(list(shape)) for shape in SHAPES))
     config.add_optimization_profile(profile)
     building, engine = timed(lambda: builder.build_serialized_network(network, config))
-    Path(plan).unlink(missing_ok=True)  # as of an earlier run: to free it is no part of writing
+    Path(plan).unlink(missing_ok=True)  # left by an earlier run; freeing it must not count as writing
     writing, _ = timed(lambda: write(Path(plan), engine))
     del runtime
     return {
@@ -70,9 +70,9 @@ def build(onnx: str, plan: str) -> dict[str, Any]:
 
 
 class Refits:
-    """An engine that is refitted with two checkpoints in turn; the plans it writes go with it.
+    """An engine that is refitted with two checkpoints in turn; `close` removes the plans it wrote.
 
-    Each plan is a file of its own, as the service's are: one that is written anew has memory and disk to itself.
+    Each plan is a new file, as in the service. A file that is overwritten has its memory and disk space already.
     """
 
     _engine: Any = None  # trt.ICudaEngine
@@ -95,7 +95,7 @@ class Refits:
         return {"deserialize_s": loading}
 
     def all(self) -> dict[str, float]:
-        """Set all weights and refit, serialize, and write a file that is not there yet."""
+        """Set all weights, refit, serialize, and write the plan to a new file."""
         weights = next(self._versions)
         self._written.append(self._plan.with_suffix(f".{len(self._written)}"))
         refitting, _ = timed(lambda: put(self._engine, weights))
@@ -110,13 +110,13 @@ class Refits:
         return {"refit_s": timed(lambda: put(self._engine, {self._largest: array}))[0], "bytes": array.nbytes}
 
     def close(self) -> None:
-        """Remove what was written."""
+        """Remove the plans that were written."""
         for path in self._written:
             path.unlink()
 
 
 def refit(*paths: str) -> None:
-    """Do what each line of standard input says, and answer it."""
+    """Do what each line of standard input says, and print its figures."""
     refits = Refits(*paths)
     for line in sys.stdin:
         figures = getattr(refits, line.strip())()
@@ -152,7 +152,10 @@ def tensors(path: Path) -> dict[str, Any]:
 
 
 def turned(weights: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    """Return the weights as the engine names them; those it has transposed are transposed ahead of all measuring."""
+    """Return the weights by the names that the engine has for them.
+
+    Weights that the engine has transposed are transposed here, ahead of all measuring.
+    """
     missing = [name for name in weights if name not in names]
     return {name: weights[name] for name in weights if name in names} | {
         f"{name}.transposed": np.ascontiguousarray(weights[name].T) for name in missing
@@ -160,7 +163,7 @@ def turned(weights: dict[str, Any], names: list[str]) -> dict[str, Any]:
 
 
 def write(path: Path, data: Any) -> None:  # noqa: ANN401 - trt.IHostMemory
-    """Write a plan so that it survives the machine, as an artifact does."""
+    """Write a plan so that it survives a power cut, as an artifact does."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()
@@ -168,7 +171,7 @@ def write(path: Path, data: Any) -> None:  # noqa: ANN401 - trt.IHostMemory
 
 
 def timed(action: Callable[[], T]) -> tuple[float, T]:
-    """Return the seconds an action takes, and what it returns."""
+    """Return the seconds that an action takes, and its result."""
     started = time.perf_counter()
     result = action()
     return time.perf_counter() - started, result

@@ -2,9 +2,9 @@
 
 python -m benchmarks.upload [--large]     1 GiB five times; with --large also 10 GiB once, for the memory
 
-Both sides end with the bytes synced to the disk and neither counts the removal of its file. They take
-turns, and before each a file of that size is written and removed: a virtual machine gives free memory back
-to its host within seconds, and whoever touches it first again would pay for it.
+Both sides end when the bytes are synced to the disk. Neither counts the removal of its file. The two sides take
+turns. Before each turn a file of the same size is written and removed: a virtual machine gives free memory back
+to its host within seconds, and the first side to use that memory again would pay for it.
 """
 
 import hashlib
@@ -66,7 +66,7 @@ def compare(
 
 
 def upload(url: str, source: Path, digest: str) -> float:
-    """PUT a file through a plain socket and return the seconds until the answer, 201, was there."""
+    """PUT a file through a plain socket and return the seconds until the answer 201 has arrived."""
     address = urlsplit(url)
     size = source.stat().st_size
     started = time.perf_counter()

@@ -34,7 +34,7 @@ class Client:
         return content
 
     def post(self, what: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """POST to something of the model, such as "weights"."""
+        """POST to a collection of the model, such as "weights"."""
         return self.call("POST", f"/v1/models/{self.model}/{what}", body)
 
     def upload(self, path: Path, progress: Progress = lambda _count: None) -> str:
@@ -56,7 +56,7 @@ class Client:
         return answer.content
 
     def follow(self, job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """Yield the job whenever it has changed, until it has ended."""
+        """Yield the job each time it changes, until it has ended."""
         path = f"/v1/jobs/{job['id']}"
         headers = {"Accept": "text/event-stream"}
         with self.http.stream("GET", f"{path}/events", headers=headers) as events:

