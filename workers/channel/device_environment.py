@@ -10,18 +10,18 @@ from app.processes.gpus import listed_gpus
 from workers.channel.messages import BackendError
 
 SYSTEM_PRELOAD = Path("/etc/ld.so.preload")
-PRELOAD_SEPARATORS = {" ", ":"}  # of LD_PRELOAD, which has no way to write them (man 8 ld.so)
+PRELOAD_SEPARATORS = {" ", ":"}  # of LD_PRELOAD; a path in it cannot contain them (man 8 ld.so)
 LARGE_PAGES = "glibc.malloc.hugetlb"
 
 
 def device_environment(device: str, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Return the variables with which a child sees `device` ("cpu", "cuda:N") and no other GPU, as its device 0.
 
-    N counts within CUDA_VISIBLE_DEVICES where that is set, else all GPUs in the order of their PCI addresses. CUDA
-    loads kernels when they are first used, as it does by itself from 12.2 on: a compiler brings more of them than a
-    build uses. The C library asks the system for large pages, so that a plan is not put into fresh memory 4 KiB at a
-    time. If the TensorRT here asks for the same attributes of the device again and again, these are answered from
-    memory. Raises BackendError "unknown_device".
+    N counts the GPUs that CUDA_VISIBLE_DEVICES lists. If that is not set, N counts all GPUs in the order of their PCI
+    addresses. CUDA loads each kernel when it is first used, because a compiler brings more kernels than a build uses;
+    from 12.2 on this is CUDA's default. The C library asks the system for large pages, so that a plan is not put into
+    fresh memory 4 KiB at a time. If the installed TensorRT asks for the same attributes of the device again and again,
+    a preloaded library answers it from memory. Raises BackendError "unknown_device".
     """
     kind, _, number = device.partition(":")
     if device == "cpu":
@@ -39,9 +39,9 @@ def device_environment(device: str, environment: Mapping[str, str] = os.environ)
 
 
 def asks_again_and_again() -> bool:
-    """Whether the TensorRT that is installed asks the driver for each attribute anew, as the releases 8 do.
+    """Whether the installed TensorRT asks the driver for each attribute anew, as the releases 8 do.
 
-    One that is installed without metadata may be one of these.
+    A TensorRT that is installed without metadata may be one of these, so it counts as one.
     """
     found = installed_version("tensorrt") or ""
     return found == UNKNOWN_VERSION or found.startswith("8.")
@@ -50,9 +50,9 @@ def asks_again_and_again() -> bool:
 def device_attributes_library() -> str | None:
     """Return the path of what `accelerate/device_attributes.c` was compiled to when Enginesmith was installed.
 
-    It is None if no C compiler was at hand then, and if LD_PRELOAD cannot express the path. It is None as well if the
-    system preloads something into every process: what shares a GPU among containers answers the same calls, and would
-    not be asked any more.
+    It is None if no C compiler was at hand then, or if LD_PRELOAD cannot express the path. It is also None if the
+    system preloads a library into every process. Such a library may share a GPU among containers and answer the same
+    calls; with ours in front it would not be asked any more.
     """
     if SYSTEM_PRELOAD.exists() and SYSTEM_PRELOAD.read_text().strip():
         return None
@@ -65,7 +65,7 @@ def _with_large_pages(tunables: str) -> str:
 
 
 def _visible(device: str, number: int, listed: list[str] | None) -> str:
-    """Return the index or UUID of a visible GPU."""
+    """Return the index or UUID of GPU `number`; `listed` is what CUDA_VISIBLE_DEVICES lists, None if it is not set."""
     if listed is None:
         return str(number)
     if number >= len(listed):

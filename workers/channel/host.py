@@ -51,9 +51,9 @@ class HostDescription:
 class EngineHost:
     """Sends requests to the child that owns `device` ("cpu", "cuda:0") and spawns it when there is none.
 
-    One request at a time. The child keeps up to `resident_bytes` of engines loaded (None: as much as suits the
-    device) and its files below `scratch`. It dies with the thread that made the call that spawned it (Linux ties
-    a death signal to a thread), so call from the thread that lives as long as the worker.
+    It sends one request at a time. The child keeps up to `resident_bytes` of engines loaded (None: as much as suits the
+    device), and its files below `scratch`. The child dies with the thread that spawned it, because Linux ties a death
+    signal to a thread. So make every call from a thread that lives as long as the worker.
     """
 
     def __init__(self, device: str, resident_bytes: int | None, scratch: Path) -> None:
@@ -67,11 +67,11 @@ class EngineHost:
 
     @property
     def pid(self) -> int | None:
-        """The child's process id, or None where none runs."""
+        """The child's process id, or None if no child runs."""
         return self._process.pid if self._process is not None and self._process.is_alive else None
 
     def start(self) -> EngineHostProcess:
-        """Return the child, spawned if there is none; called ahead of the first request, it spares that its imports.
+        """Return the child, after spawning it if there is none; call this early to hide the child's import time.
 
         Raises BackendError "unknown_device".
         """
@@ -93,9 +93,10 @@ class EngineHost:
     ) -> Outcome:
         """Have the child do something and return what came of it.
 
-        `on_message` gets progress and log lines as they come; `tick` is called at least every `tick_s` seconds.
-        If either raises, the child is killed and the exception passes through. Raises BackendError, after
-        which the child goes on as before, and EngineHostDied, after which the next call spawns another.
+        `on_message` gets each message and log line as it comes. `tick` is called at least every `tick_s` seconds. If
+        either raises, the child is killed and the exception passes through. Raises BackendError if the request fails:
+        the child goes on as before, unless the code is DEVICE_FAILED. Raises EngineHostDied if the child ends. If the
+        child is gone, the next call spawns another.
         """
         with self._conversing:
             process = self.start()
@@ -114,10 +115,10 @@ class EngineHost:
         return reply.result
 
     def describe(self, tick: Callable[[], None] = lambda: None) -> HostDescription:
-        """Return what the child last said, whether it still runs or not.
+        """Return what a child last said of itself, whether it still runs or not.
 
-        The first call waits for a child to say it, and calls `tick` meanwhile. Raises BackendError if the device is not
-        there, and EngineHostDied.
+        The first call spawns a child, waits for its greeting and calls `tick` meanwhile. Raises BackendError if the
+        device does not exist, and EngineHostDied.
         """
         hello, kept = self._hello or self._first_hello(tick), self._residency
         return HostDescription(
@@ -153,7 +154,7 @@ class EngineHost:
                 raise
 
     def _greet(self, process: EngineHostProcess, conversation: "_Conversation") -> Hello:
-        """Return what this child said of itself, which it does once."""
+        """Return what the newest child said of itself; wait for this child's greeting if it has not come yet."""
         if self._hello is None or not process.greeted:
             self._hello = conversation.hello()
             process.greeted = True
@@ -166,7 +167,7 @@ class EngineHost:
 
 
 class _Conversation:
-    """What is said between one child and one caller."""
+    """Sends to one child and hears it, on behalf of one caller."""
 
     def __init__(
         self,
@@ -182,7 +183,7 @@ class _Conversation:
         self._tick_at = time.monotonic() + tick_s
 
     def hello(self) -> Hello:
-        """Wait for the first thing a child says; raises the BackendError for which it does not start."""
+        """Wait for the first thing a child says; raises its BackendError if it cannot start."""
         said = self._listen()
         if isinstance(said, BackendError):
             raise said
@@ -191,7 +192,7 @@ class _Conversation:
         return said
 
     def ask(self, request: Request) -> Reply:
-        """Send a request and wait for its end."""
+        """Send a request and wait for the reply that ends it."""
         self._process.send(request)
         said = self._listen()
         if not isinstance(said, Reply):
@@ -209,7 +210,7 @@ class _Conversation:
             raise EngineHostDied(f"The engine host {how}.{last}", tail) from error
 
     def _next(self) -> Hello | BackendError | Reply:
-        """Return the next thing that is no message; messages and log lines are passed on."""
+        """Return the next greeting, error or reply; messages and log lines before it are passed on."""
         while True:
             ready = self._wait()
             if self._process.log in ready:

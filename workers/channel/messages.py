@@ -1,7 +1,7 @@
-"""What the worker asks of the engine host and what it is answered.
+"""What the worker asks of the engine host, and what the engine host answers.
 
-Requests, outcomes and messages are frozen values. The worker pickles a request to its engine host and gets
-messages and one outcome (or one `BackendError`) back. Files travel as paths, never as bytes.
+Requests, outcomes and messages are frozen values. The worker sends a request as a pickle. It gets any number of
+messages back, and then one outcome or one `BackendError`. Files travel as paths, never as bytes.
 """
 
 from collections.abc import Callable, Hashable, Mapping
@@ -34,7 +34,7 @@ class BackendError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class TensorFile:
-    """One stored tensor: `nbytes` bytes at `offset` of the file at `path`; `blake3` is 64 hex digits of them."""
+    """One stored tensor: `nbytes` bytes at `offset` of the file at `path`; `blake3` is their digest, 64 hex digits."""
 
     path: str
     offset: int
@@ -65,13 +65,13 @@ class ParameterSource:
 
 @dataclass(frozen=True)
 class EngineFile:
-    """A stored engine: what the host needs to load it when it is not resident.
+    """A stored engine: what the host needs to load it if it is not resident.
 
-    `plan` is the path of a plan and `definition` that of the weightless ONNX file it was compiled from.
-    `root_plan` is the digest ("sha256:<64 hex>") of the plan that was compiled: every engine refitted from it, over
-    however many generations, has the same. `plan_parameters` are the values that the plan at `plan` was made
-    with, None where they are the engine's own; an engine whose plan is not materialised yet is loaded from
-    another one's and refitted with what differs.
+    `plan` is the path of a plan. `definition` is the path of the weightless ONNX file that the plan was compiled from.
+    `root_plan` is the digest ("sha256:<64 hex>") of the plan that was compiled. Every engine refitted from it, over any
+    number of generations, has the same one. `plan_parameters` are the values that the plan at `plan` was made with, or
+    None if they are the engine's own. An engine that has no plan of its own yet is loaded from the plan of another
+    engine, and then refitted with the values that differ.
     """
 
     backend: str
@@ -94,7 +94,7 @@ class EngineFile:
 
     @cached_property
     def key(self) -> Hashable:
-        """What a resident engine is found by: the plan it goes back to and its parameters' content, in any order."""
+        """The key of the engine while it is resident: its root plan and its parameters' content, in any order."""
         return self.root_plan, frozenset([(parameter.name, parameter.content) for parameter in self.parameters])
 
 
@@ -108,7 +108,7 @@ def _make_picklable(value: "EngineFile | Build") -> None:
 class Build:
     """Compile the definition with these parameters, write the plan to the path `plan` and verify the engine.
 
-    `timing_cache` is the path of what earlier builds on such a device timed, where there is something.
+    `timing_cache` is the path of what earlier builds on such a device timed, or None if there is nothing.
     """
 
     backend: str
@@ -125,7 +125,7 @@ class Build:
         _make_picklable(self)
 
     def engine(self, built: "Built") -> EngineFile:
-        """Say how the engine that came of it is loaded."""
+        """Return what loads the engine that this request built."""
         return EngineFile(
             backend=self.backend,
             plan=built.plan,
@@ -142,7 +142,7 @@ class Build:
 class Refit:
     """Make a new engine of `parent`'s plan with other parameters, and verify it.
 
-    Where the backend's plans hold weights the new one is written to the path `plan`; where that is None the engine
+    If the backend's plans hold weights, the new plan is written to the path `plan`. If `plan` is None, the engine
     exists on the device only, until a `Materialise`.
     """
 
@@ -152,7 +152,7 @@ class Refit:
     against: Against = "none"
 
     def engine(self, refitted: "Refitted") -> EngineFile:
-        """Say how the engine that came of it is loaded: from its own plan, or as its parent is, and refitted again."""
+        """Return what loads the new engine: its own plan, or else its parent's with the values to refit it with."""
         if refitted.plan is not None:
             return replace(self.parent, plan=refitted.plan, parameters=self.parameters, plan_parameters=None)
         return replace(self.parent, parameters=self.parameters, plan_parameters=self.parent.held)
@@ -187,10 +187,10 @@ class Verify:
 class Benchmark:
     """Measure an engine on fixed inputs.
 
-    `shapes` gives each input's shape; inputs it leaves out have that of the first profile's `opt`. `iterations` runs
-    are timed one by one after `warmup` untimed ones. `against_not_refittable` compiles the same definition and
-    weights again without refit support and measures it as well, in turns with the engine. `layers` adds a time
-    per layer.
+    `shapes` gives each input's shape; an input that it leaves out has the `opt` shape of the first profile.
+    `iterations` runs are timed one by one, after `warmup` untimed ones. `against_not_refittable` compiles the same
+    definition and weights again without refit support, and measures both engines in turns. `layers` adds a time per
+    layer.
     """
 
     engine: EngineFile
@@ -204,7 +204,7 @@ class Benchmark:
 
 @dataclass(frozen=True, slots=True)
 class MergeTimings:
-    """Write to the path `merged` a timing cache with all that those at the paths `caches` hold."""
+    """Merge the timing caches at the paths `caches` into one at the path `merged`."""
 
     backend: str
     caches: tuple[str, ...]
@@ -218,9 +218,9 @@ Request = Build | Refit | Materialise | Run | Verify | Benchmark | MergeTimings
 class Built:
     """A compiled engine, now resident.
 
-    `platform` names what a worker must offer to load it (see `Offered`). `facts` says what the backend knows of
-    it; `timings` are seconds by phase. `timing_cache` is the path of what has been timed by now, for later builds,
-    where the backend can read it back. `verification` is None where none was asked for.
+    `platform` names what a worker must offer to load it (see `Offered`). `facts` is what the backend tells of the
+    engine. `timings` are seconds by phase. `timing_cache` is the path of all that has been timed by now, for later
+    builds; it is None if the backend cannot read it back. `verification` is None if none was asked for.
     """
 
     plan: str
@@ -238,10 +238,9 @@ class Built:
 class Refitted:
     """A refitted engine, now resident beside its parent.
 
-    `plan` is the path of its plan, None where it is not materialised. Where plans hold no weights it is the
-    parent's own path and `plan_digest` the parent's too. `changed` counts the parameters whose values differ from
-    the parent's; `warm` says whether an engine of the same compiled plan was resident. `verification` is None where
-    none was asked for.
+    `plan` is the path of its plan, None if it is not materialised. If plans hold no weights, `plan` and `plan_digest`
+    are the parent's. `changed` counts the parameters whose values differ from the parent's. `warm` says whether an
+    engine of the same compiled plan was resident. `verification` is None if none was asked for.
     """
 
     plan: str | None
@@ -278,8 +277,8 @@ class Ran:
 class OutputDifference:
     """One output of an engine against the same output of what it is verified against, computed in float64.
 
-    `relative_l2` is |a - b| / |b|; `cosine` is a.b / (|a||b|); a figure that does not exist is None (no comparison
-    was made, or a value is not finite).
+    `relative_l2` is |a - b| / |b|; `cosine` is a.b / (|a||b|). A figure is None if no comparison was made or if a value
+    is not finite.
     """
 
     max_abs: float | None
@@ -290,7 +289,7 @@ class OutputDifference:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What a verification found. `inputs` digests the fixed inputs; `detail` says in words why it is not ok."""
+    """What a verification found. `inputs` is a digest of the fixed inputs; `detail` says in words why it is not ok."""
 
     ok: bool
     against: Against
@@ -303,7 +302,10 @@ class Verified:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Seconds one run takes from inputs on the device to outputs on the device; `throughput` is runs a second."""
+    """The seconds that a run takes from inputs on the device to outputs on the device.
+
+    `throughput` is in runs a second.
+    """
 
     median: float
     p99: float
@@ -315,9 +317,10 @@ class Latency:
 class Benchmarked:
     """What a benchmark found.
 
-    `not_refittable` is the same of the engine compiled without refit support, where it was asked for. `layers`
-    are (name, seconds) as the runtime's profiler tells them, in order of execution. `report` is the path of a JSON
-    file with all of it and with what the backend's inspector says of each layer.
+    `engine` is the latency of the engine. `not_refittable` is the latency of the engine compiled without refit support;
+    it is None if that was not asked for. `layers` are (name, seconds) from the runtime's profiler, in order of
+    execution. `report` is the path of a JSON file with all of this, and with what the backend's inspector says of each
+    layer.
     """
 
     engine: Latency
@@ -340,7 +343,7 @@ Outcome = Built | Refitted | Materialised | Ran | Verified | Benchmarked | Timin
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Step `step` of `total` in `phase` has begun; total 0 means it is not known."""
+    """Step `step` of `total` in `phase` has begun; if `total` is 0, the number of steps is not known."""
 
     phase: str
     step: int = 0
@@ -357,7 +360,7 @@ class LogLine:
 
 @dataclass(frozen=True, slots=True)
 class PlanWritten:
-    """A plan lies whole at the path `plan`; its engine is yet to be verified."""
+    """A whole plan lies at the path `plan`; its engine is not verified yet."""
 
     plan: str
     plan_digest: str
@@ -371,7 +374,7 @@ Report = Callable[[Message], None]
 
 @dataclass(frozen=True, slots=True)
 class Residency:
-    """How many engines are kept, and the memory they keep, in bytes."""
+    """How many engines are resident, and the memory they keep, in bytes."""
 
     engines: int = 0
     nbytes: int = 0

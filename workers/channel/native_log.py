@@ -17,7 +17,7 @@ LEVELS = (
 
 
 class NativeLog:
-    """Reads a pipe without ever waiting; `tail` keeps the last lines, whatever becomes of the process."""
+    """Reads a pipe without ever waiting; `tail` keeps the last lines even if the process dies."""
 
     def __init__(self, fd: int) -> None:
         os.set_blocking(fd, False)
@@ -31,7 +31,7 @@ class NativeLog:
         return self.fd
 
     def read(self) -> list[LogLine]:
-        """Return the lines of one read; empty where nothing new is there."""
+        """Return the lines of one read; empty if there is nothing new."""
         return self._lines(self._more() or b"")
 
     def drain(self) -> list[LogLine]:
@@ -46,7 +46,7 @@ class NativeLog:
         os.close(self.fd)
 
     def _more(self) -> bytes | None:
-        """Return new bytes, b"" at the end of the pipe, None where there are none now."""
+        """Return new bytes, b"" at the end of the pipe, or None if there are none now."""
         try:
             data = os.read(self.fd, READ_BYTES)
         except BlockingIOError:

@@ -18,14 +18,14 @@ from workers.channel.messages import Request
 from workers.channel.native_log import NativeLog
 from workers.channel.wire import RequestWriter
 
-NUMPY_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1"}  # numpy's own threads would only stand in the way
+NUMPY_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1"}  # numpy's own threads would only slow the others down
 LAST_WORDS_S = 5.0  # how long a child that closed its socket may take to be gone
 
 
 class EngineHostProcess:
-    """A child with a scratch folder of its own, which goes with it; BackendError where `device` does not exist.
+    """A child with a scratch folder of its own; `kill` removes the folder with the child.
 
-    `greeted` is whether it has said what it works with.
+    `greeted` says whether the child has sent its `Hello`. Raises BackendError if `device` does not exist.
     """
 
     def __init__(self, device: str, resident_bytes: int | None, scratch: Path) -> None:
@@ -78,7 +78,7 @@ class EngineHostProcess:
         return self._process.poll() is None
 
     def send(self, request: Request) -> None:
-        """Send a request without waiting for a child that does not read it; where it dies, its socket ends."""
+        """Send a request without waiting for the child to read it; if the child dies, its socket ends."""
         self._sender = Thread(target=self._send, args=(self._writer.write(request),), name="request", daemon=True)
         self._sender.start()
 
@@ -99,7 +99,7 @@ class EngineHostProcess:
         self._process.kill()
         self._process.wait()
         if self._sender is not None:
-            self._sender.join()  # nobody reads any more, so its write has failed
+            self._sender.join()  # it ends: its write fails, because nobody reads any more
         self.connection.close()
         self.log.close()
         shutil.rmtree(self.folder, ignore_errors=True)

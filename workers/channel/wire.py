@@ -1,10 +1,10 @@
-"""What parent and child say to each other over their socket: pickles, as both are of one installation.
+"""What parent and child say to each other over their socket. They send pickles, because both are of one installation.
 
-Child to parent: first one `Hello`, or the `BackendError` for which the child ends. Then, for each `Request` of the
-parent, any number of messages and one `Reply`.
+The child first sends one `Hello`, or the `BackendError` for which it ends. Then it answers each `Request` of the parent
+with any number of messages and one `Reply`.
 
-A request names hundreds of parameters, nearly all of them the same as in the request before. So a parameter's source
-goes over once, and is a number from then on; at both ends it stays one object.
+A request names hundreds of parameters, and nearly all of them are the same as in the request before. So a parameter's
+source is sent whole once, and as a number from then on. At each end it stays one object.
 """
 
 import pickle
@@ -15,14 +15,14 @@ from typing import Any
 
 from workers.channel.messages import BackendError, Outcome, ParameterSource, Request, Residency
 
-MAX_SOURCES = 50_000  # remembered at both ends, about a kilobyte each; more where requests are larger than half of it
+MAX_SOURCES = 50_000  # kept at both ends, about a kilobyte each; if a request has more than half as many, more are kept
 
 
 @dataclass(frozen=True, slots=True)
 class Hello:
     """What the child works with.
 
-    `device` is {"kind", "name", "memory_total", "memory_free"} with bytes, and more where the kind has more.
+    `device` is {"kind", "name", "memory_total", "memory_free"}, memory in bytes, and more keys if the kind has them.
     `backends` maps the name of each installed backend to {"version", "makes", "loads", "capabilities"}, or to
     {"version", "unavailable"}, the reason with its remedy. `resident_bytes` is the memory for engines kept loaded.
     `installable` says how to install the backends that the device could have and that are not installed.
@@ -36,7 +36,7 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The end of a request, what the child keeps resident after it, and the device's free memory in bytes."""
+    """The end of a request: its result, what is resident after it, and the device's free memory in bytes."""
 
     result: Outcome | BackendError
     residency: Residency
@@ -48,8 +48,8 @@ class RequestWriter:
 
     def __init__(self, max_sources: int = MAX_SOURCES) -> None:
         self._max_sources = max_sources
-        self._largest = 0  # request, in sources
-        self._sent: dict[int, tuple[int, ParameterSource]] = {}  # by address, which is the source's while it is here
+        self._largest = 0  # the sources in the largest request
+        self._sent: dict[int, tuple[int, ParameterSource]] = {}  # by id(), which no other object has while it is here
 
     def write(self, request: Request) -> bytes:
         """Return a request's pickle."""
@@ -60,7 +60,7 @@ class RequestWriter:
         try:
             pickler.dump(request)
         except BaseException:
-            self._sent.clear()  # the child never hears of those that were numbered
+            self._sent.clear()  # the child never receives the sources that got a number here
             raise
         self._largest = max(self._largest, pickler.count)
         return buffer.getvalue()
@@ -85,7 +85,7 @@ class _Pickler(pickle.Pickler):
         self.count = 0
 
     def persistent_id(self, one: Any) -> Any:  # noqa: ANN401 - any object in a request
-        """Return a source's number, or all of one that has none yet; number 0 begins anew."""
+        """Return a source's number if it has one, else the whole source with its new number; 0 begins a new count."""
         if type(one) is not ParameterSource:
             return None
         self.count += 1
