@@ -1,7 +1,7 @@
 """How job ids get from the broker to this process.
 
-Celery is a transport here: a message says that there may be a job, and is acknowledged before the job
-starts. Whether there is one, and whether it was done, is in the database.
+Celery is only a transport here. A message says that there may be a job, and is acknowledged before the job
+starts. The database says whether the job exists and whether it is done.
 """
 
 import logging
@@ -95,7 +95,7 @@ def consume(worker: Worker) -> int:
 
 class _Program(CeleryWorker):  # type: ignore[misc]  # Celery ships no types
     def install_platform_tweaks(self, worker: object) -> None:
-        """Install none of Celery's signal handlers: they print, and SIGHUP would execute the process anew."""
+        """Install none of Celery's signal handlers: they print, and the one for SIGHUP starts the program anew."""
 
 
 @contextmanager
@@ -113,8 +113,8 @@ def _stopped_by_signals(worker: Worker) -> Iterator[None]:
 
 
 def _quiet() -> None:
-    """Leave Celery its warnings: the runner logs each job itself."""
+    """Silence all of Celery's log but its warnings: `run_job` logs each job itself."""
     logging.getLogger("celery").setLevel(logging.WARNING)
-    # Root is dangerous where messages are pickled; here they are JSON and hold nothing but an id.
+    # A worker that runs as root is dangerous if messages are pickled. Here they are JSON and hold nothing but an id.
     warnings.filterwarnings("ignore", category=SecurityWarning)
-    warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)  # about late acks, of which there are none
+    warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)  # about late acks, which are not used here

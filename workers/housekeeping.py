@@ -1,7 +1,7 @@
 """What a worker does beside its jobs: report itself, sweep, collect orphans.
 
-A daemon thread does the chores, one after the other. A chore that fails is logged and comes round again:
-none of them may end the worker.
+A daemon thread does the chores, one after the other. A chore that fails is logged, and is done again when it is next
+due: no chore may end the worker.
 """
 
 import math
@@ -21,14 +21,14 @@ from app.jobs.sweep import let_go, sweep
 from workers.identity import is_gone
 from workers.jobs.worker import Worker
 
-REPORTS_PER_TIMEOUT = 4  # so that a late one or two do not make a worker look gone
+REPORTS_PER_TIMEOUT = 4  # so that a worker does not look gone if one or two reports are late
 COLLECT_S = 600.0
 log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
 class Chore:
-    """Something done every so many seconds, for the first time at once."""
+    """Something that is done at once, and then every `interval_s` seconds."""
 
     name: str
     interval_s: float
@@ -42,7 +42,7 @@ def chores(worker: Worker) -> list[Chore]:
     return [
         Chore("bury", math.inf, lambda: bury_the_dead(worker)),
         Chore("report", settings.worker_timeout_s / REPORTS_PER_TIMEOUT, lambda: report(worker)),
-        Chore("resend", math.inf, lambda: sweep_jobs(worker, resend_after_s=0.0)),  # what an earlier life left queued
+        Chore("resend", math.inf, lambda: sweep_jobs(worker, resend_after_s=0.0)),  # jobs left queued before this start
         Chore("sweep", settings.sweep_interval_s, lambda: sweep_jobs(worker, resend_after_s=settings.resend_after_s)),
         Chore("collect", COLLECT_S, lambda: collect(worker)),
     ]
@@ -50,7 +50,7 @@ def chores(worker: Worker) -> list[Chore]:
 
 @contextmanager
 def housekeeping(worker: Worker) -> Iterator[None]:
-    """Do the chores for as long as the block lasts, and leave the fleet at its end."""
+    """Do the chores for as long as the block lasts; the worker leaves the fleet when the block ends."""
     over = Event()
     thread = Thread(target=keep_house, args=(chores(worker), over), name="housekeeping", daemon=True)
     thread.start()
@@ -59,12 +59,12 @@ def housekeeping(worker: Worker) -> Iterator[None]:
     finally:
         over.set()
         thread.join(timeout=worker.settings.worker_timeout_s)
-        with suppress(*DATABASE_DOWN):  # it will be taken for gone when its reports stop
+        with suppress(*DATABASE_DOWN):  # the fleet drops a worker whose reports stop
             fleet.forget(worker.database, worker.id)
 
 
 def keep_house(todo: list[Chore], over: Event) -> None:
-    """Do each chore when it is due, until it is over."""
+    """Do each chore when it is due, until `over` is set."""
     while not over.is_set():
         for chore in todo:
             if chore.due <= time.monotonic():
@@ -79,7 +79,7 @@ def report(worker: Worker) -> None:
 
 
 def bury_the_dead(worker: Worker) -> None:
-    """Free at once what killed workers held, where the database is a file, so that all of them were on this host."""
+    """Free at once what killed workers held, if the database is a file: then all workers run on this host."""
     if worker.settings.database_url:
         return
 
@@ -110,7 +110,7 @@ def sweep_jobs(worker: Worker, *, resend_after_s: float) -> None:
 
 
 def collect(worker: Worker) -> None:
-    """Delete artifacts nothing refers to any more."""
+    """Delete artifacts that nothing refers to any more."""
     collected = collect_orphans(worker.database, worker.store, older_than_s=worker.settings.orphan_grace_s)
     if collected:
         log.info("orphans collected", count=collected)

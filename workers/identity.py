@@ -6,12 +6,15 @@ import socket
 
 
 def new_identity() -> str:
-    """Return a name for this process that no worker had before: HOST:PID:RANDOM."""
+    """Return a name for this process that no worker has had before: HOST:PID:RANDOM."""
     return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
 
 
 def is_gone(identity: str, own: str) -> bool:
-    """Tell whether a worker is known to be gone: it was of this host, where its process id is free or our `own`."""
+    """Tell whether a worker is known to be gone: it ran on this host, and its process id is now free or ours.
+
+    `own` is the identity of this process, which is not gone.
+    """
     host, _, process = identity.partition(":")
     pid, _, _ = process.partition(":")
     if identity == own or host != socket.gethostname() or not pid.isdecimal():
@@ -24,6 +27,6 @@ def _runs(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # it is another user's
+    except PermissionError:  # the process is another user's
         return True
     return True

@@ -1,7 +1,7 @@
 """One job from its message to its end: claim, load, compute, publish and finish.
 
-However a job ends, its row says so. Where even that cannot be written because the database is down, the
-lease runs out and a sweep gives the job to another attempt.
+However a job ends, its row says so. If that cannot be written because the database is down, the lease runs out, and a
+sweep queues the job for another attempt.
 """
 
 import tempfile
@@ -27,9 +27,9 @@ P = ParamSpec("P")
 
 
 def run_job(worker: Worker, job_id: str) -> None:
-    """Do a job if it is still to be done; whatever goes wrong with it is written to its row."""
+    """Do a job if it is still queued; whatever goes wrong with it is written to its row."""
     if worker.stopping.is_set():
-        return  # it stays queued, and a sweep sends it to another worker
+        return  # the job stays queued, and a sweep sends it to another worker
     held = lease.claim(worker.database, job_id, worker=worker.id, settings=worker.settings, notify=worker.announce)
     if held is None:
         log.debug("nothing to claim", job_id=job_id)
@@ -69,7 +69,7 @@ def _do(worker: Worker, held: Claim, watch: Watch) -> None:
         with worker.database.transaction() as session:
             lease.succeed(session, held, job.result, was_ready=True, notify=worker.announce)
         return
-    with worker.store.holding():  # a compile may take longer than a cache keeps what nobody asks for
+    with worker.store.holding():  # a compile may take longer than a cache keeps an unused file
         product = steps.compute(job, worker, watch)
     worker.through_outage(lambda: _publish(worker, held, watch, steps, job, product))
 
@@ -77,7 +77,7 @@ def _do(worker: Worker, held: Claim, watch: Watch) -> None:
 def _publish(
     worker: Worker, held: Claim, watch: Watch, steps: Steps[Any, Any, Any], job: object, product: Product
 ) -> None:
-    """Write what was made and finish the job, or neither of the two."""
+    """Write what was made and finish the job, in one transaction."""
     with worker.database.transaction() as session:
         for digest, size in product.blobs.items():
             artifacts.record(session, digest, size)
@@ -96,7 +96,7 @@ def _release(worker: Worker, held: Claim, watch: Watch) -> None:
 def _give_up(worker: Worker, held: Claim, watch: Watch, cause: Exception) -> None:
     fault = fault_of(cause, watch.news.tail)
     if fault.passing and worker.stopping.is_set():
-        return _release(worker, held, watch)  # who stops a worker may stop its host as well
+        return _release(worker, held, watch)  # whoever stops a worker may stop its engine host as well
     again = fault.passing and held.attempt < worker.settings.max_attempts
     log.warning("job retried" if again else "job failed", code=fault.error.code, detail=fault.error.detail)
     leave = lease.retry if again else lease.fail

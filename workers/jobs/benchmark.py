@@ -1,4 +1,4 @@
-"""Benchmark jobs: how long an engine takes, and what being refittable costs it."""
+"""Benchmark jobs: how long a run of an engine takes, and how much longer for being refittable."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +17,7 @@ from workers.jobs.stored import Sources, StoredEngine, engine_file, load_engine
 from workers.jobs.watch import Watch
 from workers.jobs.worker import Worker
 
-MAX_LAYERS = 500  # in the job's result; the report has all
+MAX_LAYERS = 500  # in the job's result; the report has all layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class BenchmarkInput:
 
 @dataclass(frozen=True, slots=True)
 class Measurements:
-    """What was measured; `digest` and `size` are those of the report in the store."""
+    """What was measured; `digest` and `size` in bytes are those of the report in the store."""
 
     found: Benchmarked
     digest: str
@@ -56,9 +56,9 @@ def compute(job: BenchmarkInput, worker: Worker, watch: Watch) -> Measurements:
 
 
 def publish(session: Session, held: Claim, _job: BenchmarkInput, made: Measurements) -> dict[str, Any]:
-    """Keep the report for as long as the job is, and return the figures.
+    """Keep the report for as long as the job's row exists, and return the figures.
 
-    `ratio` is the engine's median over that of the engine compiled without refit support.
+    `ratio` is the engine's median divided by the median of the engine compiled without refit support.
     """
     artifacts.keep(session, made.digest, f"job:{held.job_id}")
     found = made.found

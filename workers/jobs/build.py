@@ -22,7 +22,7 @@ from workers.jobs.worker import Worker
 
 @dataclass(frozen=True, slots=True)
 class BuildInput:
-    """What is compiled, and the timing cache of the device that does, where it has one."""
+    """What is compiled, and the timing cache of this device's platform; None if no timing cache is used."""
 
     spec: EngineSpec
     timings: PlatformTimings | None
@@ -30,7 +30,7 @@ class BuildInput:
 
 @dataclass(frozen=True, slots=True)
 class BuiltEngine:
-    """A verified engine, and the timing cache its compilation left where that is a new one."""
+    """A verified engine, and the timing cache that its compilation left; None if that is not a new one."""
 
     engine: VerifiedEngine
     timings: NewTimings | None
@@ -44,7 +44,7 @@ class BuiltEngine:
 def load(session: Session, held: Claim, work: BuildWork, worker: Worker) -> BuildInput | Ready:
     """Read what is to be compiled, unless an equal engine has come into being meanwhile.
 
-    Raises ServiceError "cannot_verify" where the engine is to be verified and this device could not run it.
+    Raises ServiceError "cannot_verify" if a verification is asked for and this device cannot run the engine.
     """
     ready = equal_engine(session, held, work, worker.served(work.backend))
     if ready is not None:
@@ -65,7 +65,7 @@ def compute(job: BuildInput, worker: Worker, watch: Watch) -> BuiltEngine:
 
 
 def publish(session: Session, held: Claim, job: BuildInput, made: BuiltEngine) -> dict[str, Any]:
-    """Insert the engine, and keep what was timed for the next build."""
+    """Insert the engine, and keep its timing cache for the next build."""
     if made.timings is not None:
         timing_cache.publish(session, made.timings)
     return publish_as(session, held, job.spec, made.engine, method="build")

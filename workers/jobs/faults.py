@@ -12,16 +12,16 @@ from app.jobs.lease import JobError
 from workers.channel.host import EngineHostDied
 from workers.channel.messages import BackendError
 
-PASSING = {"file_failed", "out_of_memory", "device_failed"}  # what a backend reports of its machine, not of the job
+PASSING = {"file_failed", "out_of_memory", "device_failed"}  # faults of the machine, not of the job
 log = structlog.get_logger(__name__)
 
 
 class ShuttingDown(Exception):
-    """The worker is to end: the job goes back to the queue."""
+    """The worker is being stopped, so the job goes back to the queue."""
 
 
 class DeadlineExceeded(Exception):
-    """The job has run for longer than `seconds`, the setting."""
+    """The job has run for longer than `seconds`, the setting `job_deadline_s`."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(seconds)
@@ -39,7 +39,7 @@ class VerificationFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Why a job could not be done; `passing` where another attempt may do it."""
+    """Why a job could not be done; `passing` says that another attempt may succeed."""
 
     error: JobError
     passing: bool = False

@@ -32,7 +32,7 @@ class WrittenPlan:
 
 
 def load(session: Session, _held: Claim, work: MaterialiseWork, _worker: Worker) -> StoredEngine | Ready:
-    """Read the engine, unless its plan is there by now."""
+    """Read the engine, unless it has its plan by now."""
     engine = load_engine(session, work.engine_id)
     if isinstance(engine.source, BasePlan):
         return engine
@@ -48,7 +48,7 @@ def compute(engine: StoredEngine, worker: Worker, watch: Watch) -> WrittenPlan:
 
 
 def publish(session: Session, _held: Claim, engine: StoredEngine, made: WrittenPlan) -> dict[str, Any]:
-    """Give the engine its plan; where another job was faster that one's stays, and this one is collected."""
+    """Give the engine its plan; if another job was faster, its plan stays and this one is collected."""
     plan = made.plan
     published = publish_plan(session, engine.id, digest=plan.digest, nbytes=plan.nbytes, signature=plan.signature)
     return _result(engine.number, published.plan_digest, made.timings)

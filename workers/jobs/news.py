@@ -7,7 +7,7 @@ from app.jobs.events import Event
 from app.jobs.lease import JobProgress
 from workers.channel import messages
 
-MAX_LINES = 2000  # of one job; a compiler that says more repeats itself
+MAX_LINES = 2000  # of one job; a compiler that writes more repeats itself
 MAX_LINE_LENGTH = 2000
 TAIL_LINES = 40  # of a failed job's log, kept in its error
 
@@ -23,7 +23,7 @@ class News:
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
 
     def hear(self, message: messages.Progress | messages.LogLine) -> None:
-        """Keep a message; a new phase and each log line become events, steps only move the progress."""
+        """Keep a message. A new phase and each log line become events; a step only moves the progress."""
         if isinstance(message, messages.LogLine):
             self._hear_line(message)
             return
@@ -49,7 +49,7 @@ class News:
 
     @property
     def tail(self) -> list[str]:
-        """The log's last lines, written or not."""
+        """The log's last lines, whether they are written yet or not."""
         return list(self._tail)
 
     def written(self) -> None:
@@ -67,7 +67,7 @@ class News:
             self._add("warning", f"the log is longer than {MAX_LINES} lines; the rest is left out")
 
     def _add(self, level: str, text: str) -> None:
-        """Append to the last event where it is of the same level, so that many lines make few rows."""
+        """Append the line to the last event if that has the same level, so that many lines make few rows."""
         last = self._events[-1] if self._events else None
         if last is not None and last.type == "log" and last.data["level"] == level:
             last.data["lines"].append(text)

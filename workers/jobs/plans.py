@@ -1,4 +1,4 @@
-"""Plans are ours before they are loaded: to deserialize one is to run its code."""
+"""Checks that a plan is ours before anything loads it: deserializing a plan runs the code in it."""
 
 import os
 from pathlib import Path
@@ -16,7 +16,7 @@ class PlanVerifier:
         self._seen: dict[str, tuple[int, ...]] = {}
 
     def verify(self, path: Path, digest: str, signature: str) -> None:
-        """Raise ServiceError "bad_signature" or "plan_damaged" where the file is not the plan we signed."""
+        """Raise ServiceError "bad_signature" or "plan_damaged" if the file is not the plan that we signed."""
         self._signer.verify(digest, signature)
         stat = _identity(path)
         if self._seen.get(digest) == stat:
@@ -31,7 +31,7 @@ class PlanVerifier:
         self._seen[digest] = stat
 
     def know(self, path: Path, digest: str) -> None:
-        """Take a file for the plan of that digest: whoever wrote it just now has digested what it wrote."""
+        """Trust that a file has this digest: its writer has just digested the bytes that it wrote."""
         self._seen[digest] = _identity(path)
 
 

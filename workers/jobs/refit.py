@@ -44,7 +44,7 @@ def compute(job: RefitInput, worker: Worker, watch: Watch) -> VerifiedEngine:
 
 
 def publish(session: Session, held: Claim, job: RefitInput, made: VerifiedEngine) -> dict[str, Any]:
-    """Insert the engine; `changed` in the result counts the parameters whose values are not the parent's."""
+    """Insert the engine; `changed` in the result counts the parameters whose values differ from the parent's."""
     result = publish_as(session, held, job.spec, made, method="refit")
     figures = {"changed": made.facts.changed, "warm": made.facts.warm}
     return result | figures | {"materialised": made.plan is not None}

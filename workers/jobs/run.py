@@ -28,7 +28,7 @@ class RunInput:
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """The safetensors file the engine wrote, in the store; `seconds` is the engine's own time."""
+    """The safetensors file of outputs in the store, `size` in bytes; `seconds` is the engine's own time."""
 
     digest: str
     size: int
@@ -54,7 +54,7 @@ def compute(job: RunInput, worker: Worker, watch: Watch) -> Outputs:
 
 
 def publish(session: Session, held: Claim, _job: RunInput, made: Outputs) -> dict[str, Any]:
-    """Keep the outputs for as long as the job is."""
+    """Keep the outputs for as long as the job's row exists."""
     artifacts.keep(session, made.digest, f"job:{held.job_id}")
     return {"outputs": made.digest, "seconds": made.seconds}
 

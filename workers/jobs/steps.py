@@ -1,4 +1,4 @@
-"""The steps of a job, of which only the middle one takes time."""
+"""The three steps of a job: load, compute, publish. Only the middle one takes long."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -38,9 +38,9 @@ ProductT = TypeVar("ProductT", bound=Product)
 class Steps(Generic[WorkT, InputT, ProductT]):
     """The steps of one kind of job, whose work is of the class `work`.
 
-    `load` reads everything that the job needs in one short session. `compute` asks the engine host and moves
-    artifacts, with no session open. `publish` writes what was made, in the transaction that also
-    finishes the job, and returns the job's result.
+    `load` reads all that the job needs in one short session. `compute` asks the engine host and moves artifacts, with
+    no session open. `publish` writes what was made and returns the job's result, in the transaction that finishes the
+    job.
     """
 
     work: type[WorkT]

@@ -1,4 +1,4 @@
-"""What the database says of weights and engines, and the files that hold it."""
+"""Weights and engines as the database has them, and the files that hold their bytes."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from workers.jobs.plans import PlanVerifier
 class BoundWeights:
     """A weight version, the rows of its manifest as JSON, and how its tensors feed the parameters.
 
-    Reading them is for after the session (see `Sources`).
+    `rows` are turned into sources after the session is closed (see `Sources`).
     """
 
     weights_id: int
@@ -57,7 +57,7 @@ class StoredPlan:
 
 @dataclass(frozen=True, slots=True)
 class BasePlan:
-    """The plan an engine is loaded from as long as it has none of its own: that of engine `engine_id`."""
+    """The plan of engine `engine_id`, from which another engine is loaded until it has its own plan."""
 
     engine_id: int
     plan: StoredPlan
@@ -66,9 +66,10 @@ class BasePlan:
 
 @dataclass(frozen=True, slots=True)
 class StoredEngine:
-    """A published engine, with all it takes to load it again; `profiles_json` as it was asked for.
+    """A published engine, with all that is needed to load it again.
 
-    `source` is its own plan once it is materialised, and before that the plan of another.
+    `source` is its own plan, or the plan of another engine until it is materialised. `profiles_json` are the profiles
+    as they were asked for.
     """
 
     id: int
@@ -85,12 +86,12 @@ class StoredEngine:
 
     @property
     def plan(self) -> StoredPlan:
-        """The plan it is loaded from."""
+        """The plan that the engine is loaded from."""
         return self.source.plan if isinstance(self.source, BasePlan) else self.source
 
     @property
     def materialised_id(self) -> int:
-        """The engine whose plan that is: what an engine refitted from this one is based on."""
+        """The id of the engine whose plan `plan` is; an engine refitted from this one has the same base plan."""
         return self.source.engine_id if isinstance(self.source, BasePlan) else self.id
 
 
@@ -146,18 +147,18 @@ def _plan_of(engine: Engine) -> StoredPlan:
 
 
 class Sources:
-    """Says where the tensors lie that feed the parameters, and gets their files onto this machine.
+    """Finds the tensors that feed the parameters, and gets their files onto this machine.
 
-    Weight versions have most of their values in common, and a line of refits reads the same few over and over. Where
-    binding and tensors of a parameter are the same as before its source is the same object, which is made once and
-    which the engine host is told once.
+    Weight versions have most of their values in common, and a line of refits reads the same few versions over and over.
+    If a parameter's binding and tensors are the same as before, its source is the same object as before. So it is made
+    once and sent to the engine host once.
     """
 
     def __init__(self, store: ArtifactStore) -> None:
         self.store = store
-        self._lock = Lock()  # what a canceled job left behind may still be at it; never held while files are fetched
+        self._lock = Lock()  # a canceled job's thread may still be in here; never held while files are fetched
         self._known: LRUCache[tuple[int, int], _Known] = LRUCache(KEPT_ROWS, getsizeof=lambda one: len(one.sources))
-        self._made: dict[str, ParameterSource] = {}  # the last one of each parameter
+        self._made: dict[str, ParameterSource] = {}  # the newest source of each parameter
 
     def of(self, weights: BoundWeights) -> tuple[ParameterSource, ...]:
         """Return the source of every parameter, in the order of the binding report."""
@@ -195,7 +196,7 @@ class Sources:
 
 
 class _Known(NamedTuple):
-    """The sources of a weight version, and where its blobs lay when they were made."""
+    """The sources of a weight version, and the path of each blob at the time they were made."""
 
     paths: dict[str, str]
     sources: tuple[ParameterSource, ...]
@@ -206,7 +207,7 @@ def _file(entry: TensorEntry, path: str) -> TensorFile:
 
 
 def engine_file(engine: StoredEngine, sources: Sources, plans: PlanVerifier) -> EngineFile:
-    """Get an engine's files onto this machine; raises ServiceError where the plan it is loaded from is not ours."""
+    """Get an engine's files onto this machine; raises ServiceError if the plan that it is loaded from is not ours."""
     store = sources.store
     plan = store.local_path(engine.plan.digest)
     plans.verify(plan, engine.plan.digest, engine.plan.signature)

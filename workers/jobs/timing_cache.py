@@ -1,8 +1,8 @@
-"""What the compilers of a device measured: out of the store before a build, and back into it after one.
+"""Timing caches: fetched from the store before a build, and put back after it.
 
-A timing cache belongs to the platform of the device that measured, whatever other devices the engine works on. What
-another worker has put there in the course of a build is merged with what this one measured.
-It only ever saves time. One that cannot be had, merged or kept is a warning among the job's events.
+A timing cache belongs to the platform of the device that measured, whatever other devices the engine works on. If
+another worker has put one into the store during a build, it is merged with what this worker measured. A timing cache
+only saves time. So if one cannot be fetched, merged or kept, that is only a warning among the job's events.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ from workers.jobs.worker import Worker
 
 @dataclass(frozen=True, slots=True)
 class PlatformTimings:
-    """The timing cache of a platform, filled by a backend; `digest` is None where there is none yet."""
+    """The timing cache that a backend fills for a platform; `digest` is None if there is none yet."""
 
     backend: str
     platform: str
@@ -32,7 +32,7 @@ class PlatformTimings:
 
 @dataclass(frozen=True, slots=True)
 class NewTimings:
-    """A timing cache that was put into the store, of `nbytes` bytes, to be its platform's."""
+    """A timing cache of `nbytes` bytes that is in the store, and that `publish` makes its platform's."""
 
     platform: str
     digest: str
@@ -47,7 +47,7 @@ class NewTimings:
 def find(session: Session, worker: Worker, backend: str, options: Mapping[str, Any]) -> PlatformTimings | None:
     """Return the timing cache of a worker's own device.
 
-    None where its backend cannot read one back, and where a build with these options uses none.
+    None if the backend cannot read one back, or if a build with these options uses none.
     """
     offer = worker.offered[backend]
     if not offer.keeps_timings or not options.get("timing_cache", True):
@@ -57,7 +57,7 @@ def find(session: Session, worker: Worker, backend: str, options: Mapping[str, A
 
 
 def fetch(cache: PlatformTimings | None, worker: Worker, watch: Watch) -> str | None:
-    """Get a timing cache onto this machine and return its path; None where there is none to be had."""
+    """Get a timing cache onto this machine and return its path; None if there is none, or if it cannot be read."""
     if cache is None or cache.digest is None:
         return None
     try:
@@ -68,7 +68,10 @@ def fetch(cache: PlatformTimings | None, worker: Worker, watch: Watch) -> str | 
 
 
 def put(cache: PlatformTimings | None, written: str | None, worker: Worker, watch: Watch) -> NewTimings | None:
-    """Put what a build wrote into the store, merged with what is there by now; None where it wrote nothing new."""
+    """Put what a build wrote into the store, merged with what is there by now.
+
+    None if the build wrote nothing new, or if the result cannot be put into the store.
+    """
     if cache is None or written is None:
         return None
     path = _with_others(cache, written, worker, watch)
@@ -81,12 +84,12 @@ def put(cache: PlatformTimings | None, written: str | None, worker: Worker, watc
 
 
 def publish(session: Session, made: NewTimings) -> None:
-    """Make it the timing cache of its platform; its blob is recorded already."""
+    """Make this the timing cache of its platform; its blob is recorded already."""
     replace_timing_cache(session, made.platform, digest=made.digest, nbytes=made.nbytes)
 
 
 def _with_others(cache: PlatformTimings, written: str, worker: Worker, watch: Watch) -> str:
-    """Return the path of what a build wrote, with what another worker has put into the store since it began."""
+    """Return the path of what a build wrote, merged with what another worker has stored since the build began."""
     try:
         with worker.database.reading() as session:
             newest = replace(cache, digest=find_timing_cache(session, cache.platform))

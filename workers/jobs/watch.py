@@ -1,4 +1,4 @@
-"""Keeps a job's lease while something works on it, and says when that has to stop."""
+"""Keeps a job's lease while the job is worked on, and says when the work has to stop."""
 
 import time
 from collections.abc import Callable
@@ -27,7 +27,7 @@ OutcomeT = TypeVar("OutcomeT", bound=Outcome)
 
 
 class Watch:
-    """One claim's clock. `folder` is scratch space that lasts as long as the job."""
+    """The clock and the news of one claim. `folder` is scratch space that lasts as long as the job."""
 
     def __init__(self, worker: Worker, held: Claim, folder: Path) -> None:
         self.news = News()
@@ -41,7 +41,7 @@ class Watch:
 
     @property
     def seconds(self) -> float:
-        """Time since the claim."""
+        """Seconds since the claim."""
         return time.monotonic() - self._started
 
     def ask(
@@ -50,9 +50,10 @@ class Watch:
         expected: type[OutcomeT],
         on_plan: Callable[[PlanWritten], None] = lambda _written: None,
     ) -> OutcomeT:
-        """Have the engine host do something; the host is killed when the job has to stop.
+        """Have the engine host carry out a request; the host is killed if the job has to stop.
 
-        `on_plan` is told of a plan that the host wrote. Raises BackendError, EngineHostDied and what `tick` raises.
+        `on_plan` is called with each plan that the host has written. Raises BackendError, EngineHostDied and what
+        `tick` raises.
         """
 
         def hear(message: Message) -> None:
@@ -67,20 +68,23 @@ class Watch:
         return outcome
 
     def during(self, action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Move artifacts in a thread; when the job has to stop the thread is left to end by itself."""
+        """Run an action that moves artifacts, in a thread; if the job has to stop, the thread is left to end by itself.
+
+        Raises what the action raises, and what `tick` raises.
+        """
         return self.join(self._worker.io.submit(action, *args, **kwargs))
 
     def join(self, future: Future[T]) -> T:
-        """Wait for a thread likewise."""
+        """Wait for a thread's result, and `tick` meanwhile."""
         while not wait([future], timeout=TICK_S).done:
             self.tick()
         return future.result()
 
     def tick(self) -> None:
-        """Renew, tell and look where it is time to.
+        """Renew the lease, write the news and look for a cancel, each if it is due.
 
-        Raises LeaseLost, CancelAsked, DeadlineExceeded or ShuttingDown. A database that is down for a
-        moment stops no compile: if the lease is gone afterwards, the fence sees to it.
+        Raises LeaseLost, CancelAsked, DeadlineExceeded or ShuttingDown. A database that is down for a moment stops no
+        compile. If the lease is lost meanwhile, the fence keeps this attempt from writing anything.
         """
         if self._worker.stopping.is_set():
             raise ShuttingDown

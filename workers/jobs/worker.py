@@ -33,9 +33,9 @@ from workers.identity import new_identity
 from workers.jobs.plans import PlanVerifier
 from workers.jobs.stored import Sources
 
-IO_THREADS = 4  # an upload that a cancel left behind must not hold up the next job
-OUTAGE_PAUSES_S = (0.2, 1.0, 5.0)  # a compile of minutes is not thrown away for a database that restarts
-PUT_PAUSES_S = (*OUTAGE_PAUSES_S, *(5.0,) * 5)  # beside the job, which may lose its lease meanwhile
+IO_THREADS = 4  # several, so that an upload that a cancel left behind does not hold up the next job
+OUTAGE_PAUSES_S = (0.2, 1.0, 5.0)  # so that a restart of the database does not throw away a compile of minutes
+PUT_PAUSES_S = (*OUTAGE_PAUSES_S, *(5.0,) * 5)  # for a thread beside the job, which may lose its lease meanwhile
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
@@ -45,8 +45,8 @@ T = TypeVar("T")
 class Worker:
     """What the jobs of one process work with.
 
-    `device` is its name as engines record it. `offered` has by name what the backends that can be used on it offer.
-    `stopping` is set once the process is to end. `job_id` is the job at hand.
+    `device` is the device's name as engines record it. `offered` maps the name of each backend that can be used here to
+    what it offers. `stopping` is set once the process has been told to stop. `job_id` is the job at hand.
     """
 
     id: str
@@ -72,9 +72,10 @@ class Worker:
 
     @property
     def queues(self) -> tuple[str, ...]:
-        """The queue of each backend this device offers, and of it one for each platform whose engines it loads.
+        """The queues that this worker takes jobs from.
 
-        Where it loads none, as it compiles for other devices only, one for such workers.
+        Each backend on this device has a queue, and one more queue for each platform whose engines it loads here. If it
+        loads none, because it compiles for other devices only, the second queue is that of all such workers.
         """
         return tuple(
             queue_of(backend, platform)
@@ -83,7 +84,7 @@ class Worker:
         )
 
     def served(self, backend: str) -> Served:
-        """Return the engines of a backend that this device is good for; ServiceError where it does not offer it."""
+        """Return which engines of a backend this device makes or loads; ServiceError if it does not offer any."""
         if backend not in self.offered:
             raise ServiceError(
                 f"This worker's device does not offer the backend {backend!r}. Restart a worker whose device does.",
@@ -93,13 +94,16 @@ class Worker:
         return Served([offer.version], {*offer.makes, *offer.loads})
 
     def put(self, path: Path, *, digest: str | None = None) -> tuple[str, int]:
-        """Put a file into the store as `ArtifactStore.put_file` does; collection finds it if no job comes to use it."""
+        """Put a file into the store as `ArtifactStore.put_file` does, and return its digest and its size in bytes.
+
+        If no job comes to use the file, it is collected.
+        """
         used_within_s = self.settings.job_deadline_s
         put = partial(artifacts.put_file, self.database, self.store, path, digest=digest, used_within_s=used_within_s)
         return self.through_outage(put, PUT_PAUSES_S)
 
     def through_outage(self, write: Callable[[], T], pauses_s: Sequence[float] = OUTAGE_PAUSES_S) -> T:
-        """Write to the database, again where it does not answer for a moment."""
+        """Return what `write` returns; if the database does not answer, try again after each of the pauses."""
         for pause in pauses_s:
             try:
                 return write()
@@ -109,7 +113,7 @@ class Worker:
         return write()
 
     def report(self) -> WorkerReport:
-        """Say what the fleet shows of this worker."""
+        """Return what the fleet shows of this worker."""
         described = self.host.describe()
         return WorkerReport(
             id=self.id,
@@ -123,7 +127,7 @@ class Worker:
 
 
 def usable_backends(device: str, backends: Mapping[str, BackendOffer], installable: str) -> dict[str, BackendOffer]:
-    """Return those of a host's backends that can be used; ServiceError "no_backend" if none can."""
+    """Return the backends of a host that can be used; ServiceError "no_backend" if none can."""
     usable = {name: offer for name, offer in backends.items() if offer.available}
     if usable:
         return usable
@@ -134,10 +138,10 @@ def usable_backends(device: str, backends: Mapping[str, BackendOffer], installab
 
 @contextmanager
 def open_worker(settings: Settings, device: str) -> Iterator[Worker]:
-    """Make a worker for `device` ("cpu", "cuda:0") and close all it holds at the end.
+    """Make a worker for `device` ("cpu", "cuda:0"), and close all that it holds when the block ends.
 
-    Raises ServiceError where no backend can be used on it, BackendError where there is no such device, and
-    EngineHostDied where its engine host does not start.
+    Raises ServiceError if no backend can be used on the device, BackendError if the device does not exist, and
+    EngineHostDied if its engine host does not start.
     """
     remove_abandoned(settings.scratch_dir)
     database = Database(settings.database)
