@@ -1,6 +1,6 @@
-"""CUDA as far as engines need it: a thin, checked layer over cuda-bindings.
+"""The part of CUDA that engines need: a thin, checked layer over cuda-bindings.
 
-The engine host of a GPU is the only process that uses it, on the one GPU that it sees.
+Only the engine host of a GPU uses it, on the one GPU that it sees.
 """
 
 from workers.engine_host.cuda.device import MemoryInfo, device_facts, memory_info

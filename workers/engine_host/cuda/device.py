@@ -12,7 +12,7 @@ NO_GPU = "cudaErrorNoDevice"
 
 @dataclass(frozen=True, slots=True)
 class MemoryInfo:
-    """Bytes of device memory, of all processes together."""
+    """Device memory in bytes; `free` is what all processes together leave."""
 
     free: int
     total: int

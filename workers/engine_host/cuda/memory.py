@@ -1,4 +1,4 @@
-"""Memory on the device, memory of the host that the device reaches by itself, and copies between them."""
+"""Memory on the device, page-locked memory of the host, and copies between them."""
 
 import ctypes
 from typing import Any, Self
@@ -13,22 +13,22 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class DeviceBuffer:
-    """Memory on the device that grows: `nbytes` from the address `pointer` on.
+    """Memory on the device that can grow: `nbytes` bytes at the address `pointer`.
 
-    It is given back by `close`, or when nothing refers to it any more.
+    The memory is given back by `close`, or when nothing refers to the buffer any more.
     """
 
     def __init__(self, nbytes: int = 0) -> None:
-        """Allocate at least `nbytes`; CudaError "device_out_of_memory" where that fails."""
+        """Allocate at least `nbytes`; CudaError "device_out_of_memory" if that fails."""
         self.pointer = 0
         self.nbytes = 0
         self._give_back: finalize[[int], DeviceBuffer] | None = None
         self.reserve(nbytes)
 
     def reserve(self, nbytes: int) -> None:
-        """Have room for `nbytes`. Where there is not enough the content is lost and the address another one.
+        """Make sure that the buffer has room for `nbytes`. If it grows, its content is lost and `pointer` changes.
 
-        Raises CudaError "device_out_of_memory", after which the buffer is empty.
+        Raises CudaError "device_out_of_memory"; the buffer is empty then.
         """
         wanted = max(nbytes, 1)  # so that an empty tensor has an address as well
         if wanted <= self.nbytes:
@@ -40,7 +40,7 @@ class DeviceBuffer:
         self._give_back.atexit = False  # the driver frees what a process leaves
 
     def close(self) -> None:
-        """Give the memory back; it may be reserved again."""
+        """Give the memory back; `reserve` may be called again."""
         if self._give_back is not None:
             self._give_back()
         self._give_back = None
@@ -56,8 +56,8 @@ class DeviceBuffer:
 def page_locked(nbytes: int) -> Array:
     """Return page-locked memory of the host, U8 [nbytes], which the device reads and writes at its link's full speed.
 
-    It is given back when neither the array nor a view of it is left. CudaError "device_out_of_memory" where there is
-    none.
+    The memory is given back when neither the array nor a view of it is left. Raises CudaError "device_out_of_memory" if
+    there is none.
     """
     pointer = int(check(cudart().cudaHostAlloc(max(nbytes, 1), cudart().cudaHostAllocDefault)))
     memory = (ctypes.c_uint8 * nbytes).from_address(pointer)
@@ -68,34 +68,34 @@ def page_locked(nbytes: int) -> Array:
 def copy_to_device(target: int, source: Array, stream: Stream) -> None:
     """Queue a copy to the device address `target`.
 
-    The array has been read when this returns; one in page-locked memory only once the stream has come so far. Raises
-    CudaError, and ValueError where the array is not contiguous.
+    When this returns, the array has been read. An array in page-locked memory is an exception: the device reads it when
+    the stream comes to the copy. Raises CudaError, and ValueError if the array is not contiguous.
     """
     kind = cudart().cudaMemcpyKind.cudaMemcpyHostToDevice
     check(cudart().cudaMemcpyAsync(target, bytes_of(source).ctypes.data, source.nbytes, kind, stream.handle))
 
 
 def copy_to_host(target: Array, source: int, stream: Stream) -> None:
-    """Queue a copy from the device address `source`; the array is filled once the stream has come so far.
+    """Queue a copy from the device address `source`; the array is filled when the stream has come to the copy.
 
-    Into page-locked memory the device writes by itself; into any other the driver does, and the caller waits.
+    The device writes into page-locked memory by itself. Into any other memory the driver copies, and the caller waits.
 
-    Raises CudaError, and ValueError where the array is not contiguous.
+    Raises CudaError, and ValueError if the array is not contiguous.
     """
     kind = cudart().cudaMemcpyKind.cudaMemcpyDeviceToHost
     check(cudart().cudaMemcpyAsync(bytes_of(target).ctypes.data, source, target.nbytes, kind, stream.handle))
 
 
 def bytes_of(array: Array) -> Array:
-    """Return an array's own bytes, flat U8; ValueError where it is not contiguous."""
+    """Return an array's own bytes as a flat U8 array; ValueError if the array is not contiguous."""
     if not array.flags.c_contiguous:
         raise ValueError(f"an array of strides {array.strides} is not contiguous: copy it first")
     return array.reshape(-1).view(np.uint8)
 
 
 def _free(pointer: int) -> None:
-    cudart().cudaFree(pointer)  # fails only where an earlier call has failed and said so
+    cudart().cudaFree(pointer)  # fails only if an earlier call has failed and said so
 
 
 def _free_page_locked(pointer: int) -> None:
-    cudart().cudaFreeHost(pointer)  # likewise
+    cudart().cudaFreeHost(pointer)  # fails only if an earlier call has failed and said so

@@ -9,17 +9,17 @@ OUT_OF_MEMORY = "cudaErrorMemoryAllocation"
 
 
 class CudaError(BackendError):
-    """A CUDA call failed; `name` is CUDA's own of the error, such as "cudaErrorIllegalAddress".
+    """A CUDA call failed; `name` is CUDA's name for the error, such as "cudaErrorIllegalAddress".
 
-    `code` is "device_out_of_memory", after which the device works as before, or "device_failed", after which
-    nothing in this process should rely on it: most such errors come back from every later call.
+    `code` is "device_out_of_memory" or "device_failed". After the first, the device works as before. After the second,
+    nothing in this process should rely on the device: most such errors come back from every later call.
     """
 
     name = ""
 
 
 def cudart() -> Any:  # noqa: ANN401 - cuda-bindings is typed by its functions' docstrings only
-    """Return the CUDA runtime of cuda-bindings; BackendError "cuda_not_installed" where it is missing."""
+    """Return the CUDA runtime of cuda-bindings; BackendError "cuda_not_installed" if it is missing."""
     try:
         return import_module("cuda.bindings.runtime")
     except ImportError as error:
@@ -31,16 +31,16 @@ def cudart() -> Any:  # noqa: ANN401 - cuda-bindings is typed by its functions' 
 
 
 def check(result: tuple[Any, ...]) -> Any:  # noqa: ANN401 - as the call has it
-    """Return what a call answered, without its status: nothing, one value or a tuple; raises CudaError."""
+    """Return the result of a call without its status: None, one value or a tuple. Raises CudaError if it failed."""
     status, *values = result
     if int(status) != 0:
-        cudart().cudaGetLastError()  # what CUDA goes on remembering, TensorRT would take for a failure of its own
+        cudart().cudaGetLastError()  # clears the error that CUDA remembers; TensorRT would take it for its own
         raise failure(status)
     return values[0] if len(values) == 1 else tuple(values) or None
 
 
 def failure(status: Any) -> CudaError:  # noqa: ANN401 - a cudaError_t
-    """Return the error of a status."""
+    """Return the error for a status."""
     name, text = (_words(answer) for answer in (cudart().cudaGetErrorName(status), cudart().cudaGetErrorString(status)))
     error = CudaError(*_explained(name, text))
     error.name = name

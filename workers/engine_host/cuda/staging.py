@@ -1,6 +1,6 @@
 """Copies to the device through page-locked memory.
 
-Out of any other, such as a mapped file, the driver copies piece by piece with one thread, and the caller waits for it.
+The driver copies from any other memory, such as a mapped file, piece by piece with one thread, and the caller waits.
 """
 
 import os
@@ -12,26 +12,26 @@ from workers.engine_host.cuda.stream import CudaEvent, Stream
 
 CHUNK_BYTES = 32 << 20
 CHUNKS = 2  # the device reads one while the other is filled
-PART_BYTES = 4 << 20  # of a chunk, filled by one thread: a single one copies slower than the device reads
+PART_BYTES = 4 << 20  # of a chunk for each thread that fills it; one thread copies slower than the device reads
 
 
 class Staging:
-    """A ring of page-locked chunks, allocated when first needed and kept."""
+    """A ring of page-locked chunks, which are allocated when they are first needed, and then kept."""
 
     def __init__(self, chunk_bytes: int = CHUNK_BYTES) -> None:
         self._chunk_bytes = chunk_bytes
         self._ring: deque[_Chunk] = deque()
-        self._fillers = ThreadPoolExecutor(os.cpu_count())  # starts its threads when it is first used
+        self._fillers = ThreadPoolExecutor(os.cpu_count())  # the pool starts its threads when it is first used
 
     def reserve(self) -> None:
-        """Allocate the chunks where they are not there; CudaError "device_out_of_memory" where they cannot be had."""
+        """Allocate the chunks that are missing; CudaError "device_out_of_memory" if there is no memory for them."""
         while len(self._ring) < CHUNKS:
             self._ring.append(_Chunk(self._chunk_bytes))
 
     def copy_to_device(self, target: int, source: Array, stream: Stream) -> None:
-        """Queue copies of an array to the device address `target`; it has been read when this returns.
+        """Queue copies of an array to the device address `target`; the array has been read when this returns.
 
-        Raises CudaError, and ValueError where the array is not contiguous.
+        Raises CudaError, and ValueError if the array is not contiguous.
         """
         self.reserve()
         data = bytes_of(source)
@@ -49,7 +49,10 @@ class _Chunk:
         self._is_read = CudaEvent()
 
     def send(self, data: Array, target: int, stream: Stream, fillers: ThreadPoolExecutor) -> None:
-        """Queue a copy of `data`, U8 and no longer than the chunk, once the device has read what is in the chunk."""
+        """Wait until the device has read the chunk, then fill it with `data` and queue a copy to `target`.
+
+        `data` is U8 and no longer than the chunk.
+        """
         self._is_read.wait()
         piece = self._memory[: data.nbytes]
 

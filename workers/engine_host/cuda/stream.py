@@ -7,7 +7,7 @@ from workers.engine_host.cuda.runtime import check, cudart
 
 
 class Stream:
-    """A queue of work, which does not wait for the default stream."""
+    """A queue of work on the device, which does not wait for the default stream."""
 
     def __init__(self) -> None:
         """Make a stream; raises CudaError."""
@@ -21,7 +21,7 @@ class Stream:
         return int(self._stream)
 
     def synchronize(self) -> None:
-        """Wait until all that was queued is done; raises the CudaError of what failed on the way."""
+        """Wait until all queued work is done; raises CudaError if some of it failed."""
         check(cudart().cudaStreamSynchronize(self._stream))
 
     def close(self) -> None:
@@ -36,7 +36,7 @@ class Stream:
 
 
 class CudaEvent:
-    """A mark in a stream that tells when the device came to it."""
+    """A mark in a stream, which tells when the device came to it."""
 
     def __init__(self) -> None:
         """Make an event; raises CudaError."""
@@ -45,17 +45,17 @@ class CudaEvent:
         self._give_back.atexit = False
 
     def record(self, stream: Stream) -> None:
-        """Put the mark behind what is queued so far; raises CudaError."""
+        """Put the mark behind the work that is queued so far; raises CudaError."""
         check(cudart().cudaEventRecord(self._event, stream.handle))
 
     def wait(self) -> None:
-        """Wait until the device has come to the mark, if it was ever put anywhere; raises CudaError."""
+        """Wait until the device has come to the mark; return at once if `record` was never called. Raises CudaError."""
         check(cudart().cudaEventSynchronize(self._event))
 
     def seconds_since(self, earlier: "CudaEvent") -> float:
-        """Wait for this mark and return the seconds the device took from an earlier one, to half a microsecond."""
+        """Wait for this mark and return the seconds that the device took from `earlier`, to half a microsecond."""
         self.wait()
-        return float(check(cudart().cudaEventElapsedTime(earlier._event, self._event))) / 1000  # noqa: SLF001 - of its kind
+        return float(check(cudart().cudaEventElapsedTime(earlier._event, self._event))) / 1000  # noqa: SLF001 - another event's own field
 
     def close(self) -> None:
         """Give the event back."""
@@ -63,4 +63,4 @@ class CudaEvent:
 
 
 def _destroy(function: str, handle: Any) -> None:  # noqa: ANN401 - a stream or an event
-    getattr(cudart(), function)(handle)  # fails only where an earlier call has failed and said so
+    getattr(cudart(), function)(handle)  # fails only if an earlier call has failed and said so
