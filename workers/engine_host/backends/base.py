@@ -1,6 +1,6 @@
 """What an adapter implements: `Backend` and `LoadedEngine`, and nothing else.
 
-`workers.engine_host.conformance` has a check for each thing that is promised here.
+`workers.engine_host.conformance` has a check for each promise that is made here.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,11 +24,11 @@ Arrays = Mapping[str, "np.ndarray[Any, Any]"]
 class Offered:
     """What a backend can do on this device, as the fleet shows it.
 
-    A platform names the machines a plan works on, such as "cpu" or "8.6.1/NVIDIA H100 80GB HBM3": `makes` are
-    those this device can compile for, the default first, and `loads` those whose plans it can run.
+    A platform names the machines that a plan works on, such as "cpu" or "8.6.1/NVIDIA H100 80GB HBM3". `makes` are the
+    platforms that this device can compile for, the default first. `loads` are the platforms whose plans it can run.
     `capabilities` is JSON. "build", "refit", "run" and "plan_holds_weights" are booleans. "options" maps the name of
-    each build option to a JSON Schema, with a default if it has one. "lacks" maps options and values that other
-    versions have to the reason why this one has not.
+    each build option to a JSON Schema, with a default if it has one. "lacks" maps each option or value that only other
+    versions have to the reason.
     """
 
     version: str
@@ -38,64 +38,65 @@ class Offered:
 
 
 class LoadedEngine(Protocol):
-    """An engine ready to run. `nbytes` is the memory it keeps, in bytes."""
+    """An engine that is ready to run."""
 
     @property
     def nbytes(self) -> int:
-        """Memory this engine keeps while it is resident, in bytes; runs may make it grow."""
+        """The memory that this engine keeps while it is resident, in bytes; runs may make it grow."""
         ...
 
     def run(self, inputs: Arrays) -> "dict[str, np.ndarray[Any, Any]]":
-        """Run once; inputs and outputs by name, in the dtypes of the definition. Raises `BackendError`.
+        """Run once. Inputs and outputs are by name, in the dtypes of the definition. Raises `BackendError`.
 
         The next run of the same engine may overwrite the outputs.
         """
         ...
 
     def measure(self, inputs: Arrays, *, iterations: int, warmup: int) -> Sequence[float]:
-        """Return the seconds each of `iterations` runs took, after `warmup` others."""
+        """Return the seconds that each of `iterations` runs took, after `warmup` others that do not count."""
         ...
 
     def layers(self, inputs: Arrays) -> tuple[tuple[str, float], ...]:
-        """Return (name, seconds) of each layer of one run; empty where the runtime does not tell."""
+        """Return (name, seconds) of each layer of one run; empty if the runtime does not tell."""
         ...
 
     def inspect(self) -> Any:  # noqa: ANN401 - whatever JSON the runtime has
-        """Return what the runtime says of the compiled layers, as JSON; None where it says nothing."""
+        """Return what the runtime says of the compiled layers, as JSON; None if it says nothing."""
         ...
 
 
 class Room(Protocol):
-    """Makes room on the device where there is none: a backend is opened with one, for steps within a request."""
+    """Makes room on the device if an attempt finds none; a backend uses it for single steps of a request."""
 
     def __call__(self, attempt: Callable[[], T]) -> T:
-        """Return what `attempt` does; where it runs out of device memory, idle engines go and it is made once more."""
+        """Return the result of `attempt`; if device memory runs out, drop the idle engines and try once more."""
         ...
 
 
 class Backend(Protocol):
     """What compiles and runs definitions on one device.
 
-    Every method may raise `BackendError`, and no other error that can be foreseen. A parameter without weights is
-    "missing_weights", one whose weights have another shape or dtype is "wrong_weights", a lost file is "file_failed".
+    Every method may raise `BackendError`, and no other error that can be foreseen. The code is "missing_weights" if a
+    parameter has no weights, "wrong_weights" if they have another shape or dtype than the parameter, and "file_failed"
+    if a file is lost.
     """
 
     @property
     def offered(self) -> Offered:
-        """What this backend can do here."""
+        """What this backend can do on this device."""
         ...
 
     @property
     def refits_in_place(self) -> bool:
-        """Whether a refit changes the resident engine itself, so that it is the new engine afterwards."""
+        """Whether a refit changes the resident engine itself, which is then the new engine."""
         ...
 
     def build(self, request: Build, report: Report) -> tuple[Built, LoadedEngine | None]:
-        """Compile, write the plan, and return the engine loaded; None where this device cannot load it.
+        """Compile, write the plan, and return the engine loaded, or None if this device cannot load it.
 
         The plan is for the first platform of `offered.makes` unless an option asks for another one. A build that fails
-        leaves no plan. An option, or a value, that is not declared is "bad_option". Where only the loading runs out of
-        device memory, only that may be tried again: compiling takes minutes.
+        leaves no plan. An option or a value that is not declared is "bad_option". If loading runs out of device memory,
+        the backend tries the loading again and not the compilation, which takes minutes.
         """
         ...
 
@@ -104,29 +105,29 @@ class Backend(Protocol):
         ...
 
     def refit(self, request: Refit, resident: LoadedEngine | None, report: Report) -> tuple[Refitted, LoadedEngine]:
-        """Make a new engine of the parent's plan; where plans hold weights it has none of its own yet.
+        """Make a new engine from the parent's plan; if plans hold weights, it has no plan of its own yet.
 
-        `resident` is the parent or, where refits are in place, any engine of the same compiled plan. It is None where
-        there is none. Where a refit in place raises, `resident` must not be used again.
+        `resident` is the parent, or any engine of the same compiled plan if refits are in place, or None if there is
+        none. If a refit in place raises, `resident` must not be used again.
         """
         ...
 
     def materialising(
         self, plan: str, engine: LoadedEngine, report: Report
     ) -> AbstractContextManager[Future[Materialised]]:
-        """Serialize an engine this backend loaded, and write its plan to the path `plan` beside a block.
+        """Serialize an engine that this backend loaded, and write its plan to the path `plan` while a block runs.
 
-        BackendError if plans hold no weights: they are there from the start.
-        `timings` are of what is done before the block begins. The engine is not kept any longer than that, nor its plan
-        in memory once it is written. The future is done, and its callbacks have run, when the block has ended.
+        The serializing comes before the block. `timings` of the outcome cover this part only. The backend does not keep
+        the engine after it, nor the plan in memory once it is written. When the block has ended, the future is done and
+        its callbacks have run. Raises BackendError if plans hold no weights: such plans are there from the start.
         """
         ...
 
 
 @runtime_checkable
 class MergesTimings(Protocol):
-    """What a backend can do besides, whose timing caches another process can read back."""
+    """What a backend can do besides if another process can read its timing caches."""
 
     def merge_timings(self, request: MergeTimings, report: Report) -> None:
-        """Carry out the request; BackendError where one of the caches cannot be read or does not go with the others."""
+        """Carry out the request; BackendError if one of the caches cannot be read or does not fit the others."""
         ...

@@ -1,4 +1,4 @@
-"""Opens backends. Nothing else imports one."""
+"""Opens backends. No other module imports one."""
 
 from importlib import import_module
 from pathlib import Path
@@ -10,10 +10,10 @@ from workers.engine_host.tensors import ParameterFiles
 
 
 def open_backend(name: str, device: str, scratch: Path, files: ParameterFiles, room: Room) -> Backend:
-    """Import a backend's factory and call it with the same arguments; what it returns is open on `device`.
+    """Import a backend's factory, and return the backend that it opens on `device` with these arguments.
 
-    Raises BackendError "backend_not_installed" if the backend is not there for this device, ImportError if it is and
-    cannot be imported, and what the factory raises.
+    Raises BackendError "backend_not_installed" if the backend is not installed for this device, ImportError if it is
+    installed and cannot be imported, and what the factory raises.
     """
     there = installed_backends(device)
     if name not in there:

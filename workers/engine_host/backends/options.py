@@ -10,8 +10,8 @@ from workers.channel.messages import BackendError
 def settled(options: Mapping[str, Any], declared: Mapping[str, Any]) -> dict[str, Any]:
     """Return every option that has a value or a default; BackendError "bad_option" if one is refused.
 
-    `declared` are a backend's capabilities. The service has checked the options against what some worker offers, not
-    always against what this one does.
+    `declared` are a backend's capabilities. The service has checked the options against the offer of some worker, which
+    may be another one than this.
     """
     schemas = {name: [schema] for name, schema in declared["options"].items()}
     found = {name: fault_of(name, value, schemas, declared.get("lacks", {})) for name, value in options.items()}
@@ -24,6 +24,9 @@ def settled(options: Mapping[str, Any], declared: Mapping[str, Any]) -> dict[str
 
 
 def completed(options: Mapping[str, Any], declared: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of an engine that is there, and the defaults; who built it may take more than this worker."""
+    """Return the options of an existing engine, with the defaults filled in.
+
+    They are not checked, because the worker that built the engine may take more options than this one.
+    """
     schemas = declared["options"]
     return {name: schema["default"] for name, schema in schemas.items() if "default" in schema} | dict(options)

@@ -8,7 +8,7 @@ from workers.channel.messages import Progress, Report
 
 
 class Stopwatch:
-    """Tells of each phase as it begins and adds up its seconds."""
+    """Reports each phase as it begins, and adds up the seconds of each phase."""
 
     def __init__(self, report: Report) -> None:
         self.seconds: dict[str, float] = {}
@@ -16,7 +16,7 @@ class Stopwatch:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count what happens inside towards `name`, whether or not it succeeds."""
+        """Add the time of the block to the phase `name`, whether or not the block succeeds."""
         self._report(Progress(name))
         started = time.perf_counter()
         try:

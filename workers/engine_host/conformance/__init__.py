@@ -1,9 +1,9 @@
-"""What every backend promises, as checks that anybody who writes one can run against it.
+"""What every backend promises, as checks that the author of a backend can run against it.
 
 `backends.base` says in words what a backend does. Here each promise is a function `check_...(harness)`. It raises
-`BrokenPromise` if the backend does otherwise, or what the backend raises when it should not. `PROMISES` are all of
-them; `promises_of` returns those that concern the backend at hand: one that only compiles promises nothing of runs.
-`docs/adding.md` shows a test with them.
+`BrokenPromise` if the backend breaks the promise; an error that the backend should not raise passes through. `PROMISES`
+are all checks. `promises_of` returns those that concern the backend at hand: a backend that only compiles promises
+nothing about runs. `docs/adding.md` shows a test that uses them.
 """
 
 from workers.engine_host.conformance.building import BUILDING

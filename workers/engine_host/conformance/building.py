@@ -17,7 +17,7 @@ OTHER_VALUE = {"no": "such value"}
 
 
 def check_the_offer_can_be_shown(harness: Harness) -> None:
-    """The fleet shows the offer as JSON; every backend makes something and says what it is able to do."""
+    """The fleet shows the offer as JSON. Every backend makes plans for some platform and says what it is able to do."""
     offered = harness.backend.offered
     keep(bool(offered.version), "the offer has no version")
     keep(bool(offered.makes), "the offer names no platform that can be compiled for")
@@ -33,7 +33,7 @@ def check_options_have_schemas_that_accept_their_defaults(harness: Harness) -> N
 
 
 def check_a_build_writes_its_plan_and_says_its_digest(harness: Harness) -> None:
-    """The plan lies whole at the path asked for when the build returns."""
+    """When the build returns, the whole plan lies at the path asked for."""
     request = harness.request(harness.sources(weights(1)))
     built, _ = harness.build(request)
     keep(built.plan == request.plan, f"the plan is said to lie at {built.plan}, not at {request.plan}")
@@ -44,7 +44,7 @@ def check_a_build_writes_its_plan_and_says_its_digest(harness: Harness) -> None:
 
 
 def check_a_build_is_for_the_default_platform(harness: Harness) -> None:
-    """Unless an option asks for another one, a plan is for the first platform of `makes`."""
+    """A plan is for the first platform of `makes` unless an option asks for another one."""
     built, _ = harness.build(harness.request(harness.sources(weights(1))))
     default = harness.backend.offered.makes[0]
     keep(built.platform == default, f"the plan is for {built.platform}, not for {default}")
@@ -102,7 +102,7 @@ def check_a_lost_file_is_a_backend_error(harness: Harness) -> None:
 
 
 def check_a_build_that_fails_leaves_no_plan(harness: Harness) -> None:
-    """Nothing lies at the path of the plan after a build that failed; that it fails is what others check."""
+    """After a build that failed, no file lies at the path of the plan. Other checks see to it that the build fails."""
     lost = harness.sources(weights(1))
     Path(lost[0].tensors[0].path).unlink()
     misfit = harness.sources(weights(1) | {"0.weight": weights(1)["0.weight"][:4]})
@@ -110,7 +110,7 @@ def check_a_build_that_fails_leaves_no_plan(harness: Harness) -> None:
         request = harness.request(sources)
         try:
             harness.build(request)
-        except Exception:  # noqa: BLE001 - which one it should be is another promise
+        except Exception:  # noqa: BLE001 - which error it should be is another promise
             keep(not Path(request.plan).exists(), "the build failed and left a plan")
 
 

@@ -39,8 +39,8 @@ class BrokenPromise(Exception):
 class Harness:
     """Builds, loads and refits a perceptron of two layers, in F32, with the backend under test.
 
-    The definition takes `x` [batch, 8] and gives `y` [batch, 8]. Files go below `folder`. `options` are those of every
-    build. `tolerance` is how far outputs that should be equal may lie apart, relative to the largest value.
+    The definition takes `x` [batch, 8] and gives `y` [batch, 8]. Files go below `folder`. Every build has the options
+    `options`. `tolerance` is the greatest difference of outputs that should be equal, relative to the largest value.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Harness:
 
     @property
     def runs(self) -> bool:
-        """Whether this device can load what is compiled here unless another platform is asked for."""
+        """Whether this device can load a plan that it compiled for its default platform."""
         return self.backend.offered.makes[0] in self.backend.offered.loads
 
     @property
@@ -76,7 +76,7 @@ class Harness:
         return bool(self.backend.offered.capabilities.get("plan_holds_weights"))
 
     def path(self, suffix: str) -> Path:
-        """Return a path where there is no file yet."""
+        """Return a path at which there is no file yet."""
         return self.folder / f"{uuid4().hex}.{suffix}"
 
     def sources(self, weights: Weights, transforms: Mapping[str, tuple[Transform, ...]] | None = None) -> Sources:
@@ -94,7 +94,7 @@ class Harness:
         return tuple(sources)
 
     def request(self, sources: Sources, **changes: Any) -> Build:  # noqa: ANN401 - fields of Build
-        """Return what a build is asked with; its plan is to lie at a new path."""
+        """Return the request for a build whose plan goes to a new path."""
         inputs = (InputSpec("x", "F32", ("batch", WIDTH)),)
         plan, profiles = str(self.path("plan")), ({"x": BATCHES},)
         asked = Build(self.name, str(self.definition), sources, inputs, plan, profiles, self.options)
@@ -105,7 +105,10 @@ class Harness:
         return self.backend.build(request, self.messages.append)
 
     def engine(self, sources: Sources) -> tuple[EngineFile, LoadedEngine]:
-        """Build an engine, and load it if the build did not: that it does is one promise, and not every other one."""
+        """Build an engine, and load it if the build did not.
+
+        That a build loads its engine is a promise of its own, which the other checks do not depend on.
+        """
         request = self.request(sources)
         built, loaded = self.build(request)
         file = request.engine(built)
@@ -124,7 +127,7 @@ class Harness:
         return outputs(self.engine(sources)[1])
 
     def keep_equal(self, actual: Array, expected: Array, what: str) -> None:
-        """Raise BrokenPromise unless both are the same, but for rounding."""
+        """Raise BrokenPromise unless both arrays are the same but for rounding."""
         keep((actual.shape, actual.dtype) == (expected.shape, expected.dtype), f"{what}: shape or dtype differ")
         apart = float(np.abs(actual - expected).max()) / max(float(np.abs(expected).max()), 1e-6)
         keep(apart <= self.tolerance, f"{what}: outputs lie {apart} apart, {self.tolerance} is allowed")
@@ -133,8 +136,8 @@ class Harness:
 Check = Callable[[Harness], None]
 
 
-def keep(is_kept: bool, otherwise: str) -> None:  # noqa: FBT001 - the condition is the one thing it is about
-    """Raise BrokenPromise, with what the backend does instead, unless a promise is kept."""
+def keep(is_kept: bool, otherwise: str) -> None:  # noqa: FBT001 - the condition is the point of this function
+    """Raise BrokenPromise unless a promise is kept; `otherwise` says what the backend does instead."""
     if not is_kept:
         raise BrokenPromise(otherwise)
 

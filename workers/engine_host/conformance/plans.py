@@ -11,7 +11,7 @@ from workers.engine_host.conformance.harness import Check, Harness, keep, output
 
 
 def check_a_refit_has_no_plan_yet(harness: Harness) -> None:
-    """If plans hold weights, a refitted engine has a plan of its own once it is materialised."""
+    """If plans hold weights, a refitted engine has no plan of its own until it is materialised."""
     parent, resident = harness.engine(harness.sources(weights(1)))
     request = Refit(parent, harness.sources(weights(2)), None)
     refitted, _ = harness.backend.refit(request, resident, harness.messages.append)
@@ -19,7 +19,7 @@ def check_a_refit_has_no_plan_yet(harness: Harness) -> None:
 
 
 def check_an_engine_without_a_plan_is_loaded_from_another_ones(harness: Harness) -> None:
-    """`parameters` count where they differ from `plan_parameters`, with which the plan was made."""
+    """The engine computes with its `parameters`, not with the `plan_parameters` that the plan was made with."""
     first, second = harness.sources(weights(1)), harness.sources(weights(2))
     expected = harness.fresh(second)
     parent, _ = harness.engine(first)
@@ -28,7 +28,7 @@ def check_an_engine_without_a_plan_is_loaded_from_another_ones(harness: Harness)
 
 
 def check_an_engine_without_a_plan_can_be_refitted(harness: Harness) -> None:
-    """What a refit has to set is what differs from the plan it starts from, not from the parent's parameters."""
+    """A refit sets the values that differ from the plan it starts from, not those that differ from the parent's."""
     first, second = harness.sources(weights(1)), harness.sources(weights(2))
     third = harness.sources(weights(2) | {"0.bias": weights(3)["0.bias"]})
     expected = harness.fresh(third)
@@ -38,7 +38,7 @@ def check_an_engine_without_a_plan_can_be_refitted(harness: Harness) -> None:
 
 
 def check_a_materialised_plan_lies_where_it_is_said_to(harness: Harness) -> None:
-    """The plan lies whole at the path asked for, and its digest and size are told."""
+    """The whole plan lies at the path asked for, and its digest and size are told."""
     _, engine = _refitted(harness)
     made = _materialised(harness, engine)
     data = Path(made.plan).read_bytes()
@@ -47,7 +47,7 @@ def check_a_materialised_plan_lies_where_it_is_said_to(harness: Harness) -> None
 
 
 def check_a_materialised_plan_computes_the_same(harness: Harness) -> None:
-    """What it was written from and what is loaded from it give the same outputs."""
+    """An engine and the one that is loaded from its plan give the same outputs."""
     file, engine = _refitted(harness)
     made = _materialised(harness, engine)
     again = harness.load(replace(file, plan=made.plan, plan_parameters=None))
@@ -55,7 +55,7 @@ def check_a_materialised_plan_computes_the_same(harness: Harness) -> None:
 
 
 def check_a_materialised_plan_can_be_refitted(harness: Harness) -> None:
-    """It is as good a parent as one that was compiled."""
+    """A materialised plan is as good a parent as a compiled one."""
     third = harness.sources(weights(3))
     expected = harness.fresh(third)
     file, engine = _refitted(harness)
@@ -64,7 +64,7 @@ def check_a_materialised_plan_can_be_refitted(harness: Harness) -> None:
 
 
 def check_a_plan_is_written_when_its_block_ends(harness: Harness) -> None:
-    """By then the future is done, and its callbacks have run."""
+    """When the block has ended, the future is done and its callbacks have run."""
     _, engine = _refitted(harness)
     told: list[Future[Materialised]] = []
     with harness.backend.materialising(str(harness.path("plan")), engine, harness.messages.append) as writing:
@@ -82,7 +82,7 @@ def check_a_refit_has_its_parents_plan(harness: Harness) -> None:
 
 
 def check_a_plan_without_weights_serves_any(harness: Harness) -> None:
-    """The weights are those that the engine is loaded with, whichever it was compiled with."""
+    """The engine has the weights that it is loaded with, whichever weights it was compiled with."""
     second = harness.sources(weights(2))
     expected = harness.fresh(second)
     parent, _ = harness.engine(harness.sources(weights(1)))

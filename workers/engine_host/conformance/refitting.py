@@ -15,7 +15,7 @@ from workers.engine_host.conformance.harness import (
 
 
 def check_a_refit_equals_a_fresh_build(harness: Harness) -> None:
-    """An engine that is resident and refitted computes what one built with the new weights computes."""
+    """A resident engine that is refitted computes the same as an engine built with the new weights."""
     sources = harness.sources(weights(2))
     expected = harness.fresh(sources)
     parent, resident = harness.engine(harness.sources(weights(1)))
@@ -23,7 +23,7 @@ def check_a_refit_equals_a_fresh_build(harness: Harness) -> None:
 
 
 def check_a_refit_needs_no_resident_engine(harness: Harness) -> None:
-    """Without one it loads the parent's plan first."""
+    """If no engine is resident, a refit loads the parent's plan first."""
     sources = harness.sources(weights(2))
     expected = harness.fresh(sources)
     parent, _ = harness.engine(harness.sources(weights(1)))
@@ -31,7 +31,7 @@ def check_a_refit_needs_no_resident_engine(harness: Harness) -> None:
 
 
 def check_a_refit_says_whether_an_engine_was_resident(harness: Harness) -> None:
-    """`warm` says so."""
+    """`warm` is true if a refit was given a resident engine, and false otherwise."""
     parent, resident = harness.engine(harness.sources(weights(1)))
     request = Refit(parent, harness.sources(weights(2)), None)
     for engine in (None, resident):
@@ -40,7 +40,7 @@ def check_a_refit_says_whether_an_engine_was_resident(harness: Harness) -> None:
 
 
 def check_a_refit_counts_the_parameters_that_changed(harness: Harness) -> None:
-    """`changed` counts parameters whose values differ from the parent's, whatever else a refit touches."""
+    """`changed` counts the parameters whose values differ from the parent's, whatever else a refit touches."""
     first, second = weights(1), weights(2)
     for count in (0, 1, len(first)):
         parent, resident = harness.engine(harness.sources(first))
@@ -50,7 +50,7 @@ def check_a_refit_counts_the_parameters_that_changed(harness: Harness) -> None:
 
 
 def check_a_refit_never_changes_the_parents_plan(harness: Harness) -> None:
-    """What is published stays as it is."""
+    """The plan of a published engine stays as it is."""
     parent, resident = harness.engine(harness.sources(weights(1)))
     before = Path(parent.plan).read_bytes()
     harness.refit(Refit(parent, harness.sources(weights(2)), None), resident)
@@ -58,7 +58,7 @@ def check_a_refit_never_changes_the_parents_plan(harness: Harness) -> None:
 
 
 def check_a_refit_that_fails_says_so(harness: Harness) -> None:
-    """It raises BackendError, and the parent can be loaded again."""
+    """A refit that fails raises BackendError, and the parent can be loaded again."""
     parent, resident = harness.engine(harness.sources(weights(1)))
     before = outputs(harness.load(parent))
     refused(lambda: harness.refit(_doomed(harness, parent), resident), "file_failed", "a refit with lost files")
@@ -81,14 +81,14 @@ def check_a_refit_wants_weights_that_fit(harness: Harness) -> None:
 
 
 def check_the_resident_engine_becomes_the_new_one(harness: Harness) -> None:
-    """A refit in place changes the engine that it is given: there is no room for two."""
+    """A refit in place changes the engine that it is given, because there may be no room for two."""
     parent, resident = harness.engine(harness.sources(weights(1)))
     refitted = harness.refit(Refit(parent, harness.sources(weights(2)), None), resident)
     harness.keep_equal(outputs(resident), outputs(refitted), "the resident engine after a refit in place")
 
 
 def check_a_refit_leaves_the_resident_parent_as_it_was(harness: Harness) -> None:
-    """A refit that is not in place makes an engine beside its parent, which goes on computing with its own weights."""
+    """A refit that is not in place makes an engine beside its parent, which still computes with its own weights."""
     parent, resident = harness.engine(harness.sources(weights(1)))
     before = outputs(resident)
     harness.refit(Refit(parent, harness.sources(weights(2)), None), resident)
@@ -96,7 +96,7 @@ def check_a_refit_leaves_the_resident_parent_as_it_was(harness: Harness) -> None
 
 
 def check_a_refit_that_fails_leaves_the_resident_parent_as_it_was(harness: Harness) -> None:
-    """If refits are not in place, the parent stays resident when one fails."""
+    """If refits are not in place, the parent is still good after a refit that failed."""
     parent, resident = harness.engine(harness.sources(weights(1)))
     before = outputs(resident)
     refusal(lambda: harness.refit(_doomed(harness, parent), resident), "a refit with lost files")
@@ -121,7 +121,7 @@ REFITTING_BESIDE: tuple[Check, ...] = (
 
 
 def _doomed(harness: Harness, parent: EngineFile) -> Refit:
-    """Return a refit with new weights, the file of which is gone."""
+    """Return a refit with new weights whose file is gone."""
     sources = harness.sources(weights(2))
     Path(sources[0].tensors[0].path).unlink()
     return Refit(parent, sources, None)

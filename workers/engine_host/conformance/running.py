@@ -1,4 +1,4 @@
-"""What a backend promises of loading and running, on a device that can."""
+"""What a backend promises of loading and running, on a device that can run its engines."""
 
 import json
 from dataclasses import replace
@@ -24,7 +24,7 @@ ITERATIONS = 3
 
 
 def check_an_engine_computes_its_definition(harness: Harness) -> None:
-    """Outputs are those of the definition, in its dtypes, for any shape within a profile."""
+    """An engine gives the definition's outputs, in the definition's dtypes, for any shape within a profile."""
     _, engine = harness.engine(harness.sources(weights(1)))
     for batch in (1, 3):
         given = inputs(batch)
@@ -32,7 +32,7 @@ def check_an_engine_computes_its_definition(harness: Harness) -> None:
 
 
 def check_a_run_depends_on_its_inputs_alone(harness: Harness) -> None:
-    """Runs before it leave no trace in the outputs of a run."""
+    """Earlier runs leave no trace in the outputs of a run."""
     sources, other = harness.sources(weights(1)), inputs(seed=8)
     _, used = harness.engine(sources)
     outputs(used)
@@ -41,13 +41,13 @@ def check_a_run_depends_on_its_inputs_alone(harness: Harness) -> None:
 
 
 def check_an_engine_loaded_again_computes_the_same(harness: Harness) -> None:
-    """A plan that was compiled can be loaded later, and computes what the engine did that the build returned."""
+    """A compiled plan can be loaded later; that engine computes the same as the one that the build returned."""
     file, engine = harness.engine(harness.sources(weights(1)))
     harness.keep_equal(outputs(harness.load(file)), outputs(engine), "an engine loaded from its plan")
 
 
 def check_engines_side_by_side_keep_their_own_weights(harness: Harness) -> None:
-    """Several engines of one definition are resident at once."""
+    """Several engines of one definition can be resident at once."""
     _, first = harness.engine(harness.sources(weights(1)))
     before = outputs(first)
     harness.engine(harness.sources(weights(2)))
@@ -55,7 +55,7 @@ def check_engines_side_by_side_keep_their_own_weights(harness: Harness) -> None:
 
 
 def check_transforms_are_applied(harness: Harness) -> None:
-    """A parameter is what its binding's transforms make of the stored tensors."""
+    """A parameter's value is what its binding's transforms make of the stored tensors."""
     plain = weights(1)
     turned = plain | {"0.weight": np.ascontiguousarray(plain["0.weight"].T)}
     sources = harness.sources(turned, {"0.weight": (Transpose((1, 0)),)})
@@ -73,7 +73,7 @@ def check_a_damaged_plan_is_refused(harness: Harness) -> None:
 
 
 def check_an_engine_says_what_memory_it_keeps(harness: Harness) -> None:
-    """Which engines are given up when memory runs short is decided by `nbytes`."""
+    """`nbytes` decides which engines are given up when memory runs short."""
     _, engine = harness.engine(harness.sources(weights(1)))
     least = sum(array.nbytes for array in weights(1).values())
     keep(engine.nbytes >= least, f"the engine says it keeps {engine.nbytes} bytes; its weights alone have {least}")

@@ -1,14 +1,14 @@
 """The onnxruntime backend, on the CPU.
 
-A plan is the definition optimised ahead of time, without any weight: the graph is optimised while its parameters
-are plain inputs, so there is no value that an optimizer could fold into it, and one plan serves every weight
-version. Loading a plan points each parameter at its bytes in a checkpoint file, which onnxruntime maps and lets
-go of again once it has packed them for its kernels; nothing is optimised any more. A refit is such a load.
+A plan is the definition optimised ahead of time, without any weight. The graph is optimised while its parameters are
+plain inputs, so an optimizer finds no value to fold into it. So one plan serves every weight version. Loading a plan
+points each parameter at its bytes in a checkpoint file. onnxruntime maps the file, packs the weights for its kernels
+and lets go of the file; it optimises nothing any more. A refit is such a load.
 
-Measured with onnxruntime 1.32: the graphs optimised in this way have the same fused operators as those
-optimised with their weights, but for what is computed from weights alone (a batch normalisation folded into
-a convolution). `SessionOptions.add_external_initializers` would copy every weight once more; pointing at files
-takes half the time for MiniLM and, for 4 GiB of weights, half the memory at the peak (4.4 GB, not 8.5).
+Measured with onnxruntime 1.32: a graph optimised in this way has the same fused operators as one optimised with its
+weights. Only what is computed from weights alone is missing, such as a batch normalisation folded into a convolution.
+`SessionOptions.add_external_initializers` would copy every weight once more. Pointing at files takes half the time for
+MiniLM and, for 4 GiB of weights, half the memory at the peak (4.4 GB, not 8.5).
 """
 
 import hashlib
@@ -50,13 +50,13 @@ from workers.engine_host.onnxruntime_session import (
 )
 from workers.engine_host.tensors import Array, ParameterFiles, StoredValue
 
-# "all" is left out: its layouts are those of the machine that compiles, not of the one that runs.
+# "all" is left out: its memory layouts suit the machine that compiles, not the one that runs.
 LEVELS: Mapping[str, Any] = {
     "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
-SESSION_BYTES = 1 << 20  # what a session keeps besides its weights, about
+SESSION_BYTES = 1 << 20  # about what a session keeps besides its weights
 PLATFORM = "cpu"  # a plan is a graph, which any processor takes
 CAPABILITIES: Mapping[str, Any] = {
     "build": True,
@@ -76,13 +76,13 @@ CAPABILITIES: Mapping[str, Any] = {
 
 
 def open_backend(_name: str, _device: str, scratch: Path, files: ParameterFiles, _room: Room) -> "OnnxruntimeBackend":
-    """Return the backend; the CPU is the only device it has."""
+    """Return the backend; the CPU is the only device that it runs on."""
     return OnnxruntimeBackend(scratch, files)
 
 
 @dataclass(frozen=True, slots=True)
 class OnnxruntimeEngine:
-    """A session with its weights. `plan` are the bytes it was made of; `values` keep scratch files alive."""
+    """A session with its weights. `plan` is the plan it was made from; `values` keep its scratch files alive."""
 
     session: Any
     plan: bytes
@@ -90,11 +90,11 @@ class OnnxruntimeEngine:
     nbytes: int
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
-        """Run once; inputs and outputs by name, in the dtypes of the definition."""
+        """Run once. Inputs and outputs are by name, in the dtypes of the definition."""
         return run_session(self.session, inputs)
 
     def measure(self, inputs: Arrays, *, iterations: int, warmup: int) -> list[float]:
-        """Return the seconds each of `iterations` runs took, after `warmup` others."""
+        """Return the seconds that each of `iterations` runs took, after `warmup` others that do not count."""
         return run_seconds(self.session, inputs, iterations=iterations, warmup=warmup)
 
     def layers(self, inputs: Arrays) -> tuple[tuple[str, float], ...]:
@@ -121,8 +121,8 @@ class OnnxruntimeBackend:
     def build(self, request: Build, report: Report) -> tuple[Built, LoadedEngine]:
         """Optimise at the best level that works, write the plan, and load it.
 
-        The option `optimization` ("extended", "basic" or "none") names the level to begin with; facts say
-        which one it came to.
+        The option `optimization` ("extended", "basic" or "none") names the level to begin with. The facts say which
+        level worked.
         """
         watch = Stopwatch(report)
         levels = _levels(request.options)
@@ -159,8 +159,8 @@ class OnnxruntimeBackend:
     def refit(self, request: Refit, resident: LoadedEngine | None, report: Report) -> tuple[Refitted, LoadedEngine]:
         """Load the parent's plan with other parameters; its plan is the new engine's plan.
 
-        Only parameters that have transforms and whose content differs are computed; the others are the
-        bytes where they lie.
+        A parameter is computed only if it has transforms and its content differs. The others are the bytes where they
+        lie.
         """
         watch = Stopwatch(report)
         warm = isinstance(resident, OnnxruntimeEngine)
@@ -183,7 +183,7 @@ class OnnxruntimeBackend:
     def materialising(
         self, _plan: str, _engine: LoadedEngine, _report: Report
     ) -> AbstractContextManager[Future[Materialised]]:
-        """Raise BackendError: a plan without weights is there from the start."""
+        """Raise BackendError, because a plan without weights is there from the start."""
         raise BackendError("nothing_to_materialise", "An onnxruntime engine has its plan from the start; download it.")
 
     def _load_with(
@@ -202,7 +202,7 @@ class OnnxruntimeBackend:
 
 
 def _levels(options: Mapping[str, Any]) -> list[str]:
-    """Return the level asked for and those below it."""
+    """Return the level asked for and all lower ones, in descending order."""
     level = settled(options, CAPABILITIES)["optimization"]
     return list(LEVELS)[list(LEVELS).index(level) :]
 
@@ -210,14 +210,14 @@ def _levels(options: Mapping[str, Any]) -> list[str]:
 def _plan(definition: ModelProto, level: str, scratch: Path) -> ModelProto:
     """Return the definition optimised at `level`, as a plan; raises one of `ORT_ERRORS`.
 
-    Optimising with stand-in values instead, say zeros, would not do: an optimizer may take out `x + 0`.
+    The parameters are inputs meanwhile. Stand-in values, such as zeros, would not do: an optimizer may remove `x + 0`.
     """
     if level == "none":
         return onnx_graph.with_inputs_as_parameters(onnx_graph.with_parameters_as_inputs(definition), definition)
     path = scratch / f"{uuid4().hex}.onnx"
     options = session_options(LEVELS[level])
     options.optimized_model_filepath = str(path)
-    options.intra_op_num_threads = 1  # it never runs
+    options.intra_op_num_threads = 1  # this session never runs
     try:
         bare = onnx_graph.with_parameters_as_inputs(definition)
         open_session(onnx_graph.serialize(bare), options)

@@ -1,4 +1,4 @@
-"""What is known of the backend before onnxruntime is imported."""
+"""The entry of the backend `onnxruntime`, which is read before onnxruntime is imported."""
 
 from app.backends import BackendEntry
 

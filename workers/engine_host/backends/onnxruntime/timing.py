@@ -16,12 +16,12 @@ from workers.engine_host.onnxruntime_session import (
     session_options,
 )
 
-PROFILED_RUNS = 10  # the profiler counts whole microseconds; the mean over some runs tells more
+PROFILED_RUNS = 10  # the profiler counts whole microseconds; a mean over some runs is finer
 KERNEL = "_kernel_time"  # what the profiler appends to the name of a node
 
 
 def run_seconds(session: Any, inputs: Arrays, *, iterations: int, warmup: int) -> list[float]:  # noqa: ANN401 - onnxruntime is untyped
-    """Return the seconds of each of `iterations` runs, after `warmup` others; BackendError where one fails."""
+    """Return the seconds of each of `iterations` runs, after `warmup` others; BackendError if one fails."""
     names = [one.name for one in session.get_outputs()]
     values = {name: ort_value(array) for name, array in inputs.items()}
     seconds = []
@@ -40,7 +40,7 @@ def run_seconds(session: Any, inputs: Arrays, *, iterations: int, warmup: int) -
 def node_seconds(model: bytes, inputs: Arrays) -> tuple[tuple[str, float], ...]:
     """Return (name, seconds) of each node in order of execution, the mean over some runs.
 
-    Only a session made for it can be profiled, so this makes one of `model` and lets go of it again.
+    Only a session that is made for profiling can be profiled, so this makes one from `model` and drops it afterwards.
     """
     with TemporaryDirectory(prefix="profile-") as folder:
         options = session_options()
