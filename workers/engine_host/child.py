@@ -43,10 +43,10 @@ def main() -> None:
 
 
 def one_at_a_time(connection: Connection) -> Send:
-    """Return what sends something whole, from any thread.
+    """Return a function that sends one message after the other, from any thread.
 
-    A thread may come back to it while it pickles: that may collect garbage, and TensorRT's objects say lines as they
-    go.
+    A thread may call it again while it pickles: pickling may collect garbage, and TensorRT's objects log lines when
+    they are freed. So the lock is one that a thread can take twice.
     """
     sending = RLock()
 
@@ -58,7 +58,7 @@ def one_at_a_time(connection: Connection) -> Send:
 
 
 def _greet(send: Send, arguments: Namespace) -> Engines:
-    """Open everything ahead of the first request, and say what there is; BackendError where the device is not."""
+    """Open everything before the first request, and send the `Hello`; BackendError if the device does not exist."""
     device = describe_device(arguments.device)
     limit = resident_limit(device) if arguments.resident_bytes is None else arguments.resident_bytes
     engines = Engines(arguments.device, limit, arguments.scratch, send)
@@ -77,7 +77,7 @@ def _answer(request: Request, send: Send, engines: Engines, device: str) -> None
 
 
 def _memory_free(device: str) -> int:
-    """Return the device's free memory; 0 where it has failed and says no more: the result tells that."""
+    """Return the device's free memory in bytes, or 0 if the device has failed; the result tells of that fault."""
     try:
         return memory_free(device)
     except BackendError:
@@ -85,20 +85,20 @@ def _memory_free(device: str) -> int:
 
 
 def _takes_much_memory(request: Request) -> bool:
-    """Whether a compiler was at work for it, or the reference was run."""
+    """Whether the request may have run a compiler or the reference."""
     return isinstance(request, Build | Verify | Benchmark) or (
         isinstance(request, Refit) and request.against in {"reference", "rebuild"}
     )
 
 
 def _return_memory() -> None:
-    """Give the system what the allocator keeps for later: a compiler frees gigabytes, and it would keep them all."""
-    with suppress(AttributeError):  # glibc has it
+    """Give the system the freed memory that the allocator keeps for later: after a compiler, that is gigabytes."""
+    with suppress(AttributeError):  # only glibc has malloc_trim
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def _flush() -> None:
-    """Write out native code's own buffers too, so that a log ends before the reply."""
+    """Write out Python's and native code's buffers, so that the log of a request ends before its reply."""
     sys.stdout.flush()
     ctypes.CDLL(None).fflush(None)
 

@@ -1,4 +1,4 @@
-"""The device of a worker: which one it is, and what its engine host says of it."""
+"""What the engine host says of the device that it runs on."""
 
 import os
 from collections.abc import Mapping
@@ -12,16 +12,17 @@ DEVICE_ATTRIBUTES = "/accelerate/device_attributes."
 
 
 def describe_device(device: str) -> dict[str, Any]:
-    """Return {"kind", "name", "memory_total", "memory_free"}, memory in bytes; for a GPU its engine host only.
+    """Return {"kind", "name", "memory_total", "memory_free"}, memory in bytes.
 
-    A GPU has "compute_capability" ("9.0"), "driver" (the newest CUDA version it takes, "12.8") and
-    "device_attributes_remembered" as well. Raises BackendError "no_driver", "no_gpu" or "cuda_not_installed".
+    A GPU also has "compute_capability" ("9.0"), "driver" (the newest CUDA version that it takes, "12.8") and
+    "device_attributes_remembered". Only the GPU's own engine host may ask. Raises BackendError "no_driver", "no_gpu" or
+    "cuda_not_installed".
     """
     return _describe_gpu(device) if device.startswith("cuda") else _describe_cpu()
 
 
 def memory_free(device: str) -> int:
-    """Return the bytes of memory free on the device of this process."""
+    """Return the free memory of this process's device, in bytes."""
     if device.startswith("cuda"):
         from workers.engine_host.cuda import memory_info  # noqa: PLC0415 - CUDA is loaded in the engine host of a GPU only
 
@@ -30,7 +31,7 @@ def memory_free(device: str) -> int:
 
 
 def resident_limit(device: Mapping[str, Any]) -> int:
-    """Return the memory that engines kept loaded may take where no setting says: 4 GiB, or half of a GPU's."""
+    """Return the bytes that resident engines may take if no setting says so: 4 GiB, or half of a GPU's memory."""
     return CPU_RESIDENT_BYTES if device["kind"] == "cpu" else int(device["memory_total"]) // 2
 
 
@@ -41,7 +42,7 @@ def _describe_gpu(device: str) -> dict[str, Any]:
 
 
 def _remembers_attributes() -> bool:
-    """Whether `accelerate/device_attributes.c` is in this process: what LD_PRELOAD names may not have been loaded."""
+    """Whether `accelerate/device_attributes.c` is in this process; LD_PRELOAD may name it without it being loaded."""
     return DEVICE_ATTRIBUTES in Path("/proc/self/maps").read_text()
 
 

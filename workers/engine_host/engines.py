@@ -1,4 +1,4 @@
-"""What the child does with requests: it owns the backends, the parameter files and the resident engines."""
+"""Carries out the child's requests, with the backends, the parameter files and the resident engines."""
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -44,9 +44,10 @@ T = TypeVar("T")
 
 
 class Engines:
-    """Carries out requests on one device; `report` hears of progress while it does, from several threads at once.
+    """Carries out requests on one device.
 
-    Files that it needs meanwhile lie in `scratch`, which is removed with this process.
+    `report` gets progress meanwhile, from several threads at once. Temporary files lie in `scratch`, which is removed
+    with this process.
     """
 
     def __init__(self, device: str, resident_bytes: int, scratch: Path, report: Report) -> None:
@@ -64,7 +65,7 @@ class Engines:
         return self._resident.residency
 
     def backend(self, name: str) -> Backend:
-        """Return a backend, opened if it is not yet; raises BackendError where this device has it not."""
+        """Return a backend, after opening it if needed; raises BackendError if this device does not have it."""
         if name not in self._backends:
             room = self._resident.with_room
             self._backends[name] = catalog.open_backend(name, self._device, self._scratch, self._files, room)
@@ -73,9 +74,9 @@ class Engines:
     def do(self, request: Request) -> Outcome:
         """Carry out one request; raises BackendError.
 
-        Where the device's memory does not suffice, the resident engines are given up and it is tried once more. A
-        backend does the same for what comes after the compilation of a build, so that this is not done again, and
-        so is the verification of an engine that was built or refitted.
+        If the device's memory does not suffice, all resident engines are given up and the request is tried once more.
+        The verification of an engine that was built or refitted is tried again by itself. In a build, the backend also
+        tries what comes after the compilation again by itself, so that nothing is compiled twice.
         """
         with_room = self._resident.with_room
         match request:
@@ -116,11 +117,11 @@ class Engines:
         parent, key = request.parent, request.parent.key
         backend = self.backend(parent.backend)
         if backend.refits_in_place:
-            resident = self._resident.take(key, parent.root_plan)  # if the refit fails it is lost with it
+            resident = self._resident.take(key, parent.root_plan)  # if the refit fails, this engine is lost
             if resident is None:
                 self._resident.make_room(_nbytes(request.parameters))
         else:
-            self._resident.get(key)  # used last, so it goes last where there is not room for both
+            self._resident.get(key)  # counts as used, so that it is the last to go
             self._resident.make_room(_nbytes(request.parameters))
             resident = self._resident.get(key)
         refitted, loaded = backend.refit(request, resident, self._report)
@@ -129,10 +130,10 @@ class Engines:
         return refitted, engine
 
     def _materialised_refit(self, refitted: Refitted, engine: EngineFile, plan: str, against: Against) -> Refitted:
-        """Verify what was just refitted while its plan is digested and written.
+        """Verify an engine that was just refitted, while its plan is digested and written.
 
-        Where the device has no room for that, the plan is loaded again and verified: an engine refitted once more
-        would say nothing of it.
+        If the device has no room for that, the engine is loaded from its new plan and verified. To refit another engine
+        once more would tell nothing about the plan.
         """
 
         def verification(writing: Future[Materialised]) -> Verified | None:
@@ -153,7 +154,10 @@ class Engines:
     def _materialise(
         self, engine: EngineFile, plan: str, beside: Callable[[Future[Materialised]], T]
     ) -> tuple[Materialised, T]:
-        """Write the plan of an engine that has none of its own, and do something else beside that."""
+        """Write the plan of an engine that has none of its own, and call `beside` meanwhile.
+
+        Returns what was written, and what `beside` returned.
+        """
         backend, watch = self.backend(engine.backend), Stopwatch(self._report)
         with ExitStack() as stack:
             writing = self._resident.with_room(
@@ -166,7 +170,7 @@ class Engines:
         return replace(made, timings={**made.timings, **watch.seconds}), result
 
     def _tell_of_plan(self, writing: Future[Materialised]) -> None:
-        """Say that a plan is written, if it is: it can be put into the store while its engine is verified."""
+        """Report that a plan is written, if it is, so that it is put into the store while its engine is verified."""
         if writing.exception() is None:
             made = writing.result()
             self._report(PlanWritten(made.plan, made.plan_digest))
@@ -174,14 +178,14 @@ class Engines:
     def _verification(
         self, engine: EngineFile, against: Against, reloaded: Callable[[], EngineFile] | None = None
     ) -> Verified | None:
-        """Verify what was just made, or `reloaded` where there is no room and all that is loaded is given up."""
+        """Verify an engine that was just made. If there is no room, give up all engines and verify `reloaded`."""
         if against == "none":
             return None
         files = iter((lambda: engine, reloaded or (lambda: engine)))
         return self._resident.with_room(lambda: self._verify(Verify(next(files)(), against)))
 
     def _verify(self, request: Verify) -> Verified:
-        """Verify; an engine that fails may not hold the weights it is known by, and is given up."""
+        """Verify; an engine that fails is given up, because it may hold other weights than its key says."""
         backend = self.backend(request.engine.backend)
         engine = self._loaded(request.engine)
         found = verify(request, engine, backend, self._references, self._scratch, self._report)
@@ -203,7 +207,7 @@ class Engines:
 
     def _benchmark(self, request: Benchmark) -> Outcome:
         backend = self.backend(request.engine.backend)
-        if request.against_not_refittable:  # room for both, the engine itself going last
+        if request.against_not_refittable:  # room for both engines; this one counts as used, so it goes last
             self._resident.get(request.engine.key)
             self._resident.make_room(_nbytes(request.engine.parameters))
         return benchmark(request, self._loaded(request.engine), backend, self._scratch, self._report)
@@ -227,10 +231,10 @@ class Engines:
         return loaded
 
     def _switched(self, engine: EngineFile) -> LoadedEngine | None:
-        """Return a resident engine of the same compiled plan, given this engine's weights; None where that is no gain.
+        """Give this engine's weights to a resident engine of the same compiled plan; None if that gains nothing.
 
-        An engine without a plan of its own has to be refitted in any case, and what is resident spares the
-        loading. One with a plan is loaded beside the others, so that both stay.
+        An engine without a plan of its own has to be refitted in any case, so a resident engine saves the loading. An
+        engine with a plan of its own is loaded beside the others, so that both stay.
         """
         backend = self.backend(engine.backend)
         if engine.plan_parameters is None or not backend.refits_in_place:
@@ -246,5 +250,5 @@ class Engines:
 
 
 def _nbytes(parameters: Iterable[ParameterSource]) -> int:
-    """Return the bytes of these parameters as stored, about what an engine with them keeps."""
+    """Return the stored bytes of these parameters, which is about the memory that an engine with them keeps."""
     return sum(tensor.nbytes for parameter in parameters for tensor in parameter.tensors)

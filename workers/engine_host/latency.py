@@ -1,7 +1,7 @@
-"""How long an engine takes, and what being refittable costs it.
+"""How long a run of an engine takes, and how much longer for being refittable.
 
-An engine and the same one compiled without refit support are measured in turns of a few runs each, with the one that
-begins changing from turn to turn: clocks, heat and whatever else uses the device then fall on both alike.
+An engine and the same one compiled without refit support are measured in turns of a few runs each. The one that begins
+changes from turn to turn. So clocks, heat and whatever else uses the device affect both alike.
 """
 
 import json
@@ -29,13 +29,13 @@ from workers.engine_host.backends.stopwatch import Stopwatch
 from workers.engine_host.run_inputs import digest_of, fixed_inputs
 
 TURNS = 10
-TURN_WARMUP = 3  # runs that get an engine's weights back into caches the other one has filled
-NEEDS_REFIT = frozenset({"refit_layout", "strip_weights"})  # options of an engine that one without refit cannot have
+TURN_WARMUP = 3  # runs that bring an engine's weights back into caches that the other one has filled
+NEEDS_REFIT = frozenset({"refit_layout", "strip_weights"})  # options that an engine without refit support cannot have
 
 
 @dataclass(slots=True)
 class _Contestant:
-    """An engine that is measured; `samples` are the seconds of its runs, `facts` go into the report as they are."""
+    """An engine that is measured. `samples` are the seconds of its runs; `facts` go into the report as they are."""
 
     engine: LoadedEngine
     facts: Mapping[str, Any]
@@ -59,10 +59,10 @@ class _Contestant:
 
 
 def benchmark(request: Benchmark, engine: LoadedEngine, backend: Backend, scratch: Path, report: Report) -> Benchmarked:
-    """Measure as `request` says, write the report to `request.report`, and return what it comes to.
+    """Measure as `request` says, write the report to `request.report`, and return the figures.
 
-    The plan of an engine to compare with lies in `scratch` while it is compiled and loaded.
-    Raises BackendError, "cannot_compare" where this device compiles the engine to compare with but cannot run it.
+    The plan of an engine to compare with lies in `scratch` while it is compiled and loaded. Raises BackendError, with
+    the code "cannot_compare" if this device compiles the engine to compare with but cannot run it.
     """
     watch = Stopwatch(report)
     inputs = fixed_inputs(request.engine.inputs, request.engine.profiles, request.shapes)
@@ -90,14 +90,14 @@ def benchmark(request: Benchmark, engine: LoadedEngine, backend: Backend, scratc
 
 
 def latency_of(samples: Sequence[float]) -> Latency:
-    """Return the figures of runs that took these seconds, one after the other."""
+    """Return the figures of runs that took these seconds; the runs followed one another."""
     seconds = np.asarray(samples)
     mean = float(seconds.mean())
     return Latency(float(np.median(seconds)), float(np.quantile(seconds, 0.99)), mean, 1 / mean)
 
 
 def turns_of(iterations: int) -> list[int]:
-    """Return how many runs each turn has: at most `TURNS` turns, as equal as can be, together `iterations`."""
+    """Return the number of runs in each turn: at most `TURNS` turns, as equal as possible, `iterations` runs in all."""
     count = min(TURNS, iterations)
     return [iterations // count + (turn < iterations % count) for turn in range(count)]
 
@@ -112,7 +112,7 @@ def _measure(contestants: Sequence[_Contestant], inputs: Arrays, iterations: int
 
 
 def _without_refit(engine: EngineFile, backend: Backend, scratch: Path, report: Report) -> _Contestant:
-    """Compile an engine's definition and weights anew, with its options but without refit support."""
+    """Compile an engine's definition and weights again, with its options but without refit support."""
     options = {name: value for name, value in engine.options.items() if name not in NEEDS_REFIT} | {"refit": "none"}
     with tempfile.TemporaryDirectory(prefix="benchmark-", dir=scratch) as folder:
         plan = str(Path(folder) / "plan")

@@ -1,4 +1,4 @@
-"""Opens what is installed, and says of each backend what it offers or why it cannot be used."""
+"""Opens the installed backends, and says what each one offers or why it cannot be used."""
 
 import logging
 import shlex
@@ -13,9 +13,9 @@ log = logging.getLogger(__name__)
 
 
 def offers(device: str, opened: Callable[[str], Backend]) -> dict[str, dict[str, Any]]:
-    """Return the backends installed for `device` as a `Hello` has them; `opened` opens one by its name.
+    """Return the backends installed for `device` in the form of `Hello.backends`; `opened` opens one by its name.
 
-    A backend that does not open takes no other one with it.
+    If one backend does not open, the others are offered all the same.
     """
     return {name: _offer(name, version, opened) for name, version in installed_backends(device).items()}
 
@@ -49,7 +49,7 @@ def _reason(name: str, version: str, error: Exception) -> str:
 
 
 def _reinstalling(name: str) -> str:
-    """Return the command in brackets; nothing if the backend's own entry is what cannot be imported."""
+    """Return the command in brackets, or "" if the backend's own entry cannot be imported."""
     try:
         requirement = backend_entry(name).requirement
     except ImportError:

@@ -1,4 +1,4 @@
-"""The engines kept loaded between jobs."""
+"""The engines that are kept loaded between jobs."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -9,7 +9,7 @@ from workers.channel.messages import DEVICE_OUT_OF_MEMORY, BackendError, Residen
 from workers.engine_host.backends.base import LoadedEngine
 
 T = TypeVar("T")
-MAX_ENGINES = 32  # each has threads and files of its own; engines so small that more would fit load in no time
+MAX_ENGINES = 32  # each has threads and files of its own; if more would fit, they are small and load fast
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,18 +19,18 @@ class _Resident:
 
 
 class ResidentEngines:
-    """Engines by key, the least recently used given up first when they keep more than `limit` bytes, or are too many.
+    """Engines by key. If they keep more than `limit` bytes, or are too many, the least recently used goes first.
 
-    The engine used last is never given up, however large it is: a job is working with it.
+    The engine used last is never given up, however large it is, because a job is working with it.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._engines: OrderedDict[Hashable, _Resident] = OrderedDict()
-        self._is_one_out = False  # taken, and nothing put back since
+        self._is_one_out = False  # an engine was taken, and none was put back since
 
     def get(self, key: Hashable) -> LoadedEngine | None:
-        """Return an engine and count it as used, or None where it is not resident."""
+        """Return an engine and count it as used, or None if it is not resident."""
         resident = self._engines.get(key)
         if resident is None:
             return None
@@ -38,7 +38,10 @@ class ResidentEngines:
         return resident.engine
 
     def take(self, key: Hashable, root_plan: str) -> LoadedEngine | None:
-        """Give up the engine of this key, or else the one used last of the same compiled plan, and return it."""
+        """Remove the engine of this key and return it; failing that, the engine of this root plan that was used last.
+
+        None if there is neither.
+        """
         if key not in self._engines:
             kin = [other for other, resident in self._engines.items() if resident.root_plan == root_plan]
             if not kin:
@@ -48,11 +51,11 @@ class ResidentEngines:
         return self._engines.pop(key).engine
 
     def drop(self, key: Hashable) -> None:
-        """Give up an engine, where there is one of this key."""
+        """Give up the engine of this key, if there is one."""
         self._engines.pop(key, None)
 
     def put(self, key: Hashable, engine: LoadedEngine, root_plan: str) -> None:
-        """Keep an engine in place of whatever had its key, and give up others until all fit."""
+        """Keep an engine in place of any other with its key, and give up others until all fit."""
         self._is_one_out = False
         self._engines[key] = _Resident(engine, root_plan)
         self._engines.move_to_end(key)
@@ -60,29 +63,28 @@ class ResidentEngines:
             self._engines.popitem(last=False)
 
     def make_room(self, nbytes: int) -> None:
-        """Give up engines before one of about `nbytes` is loaded, so that old and new do not add up beyond the limit.
+        """Give up engines before one of about `nbytes` is loaded, so that all together stay within the limit.
 
-        No engine is in use at that moment, so any may go.
+        No engine is in use at that moment, so any of them may go.
         """
         self._is_one_out = False
         while self._engines and self.residency.nbytes + nbytes > self._limit:
             self._engines.popitem(last=False)
 
     def with_room(self, attempt: Callable[[], T]) -> T:
-        """Return what an attempt does; where the device's memory does not suffice, give up all engines and try again.
+        """Return the result of an attempt; if device memory runs out, give up all engines and try once more.
 
-        It is made twice at most. One within another leaves nothing to be given up when it fails, so the other one
-        is not made again for it.
+        A nested attempt that fails twice has given up everything already, so the outer attempt is not made again.
         """
         try:
             return attempt()
         except BackendError as error:
             if error.code != DEVICE_OUT_OF_MEMORY or not self.clear():
                 raise
-        return attempt()  # with the error gone, and with it whatever the failed attempt still held
+        return attempt()  # out here the error is gone, and so is all that the failed attempt still held
 
     def clear(self) -> bool:
-        """Give up all engines and say whether there were any, one that was taken and is lost included."""
+        """Give up all engines, and say whether there were any; an engine that was taken and is lost counts."""
         were_any = self._is_one_out or bool(self._engines)
         self._is_one_out = False
         self._engines.clear()
@@ -90,5 +92,5 @@ class ResidentEngines:
 
     @property
     def residency(self) -> Residency:
-        """What is kept now."""
+        """How many engines are kept now, and their memory."""
         return Residency(len(self._engines), sum(resident.engine.nbytes for resident in self._engines.values()))

@@ -1,4 +1,4 @@
-"""Large pages of the C library's memory, which `device.device_environment` asks for, and where they are not wanted."""
+"""Turns off large pages of memory for a while; `channel.device_environment` asks the C library for them."""
 
 import ctypes
 from collections.abc import Iterator
@@ -11,10 +11,10 @@ _prctl = ctypes.CDLL(None).prctl
 
 @contextmanager
 def small_pages() -> Iterator[None]:
-    """Give this process no large pages within a block, whoever asks for them; what it has stays as it is.
+    """Give this process no new large pages within a block, whoever asks for them; memory that it has stays as it is.
 
-    Memory that is filled whole, such as a plan, comes sooner in large ones; of memory that is used in parts, as a
-    compiler's, they take more.
+    Memory that is filled whole, such as a plan's, is there sooner in large pages. Memory that is used in parts, such as
+    a compiler's, takes more space in large pages.
     """
     before = _prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0)
     _prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
