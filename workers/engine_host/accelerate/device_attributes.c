@@ -1,11 +1,12 @@
-/* Asks the driver for each attribute of the device once. An engine host with a GPU is started with this as LD_PRELOAD.
+/* Asks the driver for each attribute of the device only once. A GPU's engine host that uses TensorRT 8 is started with
+this library as LD_PRELOAD.
 
-TensorRT 8 asks for seven attributes for each weight that it refits, and for more while it compiles. Some of them the driver
-asks of the GPU's firmware, in 48 calls of 0.1 ms.
+TensorRT 8 asks for seven attributes for each weight that it refits, and for more while it compiles. The driver has to
+ask the GPU's firmware for some of them, in 48 calls of 0.1 ms.
 
-The runtime is part of TensorRT's library and finds the driver's functions through cuGetProcAddress, and that through
-dlsym, so those two are answered here. An engine host sees one device, number 0; of others nothing is remembered, nor are
-attributes that may change while a process runs. */
+The CUDA runtime is part of TensorRT's library. It finds the driver's functions through cuGetProcAddress, which it finds
+through dlsym. So this library answers both. An engine host sees one device, number 0. Nothing is remembered of other
+devices, nor of attributes that may change while a process runs. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdatomic.h>
@@ -33,12 +34,12 @@ static GetAttribute real_attribute;
 static GetProcAddress real_proc_address;
 static GetProcAddress2 real_proc_address_2;
 
-static void *_Atomic driver; /* where the library is mapped whose functions these are */
+static void *_Atomic driver; /* the address at which the driver's library is mapped */
 
 static const int64_t KNOWN = INT64_C(1) << 32;
 static _Atomic int64_t remembered[ATTRIBUTES]; /* KNOWN and the value, or 0 */
 
-/* The number of multiprocessors follows the context where MPS partitions a GPU; two are settings of an administrator. */
+/* If MPS partitions a GPU, the number of multiprocessors depends on the context. An administrator sets the other two. */
 static int may_change(int attribute)
 {
     return attribute == MULTIPROCESSOR_COUNT || attribute == KERNEL_EXEC_TIMEOUT || attribute == COMPUTE_MODE;
@@ -61,7 +62,7 @@ static int get_attribute(int *value, int attribute, int device)
 static int get_proc_address(const char *symbol, void **function, int version, uint64_t flags);
 static int get_proc_address_2(const char *symbol, void **function, int version, uint64_t flags, void *status);
 
-/* Whether a function is the driver's: a library in front of it has some of the same names, and calls the driver's. */
+/* Whether a function is the driver's own. A library in front of the driver has some of the same names and calls it. */
 static int is_of_driver(void *function)
 {
     Dl_info found;
@@ -71,7 +72,8 @@ static int is_of_driver(void *function)
     return atomic_compare_exchange_strong(&driver, &first, found.dli_fbase) || first == found.dli_fbase;
 }
 
-/* Return what to call for a function of the driver as of CUDA `version`, 0 where the name says it. */
+/* Return what to call instead of a function of the driver. `version` is the CUDA version asked for, 0 if only the name
+says it. */
 static void *ours(const char *symbol, void *function, int version)
 {
     int is_attribute = !strcmp(symbol, "cuDeviceGetAttribute");
@@ -117,7 +119,7 @@ __attribute__((visibility("default"))) void *dlsym(void *handle, const char *sym
     if (!real_dlsym)
         find_dlsym();
     if (handle == RTLD_NEXT || handle == RTLD_DEFAULT || strncmp(symbol, "cu", 2))
-        return real_dlsym(handle, symbol); /* compiled to a jump: both handles mean something else for each caller */
+        return real_dlsym(handle, symbol); /* compiled to a jump, because both handles depend on the caller */
     void *function = real_dlsym(handle, symbol);
     return function ? ours(symbol, function, 0) : function;
 }

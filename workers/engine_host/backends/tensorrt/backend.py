@@ -1,8 +1,8 @@
 """The TensorRT backend: plans hold weights, and a refit replaces them in the engine on the device.
 
-Between a definition's parameters and an engine's weights lies a layout of slots (`slots`): most slots are one
-parameter's bytes where they lie in a checkpoint file, a few are computed from several. It follows from the definition
-and the option `refit_layout` alone, so it need not be kept with a plan.
+A layout of slots (`slots`) says how the definition's parameters become the engine's weights. Most slots are one
+parameter's bytes where they lie in a checkpoint file. A few slots are computed from several parameters. The layout
+follows from the definition and the option `refit_layout` alone, so it need not be kept with a plan.
 """
 
 import tempfile
@@ -43,7 +43,7 @@ from workers.engine_host.tensors import ParameterFiles
 
 
 class TensorrtBackend:
-    """Compiles, refits and runs on one GPU; on a machine without one, TensorRT-RTX compiles for others."""
+    """Compiles, refits and runs on one GPU; on a machine without a GPU, TensorRT-RTX compiles for other machines."""
 
     refits_in_place = True
 
@@ -60,9 +60,9 @@ class TensorrtBackend:
         self.offered = offered(self._can, gpu)
 
     def build(self, request: Build, report: Report) -> tuple[Built, LoadedEngine | None]:
-        """Compile, write the plan, and load it where this device can.
+        """Compile, write the plan, and load it if this device can.
 
-        Facts say which parameters the compiled form has not kept as weights of their own (`fixed_parameters`): other
+        The facts name the parameters that the compiled engine has not kept as weights (`fixed_parameters`). Other
         values of these take another build.
         """
         self._log.attach(report)
@@ -102,7 +102,7 @@ class TensorrtBackend:
         return built, engine
 
     def load(self, engine: EngineFile, report: Report) -> TensorrtEngine:
-        """Deserialize a plan and give it the engine's weights where the plan holds others."""
+        """Deserialize a plan, and set the engine's weights that differ from the plan's."""
         self._log.attach(report)
         watch = Stopwatch(report)
         options = completed(engine.options, self.offered.capabilities)
@@ -112,10 +112,10 @@ class TensorrtBackend:
         return loaded
 
     def refit(self, request: Refit, resident: LoadedEngine | None, report: Report) -> tuple[Refitted, LoadedEngine]:
-        """Replace the weights that differ, in place; where no engine of the compiled plan is resident, load it first.
+        """Replace the weights that differ, in place; if no engine of the compiled plan is resident, load one first.
 
-        Facts count the engine's weights that were set (`weights_set`): they are fewer than the parameters
-        changed where the layout packs several into one.
+        The facts count the engine's weights that were set (`weights_set`). They are fewer than the changed parameters
+        if the layout packs several parameters into one weight.
         """
         self._log.attach(report)
         watch = Stopwatch(report)
@@ -138,21 +138,21 @@ class TensorrtBackend:
 
     @contextmanager
     def materialising(self, plan: str, engine: LoadedEngine, report: Report) -> Iterator[Future[Materialised]]:
-        """Serialize an engine with the weights it has now, so that it can be refitted again, and write that."""
+        """Serialize an engine with the weights that it has now, in a form that can be refitted again, and write it."""
         if not isinstance(engine, TensorrtEngine):
             raise TypeError(f"not an engine of this backend: {type(engine).__name__}")
         self._log.attach(report)
         watch = Stopwatch(report)
         with watch.phase("serialize"):
             serialized = engine.serialize()
-        del engine  # which the block may have to give up
+        del engine  # the block may have to give it up
         with ThreadPoolExecutor(1) as pool:
             writing = pool.submit(_write, serialized, plan, watch.seconds)
-            del serialized  # the thread has it for as long as it writes
+            del serialized  # the thread holds it for as long as it writes
             yield writing
 
     def merge_timings(self, request: MergeTimings, report: Report) -> None:
-        """Merge what several workers have timed, each in a file of its own."""
+        """Merge the timing caches of several workers, each in a file of its own."""
         self._log.attach(report)
         builder = trt.Builder(self._log)
         self._compiler.timings.merge(builder.create_builder_config(), request.caches, Path(request.merged))
@@ -166,14 +166,14 @@ class TensorrtBackend:
         watch: Stopwatch,
         report: Report,
     ) -> TensorrtEngine:
-        """Load what was compiled, and give it what was stripped."""
+        """Load the compiled plan, and set the weights that were stripped from it."""
         with watch.phase("load"):
             engine = self._loaded(plan, layout, options, request.parameters)
         engine.set_parameters(request.parameters, self._files, watch, _stepping(report))
         return engine
 
     def _unfitted(self, engine: EngineFile, options: Mapping[str, Any]) -> TensorrtEngine:
-        """Deserialize an engine's plan with whatever weights it holds."""
+        """Deserialize an engine's plan with the weights that the plan holds, which may not be the engine's."""
         with mapped_plan(Path(engine.plan)) as plan:
             return self._loaded(plan, _layout(engine.definition, options), options, engine.held)
 
@@ -186,7 +186,7 @@ class TensorrtBackend:
     ) -> TensorrtEngine:
         if self._runtime is None:
             raise BackendError("no_gpu", f"{NAME} compiles here but runs nothing: this worker has no GPU.")
-        self._log.forget()  # what the compiler, or an attempt that had no room, said on the way
+        self._log.forget()  # errors of the compiler, or of an attempt that had no room
         engine = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
             what = f"{NAME} {self._can.version} cannot load the plan"
@@ -223,7 +223,7 @@ class TensorrtBackend:
         return facts | (engine.facts if engine is not None else {"refittable": options["refit"] != "none"})
 
     def _written_timings(self, request: Build) -> str | None:
-        """Return the path of what was timed so far; None where no later build could use it."""
+        """Return the path of all that was timed so far; None if no later build could use it."""
         path = Path(f"{request.plan}.timings")
         return str(path) if self._compiler.timings.write(path) else None
 
@@ -237,7 +237,7 @@ def _write(serialized: trt.IHostMemory, plan: str, timings: Mapping[str, float])
 
 
 def _inherited(parent: EngineFile, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return path, digest and size of a refitted engine's plan: its parent's, where that holds no weights, or none."""
+    """Return path, digest and bytes of a refitted engine's plan: the parent's if it holds no weights, else none yet."""
     if _stripped(options):
         return {"plan": parent.plan, "plan_digest": parent.root_plan, "nbytes": Path(parent.plan).stat().st_size}
     return {"plan": None, "plan_digest": None, "nbytes": 0}
@@ -254,5 +254,5 @@ def _stripped(options: Mapping[str, Any]) -> bool:
 
 
 def _stepping(report: Report) -> Callable[[int, int], None]:
-    """Report each parameter that has to be computed."""
+    """Return a function that reports each parameter that is computed, as progress."""
     return lambda done, total: report(Progress("transform", done, total))

@@ -1,9 +1,9 @@
 """BatchNormalization as weights that can be refitted.
 
-TensorRT's parser computes a scale and a shift from the operator's four tensors and forgets their names. Directly
-behind a convolution or a Gemm both go into that layer's weight and bias, and running it costs nothing; elsewhere they
-become a Mul and an Add. Left as it is: one that trains, one inside an If, Loop or Scan, one whose tensors are
-not all parameters, and one whose input has an unknown rank.
+TensorRT's parser computes a scale and a shift from the operator's four tensors and forgets their names. So both are
+computed here, as slots with names. Directly behind a convolution or a Gemm they go into that layer's weight and bias,
+and running them costs nothing. Elsewhere they become a Mul and an Add. A BatchNormalization is left as it is if it
+trains, if it is inside an If, Loop or Scan, if its tensors are not all parameters, or if its input's rank is unknown.
 """
 
 from collections import Counter
@@ -27,7 +27,7 @@ View = tuple[int, int, int, int]
 
 
 def fold_batch_normalizations(draft: Draft) -> None:
-    """Replace every BatchNormalization that can be by slots."""
+    """Replace each BatchNormalization by slots, if that is possible."""
     if not any(_is_foldable(node, draft.parameters) for node in draft.graph.node):
         return
     folding = _Folding(draft)
@@ -36,7 +36,7 @@ def fold_batch_normalizations(draft: Draft) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Tensor:
-    """Element type and rank of a value of the graph."""
+    """The dtype, a safetensors name, and the rank of a value of the graph."""
 
     dtype: str
     rank: int
@@ -50,7 +50,7 @@ class _Folding:
         self._tensors: dict[str, _Tensor] | None = None
 
     def replaced(self, node: NodeProto) -> Iterator[NodeProto]:
-        """Yield what stands in a node's place, for most the node itself."""
+        """Yield the nodes that take a node's place; for most nodes it is the node itself."""
         if not _is_foldable(node, self._draft.parameters):
             yield node
             return
@@ -60,7 +60,7 @@ class _Folding:
         yield from self._as_scale_and_shift(node)
 
     def _fold_into(self, layer: NodeProto, node: NodeProto) -> bool:
-        """Give the layer in front the normalization's work and output; False where it has to stay as it is."""
+        """Give the layer in front the normalization's work and output; False if that layer has to stay as it is."""
         weight, own = layer.input[1], layer.input[2] if len(layer.input) > 2 else ""
         if self._reads[layer.output[0]] != 1 or self._reads[weight] != 1:
             return False
@@ -75,7 +75,7 @@ class _Folding:
         return True
 
     def _is_bias(self, name: str, channels: int) -> bool:
-        """Whether a layer has no bias, or a parameter with an element per channel."""
+        """Whether a layer has no bias, or one that is a parameter with an element for each channel."""
         bias = self._draft.parameters.get(name)
         return not name or (bias is not None and tuple(bias.dims) in {(channels,), (1, channels)})
 
@@ -115,7 +115,7 @@ class _Folding:
         return self._tensors.get(name)
 
     def _inferred(self) -> dict[str, _Tensor]:
-        """Infer what is known of every value of the definition."""
+        """Infer dtype and rank of each value of the definition, as far as they can be known."""
         graph = infer_shapes(self._draft.definition).graph
         return {
             one.name: _Tensor(DTYPE_NAMES[one.type.tensor_type.elem_type], len(one.type.tensor_type.shape.dim))
@@ -125,7 +125,7 @@ class _Folding:
 
 
 def _is_foldable(node: NodeProto, parameters: Mapping[str, TensorProto]) -> bool:
-    """Whether a node is a BatchNormalization at inference, of parameters only."""
+    """Whether a node is a BatchNormalization for inference whose four tensors are all parameters."""
     if node.op_type != "BatchNormalization" or any(node.output[1:]):
         return False
     is_inference = not _attribute(node, "training_mode", 0) and bool(_attribute(node, "spatial", 1))  # spatial: opset 8
@@ -133,18 +133,21 @@ def _is_foldable(node: NodeProto, parameters: Mapping[str, TensorProto]) -> bool
 
 
 def _conv_view(_node: NodeProto, weight: Slot) -> View | None:
-    """[outputs, inputs / groups, ...]: a channel is a row."""
+    """Return the view of a weight [outputs, inputs / groups, ...], in which a channel is a row."""
     return (weight.shape[0], 1, 1, prod(weight.shape[1:]))
 
 
 def _conv_transpose_view(node: NodeProto, weight: Slot) -> View | None:
-    """[inputs, outputs / groups, ...], the rows of a group side by side."""
+    """Return the view of a weight [inputs, outputs / groups, ...], in which the inputs of a group lie side by side."""
     groups = int(_attribute(node, "group", 1))
     return (groups, weight.shape[0] // groups, weight.shape[1], prod(weight.shape[2:]))
 
 
 def _gemm_view(node: NodeProto, weight: Slot) -> View | None:
-    """[outputs, inputs] if transposed, else [inputs, outputs]; None where its bias is scaled."""
+    """Return the view of a weight, [outputs, inputs] if transposed, else [inputs, outputs].
+
+    None if the Gemm scales its bias.
+    """
     if _attribute(node, "beta", 1.0) != 1.0:
         return None
     rows, columns = weight.shape
@@ -155,7 +158,7 @@ _VIEWS = {"Conv": _conv_view, "ConvTranspose": _conv_transpose_view, "Gemm": _ge
 
 
 def _attribute(node: NodeProto, name: str, default: float) -> float:
-    """Return an attribute that is a number."""
+    """Return the value of an attribute that is a number."""
     for one in node.attribute:
         if one.name == name:
             return one.f if one.type == AttributeProto.FLOAT else one.i

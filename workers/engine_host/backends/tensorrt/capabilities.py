@@ -1,9 +1,9 @@
-"""What the TensorRT at hand can do. Every difference between versions is found out here, by looking for it.
+"""What the installed TensorRT can do. Each difference between versions is found here, by looking for a member.
 
-TensorRT 8.6 to 11 and TensorRT-RTX have one Python API that grew and shed members: FP16 is a builder flag up to 10
-and gone in 11, strongly typed networks and progress monitors came with 9, weight stripping with 10.
-The rest of the adapter asks for a capability and never for a version. `FAULTS` is the exception: a fault of a
-release cannot be seen by looking.
+TensorRT 8.6 to 11 and TensorRT-RTX have one Python API that gained and lost members. FP16 is a builder flag up to 10
+and gone in 11. Strongly typed networks and progress monitors came with 9, weight stripping with 10. The rest of the
+adapter asks for a capability and never for a version. `FAULTS` is the exception, because a fault of a release shows in
+no member.
 """
 
 import os
@@ -16,9 +16,9 @@ import numpy as np
 from app.weights.dtypes import numpy_dtype
 from workers.engine_host.backends.tensorrt.library import NAME, trt
 
-EXTERNAL_TACTICS = ("CUBLAS", "CUBLAS_LT", "CUDNN")  # need libraries of a gigabyte that TensorRT 10 does without
-ASYNC_REFIT = ("refit_cuda_engine_async", "get_weights_location", "unset_named_weights")  # came together
-HARDWARE_LEVELS = ("AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY")  # of all releases, beside NONE
+EXTERNAL_TACTICS = ("CUBLAS", "CUBLAS_LT", "CUDNN")  # they need libraries of a gigabyte, which TensorRT 10 does without
+ASYNC_REFIT = ("refit_cuda_engine_async", "get_weights_location", "unset_named_weights")  # all came with one release
+HARDWARE_LEVELS = ("AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY")  # those of all releases, besides NONE
 FAULTS: Mapping[str, Mapping[str, str]] = {
     "8.": {"timing_cache": "TensorRT 8 cannot read a serialized timing cache back; one is shared in memory instead"},
     "11.3.0": {
@@ -52,8 +52,9 @@ MEANINGS: Mapping[str, str] = {  # of the build options
 class Capabilities:
     """What one release of TensorRT has, by the names of its own API.
 
-    `targets` are the compute capabilities it compiles for without having them, as TensorRT-RTX does. It takes degrees
-    of compatibility with other GPUs and versions, too, and timing caches, and ignores them: here it has none.
+    `targets` are the compute capabilities that it compiles for without such a GPU; only TensorRT-RTX has any.
+    TensorRT-RTX also takes levels of compatibility with other GPUs and versions, and timing caches, but ignores them.
+    So here it has none of these.
     """
 
     version: str
@@ -78,22 +79,23 @@ class Capabilities:
     faults: Mapping[str, str]
 
     def engine_dtype(self, dtype: str) -> "np.dtype[Any]":
-        """Return the dtype in which an engine keeps a weight that the graph has as `dtype`, a safetensors name."""
+        """Return the dtype in which an engine keeps a weight; `dtype` is the graph's, a safetensors name."""
         narrowed = {"F64": "F32"} if self.int64 else {"F64": "F32", "I64": "I32"}
         return numpy_dtype(narrowed.get(dtype, dtype))
 
     @property
     def refit_threads(self) -> int:
-        """How many threads a refit may have: one where its binding keeps the interpreter's lock meanwhile.
+        """How many threads a refit may have: one if the Python binding keeps the interpreter's lock meanwhile.
 
-        Our logger is Python's, so a line that one of the refitter's own threads said would wait for that lock for ever.
-        `refit_cuda_engine` lets go of it where `refit_cuda_engine_async` came with it, and not in TensorRT 8 (its
-        source, python/src/infer/pyCore.cpp). One costs 8 little: 0.14 to 0.19 s for 811 MB where 32 take 0.15 to 0.16.
+        Our logger is written in Python. If one of the refitter's own threads logged a line, it would wait for that lock
+        for ever. `refit_cuda_engine` releases the lock in releases that also have `refit_cuda_engine_async`. In
+        TensorRT 8 it does not (source: its python/src/infer/pyCore.cpp). One thread costs TensorRT 8 little: 811 MB
+        take 0.14 to 0.19 s with one thread and 0.15 to 0.16 s with 32.
         """
         return (os.cpu_count() or 1) if self.async_refit else 1
 
     def runs_on(self, compute_capability: str) -> bool:
-        """Whether it has kernels for a GPU, as far as it tells: TensorRT-RTX lists what it compiles for."""
+        """Whether it has kernels for a GPU. Only TensorRT-RTX lists its GPUs; for any other release this is True."""
         return not self.targets or target_name(compute_capability) in self.targets
 
     @property
@@ -108,7 +110,7 @@ class Capabilities:
 
 
 def capabilities(library: Any = trt) -> Capabilities:  # noqa: ANN401 - a module, TensorRT's or one with its names
-    """Look at a TensorRT module, by default the one in use."""
+    """Return what a TensorRT module can do, by default the module in use."""
     flags = _members(library, "BuilderFlag")
     levels = _members(library, "HardwareCompatibilityLevel")
     targets = tuple(name for name in _members(library, "ComputeCapability") if name.startswith("SM"))
@@ -176,7 +178,10 @@ def options_schema(can: Capabilities, *, refit: bool) -> dict[str, Any]:
 
 
 def conflicts(can: Capabilities, *, refit: bool) -> list[dict[str, Any]]:
-    """Return what options exclude each other: {"when": a JSON Schema of all options, defaults included, "reason"}."""
+    """Return which options exclude each other, as {"when", "reason"}.
+
+    "when" is a JSON Schema of all options, defaults included. The options that match it exclude each other.
+    """
     found = []
     if can.strip_plan and refit:
         reason = 'strip_weights leaves out what a refit puts back, and refit "none" lets it put back nothing: use "all"'
@@ -192,7 +197,7 @@ def _equal(**options: object) -> dict[str, Any]:
 
 
 def lacking(can: Capabilities, *, refit: bool) -> dict[str, str]:
-    """Return why an option, or a value of one ("refit=all"), is refused though other versions have it."""
+    """Return the reason for each option, or value of one ("refit=all"), that is refused and other versions have."""
     lacks = _absent(can)
     if not refit:
         no_device = f"{NAME} compiles here without a GPU, and without one an engine cannot be made refittable"
@@ -207,7 +212,7 @@ def lacking(can: Capabilities, *, refit: bool) -> dict[str, str]:
 
 
 def _absent(can: Capabilities) -> dict[str, str]:
-    """Return what the release itself has not."""
+    """Return the reason for each option or value that the release itself does not have."""
     this = f"{NAME} {can.version}"
     lacks = {}
     if not can.fp16_flag:
@@ -230,7 +235,7 @@ def _absent(can: Capabilities) -> dict[str, str]:
 
 
 def notes(can: Capabilities) -> dict[str, str]:
-    """Return what else there is to know of this release before a build: its faults, and the types it does without."""
+    """Return what else to know of this release before a build: its faults, and the dtypes that it does not take."""
     this = f"{NAME} {can.version}"
     found = dict(can.faults)
     if not can.bfloat16:
@@ -241,7 +246,7 @@ def notes(can: Capabilities) -> dict[str, str]:
 
 
 def target_name(compute_capability: str) -> str:
-    """Return what TensorRT-RTX calls a compute capability: "8.9" is SM89."""
+    """Return TensorRT-RTX's name for a compute capability: "8.9" is SM89."""
     return f"SM{compute_capability.replace('.', '')}"
 
 
@@ -251,7 +256,7 @@ def default_tactics(can: Capabilities) -> tuple[str, ...]:
 
 
 def default_target(can: Capabilities) -> str:
-    """Return the compute capability compiled for where none is named and no GPU is there."""
+    """Return the name of the compute capability that is compiled for if none is asked for and there is no GPU."""
     return "SM80" if "SM80" in can.targets else can.targets[0]
 
 

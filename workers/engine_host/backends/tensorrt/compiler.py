@@ -12,11 +12,11 @@ from workers.engine_host.backends.tensorrt.library import NAME, extents, trt
 from workers.engine_host.backends.tensorrt.log import Log
 from workers.engine_host.backends.tensorrt.timing_cache import Timings
 
-MAX_FAULTS = 5  # of a graph that the parser refuses, named in the error
+MAX_FAULTS = 5  # named in the error if the parser refuses a graph
 
 
 class Compiler:
-    """Compiles graphs: on this device for it, or without one for `targets`. Keeps what it timed in `timings`."""
+    """Compiles graphs for this process's GPU or, without a GPU, for one of `targets`; `timings` keeps what it timed."""
 
     def __init__(self, can: Capabilities, log: Log) -> None:
         self._can = can
@@ -35,11 +35,12 @@ class Compiler:
     ) -> trt.IHostMemory:
         """Return the plan of the ONNX file `graph`, whose external data lie beside it.
 
-        `half` says whether F16 occurs in it, `refittable` names the weights to be kept replaceable where the option
-        `refit` is a list. Raises BackendError "graph_refused" and "build_failed", with TensorRT's own words.
+        `half` says whether F16 occurs in the graph. `refittable` names the weights to keep replaceable if the option
+        `refit` is a list. Raises BackendError "graph_refused", "profiles_required", "bad_option", "not_refittable" or
+        "build_failed", with TensorRT's own words if it gave any.
         """
         builder = trt.Builder(self._log)
-        builder.max_threads = os.cpu_count() or 1  # a build lets go of the interpreter's lock, so they may log
+        builder.max_threads = os.cpu_count() or 1  # they may log: a build releases the interpreter's lock
         network = builder.create_network(self._network_flags(options))
         self._parse(network, graph)
         if not self._is_strongly_typed(options):
@@ -70,7 +71,7 @@ class Compiler:
         return flags
 
     def _is_strongly_typed(self, options: Mapping[str, Any]) -> bool:
-        """Tell whether tensors have the definition's own types; where they cannot, types are hints to the builder."""
+        """Tell whether tensors keep the definition's own types; if not, types are only hints to the builder."""
         return self._can.strongly_typed and options["precision"] == "definition"
 
     def _parse(self, network: trt.INetworkDefinition, graph: Path) -> None:
@@ -85,13 +86,13 @@ class Compiler:
             )
 
     def _fault(self, error: trt.ParserError) -> str:
-        """Say what the parser refuses, and where: what it says alone may be no more than "false"."""
+        """Say what the parser refuses, and at which node: the parser's own words may be no more than "false"."""
         if not self._can.parser_names_operators:
             return f"{error.desc()} (node {error.node()})"
         return f"{error.node_operator()} {error.node_name()!r}: {error.desc()}"
 
     def _refuse_int8(self, network: trt.INetworkDefinition) -> None:
-        """Raise BackendError where an input or output is I8, which is a scaled number where types are hints."""
+        """Raise BackendError if an input or output is I8: if types are hints, TensorRT takes I8 for scaled numbers."""
         ends = [network.get_input(index) for index in range(network.num_inputs)]
         ends += [network.get_output(index) for index in range(network.num_outputs)]
         found = [one.name for one in ends if one.dtype == trt.DataType.INT8]
@@ -132,8 +133,8 @@ class Compiler:
         if self._can.targets:
             self._compile_for(options.get("compute_capability", "CURRENT"), config)
 
-    def _compile_for(self, target: str, config: Any) -> None:  # noqa: ANN401 - as TensorRT-RTX alone has it
-        """Compile for a compute capability; without one a plan would be for several, and for none before Ampere."""
+    def _compile_for(self, target: str, config: Any) -> None:  # noqa: ANN401 - a config that only TensorRT-RTX has
+        """Compile for one compute capability; by default a plan would be for several, and for none before Ampere."""
         config.num_compute_capabilities = 1
         if not config.set_compute_capability(trt.ComputeCapability.__members__[target], 0):  # type: ignore[attr-defined]  # RTX only
             raise self._log.failed("bad_option", f"{NAME} does not compile for {target}", "Choose another one.")
@@ -176,7 +177,7 @@ class Compiler:
 
 def _monitor(log: Log) -> "trt.IProgressMonitor":  # a class that 8.6 does not have
     class Monitor(trt.IProgressMonitor):
-        """Passes on how far the outermost phase is."""
+        """Reports how far the outermost phase is, as progress."""
 
         def __init__(self) -> None:
             super().__init__()

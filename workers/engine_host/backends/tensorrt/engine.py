@@ -1,4 +1,4 @@
-"""A deserialized engine: the weights it holds at the moment, and running it."""
+"""A deserialized engine: it runs, and its weights can be replaced."""
 
 import json
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -21,11 +21,11 @@ from workers.engine_host.backends.tensorrt.weight_values import WeightValues
 from workers.engine_host.tensors import Array, ParameterFiles
 
 MAX_NAMED = 10
-BATCH_BYTES = 1 << 28  # of computed values in memory at a time
+BATCH_BYTES = 1 << 28  # the most computed values in memory at a time
 
 
 class TensorrtEngine:
-    """An engine on the device. `contents` says which values it holds, by parameter; a refit moves it on to others."""
+    """An engine on the device. `contents` has the content of each parameter that it holds now; a refit changes them."""
 
     def __init__(
         self,
@@ -38,9 +38,9 @@ class TensorrtEngine:
         weight_bytes: int,
         stripped: bool = False,
     ) -> None:
-        """`weight_bytes` is what the plan's weights take on the device.
+        """Take a deserialized engine; `weight_bytes` is the device memory of the weights in its plan.
 
-        `stripped` says that the replaceable ones are not among them, and have yet to be set.
+        `stripped` says that the plan does not hold the replaceable weights, which are not set yet.
         """
         self._engine = engine
         self._layout = layout
@@ -54,7 +54,7 @@ class TensorrtEngine:
 
     @property
     def nbytes(self) -> int:
-        """Device memory for its weights and for one run, about; inputs and outputs count once it has run with some."""
+        """About the device memory for the weights and for one run; inputs and outputs count after the first run."""
         buffers = self._execution.nbytes if self._has_run else 0
         return self._weight_bytes + self._run_bytes + buffers
 
@@ -65,7 +65,7 @@ class TensorrtEngine:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What there is to know of the compiled form."""
+        """What the build's result tells of the compiled engine, as JSON."""
         fixed = {source for slot in self._layout.slots if slot.name not in self.weights for source in slot.sources}
         return {
             "refittable": bool(self._engine.refittable),
@@ -82,10 +82,10 @@ class TensorrtEngine:
         watch: Stopwatch,
         step: Callable[[int, int], None],
     ) -> int:
-        """Replace the weights that other parameter values change, and return how many; BackendError.
+        """Replace the weights that differ with these parameters, and return how many were set; raises BackendError.
 
-        Only what changed is located, computed (the phase "values") and set ("refit"). After an error the engine is in
-        no defined state.
+        Only weights that change are located and computed (the phase "values") and set ("refit"). After an error the
+        engine is in no defined state.
         """
         after = {one.name: one.content for one in parameters}
         changed = changed_slots(self._layout, self._contents, after)
@@ -107,16 +107,16 @@ class TensorrtEngine:
         return len(done)
 
     def _come_to_rest(self) -> None:
-        """Wait for what a run that failed may have left on the device: to refit an engine at work is undefined."""
+        """Wait for work that a failed run may have left on the device: a refit of an engine at work is undefined."""
         if self._has_run:
             self._execution.wait()
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
-        """Run once; inputs and outputs by name, in the dtypes of the definition."""
+        """Run once. Inputs and outputs are by name, in the dtypes of the definition."""
         return self._execution.run(inputs)
 
     def measure(self, inputs: Arrays, *, iterations: int, warmup: int) -> Sequence[float]:
-        """Return the seconds each of `iterations` runs took on the device, after `warmup` others."""
+        """Return the seconds that each of `iterations` runs took on the device, after `warmup` others."""
         return self._execution.measure(inputs, iterations=iterations, warmup=warmup)
 
     def layers(self, inputs: Arrays) -> tuple[tuple[str, float], ...]:
@@ -124,15 +124,15 @@ class TensorrtEngine:
         return self._execution.layers(inputs)
 
     def inspect(self) -> Any:  # noqa: ANN401 - JSON
-        """Return what TensorRT's engine inspector says; more where the engine was built with detailed profiling."""
+        """Return what TensorRT's engine inspector says; it says more of an engine built with detailed profiling."""
         text = self._engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
         try:
-            return json.loads(text, strict=False)  # layers' names may have control characters in them
+            return json.loads(text, strict=False)  # names of layers may have control characters in them
         except ValueError:
             return text
 
     def serialize(self) -> trt.IHostMemory:
-        """Return the plan with the weights held now, from which the engine can be loaded and refitted again.
+        """Return the plan with the engine's weights of now; an engine loaded from it can be refitted again.
 
         Raises BackendError "serialize_failed".
         """
@@ -181,7 +181,7 @@ class TensorrtEngine:
 
 
 def _batches(slots: Sequence[Slot]) -> Iterator[Sequence[Slot]]:
-    """Yield slots in turn, each time as many as are computed in `BATCH_BYTES`, one at least."""
+    """Yield all slots in batches whose computed values take at most `BATCH_BYTES`; one larger slot is a batch, too."""
     start = nbytes = 0
     for index, slot in enumerate(slots):
         computed = slot.nbytes if slot.is_computed else 0

@@ -1,4 +1,4 @@
-"""What is known of both backends before a TensorRT is imported."""
+"""The entries of the backends `tensorrt` and `tensorrt_rtx`, which are read before a TensorRT is imported."""
 
 from app.backends import BackendEntry
 

@@ -1,4 +1,4 @@
-"""Running an engine on its device: shapes, buffers, copies, times.
+"""Runs an engine on its device: shapes, buffers, copies, times.
 
 Source: TensorRT's named-tensor API (`execute_async_v3`), which is the same from 8.5 to 11.
 """
@@ -36,7 +36,7 @@ DTYPES: Mapping[str, str] = {
     "UINT8": "U8",
     "BOOL": "BOOL",
 }
-MAX_LANDING_BYTES = 32 << 20  # of an output that is kept page-locked: no other process can have that memory
+MAX_LANDING_BYTES = 32 << 20  # the largest output that is kept page-locked: no other process can have that memory
 FITTING = "Send inputs of a shape within one of the engine's profiles."
 REBUILD = "Build the engine again; if that fails too, report it with the job's events."
 
@@ -44,10 +44,11 @@ REBUILD = "Build the engine again; if that fails too, report it with the job's e
 class Execution:
     """An engine's execution context, with the buffers of its inputs and outputs, which grow as needed.
 
-    Outputs land in page-locked memory that is kept: a fresh array costs more, page by page, than the copy into it.
+    Outputs are copied to page-locked memory that is kept. The pages of a fresh array would cost more than the copy.
 
-    There is one context at a time: before TensorRT 9 two cannot share an optimization profile. `outputs` are the
-    dtypes the definition gives its outputs: TensorRT 8.6 computes I64 as I32 and F64 as F32.
+    There is one context at a time, because before TensorRT 9 two contexts cannot share an optimization profile.
+    `outputs` are the dtypes of the definition's outputs. The engine's own may differ: TensorRT 8.6 computes I64 as I32
+    and F64 as F32.
     """
 
     def __init__(self, engine: trt.ICudaEngine, outputs: Mapping[str, "np.dtype[Any]"], log: Log) -> None:
@@ -70,13 +71,13 @@ class Execution:
 
     @property
     def nbytes(self) -> int:
-        """Device memory of the inputs and outputs, in bytes: as much as any run so far has needed."""
+        """Device memory of the inputs and outputs, in bytes: the most that any run so far has needed."""
         return sum(buffer.nbytes for buffer in self._buffers.values())
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
-        """Run once and return the outputs in the definition's dtypes, for as long as nothing else is run.
+        """Run once and return the outputs in the definition's dtypes; the next run may overwrite them.
 
-        Raises BackendError "run_failed".
+        Raises BackendError "run_failed", or "bad_inputs" if a value does not fit into the engine's dtype.
         """
         held = self._bind(inputs)
         self._enqueue()
@@ -90,7 +91,7 @@ class Execution:
         self._stream.synchronize()
 
     def measure(self, inputs: Arrays, *, iterations: int, warmup: int) -> Sequence[float]:
-        """Return the seconds each run takes on the device, its inputs and outputs there."""
+        """Return the seconds that each run takes from inputs on the device to outputs on the device."""
         held = self._bind(inputs)
         for _ in range(warmup):
             self._enqueue()
@@ -104,9 +105,9 @@ class Execution:
         return [end.seconds_since(begin) for begin, end in events]
 
     def layers(self, inputs: Arrays) -> tuple[tuple[str, float], ...]:
-        """Return (name, seconds) of each layer of one run, after one that is not looked at.
+        """Return (name, seconds) of each layer of one run; a run before it does not count.
 
-        A context that has had a profiler stays slow, so it is given up afterwards.
+        A context that has had a profiler stays slow, so it is dropped afterwards.
         """
         profiler = _Profiler()
         self._made = None
@@ -133,7 +134,7 @@ class Execution:
 
     def _bind(self, inputs: Arrays) -> list[Array]:
         """Copy the inputs to the device and give every tensor its address; the arrays must outlive the copies."""
-        self._log.forget()  # an engine that stays loaded outlives the requests that came before
+        self._log.forget()  # an engine that stays loaded may have errors of earlier requests in the log
         self._choose_profile(inputs)
         context = self._context
         arrays = {name: _as_engine_takes(name, inputs[name], self._dtypes[name]) for name in self._input_names}
@@ -159,7 +160,7 @@ class Execution:
             return
         try:
             is_chosen = context.set_optimization_profile_async(index, self._stream.handle)
-        except RuntimeError:  # what the Python API makes of False
+        except RuntimeError:  # the Python API raises this if TensorRT returns False
             is_chosen = False
         if not is_chosen:
             raise self._log.failed("run_failed", f"{NAME} cannot use profile {index}", REBUILD)
@@ -180,7 +181,7 @@ class Execution:
             self._host_outputs[name] = np.empty(shape, self._dtypes[name])
             self._place(name, self._host_outputs[name].ctypes.data)
             return
-        if -1 in shape:  # known only once the values are
+        if -1 in shape:  # the shape is known only when the values are
             allocator = self._allocators.setdefault(name, _Allocator(self._buffers[name]))
             if not context.set_output_allocator(name, allocator):
                 raise self._log.failed("run_failed", f"{NAME} takes no allocator for {name}", REBUILD)
@@ -211,13 +212,13 @@ class Execution:
         return array
 
     def _landed(self, name: str, shape: tuple[int, ...]) -> Array:
-        """Return memory for an output: page-locked and kept, unless there is none or it is large."""
+        """Return host memory for an output: page-locked and kept, unless there is none or the output is large."""
         dtype = self._dtypes[name]
         nbytes = prod(shape) * dtype.itemsize
         if nbytes > MAX_LANDING_BYTES:
             return np.empty(shape, dtype)
         if name not in self._landing or self._landing[name].nbytes < nbytes:
-            self._landing.pop(name, None)  # before there is more
+            self._landing.pop(name, None)  # gives the smaller one back first
             try:
                 self._landing[name] = page_locked(nbytes)
             except CudaError as error:
@@ -228,7 +229,7 @@ class Execution:
 
 
 class _Allocator(trt.IOutputAllocator):
-    """Gives an output room once TensorRT knows its size."""
+    """Makes room for an output when TensorRT knows its size."""
 
     def __init__(self, buffer: DeviceBuffer) -> None:
         super().__init__()
@@ -237,7 +238,7 @@ class _Allocator(trt.IOutputAllocator):
         self.shape: tuple[int, ...] = ()
 
     def check(self) -> None:
-        """Raise the BackendError for which there was no room, once; TensorRT lets no exception through."""
+        """Raise the BackendError of an allocation that failed, once. TensorRT lets no exception through by itself."""
         if self._error is None:
             return
         try:
@@ -271,7 +272,7 @@ class _Profiler(trt.IProfiler):
 
 
 def _as_engine_takes(name: str, array: Array, dtype: "np.dtype[Any]") -> Array:
-    """Return an input in the engine's own dtype; BackendError "bad_inputs" where a value does not fit into it."""
+    """Return an input in the engine's own dtype; BackendError "bad_inputs" if a value does not fit into it."""
     if array.dtype == dtype:
         return np.ascontiguousarray(array)
     if dtype.kind == "i" and array.size:

@@ -1,7 +1,7 @@
 """The graph as TensorRT's parser reads it: a file whose external data are links to the files that hold the weights.
 
-`parse_from_file` takes external data from beside the graph only: newer parsers refuse "..", and none takes an absolute
-path. Some follow links by mapping the files, and nothing is copied, others read them.
+`parse_from_file` takes external data only from the folder of the graph: newer parsers refuse "..", and none takes an
+absolute path. Some parsers map the files behind the links and copy nothing. Others read them.
 """
 
 from collections import Counter
@@ -19,10 +19,10 @@ COMPUTED = "computed"
 
 
 def write(layout: Layout, values: Mapping[str, StoredValue], folder: Path) -> Path:
-    """Write what the parser reads into an empty folder and return the graph's path.
+    """Write the graph and its links into an empty folder, and return the graph's path.
 
-    `values` are the parameters' values by name; they and the folder must stay until the engine is built, which may read
-    them only then. Raises BackendError "missing_weights" or "wrong_weights".
+    `values` are the parameters' values by name. They and the folder must stay until the engine is built, because the
+    build may read them. Raises BackendError "missing_weights" or "wrong_weights".
     """
     stored = store_slots(layout, values, folder / COMPUTED)
     path = folder / GRAPH
@@ -31,9 +31,9 @@ def write(layout: Layout, values: Mapping[str, StoredValue], folder: Path) -> Pa
 
 
 def store_slots(layout: Layout, values: Mapping[str, StoredValue], file: Path) -> dict[str, StoredValue]:
-    """Return every slot's value by name: the parameter's where it is one, else computed into the new `file`.
+    """Return where every slot's value lies, by name: the parameter's own bytes, or computed bytes in the new `file`.
 
-    No more than one slot's value is held in memory. Raises BackendError as `slot_value` does.
+    Memory holds one slot's value at a time. Raises BackendError as `slot_value` does.
     """
     mapped = MappedFiles()
     stored = {}
@@ -51,11 +51,11 @@ def store_slots(layout: Layout, values: Mapping[str, StoredValue], file: Path) -
 
 
 def point_slots(model: ModelProto, values: Mapping[str, StoredValue], folder: Path) -> ModelProto:
-    """Return the model with every initializer without a value pointing at its bytes, through links made in `folder`.
+    """Return the model with each initializer that has no value pointing at its bytes, through links in `folder`.
 
-    TensorRT tells weights apart by their address: of two names for one address it knows only the last. So a range of
-    bytes that several initializers share, as tied embeddings do, is reached through a link of its own for each.
-    Raises BackendError "missing_weights" or "wrong_weights".
+    TensorRT tells weights apart by their address. If one address has two names, it knows only the last. So if several
+    initializers share a range of bytes, as tied embeddings do, each of them has a link of its own. Raises BackendError
+    "missing_weights" or "wrong_weights".
     """
     pointed = ModelProto()
     pointed.CopyFrom(model)

@@ -1,4 +1,4 @@
-"""A graph on its way from a definition to what is compiled."""
+"""A definition's graph while it is rewritten into the graph that is compiled."""
 
 from collections.abc import Iterable
 from functools import cached_property
@@ -13,7 +13,7 @@ from workers.engine_host.backends.tensorrt.slots import Slot, Type
 class Draft:
     """A copy of a definition whose nodes are rewritten while its slots are declared.
 
-    A slot's name is its initializer's; slots that nothing reads in the end are left out.
+    A slot has the name of its initializer. A slot that no node reads in the end is left out.
     """
 
     def __init__(self, definition: ModelProto) -> None:
@@ -33,20 +33,20 @@ class Draft:
 
     @cached_property
     def _names(self) -> set[str]:
-        """Every name a value of the graph has."""
+        """The names of all values of the graph."""
         names = {*reads(self.definition.graph), *self.slots}
         names.update(name for node in self.definition.graph.node for name in node.output)
         return names | {one.name for one in self.constants} | {one.name for one in self.definition.graph.input}
 
     def new_name(self, wanted: str) -> str:
-        """Return a name that no value of the graph has: the one wanted, if need be with apostrophes."""
+        """Return a name that no value of the graph has: `wanted`, with apostrophes if it is taken."""
         while wanted in self._names:
             wanted += "'"
         self._names.add(wanted)
         return wanted
 
     def types(self, parameters: Iterable[str]) -> tuple[Type, ...]:
-        """Return dtype and shape of parameters."""
+        """Return the dtype and shape of each of these parameters."""
         tensors = [self.parameters[name] for name in parameters]
         return tuple((DTYPE_NAMES[one.data_type], tuple(one.dims)) for one in tensors)
 
@@ -62,7 +62,7 @@ class Draft:
         self.graph.node.extend(kept)
 
     def finish(self) -> tuple[ModelProto, tuple[Slot, ...]]:
-        """Return the rewritten graph, every slot an initializer without a value, and the slots in that order."""
+        """Return the rewritten graph and its slots, which are its initializers without a value, in the same order."""
         read = reads(self.graph)
         slots = tuple(slot for slot in self.slots.values() if slot.name in read)
         initializers = [self.parameters.get(slot.name) or _placeholder(slot) for slot in slots]

@@ -1,11 +1,13 @@
-"""Between a definition's parameters and an engine's weights: which initializers are compiled, and their values.
+"""How a definition's parameters become an engine's weights: which initializers are compiled, and their values.
 
-TensorRT refits weights by the names of initializers. Most initializers are one parameter's bytes where they lie.
-Others are computed from parameters: the parser makes nameless weights of a BatchNormalization's four tensors, so that
-is done here, where they get names (`batch_normalization`); and every weight costs a refit some milliseconds
-whatever its size, so small ones may be packed (`packing`). Bindings, differences and users see parameters only.
+TensorRT refits weights by the names of initializers. Most initializers are one parameter's bytes where they lie. Others
+are computed from parameters, for two reasons. The parser makes nameless weights from a BatchNormalization's four
+tensors, so these weights are made here and get names (`batch_normalization`). And each weight costs a refit some
+milliseconds whatever its size, so small weights may be packed (`packing`). Bindings, differences and users see
+parameters only.
 
-A layout follows from the definition and the option's value alone: it is made again whenever an engine is loaded.
+A layout follows from the definition and the value of the option `refit_layout` alone. It is made again whenever an
+engine is loaded.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -31,14 +33,14 @@ __all__ = ["Layout", "Slot", "changed_slots", "lay_out", "slot_value"]
 
 @dataclass(frozen=True)
 class Layout:
-    """The graph that is compiled and its slots, one for each initializer without a value, in that order."""
+    """The graph that is compiled and its slots: one for each initializer without a value, in the same order."""
 
     model: ModelProto
     slots: tuple[Slot, ...]
 
     @cached_property
     def readers(self) -> Mapping[str, tuple[Slot, ...]]:
-        """The slots made of a parameter, by the parameter's name; one that has no influence on the outputs has none."""
+        """The slots made from each parameter, by its name; a parameter without influence on the outputs is absent."""
         readers: dict[str, tuple[Slot, ...]] = {}
         for slot in self.slots:
             for source in dict.fromkeys(slot.sources):
@@ -50,9 +52,9 @@ class Layout:
         return any(slot.dtype == dtype for slot in self.slots)
 
     def slots_of(self, wanted: Sequence[str]) -> tuple[str, ...]:
-        """Return the names of the slots made of the parameters that are `wanted`, as the option `refit` lists them.
+        """Return the names of the slots made from the parameters that `wanted`, a list of the option `refit`, names.
 
-        Raises BackendError "bad_option" where a pattern is none, and where it fits no parameter.
+        Raises BackendError "bad_option" if an entry is not a valid pattern, or if it fits no parameter.
         """
         try:
             patterns = RefitPatterns.parse(wanted)
@@ -69,8 +71,8 @@ class Layout:
 def lay_out(definition: ModelProto, layout: str = "plain") -> Layout:
     """Return the layout of a definition, which is left unchanged.
 
-    "plain" gives each parameter a slot of its own except where a BatchNormalization needs others; "packed" packs small
-    parameters as well. BackendError "bad_option" for any other word.
+    "plain" gives each parameter a slot of its own, unless a BatchNormalization needs other slots. "packed" also packs
+    small parameters. Raises BackendError "bad_option" for any other word.
     """
     if layout not in LAYOUTS:
         raise BackendError("bad_option", f"refit_layout {layout!r}: it is one of {', '.join(LAYOUTS)}.")
@@ -83,9 +85,9 @@ def lay_out(definition: ModelProto, layout: str = "plain") -> Layout:
 
 
 def changed_slots(layout: Layout, before: Mapping[str, Hashable], after: Mapping[str, Hashable]) -> tuple[Slot, ...]:
-    """Return the slots whose value differs, in the layout's order, given every parameter's content by name.
+    """Return the slots whose value differs, in the layout's order.
 
-    A parameter without content before has changed.
+    `before` and `after` have every parameter's content by name. A parameter that `before` does not have has changed.
     """
     touched = {
         slot.name
@@ -97,10 +99,10 @@ def changed_slots(layout: Layout, before: Mapping[str, Hashable], after: Mapping
 
 
 def slot_value(slot: Slot, values: Mapping[str, StoredValue], mapped: MappedFiles) -> Array:
-    """Return a slot's value, of its dtype and shape and contiguous, made of the parameters' values by name.
+    """Return a slot's value, contiguous and of its dtype and shape, from the parameters' values by name.
 
-    Where the slot is a parameter, the array shares the file's pages. Raises BackendError "missing_weights" where a
-    source has no value, and "wrong_weights" where one has another dtype or shape than the parameter.
+    If the slot is a parameter, the array shares the file's pages. Raises BackendError "missing_weights" if a source has
+    no value, and "wrong_weights" if a value has another dtype or shape than its parameter.
     """
     _check(slot, values)
     return slot.value([mapped.view(values[name]) for name in slot.sources])

@@ -1,6 +1,7 @@
-"""The TensorRT this process uses: `tensorrt` itself, or else `tensorrt_rtx`, whose Python API is the same.
+"""The TensorRT that this process uses: `tensorrt` itself, or else `tensorrt_rtx`, whose Python API is the same.
 
-One process uses one of them. Where both are installed it is TensorRT, and TensorRT-RTX needs an environment of its own.
+One process uses only one of them. If both are installed, that is `tensorrt`; `tensorrt_rtx` needs an environment of its
+own.
 """
 
 from importlib import import_module
@@ -19,5 +20,5 @@ else:
 
 
 def extents(dims: trt.Dims) -> tuple[int, ...]:
-    """Return the size of each axis; -1 where it is not known yet."""
+    """Return the size of each axis, or -1 if it is not known yet."""
     return tuple(dims[axis] for axis in range(len(dims)))

@@ -19,28 +19,28 @@ BROKEN = ("illegal memory access", "launch failure", "misaligned address", "devi
 
 
 class Log(trt.ILogger):
-    """TensorRT's logger: it hands each line to the request at hand, from any thread. See `process_log`."""
+    """TensorRT's logger. It passes each line to the request at hand, from any thread. See `process_log`."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._lock = RLock()  # passing a line on may collect garbage, and TensorRT's objects say lines as they go
+        self._lock = RLock()  # a thread may take it twice: collecting garbage inside it makes TensorRT's objects log
         self._report: Report | None = None
         self.errors: list[str] = []
 
     def attach(self, report: Report) -> None:
-        """Pass lines on to the request that begins; errors of earlier ones are forgotten."""
+        """Pass lines on to the request that begins, and forget the errors of earlier requests."""
         with self._lock:
             self._report, self.errors = report, []
 
     def forget(self) -> None:
-        """Forget the errors so far: what fails from now on is not their doing."""
+        """Forget the errors so far, because they do not explain a call that fails from now on."""
         with self._lock:
             self.errors = []
 
     def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
         """Take one line; verbose ones are dropped.
 
-        They are many, and a severity's name takes several microseconds, ten times what its number does.
+        They are many. A severity's name takes several microseconds, ten times as long as its number.
         """
         level = LEVELS.get(int(severity))
         if level is None:
@@ -54,10 +54,13 @@ class Log(trt.ILogger):
         with self._lock:
             report = self._report
         if report is not None:
-            report(message)  # which has a lock of its own, that another thread may hold as it comes here
+            report(message)  # outside our lock: it takes one of its own, and its holder may call us from another thread
 
     def failed(self, code: str, what: str, remedy: str = "") -> BackendError:
-        """Return the error of a call that failed, with what was said: `code`, or that of a full or broken device."""
+        """Return the error for a call that failed, with TensorRT's errors in its detail.
+
+        The code is `code`, unless the errors are those of a full or broken device. `what` says what failed.
+        """
         if any(word in self.reason.lower() for word in OUT_OF_MEMORY):
             return BackendError(
                 DEVICE_OUT_OF_MEMORY,
@@ -84,7 +87,7 @@ class Log(trt.ILogger):
 def process_log() -> Log:
     """Return the one logger of this process.
 
-    TensorRT keeps the first logger it was given, without owning it, and uses it for every later object: a second
-    one would hear nothing, and the first must never go away.
+    TensorRT keeps the first logger that it was given, without owning it, and uses it for every later object. So a
+    second logger would hear nothing, and the first one must never go away.
     """
     return Log()

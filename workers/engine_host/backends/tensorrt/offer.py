@@ -1,4 +1,4 @@
-"""What the fleet shows of a TensorRT: what it compiles for, and what it can do here."""
+"""What the fleet shows of a TensorRT: the platforms that it compiles for, and what it can do here."""
 
 from dataclasses import dataclass
 
@@ -18,18 +18,18 @@ from workers.engine_host.backends.tensorrt.library import NAME
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """The GPU engines are compiled for and run on: its name, and its compute capability ("9.0")."""
+    """The GPU that engines are compiled for and run on: its name, and its compute capability ("9.0")."""
 
     name: str
     compute_capability: str
 
     @property
     def is_ampere_plus(self) -> bool:
-        """Whether it runs what TensorRT compiles for Ampere and everything newer."""
+        """Whether it runs plans that TensorRT compiles for Ampere and all newer GPUs."""
         return int(self.compute_capability.partition(".")[0]) >= 8
 
     def supported(self, can: Capabilities) -> "Gpu":
-        """Return this GPU; BackendError "unsupported_gpu" where this TensorRT has nothing for it."""
+        """Return this GPU; BackendError "unsupported_gpu" if this TensorRT has no kernels for it."""
         if can.runs_on(self.compute_capability):
             return self
         raise BackendError(
@@ -39,7 +39,7 @@ class Gpu:
         )
 
     def shared(self, level: str) -> str:
-        """Name this and all other GPUs that run what is compiled here with a level of hardware compatibility."""
+        """Name the GPUs, this one included, that run a plan compiled here with a level of hardware compatibility."""
         return f"compute_capability_{self.compute_capability}" if level == "same_compute_capability" else level
 
 
@@ -71,7 +71,7 @@ def _shared_platforms(can: Capabilities, gpu: Gpu) -> list[str]:
 
 
 def _own_target(can: Capabilities, gpu: Gpu) -> list[str]:
-    """Return what a plan compiled elsewhere for this GPU is called."""
+    """Return this GPU's name in the platform of a plan that another machine compiles for it; none without targets."""
     return [target_name(gpu.compute_capability)] if can.targets else []
 
 
@@ -82,6 +82,6 @@ def _timing_cache(can: Capabilities) -> str:
 
 
 def _targets(can: Capabilities) -> list[str]:
-    """Return the GPUs compiled for where none is here, the default first."""
+    """Return the GPUs that are compiled for if this machine has none, the default first."""
     first = default_target(can)
     return [first, *(target for target in can.targets if target != first)]

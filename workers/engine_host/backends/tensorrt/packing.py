@@ -1,8 +1,9 @@
-"""Small parameters packed into few initializers, which the graph takes apart again.
+"""Packs small parameters into few initializers, which the graph takes apart again.
 
-Unless attributes of the device are remembered, TensorRT 8.6 takes 3.5 ms to refit a weight, however small it is. What
-the graph cuts out of a packed initializer has the parameter's name, so nothing that reads it changes. Only parameters
-that stand where operators take computed tensors are packed; a convolution's bias, say, has to be a weight.
+Unless attributes of the device are remembered, TensorRT 8.6 takes 3.5 ms to refit a weight, however small it is. The
+graph cuts each parameter out of the packed initializer under the parameter's name, so the nodes that read it stay as
+they are. A parameter is packed only if all operators that read it take a computed tensor in its place. A convolution's
+bias, for example, has to be a weight.
 """
 
 from collections import Counter, defaultdict
@@ -19,7 +20,7 @@ from app.definitions.graph_walk import attribute_graphs, reads
 from workers.engine_host.backends.tensorrt.graph_rewrite import Draft
 from workers.engine_host.backends.tensorrt.slots import PackedSlot, Slot
 
-# Inputs that may be computed, in TensorRT 8.6 to 11.
+# The inputs of each operator that may be computed, in TensorRT 8.6 to 11.
 COMPUTABLE: Final[Mapping[str, frozenset[int]]] = MappingProxyType(
     {
         "Add": frozenset({0, 1}),
@@ -32,12 +33,16 @@ COMPUTABLE: Final[Mapping[str, frozenset[int]]] = MappingProxyType(
         "Where": frozenset({1, 2}),
     }
 )
-# Their output may be computed wherever it stands; some parsers compute it themselves where the input is a weight.
+# These operators take a computed input wherever their output may be computed. If the input is a weight, some parsers
+# compute the output themselves.
 CARRIERS: Final = frozenset({"Cast", "Expand", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 
 
 def pack(draft: Draft) -> None:
-    """Pack vectors, one initializer per dtype, which a Split takes apart; what is alone of its dtype stays as it is."""
+    """Pack vectors into one initializer for each dtype, which a Split takes apart.
+
+    A vector that is the only one of its dtype stays as it is.
+    """
     groups: dict[str, list[Slot]] = {}
     for slot in _packable(draft):
         groups.setdefault(slot.dtype, []).append(slot)
@@ -65,7 +70,7 @@ def _is_vector(slot: Slot) -> bool:
 
 
 class _Uses:
-    """Which operators read a name, and where."""
+    """Which operators read a name, and at which input."""
 
     def __init__(self, draft: Draft) -> None:
         self._uses: defaultdict[str, list[tuple[NodeProto, int]]] = defaultdict(list)
@@ -78,7 +83,7 @@ class _Uses:
                     self._elsewhere.update(reads(inner))
 
     def may_be_computed(self, name: str) -> bool:
-        """Whether something reads it, and everything that does takes a computed tensor."""
+        """Whether some node reads a name, and every node that reads it takes a computed tensor there."""
         if name in self._elsewhere or name not in self._uses:
             return False
         return all(self._takes_computed(node, position) for node, position in self._uses[name])
@@ -103,7 +108,7 @@ def _split(draft: Draft, name: str, members: Sequence[Slot]) -> list[NodeProto]:
 
 
 def _reshaped(draft: Draft, members: Sequence[Slot]) -> tuple[list[str], list[NodeProto]]:
-    """Return the names to give the flat pieces, and the nodes that give the others their shape."""
+    """Return the names of the flat pieces, and the nodes that reshape the pieces of parameters that are not flat."""
     flats, nodes = [], []
     for slot in members:
         if len(slot.shape) == 1:

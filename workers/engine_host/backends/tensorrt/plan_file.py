@@ -15,7 +15,7 @@ from app.artifacts.writeback import WRITEBACK, start_writeback
 
 @contextmanager
 def writing_plan(plan: Any, path: Path) -> Iterator[Future[tuple[str, int]]]:  # noqa: ANN401 - as below
-    """Write a plan as `write_plan` does, in a thread beside the block; where either fails no file is left."""
+    """Write a plan as `write_plan` does, in a thread beside the block; if either fails, no file is left."""
     try:
         with ThreadPoolExecutor(1) as pool:
             yield pool.submit(write_plan, plan, path)
@@ -27,12 +27,13 @@ def writing_plan(plan: Any, path: Path) -> Iterator[Future[tuple[str, int]]]:  #
 def write_plan(plan: Any, path: Path) -> tuple[str, int]:  # noqa: ANN401 - trt.IHostMemory, a buffer
     """Write a plan to the disk and return its digest ("sha256:<64 hex>") and size in bytes.
 
-    It is digested meanwhile, and the disk begins before the last byte is written. By the time whoever stores the file
-    wants it on the disk, it is there. Where that fails no file is left: the disk may be full.
+    A thread digests the plan meanwhile. The disk begins to store it before the last byte is written. When this returns,
+    the file is on the disk, so whoever puts it into the store need not wait for the disk. If writing fails, because the
+    disk is full for example, no file is left.
     """
     view = memoryview(plan).cast("B")
     with ThreadPoolExecutor(1) as pool, path.open("wb", buffering=0) as file:
-        digest = pool.submit(hashlib.sha256, view)  # neither holds the interpreter's lock
+        digest = pool.submit(hashlib.sha256, view)  # digesting and writing both release the interpreter's lock
         try:
             _write(view, file)
         except Exception:

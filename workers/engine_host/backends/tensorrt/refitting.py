@@ -1,9 +1,9 @@
-"""New weights for a deserialized engine, every one of them checked before TensorRT sees it.
+"""Gives a deserialized engine new weights, and checks each of them before TensorRT sees it.
 
-`Refitter.set_named_weights` protects nobody: TensorRT 8.6 returned True for a transposed tensor, for one that was an
-element too short and for F32 where the weight is F16, and would have read past the buffer; later releases check
-count and type but never the shape. A refit that fails may have changed some of the weights, so whoever calls this
-throws the engine away when it raises. Where the weights lie meanwhile is a matter of `tensor_location`.
+`Refitter.set_named_weights` does not check enough. TensorRT 8.6 returns True for a transposed tensor, for a tensor that
+is an element too short, and for F32 if the weight is F16; it would read past the buffer. Later releases check count and
+type but never the shape. A refit that fails may have changed some of the weights, so the caller throws the engine away
+if this raises. The module `tensor_location` decides whether the weights lie on the host or on the device.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,15 +23,15 @@ MAX_NAMED = 10
 
 
 class KnownWeights(Protocol):
-    """Where a refit finds weights that nobody changed."""
+    """Finds the weights that a refit needs although they have not changed."""
 
     def named(self, names: Sequence[str]) -> Iterable[Named]:
-        """Yield the weights of these names, as far as they are known."""
+        """Yield the weights of these names; names that are not known are left out."""
         ...
 
 
 def check_weight(name: str, array: Array, expected: Expected) -> None:
-    """Raise BackendError "wrong_weights" unless an array is exactly what the engine's weight takes."""
+    """Raise BackendError "wrong_weights" unless an array has the dtype, shape and memory that the weight takes."""
     faults = []
     if array.dtype != expected.dtype:
         faults.append(f"is {array.dtype}, not {expected.dtype}")
@@ -54,11 +54,11 @@ def refit(
     log: Log,
     known: KnownWeights,
 ) -> set[str]:
-    """Put weights into an engine in place and return their names; the arrays are only read until this returns.
+    """Put weights into an engine in place and return their names; the arrays are not read after this returns.
 
-    TensorRT takes some weights only together with others, those of the layers it fused: these are looked up in
-    `known`. Raises BackendError "wrong_weights", "not_refittable" or "refit_failed", and CudaError. After any of them
-    the engine is in no defined state.
+    If TensorRT has fused layers, it takes a weight of one only together with the weights of the others. These are
+    looked up in `known`. Raises BackendError "wrong_weights", "not_refittable" or "refit_failed", and CudaError. After
+    any of them the engine is in no defined state.
     """
     refitter = trt.Refitter(engine, log)
     refitter.max_threads = can.refit_threads
@@ -80,7 +80,7 @@ def refit(
 
 
 def refittable_weights(engine: trt.ICudaEngine, log: Log) -> frozenset[str]:
-    """Return the names of the weights an engine lets go of; none where it was compiled without refit support."""
+    """Return the names of the weights that can be replaced; none if the engine was compiled without refit support."""
     return frozenset(trt.Refitter(engine, log).get_all_weights()) if engine.refittable else frozenset()
 
 
@@ -89,7 +89,7 @@ def _place(refitter: trt.Refitter, can: Capabilities, log: Log) -> OnHost | OnDe
 
 
 def _set(place: OnHost | OnDevice, weights: Iterable[Named], refitter: trt.Refitter, log: Log) -> set[str]:
-    """Check weights, all of them before the first one goes anywhere, set them and return their names."""
+    """Check all weights, then set them, and return their names."""
     arrays = {}
     for name, array, expected in weights:
         check_weight(name, array, expected)

@@ -1,4 +1,4 @@
-"""Kinds of slots: one initializer each of the graph that is compiled, and how its value is made from parameters."""
+"""The kinds of slots. A slot is one initializer of the compiled graph, and how its value is made from parameters."""
 
 import os
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import numpy as np
 from app.weights.dtypes import numpy_dtype
 from workers.engine_host.tensors import Array
 
-TILE = 256  # rows and columns of a transposed weight, copied at once
+TILE = 256  # rows and columns of a transposed weight that are copied at once
 THREADED_BYTES = 1 << 20
 
 Type = tuple[str, tuple[int, ...]]  # safetensors dtype and shape
@@ -20,9 +20,10 @@ Type = tuple[str, tuple[int, ...]]  # safetensors dtype and shape
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """An initializer that is one parameter; `sources` are the parameters its value is made of, in order.
+    """An initializer that is one parameter, and the base of the other kinds.
 
-    Sources of the dtypes and shapes in `source_types` make a value of the slot's dtype and shape.
+    `sources` names the parameters that the value is made from, in order; `source_types` has their dtypes and shapes.
+    `dtype` and `shape` are those of the value.
     """
 
     name: str
@@ -35,17 +36,17 @@ class Slot:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the value."""
+        """The size of the value in bytes."""
         return prod(self.shape) * numpy_dtype(self.dtype).itemsize
 
     def value(self, sources: Sequence[Array]) -> Array:
-        """Return the value that the sources' values make; here the very array."""
+        """Return the value made from the sources' values; for this kind it is the one source's array itself."""
         return sources[0]
 
 
 @dataclass(frozen=True, slots=True)
 class PackedSlot(Slot):
-    """Several small parameters in one initializer; `offsets` are in elements of the flat value, gaps are zero."""
+    """Several small parameters in one flat initializer; `offsets` count its elements, and gaps are zero."""
 
     offsets: tuple[int, ...]
 
@@ -61,7 +62,7 @@ class PackedSlot(Slot):
 
 @dataclass(frozen=True, slots=True)
 class TransposedSlot(Slot):
-    """Another slot's value with its axes in another order, for operators that read it so."""
+    """Another slot's value with its axes in another order, for operators that read it transposed."""
 
     base: Slot
     axes: tuple[int, ...]
@@ -70,12 +71,12 @@ class TransposedSlot(Slot):
 
     @classmethod
     def of(cls, base: Slot, name: str, axes: tuple[int, ...]) -> Self:
-        """Return the slot of that name with the axes of `base` in the order `axes`."""
+        """Return the slot `name` with the axes of `base` in the order `axes`."""
         shape = tuple(base.shape[axis] for axis in axes)
         return cls(name, base.dtype, shape, base.sources, base.source_types, base, axes)
 
     def value(self, sources: Sequence[Array]) -> Array:
-        """Return the transposed value; a large matrix is copied tile by tile, by several threads."""
+        """Return the transposed value; several threads copy a large matrix tile by tile."""
         base = self.base.value(sources)
         if self.nbytes < THREADED_BYTES or self.axes != (1, 0):
             return np.ascontiguousarray(base.transpose(self.axes))
@@ -83,7 +84,7 @@ class TransposedSlot(Slot):
 
 
 def _transposed(matrix: Array) -> Array:
-    """Copy a matrix in tiles that stay in the cache: at full length each element would come from a page of its own."""
+    """Copy a matrix in tiles that stay in the cache: in whole rows, each element would come from a page of its own."""
     rows, columns = matrix.shape
     turned = np.empty((columns, rows), matrix.dtype)
 
@@ -99,10 +100,11 @@ def _transposed(matrix: Array) -> Array:
 
 @dataclass(frozen=True, slots=True)
 class NormalizationSlot(Slot):
-    """Made from a BatchNormalization's scale and variance, the first two sources, and others.
+    """A value made from a BatchNormalization; the first two sources are its scale and its variance.
 
-    y = (x - mean) / sqrt(variance + epsilon) * scale + bias, so y = x * factor + shift with the two below, which are
-    computed in F64 (https://onnx.ai/onnx/operators/onnx__BatchNormalization.html).
+    y = (x - mean) / sqrt(variance + epsilon) * scale + bias is the same as y = x * factor + shift, with factor =
+    scale / sqrt(variance + epsilon) and shift = bias - mean * factor. Both are computed in F64. Source:
+    https://onnx.ai/onnx/operators/onnx__BatchNormalization.html
     """
 
     epsilon: float
@@ -110,7 +112,7 @@ class NormalizationSlot(Slot):
     is_computed: ClassVar[bool] = True
 
     def factor(self, sources: Sequence[Array]) -> Array:
-        """Return scale / sqrt(variance + epsilon), F64 [channels]; not finite where the variance is negative."""
+        """Return scale / sqrt(variance + epsilon), F64 [channels]; not finite if variance + epsilon is not positive."""
         scale, variance = (source.astype(np.float64) for source in sources[:2])
         with np.errstate(all="ignore"):
             return scale / np.sqrt(variance + self.epsilon)
@@ -123,7 +125,7 @@ class NormalizationSlot(Slot):
 
 @dataclass(frozen=True, slots=True)
 class ScaleSlot(NormalizationSlot):
-    """What a BatchNormalization multiplies with, [channels, 1, ...]."""
+    """The factor of a BatchNormalization, [channels, 1, ...]."""
 
     def value(self, sources: Sequence[Array]) -> Array:
         """Return the factor."""
@@ -132,9 +134,10 @@ class ScaleSlot(NormalizationSlot):
 
 @dataclass(frozen=True, slots=True)
 class ShiftSlot(NormalizationSlot):
-    """What a BatchNormalization adds, [channels, 1, ...], or the bias of the layer it is folded into, [channels].
+    """The shift of a BatchNormalization, [channels, 1, ...], or the bias of the layer it is folded into, [channels].
 
-    The sources go on with its bias, its mean and, where that layer has one, the layer's own bias.
+    The third and fourth sources are the BatchNormalization's bias and mean. If it is folded into a layer that has a
+    bias of its own, that is the fifth.
     """
 
     def value(self, sources: Sequence[Array]) -> Array:
@@ -146,15 +149,15 @@ class ShiftSlot(NormalizationSlot):
 
 @dataclass(frozen=True, slots=True)
 class FoldedWeightSlot(NormalizationSlot):
-    """The weight, the third source, of a layer that a BatchNormalization is folded into.
+    """The weight of a layer that a BatchNormalization is folded into; the third source is the layer's own weight.
 
-    `view` is the weight's shape as [groups, inputs, outputs, rest]: a channel is a group and one of its outputs.
+    `view` is the weight's shape as [groups, inputs, outputs, rest]. A channel is one output of one group.
     """
 
     view: tuple[int, int, int, int]
 
     def value(self, sources: Sequence[Array]) -> Array:
-        """Return the weight times its channel's factor; computed in F32, F64 weights in F64."""
+        """Return the weight times its channel's factor, computed in F32, or in F64 for an F64 weight."""
         weight = sources[2].reshape(self.view)
         groups, _, outputs, _ = self.view
         dtype = np.promote_types(np.float32, numpy_dtype(self.dtype))

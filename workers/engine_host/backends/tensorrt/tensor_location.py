@@ -1,7 +1,8 @@
 """Where a refit's weights lie while TensorRT puts them into the engine: on the host, or on the device.
 
-The refitter keeps their addresses only, so what a place holds must outlive the refit. Source: the `IRefitter` of
-TensorRT's Python API, whose weights may lie on the device, and of both kinds at once, from 10 on.
+The refitter keeps only the addresses of weights, so a place must hold them until the refit is done. Source: the
+`IRefitter` of TensorRT's Python API. From 10 on, weights may lie on the device, and one refit may have weights in both
+places.
 """
 
 from collections.abc import Mapping
@@ -16,28 +17,28 @@ from workers.engine_host.backends.tensorrt.log import Log
 from workers.engine_host.cuda import CudaError, DeviceBuffer, Staging, Stream, memory_info
 from workers.engine_host.tensors import Array
 
-BY_ADDRESS = ("bfloat16", "float8_e4m3fn")  # dtypes that numpy itself has not, as ml_dtypes calls them
-TRT_TYPES: Mapping[str, str] = {"float8_e4m3fn": "fp8"}  # where TensorRT's name is another
-ALIGNMENT = 256  # bytes, as of all memory that CUDA gives
+BY_ADDRESS = ("bfloat16", "float8_e4m3fn")  # ml_dtypes' names of dtypes that numpy itself does not have
+TRT_TYPES: Mapping[str, str] = {"float8_e4m3fn": "fp8"}  # the dtypes that TensorRT gives another name
+ALIGNMENT = 256  # bytes, as for all memory that CUDA allocates
 
 
 class OnHost:
-    """Weights where they lie, mostly in a mapped file: TensorRT reads them while it refits."""
+    """Leaves weights where they lie, mostly in a mapped file; TensorRT reads them while it refits."""
 
     def __init__(self, refitter: trt.Refitter) -> None:
         self._refitter = refitter
         self._held: list[object] = []
 
     def set_weights(self, arrays: Mapping[str, Array]) -> list[str]:
-        """Tell the refitter of weights, which have been checked, and return the names of those it refuses."""
+        """Give checked weights to the refitter, and return the names of those that it refuses."""
         return [name for name, array in arrays.items() if not self._set(name, array)]
 
     def refit(self) -> bool:
-        """Put them into the engine; False where TensorRT could not."""
+        """Put the weights into the engine; False if TensorRT could not."""
         return self._refitter.refit_cuda_engine()
 
     def close(self) -> None:
-        """Let go of them."""
+        """Let go of the weights."""
         self._held.clear()
 
     def _set(self, name: str, array: Array) -> bool:
@@ -48,14 +49,14 @@ class OnHost:
 
 
 class OnDevice:
-    """Weights brought to the device, from where a refit takes them that is queued behind their copies.
+    """Copies weights to the device, and refits from there; the refit is queued behind the copies.
 
-    Where the device has no room for them beside the engine they stay on the host, and no engine is given up for them.
-    They get half of what is free at most: TensorRT takes memory for a refit, too.
+    If the device has no room for the weights beside the engine, they stay on the host. No engine is given up for them.
+    Weights get at most half of the free memory, because TensorRT takes memory for a refit, too.
     """
 
     def __init__(self, refitter: trt.Refitter, staging: Staging, log: Log) -> None:
-        """Take weights for a refitter; raises CudaError."""
+        """Make a place for a refitter's weights; raises CudaError."""
         self._refitter = refitter
         self._staging = staging
         self._log = log
@@ -65,9 +66,10 @@ class OnDevice:
         self._given: list[str] = []
 
     def set_weights(self, arrays: Mapping[str, Array]) -> list[str]:
-        """Tell the refitter of weights, which have been checked, and return the names of those it refuses.
+        """Give checked weights to the refitter, and return the names of those that it refuses.
 
-        Their copies are only queued, but the arrays have been read, unless they stay where they are. Raises CudaError.
+        When this returns, the arrays have been read and their copies are queued. If the weights stay on the host, the
+        arrays are read by `refit`. Raises CudaError.
         """
         buffer = self._reserved(sum(_aligned(array.nbytes) for array in arrays.values()))
         if buffer is None:
@@ -81,18 +83,18 @@ class OnDevice:
         return refused
 
     def refit(self) -> bool:
-        """Put them into the engine and wait until they are; False where TensorRT could not. Raises CudaError."""
+        """Put the weights into the engine and wait for that; False if TensorRT could not. Raises CudaError."""
         is_queued = self._refitter.refit_cuda_engine_async(self._stream.handle)
         self._stream.synchronize()
         return is_queued
 
     def close(self) -> None:
-        """Give the device's memory back, once nothing uses it; raises the CudaError of what was still going on."""
+        """Wait until nothing uses the device's memory, and give it back; raises CudaError if that work failed."""
         try:
             self._stream.synchronize()
         finally:
             for name in self._given:
-                self._refitter.unset_named_weights(name)  # TensorRT wants that before they go
+                self._refitter.unset_named_weights(name)  # TensorRT wants that before the memory goes
             for buffer in self._buffers:
                 buffer.close()
             self._stream.close()

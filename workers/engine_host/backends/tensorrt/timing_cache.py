@@ -1,4 +1,4 @@
-"""What a compiler has timed: a kernel timed once is not timed again in a later build."""
+"""TensorRT's timing cache: a kernel that was timed once is not timed again in a later build."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +10,9 @@ from workers.engine_host.backends.tensorrt.log import Log
 
 
 class Timings:
-    """One timing cache for as long as it lives, also where a serialized one could not be read back.
+    """One timing cache, kept in memory from build to build, even if a serialized one could not be read back.
 
-    It only ever saves time: a bad one is a warning, and costs a build what it would have spared.
+    A timing cache only saves time. A bad one is a warning, and the build takes as long as without it.
     """
 
     def __init__(self, can: Capabilities, log: Log) -> None:
@@ -21,7 +21,7 @@ class Timings:
         self._cache: trt.ITimingCache | None = None  # made with the first build's configuration
 
     def use(self, config: trt.IBuilderConfig, stored: Path | None) -> bool:
-        """Have a build use what is known, the stored cache included, and say whether that is anything."""
+        """Have a build use all timings known so far and those in `stored`; say whether there are any."""
         is_known = self._cache is not None
         if self._cache is None:
             self._cache = config.create_timing_cache(b"")
@@ -33,7 +33,7 @@ class Timings:
         return False
 
     def begin_anew(self, config: trt.IBuilderConfig, why: str) -> None:
-        """Forget what is known; a build that cannot have an empty cache either does without."""
+        """Forget all timings; if a build cannot have an empty cache either, it does without a cache."""
         self._warn(why)
         self._cache = config.create_timing_cache(b"")
         if self._cache is None or not config.set_timing_cache(self._cache, ignore_mismatch=False):
@@ -41,19 +41,19 @@ class Timings:
             config.set_flag(trt.BuilderFlag.DISABLE_TIMING_CACHE)
 
     def write(self, path: Path) -> bool:
-        """Write everything timed so far; False where that fails, and where it could not be read back anyway."""
+        """Write all timings so far; False if that fails, or if this TensorRT could not read them back."""
         if self._cache is None or not self._can.readable_timing_cache:
             return False
         try:
             path.write_bytes(self._cache.serialize())
-        except (OSError, TypeError) as error:  # no room on the disk, or in memory for what TensorRT makes of it
+        except (OSError, TypeError) as error:  # no room on the disk, or none in memory for the serialized cache
             path.unlink(missing_ok=True)
             self._warn(f"the timing cache is not kept for later builds: {error}")
             return False
         return True
 
     def merge(self, config: trt.IBuilderConfig, caches: Sequence[str], merged: Path) -> None:
-        """Write what stored caches hold; BackendError "timings_unreadable" where one of them is of no use."""
+        """Write all that stored caches hold to one file; BackendError "timings_unreadable" if one is of no use."""
         whole = config.create_timing_cache(b"")
         for cache in caches:
             if fault := self._fault_in(whole, config, Path(cache)):
@@ -67,7 +67,7 @@ class Timings:
         return not fault
 
     def _fault_in(self, timings: trt.ITimingCache, config: trt.IBuilderConfig, stored: Path) -> str:
-        """Add a stored cache to one at hand, or say why that is not possible."""
+        """Add a stored cache to `timings` and return "", or the reason why that is not possible."""
         try:
             cache = config.create_timing_cache(stored.read_bytes())
             is_added = cache is not None and timings.combine(cache, ignore_mismatch=False)
@@ -76,6 +76,6 @@ class Timings:
         return "" if is_added else self._log.reason
 
     def _warn(self, text: str) -> None:
-        """Say what goes wrong; errors heard on the way are not the reason if the build fails."""
+        """Report a warning, and forget the errors that led to it: they are not the reason if the build fails."""
         self._log.tell(LogLine("warning", text))
         self._log.forget()

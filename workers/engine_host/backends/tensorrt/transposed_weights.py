@@ -1,12 +1,12 @@
-"""Weights that an operator reads transposed, which TensorRT 8 cannot refit as they are.
+"""Transposes weights that an operator reads transposed, because TensorRT 8 cannot refit these.
 
-Its parser transposes them at once and goes on calling the result by the weight's name ("Weight ... has been
+TensorRT 8's parser transposes such a weight at once, and gives the result the weight's name ("Weight ... has been
 transposed! If you plan on overwriting this weight with the Refitter API, the new weights must be pre-transposed").
 Behind an Identity its compiler does much the same: a refit of such a weight gave wrong outputs. So the slot is the
-transposed weight itself, which every release takes as it is and multiplies faster by.
+transposed weight itself. Every release takes it as it is, and multiplies by it faster.
 
-A weight that others read as it stands, such as tied embeddings, would be there twice. It comes through an Identity
-instead, which makes the parser leave it alone.
+If other operators read the weight as it stands, as with tied embeddings, the engine would hold it twice. Such a weight
+is read through an Identity instead, which makes the parser leave it alone.
 """
 
 from collections import Counter
@@ -23,7 +23,7 @@ Axes = tuple[int, ...]
 
 
 def turn_weights(draft: Draft) -> None:
-    """Have no operator transpose a slot: give it the transposed slot, or the slot as a tensor that it may transpose."""
+    """Give each operator that transposes a slot the transposed slot, or the slot as a tensor that it may transpose."""
     turning = _Turning(draft)
     draft.replace_nodes([new for node in draft.graph.node for new in turning.replaced(node)])
 
@@ -36,7 +36,7 @@ class _Turning:
         self._names: dict[tuple[str, Axes | None], str] = {}
 
     def replaced(self, node: NodeProto) -> Iterator[NodeProto]:
-        """Yield what stands in a node's place."""
+        """Yield the nodes that take a node's place."""
         for index in _turned_inputs(node):
             name = node.input[index]
             if name not in self._draft.slots:
@@ -49,7 +49,7 @@ class _Turning:
         yield node
 
     def _read_transposed(self, node: NodeProto, index: int) -> None:
-        """Let a node read the transposed slot: a Gemm as it stands, a Transpose then has nothing to do."""
+        """Let a node read the transposed slot: a Gemm no longer transposes it, a Transpose becomes an Identity."""
         slot, axes = self._draft.slots[node.input[index]], _axes(node, len(self._draft.slots[node.input[index]].shape))
         key = slot.name, axes
         if key not in self._names:
@@ -69,7 +69,7 @@ class _Turning:
 
 
 def _turned_inputs(node: NodeProto) -> Iterator[int]:
-    """Yield the inputs that a node reads transposed."""
+    """Yield the index of each input that a node reads transposed."""
     if node.op_type == "Transpose":
         yield 0
     elif node.op_type == "Gemm":

@@ -1,4 +1,4 @@
-"""What an engine's weights are to be, each as the engine takes it."""
+"""The values for an engine's weights, each in the dtype that the engine takes."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from workers.engine_host.tensors import Array, MappedFiles, ParameterFiles, Stor
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What an engine's weight must look like; `shape` is row-major."""
+    """The dtype and shape that an engine's weight must have; its memory is row-major."""
 
     dtype: "np.dtype[Any]"
     shape: tuple[int, ...]
@@ -27,7 +27,7 @@ Named = tuple[str, Array, Expected]
 
 
 class WeightValues:
-    """What an engine's weights are to be: slots located or computed one by one, and the graph's own constants."""
+    """The values for an engine's weights: slots, located or computed one by one, and the graph's own constants."""
 
     def __init__(
         self,
@@ -46,19 +46,19 @@ class WeightValues:
         self._located: dict[str, StoredValue] = {}
 
     def locate(self, slots: Iterable[Slot]) -> None:
-        """Find the parameters that slots are made of, as far as they are not yet found."""
+        """Find the parameters that slots are made from, unless they are found already."""
         needed = {source for slot in slots for source in slot.sources} - self._located.keys()
         if needed:
             self._located |= self._files.locate([one for one in self._parameters if one.name in needed], self._step)
 
     def of(self, slots: Sequence[Slot]) -> Iterator[Named]:
-        """Yield name, value and what the engine takes."""
+        """Yield each slot's name, its value, and the dtype and shape that the engine takes."""
         self.locate(slots)
         for slot in slots:
             yield self._named(slot.name, slot_value(slot, self._located, self._mapped), slot.dtype, slot.shape)
 
     def named(self, names: Sequence[str]) -> Iterator[Named]:
-        """Yield the same for weights by their names, as far as the definition has them."""
+        """Yield the same for the slots and constants of these names; names that the graph lacks are left out."""
         yield from self.of([slot for slot in self._layout.slots if slot.name in names])
         for name, tensor in onnx_graph.constants_of(self._layout.model):
             if name in names:
@@ -71,9 +71,9 @@ class WeightValues:
 
 
 def _narrowed(array: Array, dtype: "np.dtype[Any]") -> Array:
-    """Return integers and doubles as the narrower type in which TensorRT computes them; anything else as it is.
+    """Return integers and doubles in the narrower dtype in which TensorRT computes them; anything else as it is.
 
-    Values beyond it become its largest or smallest, as its ONNX parser has it.
+    A value beyond the narrower dtype becomes its largest or smallest value, as in TensorRT's ONNX parser.
     """
     if array.dtype.kind not in "if" or not array.dtype.itemsize > dtype.itemsize == 4:
         return array
