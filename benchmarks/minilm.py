@@ -1,4 +1,4 @@
-"""Refit against build, and against bare onnxruntime calls, on the real MiniLM weights."""
+"""A refit compared with a build, and with bare onnxruntime calls, on the real MiniLM weights."""
 
 import json
 import mmap
@@ -24,7 +24,7 @@ BUILDS = 5
 
 
 def measure(service: Service, scratch: Path) -> dict[str, Any]:
-    """Time builds and refits as jobs, and the same refit by hand, in turn so that noise hits all alike."""
+    """Time builds as jobs, then refits as jobs and the same refits by hand, in turn, so that noise hits both alike."""
     client = Client(service.url, "minilm")
     engine, versions, files = _prepare(client, scratch)
     body = {"definition": 1, "weights": versions[0], "reuse": False}

@@ -18,7 +18,7 @@ from workers.channel.messages import Request
 from workers.channel.native_log import NativeLog
 from workers.channel.wire import RequestWriter
 
-NUMPY_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1"}  # numpy's own threads would only slow the others down
+NUMPY_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1"}  # numpy's own threads would only get in the way
 LAST_WORDS_S = 5.0  # how long a child that closed its socket may take to be gone
 
 

@@ -23,9 +23,10 @@ class Hello:
     """What the child works with.
 
     `device` is {"kind", "name", "memory_total", "memory_free"}, memory in bytes, and more keys if the kind has them.
-    `backends` maps the name of each installed backend to {"version", "makes", "loads", "capabilities"}, or to
-    {"version", "unavailable"}, the reason with its remedy. `resident_bytes` is the memory for engines kept loaded.
-    `installable` says how to install the backends that the device could have and that are not installed.
+    `backends` maps the name of each installed backend to {"version", "makes", "loads", "capabilities"}. If the backend
+    cannot be used, it is {"version", "unavailable"}, and "unavailable" is the reason with its remedy. `resident_bytes`
+    is the memory for engines kept loaded. `installable` says how to install the backends that the device could have and
+    that are not installed.
     """
 
     device: Mapping[str, Any]
@@ -85,7 +86,10 @@ class _Pickler(pickle.Pickler):
         self.count = 0
 
     def persistent_id(self, one: Any) -> Any:  # noqa: ANN401 - any object in a request
-        """Return a source's number if it has one, else the whole source with its new number; 0 begins a new count."""
+        """Return a source's number if it has one, else the whole source with its new number.
+
+        Number 0 tells the reader to forget all sources that it has.
+        """
         if type(one) is not ParameterSource:
             return None
         self.count += 1

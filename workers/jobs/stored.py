@@ -91,7 +91,10 @@ class StoredEngine:
 
     @property
     def materialised_id(self) -> int:
-        """The id of the engine whose plan `plan` is; an engine refitted from this one has the same base plan."""
+        """The id of the engine that `plan` belongs to.
+
+        An engine refitted from this one is loaded from the same plan until it has its own.
+        """
         return self.source.engine_id if isinstance(self.source, BasePlan) else self.id
 
 

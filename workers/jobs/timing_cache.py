@@ -32,7 +32,7 @@ class PlatformTimings:
 
 @dataclass(frozen=True, slots=True)
 class NewTimings:
-    """A timing cache of `nbytes` bytes that is in the store, and that `publish` makes its platform's."""
+    """A timing cache of `nbytes` bytes in the store; `publish` makes it the one of its platform."""
 
     platform: str
     digest: str

@@ -39,7 +39,7 @@ static void *_Atomic driver; /* the address at which the driver's library is map
 static const int64_t KNOWN = INT64_C(1) << 32;
 static _Atomic int64_t remembered[ATTRIBUTES]; /* KNOWN and the value, or 0 */
 
-/* If MPS partitions a GPU, the number of multiprocessors depends on the context. An administrator sets the other two. */
+/* If MPS partitions a GPU, the number of multiprocessors depends on the context. An administrator sets the others. */
 static int may_change(int attribute)
 {
     return attribute == MULTIPROCESSOR_COUNT || attribute == KERNEL_EXEC_TIMEOUT || attribute == COMPUTE_MODE;

@@ -1,9 +1,9 @@
 """The onnxruntime backend, on the CPU.
 
-A plan is the definition optimised ahead of time, without any weight. The graph is optimised while its parameters are
-plain inputs, so an optimizer finds no value to fold into it. So one plan serves every weight version. Loading a plan
-points each parameter at its bytes in a checkpoint file. onnxruntime maps the file, packs the weights for its kernels
-and lets go of the file; it optimises nothing any more. A refit is such a load.
+A plan is the definition optimised ahead of time, without any weight. While the graph is optimised, its parameters are
+plain inputs. An optimizer finds no value that it could fold into the graph, so one plan serves every weight version.
+Loading a plan points each parameter at its bytes in a checkpoint file. onnxruntime maps the file, packs the weights for
+its kernels and lets go of the file. It optimises nothing at that point. A refit is such a load.
 
 Measured with onnxruntime 1.32: a graph optimised in this way has the same fused operators as one optimised with its
 weights. Only what is computed from weights alone is missing, such as a batch normalisation folded into a convolution.

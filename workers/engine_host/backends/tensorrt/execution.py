@@ -133,7 +133,10 @@ class Execution:
         return self._made
 
     def _bind(self, inputs: Arrays) -> list[Array]:
-        """Copy the inputs to the device and give every tensor its address; the arrays must outlive the copies."""
+        """Copy the inputs to the device and give every tensor its address.
+
+        Returns the arrays that are copied. The caller must keep them until the copies are done.
+        """
         self._log.forget()  # an engine that stays loaded may have errors of earlier requests in the log
         self._choose_profile(inputs)
         context = self._context

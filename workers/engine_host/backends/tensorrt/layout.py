@@ -52,9 +52,10 @@ class Layout:
         return any(slot.dtype == dtype for slot in self.slots)
 
     def slots_of(self, wanted: Sequence[str]) -> tuple[str, ...]:
-        """Return the names of the slots made from the parameters that `wanted`, a list of the option `refit`, names.
+        """Return the names of the slots that are made from the parameters in `wanted`.
 
-        Raises BackendError "bad_option" if an entry is not a valid pattern, or if it fits no parameter.
+        `wanted` is a list of names and patterns, as the option `refit` takes it. Raises BackendError "bad_option" if an
+        entry is not a valid pattern, or if it fits no parameter.
         """
         try:
             patterns = RefitPatterns.parse(wanted)
@@ -69,7 +70,7 @@ class Layout:
 
 
 def lay_out(definition: ModelProto, layout: str = "plain") -> Layout:
-    """Return the layout of a definition, which is left unchanged.
+    """Return the layout of a definition; the definition stays as it is.
 
     "plain" gives each parameter a slot of its own, unless a BatchNormalization needs other slots. "packed" also packs
     small parameters. Raises BackendError "bad_option" for any other word.

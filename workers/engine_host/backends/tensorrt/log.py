@@ -40,7 +40,8 @@ class Log(trt.ILogger):
     def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
         """Take one line; verbose ones are dropped.
 
-        They are many. A severity's name takes several microseconds, ten times as long as its number.
+        Verbose lines are many, so this looks at the severity's number. The name takes several microseconds, ten times
+        as long.
         """
         level = LEVELS.get(int(severity))
         if level is None:

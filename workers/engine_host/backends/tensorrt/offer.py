@@ -71,7 +71,10 @@ def _shared_platforms(can: Capabilities, gpu: Gpu) -> list[str]:
 
 
 def _own_target(can: Capabilities, gpu: Gpu) -> list[str]:
-    """Return this GPU's name in the platform of a plan that another machine compiles for it; none without targets."""
+    """Return the name of this GPU in the platform of a plan that a machine without it has compiled.
+
+    Only TensorRT-RTX compiles such plans.
+    """
     return [target_name(gpu.compute_capability)] if can.targets else []
 
 

@@ -1,9 +1,9 @@
 """Packs small parameters into few initializers, which the graph takes apart again.
 
-Unless attributes of the device are remembered, TensorRT 8.6 takes 3.5 ms to refit a weight, however small it is. The
-graph cuts each parameter out of the packed initializer under the parameter's name, so the nodes that read it stay as
-they are. A parameter is packed only if all operators that read it take a computed tensor in its place. A convolution's
-bias, for example, has to be a weight.
+TensorRT 8.6 takes 3.5 ms to refit a weight, however small it is, unless the device's attributes are remembered (see
+`accelerate/device_attributes.c`). The graph cuts each parameter out of the packed initializer under the parameter's
+name, so the nodes that read it stay as they are. A parameter is packed only if all operators that read it take a
+computed tensor in its place. A convolution's bias, for example, has to be a weight.
 """
 
 from collections import Counter, defaultdict

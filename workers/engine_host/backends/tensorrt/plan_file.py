@@ -15,7 +15,10 @@ from app.artifacts.writeback import WRITEBACK, start_writeback
 
 @contextmanager
 def writing_plan(plan: Any, path: Path) -> Iterator[Future[tuple[str, int]]]:  # noqa: ANN401 - as below
-    """Write a plan as `write_plan` does, in a thread beside the block; if either fails, no file is left."""
+    """Write a plan as `write_plan` does, in a thread beside the block, and give the future of its result.
+
+    If the writing or the block fails, no file is left.
+    """
     try:
         with ThreadPoolExecutor(1) as pool:
             yield pool.submit(write_plan, plan, path)

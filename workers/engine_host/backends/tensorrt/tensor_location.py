@@ -1,8 +1,8 @@
 """Where a refit's weights lie while TensorRT puts them into the engine: on the host, or on the device.
 
 The refitter keeps only the addresses of weights, so a place must hold them until the refit is done. Source: the
-`IRefitter` of TensorRT's Python API. From 10 on, weights may lie on the device, and one refit may have weights in both
-places.
+`IRefitter` of TensorRT's Python API. From TensorRT 10 on, weights may lie on the device, and one refit may have weights
+in both places.
 """
 
 from collections.abc import Mapping

@@ -5,8 +5,8 @@ transposed! If you plan on overwriting this weight with the Refitter API, the ne
 Behind an Identity its compiler does much the same: a refit of such a weight gave wrong outputs. So the slot is the
 transposed weight itself. Every release takes it as it is, and multiplies by it faster.
 
-If other operators read the weight as it stands, as with tied embeddings, the engine would hold it twice. Such a weight
-is read through an Identity instead, which makes the parser leave it alone.
+A weight that other operators read as it stands, such as tied embeddings, would then be in the engine twice. The
+operators that transpose such a weight read it through an Identity instead, which makes the parser leave it alone.
 """
 
 from collections import Counter
