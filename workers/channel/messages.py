@@ -236,7 +236,7 @@ class Built:
 
 @dataclass(frozen=True, slots=True)
 class Refitted:
-    """A refitted engine, now resident beside its parent.
+    """A refitted engine, now resident: beside its parent, or in its parent's place if refits are in place.
 
     `plan` is the path of its plan, None if it is not materialised. If plans hold no weights, `plan` and `plan_digest`
     are the parent's. `changed` counts the parameters whose values differ from the parent's. `warm` says whether an

@@ -56,7 +56,7 @@ def compute(job: BenchmarkInput, worker: Worker, watch: Watch) -> Measurements:
 
 
 def publish(session: Session, held: Claim, _job: BenchmarkInput, made: Measurements) -> dict[str, Any]:
-    """Keep the report for as long as the job's row exists, and return the figures.
+    """Keep the report for as long as the job is kept, and return the figures.
 
     `ratio` is the engine's median divided by the median of the engine compiled without refit support.
     """

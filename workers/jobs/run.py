@@ -54,7 +54,7 @@ def compute(job: RunInput, worker: Worker, watch: Watch) -> Outputs:
 
 
 def publish(session: Session, held: Claim, _job: RunInput, made: Outputs) -> dict[str, Any]:
-    """Keep the outputs for as long as the job's row exists."""
+    """Keep the outputs for as long as the job is kept."""
     artifacts.keep(session, made.digest, f"job:{held.job_id}")
     return {"outputs": made.digest, "seconds": made.seconds}
 

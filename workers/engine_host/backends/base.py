@@ -95,8 +95,8 @@ class Backend(Protocol):
         """Compile, write the plan, and return the engine loaded, or None if this device cannot load it.
 
         The plan is for the first platform of `offered.makes` unless an option asks for another one. A build that fails
-        leaves no plan. An option or a value that is not declared is "bad_option". If loading runs out of device memory,
-        the backend tries the loading again and not the compilation, which takes minutes.
+        leaves no plan. An option or a value that is not declared is "bad_option". If the loading alone runs out of
+        device memory, only the loading may be tried again, because compiling takes minutes.
         """
         ...
 

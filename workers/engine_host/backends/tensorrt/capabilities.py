@@ -180,7 +180,7 @@ def options_schema(can: Capabilities, *, refit: bool) -> dict[str, Any]:
 def conflicts(can: Capabilities, *, refit: bool) -> list[dict[str, Any]]:
     """Return which options exclude each other, as {"when", "reason"}.
 
-    "when" is a JSON Schema of all options, defaults included. The options that match it exclude each other.
+    "when" is a JSON Schema of all options, defaults included. Options that match it are refused for the "reason".
     """
     found = []
     if can.strip_plan and refit:

@@ -12,7 +12,7 @@ from workers.engine_host.backends.tensorrt.library import NAME, extents, trt
 from workers.engine_host.backends.tensorrt.log import Log
 from workers.engine_host.backends.tensorrt.timing_cache import Timings
 
-MAX_FAULTS = 5  # named in the error if the parser refuses a graph
+MAX_FAULTS = 5  # the most faults or weights that an error names
 
 
 class Compiler:
