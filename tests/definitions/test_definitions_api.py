@@ -47,7 +47,7 @@ def test_an_onnx_file_becomes_a_definition_and_a_weight_version(client: TestClie
     assert answer.status_code == 201
     assert answer.headers["Location"] == f"{URL}/1"
     assert made["source"]["onnx"] == digest
-    assert made["inputs"] == [{"name": "x", "dtype": "F32", "shape": ["n", 4], "high": None}]
+    assert made["inputs"] == [{"name": "x", "dtype": "F32", "shape": ["n", 4], "low": 0, "high": None}]
     assert made["outputs"] == [{"name": "y", "dtype": "F32", "shape": ["n", 2]}]
     assert (made["version"], made["parameter_count"], made["weights"]) == (1, 1, 1)
     tensors = client.get("/v1/models/m/weights/1/tensors").json()["data"]
