@@ -4,6 +4,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic.json_schema import SkipJsonSchema
 
 from app.artifacts.fields import Digest
 from app.engines.against import Against
@@ -87,7 +88,7 @@ class BuildRequest(RequestBody):
     )
 
     definition: Number
-    weights: Number | None = Field(None, description=WEIGHTS)
+    weights: Number | SkipJsonSchema[None] = Field(None, description=WEIGHTS)
     backend: Backend | None = Field(
         None, description="Left out: tensorrt where a worker offers it, otherwise onnxruntime."
     )
@@ -128,7 +129,7 @@ class EngineRequest(RequestBody):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"weights": 3}]})
 
-    weights: Number | None = Field(None, description=WEIGHTS)
+    weights: Number | SkipJsonSchema[None] = Field(None, description=WEIGHTS)
     definition: Number | None = Field(None, description="Left out: the newest.")
     backend: Backend | None = Field(
         None, description="Left out: tensorrt where a worker offers it, otherwise onnxruntime."

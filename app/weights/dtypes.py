@@ -65,8 +65,8 @@ DTYPES: Mapping[str, DType] = MappingProxyType(
     }
 )
 
-# A file may hold tensors of other types, too. The bits per element are known here or told by the file. A binding that uses
-# such a tensor is refused.
+# A file may hold tensors of other types, too. The bits per element are known here or told by the file. A binding that
+# uses such a tensor is refused.
 FOREIGN_BITS: Mapping[str, int] = MappingProxyType(
     {
         "C64": 64,
