@@ -12,6 +12,7 @@ from app.definitions.external_data import is_external, ranges_of
 from app.definitions.family import load_family
 from app.definitions.interface import read_interface
 from app.definitions.onnx_file import load_model, opset_of
+from app.definitions.opset_conversion import convert_opset
 from app.definitions.tensor_data import DTYPE_NAMES, byte_count
 from app.definitions.weight_split import split_weights
 from app.definitions.weights_file import write_weights
@@ -23,7 +24,7 @@ def construct(task: Mapping[str, Any]) -> dict[str, Any]:
     graph, weights = Path(task["graph"]), Path(task["weights"])
     if "file" in task:
         files = {location: Path(path) for location, path in task.get("external_data", {}).items()}
-        return _from_file(Path(task["file"]), files, graph, weights)
+        return _from_file(Path(task["file"]), files, task.get("opset"), graph, weights)
     built = load_family(task["family"]).build(task["config"], task["precision"])
     source = {"family": task["family"], "precision": task["precision"], "config": dict(built.config)}
     made = _finish(built.model, source, built.rules, graph)
@@ -32,11 +33,15 @@ def construct(task: Mapping[str, Any]) -> dict[str, Any]:
     return made | {"constants": to_json(()), "external": []}
 
 
-def _from_file(file: Path, files: Mapping[str, Path], graph: Path, weights: Path) -> dict[str, Any]:
+def _from_file(file: Path, files: Mapping[str, Path], opset: int | None, graph: Path, weights: Path) -> dict[str, Any]:
     model = load_model(file, files)
     split = split_weights(model, files)
-    producer = f"{model.producer_name[:100]} {model.producer_version[:100]}".strip()
-    made = _finish(split.model, {"producer": producer}, [], graph)
+    source: dict[str, Any] = {"producer": f"{model.producer_name[:100]} {model.producer_version[:100]}".strip()}
+    definition = split.model
+    if opset is not None and opset != (uploaded := opset_of(model)):
+        source["converted_from"] = uploaded
+        definition = convert_opset(definition, opset)
+    made = _finish(definition, source, [], graph)
     inside = {name: tensor for name, tensor in split.weights.items() if not is_external(tensor)}
     if inside:
         write_weights(weights, inside)

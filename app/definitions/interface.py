@@ -39,7 +39,7 @@ def read_interface(model: ModelProto) -> Interface:
         Rejected: the model violates the specification, fixes a value larger than the limit, or has an input or output
             that is no tensor.
     """
-    skeleton = _with_parameters_as_inputs(model)
+    skeleton = with_parameters_as_inputs(model)
     _check(skeleton)
     inferred, warnings = _infer(skeleton)
     shapes = _shapes(inferred)
@@ -55,7 +55,7 @@ def read_interface(model: ModelProto) -> Interface:
     return Interface(parameters, inputs, outputs, warnings)
 
 
-def _with_parameters_as_inputs(model: ModelProto) -> ModelProto:
+def with_parameters_as_inputs(model: ModelProto) -> ModelProto:
     """The checker and shape inference want values for initializers, but only types for inputs."""
     skeleton = ModelProto()
     skeleton.CopyFrom(model)

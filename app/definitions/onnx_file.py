@@ -61,8 +61,8 @@ def opset_of(model: ModelProto) -> int:
     if not MIN_OPSET <= versions[0] <= MAX_OPSET:
         raise Rejected(
             "bad_opset",
-            f"The model uses opset {versions[0]}; {MIN_OPSET} to {MAX_OPSET} are supported, and TensorRT 8.6 takes "
-            "at most 17. Convert it with onnx.version_converter.convert_version, or export it with opset_version=17.",
+            f"The model uses opset {versions[0]}; {MIN_OPSET} to {MAX_OPSET} are supported. "
+            "Convert it with onnx.version_converter.convert_version, or export it with opset_version=17.",
         )
     return versions[0]
 

@@ -55,11 +55,14 @@ class Made:
 
 @contextmanager
 def construct_from_file(
-    path: Path, scratch: Path, external_data: Mapping[str, Path] = MappingProxyType({})
+    path: Path, scratch: Path, external_data: Mapping[str, Path] = MappingProxyType({}), opset: int | None = None
 ) -> Iterator[Made]:
-    """Parse an ONNX file whose external data lie in these files, by location; Invalid, Unavailable."""
+    """Parse an ONNX file, and convert it if an opset is given; Invalid, Unavailable.
+
+    `external_data` are the files that its data lie in, by location.
+    """
     files = {location: str(file.resolve()) for location, file in external_data.items()}
-    task = {"file": str(path.resolve()), "external_data": files}
+    task = {"file": str(path.resolve()), "external_data": files, "opset": opset}
     with _construct(task, child_limits(path.stat().st_size), scratch) as made:
         yield made
 

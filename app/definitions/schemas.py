@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from app.artifacts.fields import Digest
 from app.definitions.family import Precision, family_names
+from app.definitions.limits import MAX_CONVERTED_OPSET, MIN_OPSET
 from app.http.request_body import RequestBody
 
 FAMILY_REQUEST: dict[str, Any] = {
@@ -77,6 +78,13 @@ class DefinitionRequest(RequestBody):
         "has for it. They may be of any size; weights are used where they lie in them.",
         max_length=1000,
     )
+    opset: int | None = Field(
+        None,
+        description="The version of ai.onnx to convert the ONNX file to, for a backend that does not take its own: "
+        "TensorRT 8.6 takes at most 17.",
+        ge=MIN_OPSET,
+        le=MAX_CONVERTED_OPSET,
+    )
 
     @model_validator(mode="after")
     def _check_one_source(self) -> Self:
@@ -88,6 +96,8 @@ class DefinitionRequest(RequestBody):
             raise ValueError("`precision` is for families; an ONNX file has its own element types")
         if self.external_data and self.onnx is None:
             raise ValueError("`external_data` goes with `onnx`")
+        if self.opset is not None and self.onnx is None:
+            raise ValueError("`opset` goes with `onnx`; a family has its own")
         return self
 
 

@@ -112,7 +112,7 @@ def _construct(store: ArtifactStore, settings: Settings, request: DefinitionRequ
     if request.onnx is not None:
         file = _local_file(store, settings, request.onnx)
         external = {location: store.local_path(digest) for location, digest in request.external_data.items()}
-        return sandbox.construct_from_file(file, settings.scratch_dir, external)
+        return sandbox.construct_from_file(file, settings.scratch_dir, external, request.opset)
     family, families = str(request.family), family_names()
     if family not in families:
         known = ", ".join(families)

@@ -148,10 +148,7 @@ def loop(values: Values) -> ModelProto:
         [make_tensor_value_info("again", BOOL, []), make_tensor_value_info("out", FLOAT, None)],
         initializer=tensors(values, "shallow"),
     )
-    trips = [
-        numpy_helper.from_array(np.array(3, np.int64), "trips"),
-        numpy_helper.from_array(np.array(1, np.bool_), "yes"),
-    ]
+    start = {"trips": np.array(3, np.int64), "yes": np.array(1, np.bool_)}
     return model_of([make_node("Loop", ["trips", "yes", "x"], ["y"], body=body)], tensors(start))
 
 
