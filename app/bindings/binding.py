@@ -130,7 +130,7 @@ class _Binder:
         foreign = [f"{name} is {one.dtype}" for name, one in zip(names, types, strict=True) if is_foreign(one.dtype)]
         if foreign:
             detail = foreign_remedy(parameter.name, foreign)
-            self.problems.append(Problem("foreign_dtype", parameter.name, names, detail, expected))
+            self.problems.append(BindingProblem("foreign_dtype", parameter.name, names, detail, expected))
             return
         try:
             actual, needed = infer_all(choice.transforms, types)

@@ -15,7 +15,7 @@ from app.definitions.canonical_graph import canonical_bytes
 from app.definitions.opset_conversion import convert_opset
 from app.definitions.rejection import Rejected
 from app.definitions.tensor_data import tensor_bytes
-from app.definitions.weight_split import Split, split_weights
+from app.definitions.weight_split import SplitModel, split_weights
 from tests.definitions.conftest import OpenSession
 
 Make = Callable[..., ModelProto]
@@ -39,14 +39,15 @@ def reduced(make: Make, opset: int, *, body: bool = False) -> ModelProto:
 
 
 def outputs(
-    model: ModelProto, split: Split, folder: Path, open_session: OpenSession, x: np.ndarray
+    model: ModelProto, split: SplitModel, folder: Path, open_session: OpenSession, x: np.ndarray
 ) -> list[np.ndarray]:
     (folder / "graph.onnx").write_bytes(canonical_bytes(model))
     weights = {
         name: np.frombuffer(tensor_bytes(one), np.float32).reshape(tuple(one.dims))
         for name, one in split.weights.items()
     }
-    return open_session(folder / "graph.onnx", weights).run(None, {"x": x})
+    found: list[np.ndarray] = open_session(folder / "graph.onnx", weights).run(None, {"x": x})
+    return found
 
 
 @pytest.mark.parametrize("opset", [14, 17, 21, 24])
