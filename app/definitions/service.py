@@ -18,7 +18,7 @@ from app.definitions.parameter import InputSpec, Parameter
 from app.definitions.sandbox import Made
 from app.definitions.schemas import DefinitionRequest
 from app.definitions.tables import Definition
-from app.errors import FieldError, Invalid, NotFound
+from app.errors import FieldError, Invalid, NotFound, json_pointer
 from app.http.pagination import PageQuery, Rows, list_rows
 from app.registry import service as registry
 from app.remembered import remembered
@@ -140,10 +140,7 @@ def _local_file(store: ArtifactStore, settings: Settings, digest: str) -> Path:
 
 def _blobs(request: DefinitionRequest) -> dict[str, str]:
     """Return the digest of each file of a request, by its pointer."""
-    external = {
-        "/external_data/" + location.replace("~", "~0").replace("/", "~1"): digest
-        for location, digest in request.external_data.items()
-    }
+    external = {json_pointer("external_data", location): digest for location, digest in request.external_data.items()}
     return {"/onnx": str(request.onnx), **external}
 
 
