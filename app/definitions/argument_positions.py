@@ -81,6 +81,7 @@ WEIGHTS: Final[Mapping[str, frozenset[int]]] = MappingProxyType(
         "Conv": frozenset({1, 2}),
         "ConvInteger": frozenset({1, 2, 3}),
         "ConvTranspose": frozenset({1, 2}),
+        "DeformConv": frozenset({1, 3}),
         "DequantizeLinear": frozenset({0, 1, 2}),
         "GRU": frozenset({1, 2, 3, 5}),
         "Gemm": frozenset({1, 2}),

@@ -11,7 +11,8 @@ A tensor is a parameter unless a reason below keeps it in the graph. The reasons
 4. "empty": it has no elements.
 
 A tensor of one element is a weight if an operator has a weight at that position (`WEIGHTS`): a bias of one channel, a
-slope of PRelu, the scale and the zero point of a quantised tensor. At any other position it is asked further:
+slope of PRelu, the scale and the zero point of a quantised tensor. At any other position an integer stays, and of a
+float it is asked further:
 
 5. "formula": it is an exponent, a threshold, what a mask fills in (`SCALAR_SETTINGS`), or an epsilon under a root.
 6. "literal": it is a number that the model's code wrote, as 0.5 in GELU. An exporter names such a number after the
@@ -46,10 +47,14 @@ from app.weights.dtypes import DTYPES
 Reason = Literal["unused", "output", "setting", "integer", "empty", "formula", "literal"]
 Origin = Literal["initializer", "node"]
 
-# Made up by PyTorch, PaddlePaddle ("Constant@3"), tf2onnx ("const_fold_opt__7", "Mul__8", "mul/x:0") and optimisers.
-LITERAL_NAMES: Final = re.compile(r"[Cc]onstant|(^|/)_?[Cc]onst([_\d]|$)|(^|/)[A-Z]\w*__\d+$|/[xy](:0)?$|^val_\d+$")
+# Made up by PyTorch ("/encoder/Constant_3_output_0", "val_12"), PaddlePaddle ("Constant@3", "p2o.helper.constant.3")
+# and tf2onnx ("const_fold_opt__7", "Mul__8", "gelu/mul/x:0").
+LITERAL_NAMES: Final = re.compile(
+    r"((^|[/._])[Cc]onst(ant)?([_@.]*\d+)?(_output_\d+)?|(^|/)const_fold_opt\w*|(^|/)[A-Z]\w*__\d+|/[xy]|(^|/)val_\d+)"
+    r"(:\d+)?$"
+)
 # Older exporters of PyTorch number the outputs of nodes. An initializer of such a name was folded from weights.
-LITERAL_NODE_NAMES: Final = re.compile(r"^_?v?\d+$|^onnx::|_output_\d+$")
+LITERAL_NODE_NAMES: Final = re.compile(r"(^|/)_?v?\d+$|(^|[/_])onnx::\w+$|_output_\d+$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +97,10 @@ class WeightRule:
         elements = prod(tensor.dims)
         if elements != 1:
             return None if elements else "empty"
-        return None if any(use.is_in(WEIGHTS) for use in uses) else self._scalar_reason(name, origin, uses)
+        if any(use.is_in(WEIGHTS) for use in uses):
+            return None
+        is_float = DTYPES[DTYPE_NAMES[tensor.data_type]].kind == "float"
+        return self._scalar_reason(name, origin, uses) if is_float else "integer"
 
     def _scalar_reason(self, name: str, origin: Origin, uses: Iterable[Use]) -> Reason | None:
         if any(use.is_in(SCALAR_SETTINGS) or self._is_epsilon(use) for use in uses):

@@ -130,6 +130,18 @@ def test_indices_are_constants_and_scales_of_quantised_weights_are_weights(tiny_
     assert embedded(split) == {"table"}
 
 
+def test_a_single_8_bit_integer_is_a_weight_only_if_it_is_quantised(tiny_model: Make) -> None:
+    nodes = [
+        make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+        make_node("Add", ["q", "one"], ["s"]),
+        make_node("DequantizeLinear", ["s", "scale", "zero"], ["y"]),
+    ]
+    tensors = [initializer("scale", 0.5), initializer("zero", 3, np.int8), initializer("one", 1, np.int8)]
+    split = split_weights(tiny_model(nodes, tensors))
+    assert list(split.weights) == ["scale", "zero"]
+    assert embedded(split) == {"one"}
+
+
 def test_bias_of_a_single_element_is_a_weight(tiny_model: Make) -> None:
     tensors = [initializer("w", np.ones((4, 1))), initializer("b", [0.5])]
     split = split_weights(tiny_model([make_node("Gemm", ["x", "w", "b"], ["y"])], tensors))
@@ -215,6 +227,12 @@ def test_a_constant_says_why_it_stayed(tiny_model: Make) -> None:
         ("alpha.1", False),
         ("layers.0.gamma_1", False),
         ("constraint", False),
+        ("const_scale", False),
+        ("constant_gain", False),
+        ("/encoder/Constant_output_0", True),
+        ("p2o.helper.constant.3", True),
+        ("model/Const:0", True),
+        ("const__23", True),
         ("/layer/Constant_3_output_0", True),
         ("Constant@7", True),
         ("const_fold_opt__12", True),
@@ -231,7 +249,9 @@ def test_a_number_that_an_exporter_named_is_no_weight(tiny_model: Make, name: st
         assert bool(split_weights(model).weights) != is_literal
 
 
-@pytest.mark.parametrize("name", ["123", "onnx::Mul_41", "/layer/Sqrt_output_0"])
+@pytest.mark.parametrize(
+    "name", ["123", "If_3/then_branch/9", "If_0_then_branch__onnx::Mul_41", "/layer/Sqrt_output_0"]
+)
 def test_a_numbered_initializer_was_folded_from_weights(tiny_model: Make, name: str) -> None:
     multiplied = make_node("Mul", ["x", name], ["y"])
     assert split_weights(tiny_model([multiplied], [initializer(name, 0.5)])).weights
