@@ -56,16 +56,12 @@ SETTING_ARITHMETIC: Final = frozenset(
     {"Add", "Cast", "Ceil", "Concat", "Div", "Floor", "Identity", "Mul", "Squeeze", "Sub", "Unsqueeze"}
 )
 
-# A single element here is a number of a formula: an exponent, a threshold, what a mask fills in.
+# A single element here is a number of a formula: what a mask is made by, and what it fills in. An exponent and a threshold
+# may be learnt.
 SCALAR_SETTINGS: Final[Mapping[str, frozenset[int]]] = MappingProxyType(
     {
         "Equal": _ALL,
-        "Greater": _ALL,
-        "GreaterOrEqual": _ALL,
-        "Less": _ALL,
-        "LessOrEqual": _ALL,
         "Mod": _ALL,
-        "Pow": frozenset({1}),
         "Where": frozenset({1, 2}),
     }
 )

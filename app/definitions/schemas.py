@@ -141,7 +141,7 @@ class ConstantAnswer(BaseModel):
     name: str
     bytes: int
     reason: str = Field(
-        description="`setting`: a scale of a size, a bound or the like. `formula`: an exponent, a threshold, an "
+        description="`setting`: a scale of a size, a bound or the like. `formula`: what a mask fills in, an "
         "epsilon. `literal`: a number that the model's code wrote. `output`: an output of the graph. `empty`: no "
         "elements in it. `argument`: a default for what a body is given.",
     )

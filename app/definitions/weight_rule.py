@@ -14,12 +14,12 @@ A tensor of one element is a weight if an operator has a weight at that position
 slope of PRelu, the scale and the zero point of a quantised tensor. At any other position an integer stays, and of a
 float it is asked further:
 
-5. "formula": it is an exponent, a threshold, what a mask fills in (`SCALAR_SETTINGS`), or an epsilon under a root.
+5. "formula": it makes a mask or is what a mask fills in (`SCALAR_SETTINGS`), or is an epsilon under a root.
 6. "literal": it is a number that the model's code wrote, as 0.5 in GELU. An exporter names such a number after the
    operator or the Constant node it made for it ("/encoder/Constant_3_output_0"), whereas a learnt scalar keeps the name
    of its parameter ("logit_scale"). `LITERAL_NAMES` are the names that exporters make up.
 
-Everything else of one element is a learnt scalar: a temperature, an alpha of ReZero. Size alone never decides.
+Everything else of one element is a learnt scalar: a temperature, an alpha of ReZero, the exponent of a pooling. Size alone never decides.
 """
 
 import re
@@ -95,14 +95,14 @@ class WeightRule:
         if not _is_numeric(tensor, uses):
             return "integer"
         elements = prod(tensor.dims)
-        if elements != 1:
-            return None if elements else "empty"
+        return self._single_reason(tensor, name, origin) if elements == 1 else (None if elements else "empty")
+
+    def _single_reason(self, tensor: TensorProto, name: str, origin: Origin) -> Reason | None:
+        uses = self._uses.get(name, [])
         if any(use.is_in(WEIGHTS) for use in uses):
             return None
-        is_float = DTYPES[DTYPE_NAMES[tensor.data_type]].kind == "float"
-        return self._scalar_reason(name, origin, uses) if is_float else "integer"
-
-    def _scalar_reason(self, name: str, origin: Origin, uses: Iterable[Use]) -> Reason | None:
+        if DTYPES[DTYPE_NAMES[tensor.data_type]].kind != "float":
+            return "integer"
         if any(use.is_in(SCALAR_SETTINGS) or self._is_epsilon(use) for use in uses):
             return "formula"
         if LITERAL_NAMES.search(name) or (origin == "node" and LITERAL_NODE_NAMES.search(name)):
