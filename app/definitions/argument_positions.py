@@ -56,8 +56,8 @@ SETTING_ARITHMETIC: Final = frozenset(
     {"Add", "Cast", "Ceil", "Concat", "Div", "Floor", "Identity", "Mul", "Squeeze", "Sub", "Unsqueeze"}
 )
 
-# A single element here is a number of a formula: what a mask is made by, and what it fills in. An exponent and a threshold
-# may be learnt.
+# A single element here is a number of a formula: what a mask is made by, and what it fills in. An exponent and a
+# threshold may be learnt.
 SCALAR_SETTINGS: Final[Mapping[str, frozenset[int]]] = MappingProxyType(
     {
         "Equal": _ALL,

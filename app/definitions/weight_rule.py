@@ -19,7 +19,8 @@ float it is asked further:
    operator or the Constant node it made for it ("/encoder/Constant_3_output_0"), whereas a learnt scalar keeps the name
    of its parameter ("logit_scale"). `LITERAL_NAMES` are the names that exporters make up.
 
-Everything else of one element is a learnt scalar: a temperature, an alpha of ReZero, the exponent of a pooling. Size alone never decides.
+Everything else of one element is a learnt scalar: a temperature, an alpha of ReZero, the exponent of a pooling. Size
+alone never decides.
 """
 
 import re

@@ -4,7 +4,6 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
-from pydantic.json_schema import SkipJsonSchema
 
 from app.artifacts.fields import Digest
 from app.engines.against import Against
@@ -80,6 +79,11 @@ class VerifyChoice(RequestBody):
     )
 
 
+def _without_null(schema: dict[str, Any]) -> None:
+    """Describe a field as a number, as it was before it might be left out: clients are generated from this."""
+    schema |= schema.pop("anyOf")[0]
+
+
 class BuildRequest(RequestBody):
     """What to compile."""
 
@@ -88,7 +92,7 @@ class BuildRequest(RequestBody):
     )
 
     definition: Number
-    weights: Number | SkipJsonSchema[None] = Field(None, description=WEIGHTS)
+    weights: Number | None = Field(None, description=WEIGHTS, json_schema_extra=_without_null)
     backend: Backend | None = Field(
         None, description="Left out: tensorrt where a worker offers it, otherwise onnxruntime."
     )
@@ -129,7 +133,7 @@ class EngineRequest(RequestBody):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"weights": 3}]})
 
-    weights: Number | SkipJsonSchema[None] = Field(None, description=WEIGHTS)
+    weights: Number | None = Field(None, description=WEIGHTS, json_schema_extra=_without_null)
     definition: Number | None = Field(None, description="Left out: the newest.")
     backend: Backend | None = Field(
         None, description="Left out: tensorrt where a worker offers it, otherwise onnxruntime."
