@@ -271,3 +271,13 @@ def computed(model: ModelProto, inputs: Mapping[str, Array]) -> dict[str, Array]
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return {"y": session.run(["y"], dict(inputs))[0]}
+
+
+def test_a_graph_without_weights_is_built_from_nothing(hosting: Hosting, tmp_path: Path) -> None:
+    model = model_of([make_node("Relu", ["x"], ["y"])])
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    network = constructed({"file": str(tmp_path / "model.onnx")}, tmp_path / "definition.onnx")
+    assert not network.parameters
+    _, engine = hosting.build(network, ())
+    (inputs,) = feeds(model)
+    np.testing.assert_array_equal(hosting.run(engine, inputs)["y"], np.maximum(inputs["x"], 0))
