@@ -125,6 +125,9 @@ def test_faults_of_a_config_point_into_the_body(client: TestClient, minilm: Path
         ({"onnx": "sha256:" + "0" * 64, "precision": "fp16"}, "invalid_request"),
         ({"onnx": "../../etc/passwd"}, "invalid_request"),
         ({"family": "bert", "config": {}, "precison": "fp16"}, "invalid_request"),
+        ({"family": "bert", "config": {}, "opset": 17}, "invalid_request"),
+        ({"family": "bert", "config": {}, "external_data": {"a": "sha256:" + "0" * 64}}, "invalid_request"),
+        ({"onnx": "sha256:" + "0" * 64, "opset": 25}, "invalid_request"),
         ({"family": "mamba", "config": {}}, "unknown_family"),
         ({"onnx": "sha256:" + "0" * 64}, "blob_not_found"),
     ],
@@ -159,6 +162,15 @@ def test_a_definition_says_which_floats_stayed_in_the_graph(client: TestClient, 
     (warning,) = small["source"]["warnings"]
     assert "16 of 80 bytes" in warning
     assert "scales (setting)" in warning
+
+
+def test_a_file_is_converted_to_the_opset_that_is_asked_for(client: TestClient, tiny_model: Make) -> None:
+    digest = put(client, tiny_model([make_node("Relu", ["x"], ["y"])], opset=20).SerializeToString())
+    made = client.post(URL, json={"onnx": digest, "opset": 17}).json()
+    assert (made["source"]["opset"], made["source"]["converted_from"]) == (17, 20)
+    gelu = put(client, tiny_model([make_node("Gelu", ["x"], ["y"])], opset=20).SerializeToString())
+    refused = client.post(URL, json={"onnx": gelu, "opset": 17}).json()
+    assert (refused["status"], refused["code"]) == (422, "opset_not_convertible")
 
 
 def test_no_more_than_the_largest_constants_are_listed(client: TestClient, tiny_model: Make) -> None:

@@ -37,6 +37,6 @@ def test_a_profile_with_a_minimum_of_0_runs_empty_and_filled(hosting: Hosting, t
         y = hosting.run(engine, {"token": token, "keys": cache, "values": cache})["y"]
         np.testing.assert_array_equal(y, np.concatenate([cache, token * token], axis=1))
         assert y.shape == (1, rows, 4)
+    cache = np.ones((1, 17, 4), np.float32)
     with pytest.raises(BackendError, match="is not between"):
-        cache = np.ones((1, 17, 4), np.float32)
         hosting.run(engine, {"token": token, "keys": cache, "values": cache})
