@@ -1,6 +1,6 @@
 """Recording artifacts and what needs them, and removing those that nothing needs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -48,16 +48,17 @@ def put_file(
     return store.put_file(path, digest=digest)
 
 
-def require(session: Session, digests: str | Sequence[str], pointer: str) -> dict[str, Blob]:
+def require(session: Session, digests: str | Sequence[str] | Mapping[str, str], pointer: str) -> dict[str, Blob]:
     """Return the blobs that a request names, by digest, and keep them for another grace period.
 
     `pointer` is the JSON Pointer of the field in the request. A fault in a list of digests is reported at the
     member's pointer, such as "/files/0". A fault in a single digest is reported at the field's own, such as "/onnx".
+    A mapping has its digests by pointer, each below `pointer`.
 
     Raises:
         Invalid: with code "blob_not_found" and one error for each digest that is not there.
     """
-    named = {pointer: digests} if isinstance(digests, str) else _numbered(pointer, digests)
+    named = _by_pointer(digests, pointer)
     # The rows are locked in one order, so that two requests that name the same blobs cannot wait for each other.
     rows = session.scalars(
         select(Blob).where(Blob.digest.in_(set(named.values()))).order_by(Blob.digest).with_for_update()
@@ -167,6 +168,14 @@ def _delete_row(database: Database, digest: str, orphaned: tuple[ColumnElement[b
 
 def _used() -> ColumnElement[bool]:
     return exists().where(BlobUse.digest == Blob.digest)
+
+
+def _by_pointer(digests: str | Sequence[str] | Mapping[str, str], pointer: str) -> dict[str, str]:
+    if isinstance(digests, str):
+        return {pointer: digests}
+    if isinstance(digests, Mapping):
+        return {f"{pointer}{below}": digest for below, digest in digests.items()}
+    return _numbered(pointer, digests)
 
 
 def _numbered(pointer: str, digests: Sequence[str]) -> dict[str, str]:

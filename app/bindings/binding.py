@@ -8,6 +8,7 @@ from typing import Protocol
 from app.bindings.remedies import (
     SimilarNames,
     cast_remedy,
+    foreign_remedy,
     missing_remedy,
     shape_remedy,
     unexpected_remedy,
@@ -17,7 +18,7 @@ from app.bindings.report import BindingProblem, BindingReport, ParameterBinding,
 from app.bindings.rules import BindingRuleError, FeedRule, IgnoreRule, Rule
 from app.bindings.transforms import Cast, TensorType, Transform, TransformError, infer_all
 from app.definitions.parameter import Parameter
-from app.weights.dtypes import DTYPES, is_lossless_cast, is_widening
+from app.weights.dtypes import DTYPES, is_foreign, is_lossless_cast, is_widening
 
 MATCHING_S = 10.0
 _CASTS = {name: Cast(name) for name in DTYPES}
@@ -126,6 +127,11 @@ class _Binder:
             self.problems.append(BindingProblem("missing", parameter.name, names, detail, expected))
             return
         types = [TensorType(tensor.dtype, tensor.shape) for tensor in map(self.tensors.__getitem__, names)]
+        foreign = [f"{name} is {one.dtype}" for name, one in zip(names, types, strict=True) if is_foreign(one.dtype)]
+        if foreign:
+            detail = foreign_remedy(parameter.name, foreign)
+            self.problems.append(BindingProblem("foreign_dtype", parameter.name, names, detail, expected))
+            return
         try:
             actual, needed = infer_all(choice.transforms, types)
         except TransformError as error:

@@ -9,7 +9,7 @@ import re2
 
 from app.bindings.rules import FeedRule, Rule
 from app.bindings.transforms import TensorType
-from app.weights.dtypes import is_lossless_cast
+from app.weights.dtypes import DTYPES, is_lossless_cast
 
 
 class SimilarNames:
@@ -65,6 +65,14 @@ def cast_remedy(parameter: str, expected: TensorType, actual: TensorType) -> str
     )
     cast = _json({"op": "cast", "dtype": expected.dtype})
     return f"{what}, {why}. If it is meant, add {cast} to its rule."
+
+
+def foreign_remedy(parameter: str, foreign: Sequence[str]) -> str:
+    """Say that tensors have element types that nothing is computed with here."""
+    return (
+        f"{parameter} is fed by tensors of types that cannot be read: {_listed(foreign)}. "
+        f"Convert them to one of {', '.join(DTYPES)} and upload them again."
+    )
 
 
 def unexpected_remedy(tensor: str) -> str:

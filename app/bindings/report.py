@@ -14,7 +14,9 @@ from app.weights.dtypes import numpy_dtype
 if TYPE_CHECKING:
     from app.bindings.transforms import Array
 
-ProblemKind = Literal["missing", "unexpected", "wrong_shape", "wrong_dtype", "lossy_cast", "bad_transform"]
+ProblemKind = Literal[
+    "missing", "unexpected", "wrong_shape", "wrong_dtype", "foreign_dtype", "lossy_cast", "bad_transform"
+]
 
 
 @dataclass(frozen=True, slots=True)

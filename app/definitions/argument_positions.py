@@ -1,6 +1,7 @@
 """Which inputs of operators are settings, such as shapes, axes and bounds, and which can only be weights.
 
 Source: the operator schemas of ai.onnx, opsets 7 to 26. Compilers want to know a setting's value when they compile.
+`weight_rule` says how these tables decide.
 """
 
 from collections.abc import Mapping
@@ -55,18 +56,51 @@ SETTING_ARITHMETIC: Final = frozenset(
     {"Add", "Cast", "Ceil", "Concat", "Div", "Floor", "Identity", "Mul", "Squeeze", "Sub", "Unsqueeze"}
 )
 
+# A single element here is a number of a formula: what a mask is made by, and what it fills in. An exponent and a
+# threshold may be learnt.
+SCALAR_SETTINGS: Final[Mapping[str, frozenset[int]]] = MappingProxyType(
+    {
+        "Equal": _ALL,
+        "Mod": _ALL,
+        "Where": frozenset({1, 2}),
+    }
+)
+
+# An epsilon is added to, or is the least of, what one of these would not take at zero.
+EPSILON_ARITHMETIC: Final = frozenset({"Add", "Max"})
+NEEDS_EPSILON: Final = frozenset({"Log", "Pow", "Reciprocal", "Sqrt"})
+
 # Here even a single element is a weight: the bias of a one-channel head has shape [1].
 WEIGHTS: Final[Mapping[str, frozenset[int]]] = MappingProxyType(
     {
         "BatchNormalization": frozenset({1, 2, 3, 4}),
         "Conv": frozenset({1, 2}),
+        "ConvInteger": frozenset({1, 2, 3}),
         "ConvTranspose": frozenset({1, 2}),
+        "DeformConv": frozenset({1, 3}),
+        "DequantizeLinear": frozenset({0, 1, 2}),
+        "GRU": frozenset({1, 2, 3, 5}),
         "Gemm": frozenset({1, 2}),
         "GroupNormalization": frozenset({1, 2}),
         "InstanceNormalization": frozenset({1, 2}),
         "LayerNormalization": frozenset({1, 2}),
+        "LSTM": frozenset({1, 2, 3, 5, 6, 7}),
         "MatMul": frozenset({0, 1}),
+        "MatMulInteger": frozenset({0, 1, 2, 3}),
         "PRelu": frozenset({1}),
+        "QLinearConv": frozenset(range(9)),
+        "QLinearMatMul": frozenset(range(8)),
+        "QuantizeLinear": frozenset({0, 1, 2}),
+        "RNN": frozenset({1, 2, 3, 5}),
         "RMSNormalization": frozenset({1}),
+    }
+)
+
+# Integers wider than 8 bits are weights only here: a quantised bias is int32, a zero point may be int16.
+INTEGER_WEIGHTS: Final[Mapping[str, frozenset[int]]] = MappingProxyType(
+    {
+        "DequantizeLinear": frozenset({0, 2}),
+        "QLinearConv": frozenset({8}),
+        "QuantizeLinear": frozenset({2}),
     }
 )

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 
 def with_subgraphs(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
@@ -34,6 +34,13 @@ def attribute_graphs(attribute: AttributeProto) -> Iterator[GraphProto]:
     yield from attribute.graphs
 
 
+def all_tensors(model: ModelProto) -> Iterator[TensorProto]:
+    """Yield every tensor of a model: initializers and attributes, of its graphs and its functions."""
+    yield from _tensors(model.graph)
+    for function in model.functions:
+        yield from _node_tensors(function.node)
+
+
 def _names_read(graph: GraphProto) -> Iterator[str]:
     for one in graph.output:
         yield one.name
@@ -42,3 +49,16 @@ def _names_read(graph: GraphProto) -> Iterator[str]:
         for attribute in node.attribute:
             for inner in attribute_graphs(attribute):
                 yield from _names_read(inner)
+
+
+def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
+    yield from graph.initializer
+    yield from _node_tensors(graph.node)
+
+
+def _node_tensors(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            yield from attribute_tensors(attribute)
+            for graph in attribute_graphs(attribute):
+                yield from _tensors(graph)

@@ -17,10 +17,9 @@ from app.definitions.tensor_data import DTYPE_NAMES, dtype_of
 from app.weights.dtypes import DTYPES
 
 Shape = tuple[int | str, ...]
-# An index passes through these unchanged, whatever they do to its shape.
-_KEEPS_VALUES = frozenset(
-    {"Cast", "Expand", "Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
-)
+# Every index passes through these unchanged, whatever they do to its shape. A Slice is not among them: a bound on some
+# values of an input is none on the others.
+_KEEPS_VALUES = frozenset({"Cast", "Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +39,7 @@ def read_interface(model: ModelProto) -> Interface:
         Rejected: the model violates the specification, fixes a value larger than the limit, or has an input or output
             that is no tensor.
     """
-    skeleton = _with_parameters_as_inputs(model)
+    skeleton = with_parameters_as_inputs(model)
     _check(skeleton)
     inferred, warnings = _infer(skeleton)
     shapes = _shapes(inferred)
@@ -56,7 +55,7 @@ def read_interface(model: ModelProto) -> Interface:
     return Interface(parameters, inputs, outputs, warnings)
 
 
-def _with_parameters_as_inputs(model: ModelProto) -> ModelProto:
+def with_parameters_as_inputs(model: ModelProto) -> ModelProto:
     """The checker and shape inference want values for initializers, but only types for inputs."""
     skeleton = ModelProto()
     skeleton.CopyFrom(model)
@@ -130,7 +129,10 @@ def _check_sizes(shapes: Mapping[str, tuple[int, Shape | None]]) -> None:
 
 
 def _highs(model: ModelProto, shapes: Mapping[str, Shape | None]) -> dict[str, int]:
-    """Return, for each input whose values index into a dimension of known size, the smallest such size."""
+    """Return, for each input whose values index into a dimension of known size, the smallest such size.
+
+    Gather and GatherElements take indices from -size to size - 1.
+    """
     producers = {name: node for node in model.graph.node for name in node.output}
     highs: dict[str, int] = {}
     for node in model.graph.node:
@@ -160,7 +162,9 @@ def _input(value: ValueInfoProto, high: int | None) -> InputSpec:
     if shape is None:
         raise Rejected("unsupported_input", f"{what} is no tensor of known rank. Export the model with dense tensors.")
     dtype = dtype_of(value.type.tensor_type.elem_type, what)
-    return InputSpec(value.name, dtype, shape, high if DTYPES[dtype].kind in {"int", "uint"} else None)
+    if high is None or DTYPES[dtype].kind not in {"int", "uint"}:
+        return InputSpec(value.name, dtype, shape)
+    return InputSpec(value.name, dtype, shape, high, -high if DTYPES[dtype].kind == "int" else 0)
 
 
 def _output(value: ValueInfoProto, shapes: Mapping[str, tuple[int, Shape | None]]) -> OutputSpec:

@@ -7,6 +7,7 @@ GIB = 1024 * MIB
 
 MIN_OPSET = 7  # the oldest whose operators onnxruntime guarantees
 MAX_OPSET = 26  # the newest that onnxruntime 1.32 runs completely
+MAX_CONVERTED_OPSET = 24  # the newest that a graph is converted to
 MAX_NODES = 100_000  # subgraphs and functions included
 MAX_TENSORS = 100_000
 MAX_SUBGRAPH_DEPTH = 8

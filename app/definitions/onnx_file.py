@@ -1,12 +1,13 @@
 """Reads an uploaded ONNX file under limits. Nothing in the file is trusted."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
+from app.definitions.external_data import check_locations, check_range, is_external
 from app.definitions.function_calls import inline_functions
 from app.definitions.graph_walk import attribute_graphs, attribute_tensors, with_subgraphs
 from app.definitions.limits import MAX_NODES, MAX_OPSET, MAX_SUBGRAPH_DEPTH, MAX_TENSORS, MIN_OPSET
@@ -17,8 +18,10 @@ from app.weights.checkpoint import MAX_NAME_LENGTH, is_safe_name
 DEFAULT_DOMAINS = {"", "ai.onnx"}
 
 
-def load_model(path: Path) -> ModelProto:
+def load_model(path: Path, files: Mapping[str, Path] | None = None) -> ModelProto:
     """Parse a file, check its structure and inline its local functions.
+
+    `files` are the external data files by location.
 
     Raises:
         Rejected: the file is no ONNX model, uses what isn't supported, or asks for more than the limits allow.
@@ -35,30 +38,38 @@ def load_model(path: Path) -> ModelProto:
     model.DiscardUnknownFields()
     if not model.graph.node or not model.graph.output:
         raise Rejected("empty_graph", "The file has a graph without nodes or outputs. Export the whole model.")
-    check_structure(model)
+    external = files or {}
+    check_locations(model, external)
+    check_structure(model, external)
     if model.functions:
         model = inline_functions(model)
-        check_structure(model)
+        check_structure(model, external)
     _check_operators(model)
     return model
 
 
 def opset_of(model: ModelProto) -> int:
     """Return the version of the default operator set; Rejected if it is missing or out of range."""
-    versions = [entry.version for entry in model.opset_import if entry.domain in DEFAULT_DOMAINS]
+    versions = sorted({entry.version for entry in model.opset_import if entry.domain in DEFAULT_DOMAINS})
     if len(versions) != 1:
-        raise Rejected("bad_opset", "The model must import the ai.onnx operator set exactly once. Export it again.")
+        found = f"versions {', '.join(map(str, versions))}" if versions else "no version"
+        raise Rejected(
+            "bad_opset",
+            f"The model imports {found} of the operator set ai.onnx, and it takes exactly one. Convert its parts to "
+            "one version with onnx.version_converter.convert_version before they are merged, or export it again.",
+        )
     if not MIN_OPSET <= versions[0] <= MAX_OPSET:
         raise Rejected(
             "bad_opset",
-            f"The model uses opset {versions[0]}; {MIN_OPSET} to {MAX_OPSET} are supported, and TensorRT 8.6 takes "
-            "at most 17. Convert it with onnx.version_converter.convert_version, or export it with opset_version=17.",
+            f"The model uses opset {versions[0]}; {MIN_OPSET} to {MAX_OPSET} are supported. "
+            "Convert it with onnx.version_converter.convert_version, or export it with opset_version=17.",
         )
     return versions[0]
 
 
 @dataclass(slots=True)
 class _Census:
+    files: Mapping[str, Path] = field(default_factory=dict)
     nodes: int = 0
     tensors: int = 0
 
@@ -69,13 +80,19 @@ class _Census:
             if count > limit:
                 raise Rejected("too_large_graph", f"The graph has more than {limit} {what}. Split the model up.")
 
+    def check(self, tensor: TensorProto, what: str) -> None:
+        if is_external(tensor):
+            check_range(tensor, what, self.files)
+        else:
+            check_tensor(tensor, what)
 
-def check_structure(model: ModelProto) -> None:
+
+def check_structure(model: ModelProto, files: Mapping[str, Path] | None = None) -> None:
     """Check counts, depth, names and declared sizes of everything in a model; Rejected."""
     if model.training_info:
         raise Rejected("training_info", "The model carries training graphs. Export it for inference only.")
     opset_of(model)
-    census = _Census()
+    census = _Census(files or {})
     for function in model.functions:
         _check_names([function.name, function.domain, *function.input, *function.output])
         _check_nodes(function.node, census, depth=0)
@@ -94,7 +111,7 @@ def _check_graph(graph: GraphProto, census: _Census, *, depth: int) -> None:
         if not tensor.name or tensor.name in seen:
             raise Rejected("bad_name", f"The initializer name {tensor.name!r} is empty or used twice. Export it again.")
         seen.add(tensor.name)
-        check_tensor(tensor, f"initializer {tensor.name!r}")
+        census.check(tensor, f"initializer {tensor.name!r}")
     for value in (*graph.input, *graph.output):
         _check_names([value.name, *(dim.dim_param for dim in value.type.tensor_type.shape.dim)])
     _check_nodes(graph.node, census, depth=depth)
@@ -114,7 +131,7 @@ def _check_attribute(attribute: AttributeProto, node: NodeProto, census: _Census
         raise _sparse(what)
     for tensor in attribute_tensors(attribute):
         census.add(nodes=0, tensors=1)
-        check_tensor(tensor, what)
+        census.check(tensor, what)
     for graph in attribute_graphs(attribute):
         _check_graph(graph, census, depth=depth + 1)
 

@@ -2,7 +2,8 @@
 
 A profile gives each dynamic input the smallest, the best and the largest shape it may have; the words are
 TensorRT's (kMIN, kOPT, kMAX). As JSON: {"input_ids": {"min": [1, 1], "opt": [4, 16], "max": [8, 128]}}.
-An input may be left out when every symbol in its shape is settled by an input that is given.
+An input may be left out when every symbol in its shape is settled by an input that is given. A minimum may be 0: the
+first step of a decoder has an empty cache. `opt` is at least 1, as an engine is verified with it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -111,7 +112,7 @@ def settle_shapes(
         if name not in known:
             faults.append(FieldError(here, f"the definition has no input '{name}'; it has {sorted(known)}"))
         else:
-            _check_shape(shape, known[name], here, faults)
+            _check_shape(shape, known[name], here, faults, least=0)
     if faults:
         raise _invalid_shapes(faults)
     sizes = _settle_sizes(given, known, pointer)
@@ -161,7 +162,7 @@ def _parse_range(sizes: object, spec: InputSpec, pointer: str, faults: list[Fiel
         return None
     before = len(faults)
     for bound in BOUNDS:
-        _check_shape(sizes[bound], spec, f"{pointer}/{bound}", faults)
+        _check_shape(sizes[bound], spec, f"{pointer}/{bound}", faults, least=0 if bound == "min" else 1)
     if len(faults) > before:
         return None
     low, best, high = (tuple(sizes[bound]) for bound in BOUNDS)
@@ -171,7 +172,7 @@ def _parse_range(sizes: object, spec: InputSpec, pointer: str, faults: list[Fiel
     return Range(low, best, high)
 
 
-def _check_shape(shape: object, spec: InputSpec, pointer: str, faults: list[FieldError]) -> None:
+def _check_shape(shape: object, spec: InputSpec, pointer: str, faults: list[FieldError], *, least: int) -> None:
     if not isinstance(shape, list | tuple) or not all(type(size) is int for size in shape):
         faults.append(FieldError(pointer, "a shape is a list of integers"))
     elif len(shape) != len(spec.shape):
@@ -181,8 +182,8 @@ def _check_shape(shape: object, spec: InputSpec, pointer: str, faults: list[Fiel
         for axis, (size, dim) in enumerate(zip(shape, spec.shape, strict=True)):
             if isinstance(dim, int) and size != dim:
                 faults.append(FieldError(f"{pointer}/{axis}", f"this dimension is fixed at {dim}"))
-            elif not 0 < size <= MAX_DIM:
-                faults.append(FieldError(f"{pointer}/{axis}", f"{size} is not between 1 and {MAX_DIM}"))
+            elif not (isinstance(dim, int) or least <= size <= MAX_DIM):
+                faults.append(FieldError(f"{pointer}/{axis}", f"{size} is not between {least} and {MAX_DIM}"))
 
 
 Sizes = tuple[int, int, int]

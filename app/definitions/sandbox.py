@@ -15,13 +15,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import BoundedSemaphore
+from types import MappingProxyType
 from typing import Any, Final
 
 import structlog
 
 import app
 from app.definitions.limits import ChildLimits, child_limits
-from app.definitions.parameter import InputSpec, OutputSpec, Parameter
+from app.definitions.parameter import ExternalRange, InputSpec, OutputSpec, Parameter
 from app.errors import FieldError, Invalid, Unavailable
 from app.scratch import scratch_folder
 
@@ -37,7 +38,8 @@ _slots = BoundedSemaphore(CHILDREN)
 class Made:
     """A definition as the child made it. The files are removed when the block of `construct_*` ends.
 
-    `weights` is None if the graph holds none. `rules` are binding rules that apply after the client's.
+    `weights` is None if the graph holds none, and `external` are those that lie in external data files. `constants` is
+    what `constants.to_json` returned. `rules` are binding rules that apply after the client's.
     """
 
     graph: Path
@@ -47,13 +49,21 @@ class Made:
     outputs: tuple[OutputSpec, ...]
     parameters: tuple[Parameter, ...]
     rules: list[Any]
+    constants: dict[str, Any]
+    external: tuple[ExternalRange, ...]
 
 
 @contextmanager
-def construct_from_file(path: Path, scratch: Path) -> Iterator[Made]:
-    """Parse an ONNX file; Invalid, Unavailable."""
-    limits = child_limits(path.stat().st_size)
-    with _construct({"file": str(path.resolve())}, limits, scratch) as made:
+def construct_from_file(
+    path: Path, scratch: Path, external_data: Mapping[str, Path] = MappingProxyType({}), opset: int | None = None
+) -> Iterator[Made]:
+    """Parse an ONNX file, and convert it if an opset is given; Invalid, Unavailable.
+
+    `external_data` are the files that its data lie in, by location.
+    """
+    files = {location: str(file.resolve()) for location, file in external_data.items()}
+    task = {"file": str(path.resolve()), "external_data": files, "opset": opset}
+    with _construct(task, child_limits(path.stat().st_size), scratch) as made:
         yield made
 
 
@@ -156,4 +166,6 @@ def _made(answer: Mapping[str, Any], graph: Path, weights: Path) -> Made:
         outputs=tuple(OutputSpec.from_json(item) for item in answer["outputs"]),
         parameters=tuple(Parameter.from_json(row) for row in answer["parameters"]),
         rules=answer["rules"],
+        constants=answer["constants"],
+        external=tuple(ExternalRange.from_json(row) for row in answer["external"]),
     )

@@ -3,10 +3,11 @@
 from datetime import datetime
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from app.artifacts.fields import Digest
 from app.definitions.family import Precision, family_names
+from app.definitions.limits import MAX_CONVERTED_OPSET, MIN_OPSET
 from app.http.request_body import RequestBody
 
 FAMILY_REQUEST: dict[str, Any] = {
@@ -34,7 +35,9 @@ DECODER_REQUEST: dict[str, Any] = {
     "precision": "fp16",
 }
 FILE_REQUEST: dict[str, Any] = {"onnx": "sha256:0c6f2f1a3b5d5f0e2a7cbb2f0b8d4c6e9a1b3c5d7e9f0a2b4c6d8e0f1a3b5c7d"}
-INPUT: dict[str, Any] = {"name": "input_ids", "dtype": "I64", "shape": ["batch", "sequence"], "high": 30522}
+LARGE_FILE_REQUEST: dict[str, Any] = FILE_REQUEST | {"external_data": {"model.onnx.data": "sha256:" + "7a" * 32}}
+CONSTANT: dict[str, Any] = {"name": "upsample.scales", "bytes": 16, "reason": "setting"}
+INPUT: dict[str, Any] = {"name": "input_ids", "dtype": "I64", "shape": ["batch", "sequence"], "low": 0, "high": 30522}
 OUTPUT: dict[str, Any] = {"name": "last_hidden_state", "dtype": "F32", "shape": ["batch", "sequence", 384]}
 PARAMETER: dict[str, Any] = {"name": "embeddings.word_embeddings.weight", "dtype": "F32", "shape": [30522, 384]}
 DEFINITION: dict[str, Any] = {
@@ -45,6 +48,9 @@ DEFINITION: dict[str, Any] = {
     "outputs": [OUTPUT],
     "parameter_count": 103,
     "weights": None,
+    "constants": [],
+    "constant_count": 0,
+    "constant_bytes": 0,
     "created_at": "2026-11-22T10:00:00Z",
 }
 
@@ -54,7 +60,9 @@ _FAMILIES = " or ".join(f"`{name}`" for name in family_names())
 class DefinitionRequest(RequestBody):
     """Either a family with its Hugging Face config.json, or the digest of an uploaded ONNX file."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [FAMILY_REQUEST, DECODER_REQUEST, FILE_REQUEST]})
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [FAMILY_REQUEST, DECODER_REQUEST, FILE_REQUEST, LARGE_FILE_REQUEST]}
+    )
 
     family: str | None = Field(None, description=f"The architecture: {_FAMILIES}.", max_length=64)
     config: dict[str, Any] | None = Field(
@@ -64,6 +72,19 @@ class DefinitionRequest(RequestBody):
     )
     precision: Precision | None = Field(None, description="Of a family's parameters; `fp32` unless given.")
     onnx: Digest | None = Field(None, description="An ONNX file sent with PUT /v1/blobs/<digest>.")
+    external_data: dict[str, Digest] = Field(
+        {},
+        description="The files that hold data of the ONNX file, sent likewise, each by the location that the ONNX file "
+        "has for it. They may be of any size; weights are used where they lie in them.",
+        max_length=1000,
+    )
+    opset: int | None = Field(
+        None,
+        description="The version of ai.onnx to convert the ONNX file to, for a backend that does not take its own: "
+        "TensorRT 8.6 takes at most 17.",
+        ge=MIN_OPSET,
+        le=MAX_CONVERTED_OPSET,
+    )
 
     @model_validator(mode="after")
     def _check_one_source(self) -> Self:
@@ -73,17 +94,22 @@ class DefinitionRequest(RequestBody):
             raise ValueError("`family` and `config` go together")
         if self.onnx is not None and self.precision is not None:
             raise ValueError("`precision` is for families; an ONNX file has its own element types")
+        if self.external_data and self.onnx is None:
+            raise ValueError("`external_data` goes with `onnx`")
+        if self.opset is not None and self.onnx is None:
+            raise ValueError("`opset` goes with `onnx`; a family has its own")
         return self
 
 
 class InputAnswer(BaseModel):
-    """An input; symbols in `shape` are dynamic. Integers fed to it must be at least 0 and below `high`, if given."""
+    """An input; symbols in `shape` are dynamic. If `high` is given, integers fed to it must lie in [low, high)."""
 
     model_config = ConfigDict(from_attributes=True, json_schema_extra={"examples": [INPUT]})
 
     name: str
     dtype: str
     shape: list[int | str]
+    low: int = 0
     high: int | None
 
 
@@ -107,8 +133,26 @@ class ParameterAnswer(BaseModel):
     shape: list[int]
 
 
+class ConstantAnswer(BaseModel):
+    """A floating-point tensor that stayed in the graph, so that no weight version changes it."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [CONSTANT]})
+
+    name: str
+    bytes: int
+    reason: str = Field(
+        description="`setting`: a scale of a size, a bound or the like. `formula`: what a mask fills in, an "
+        "epsilon. `literal`: a number that the model's code wrote. `output`: an output of the graph. `empty`: no "
+        "elements in it. `argument`: a default for what a body is given.",
+    )
+
+
 class DefinitionAnswer(BaseModel):
-    """A definition. `source` says what it came from, `weights` is the version its ONNX file had embedded."""
+    """A definition. `source` says what it came from, `weights` is the version its ONNX file had embedded.
+
+    `constants` are the largest of the floating-point tensors that stayed in the graph. `constant_count` and
+    `constant_bytes` count all of them. Definitions that an earlier release made have null for each.
+    """
 
     model_config = ConfigDict(from_attributes=True, json_schema_extra={"examples": [DEFINITION]})
 
@@ -119,4 +163,12 @@ class DefinitionAnswer(BaseModel):
     outputs: list[OutputAnswer]
     parameter_count: int
     weights: int | None
+    constants: list[ConstantAnswer] | None = None
+    constant_count: int | None = None
+    constant_bytes: int | None = None
     created_at: datetime
+
+    @field_validator("constants", mode="before")
+    @classmethod
+    def _list(cls, stored: Any) -> Any:  # noqa: ANN401 - whatever the column holds
+        return stored["listed"] if isinstance(stored, dict) else stored

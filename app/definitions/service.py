@@ -1,5 +1,6 @@
 """Definitions: weightless graphs, made from ONNX files or from families, never changed."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +18,14 @@ from app.definitions.parameter import InputSpec, Parameter
 from app.definitions.sandbox import Made
 from app.definitions.schemas import DefinitionRequest
 from app.definitions.tables import Definition
-from app.errors import FieldError, Invalid, NotFound
+from app.errors import FieldError, Invalid, NotFound, json_pointer
 from app.http.pagination import PageQuery, Rows, list_rows
 from app.registry import service as registry
 from app.remembered import remembered
 from app.settings import Settings
 from app.weights import service as weights
 from app.weights.checkpoint import CheckpointError
-from app.weights.manifest import Manifest
+from app.weights.manifest import Manifest, TensorEntry
 
 BY_NUMBER = select(Definition).where(
     Definition.model_id == bindparam("model"), Definition.version == bindparam("version")
@@ -53,10 +54,10 @@ def create_definition(
     with database.transaction() as session:
         model_id = registry.get_model(session, model_name).id
         if request.onnx is not None:
-            artifacts.require(session, request.onnx, "/onnx")
+            artifacts.require(session, _blobs(request), "")
     with _construct(store, settings, request) as made:
-        source = made.source if request.onnx is None else {"onnx": request.onnx, **made.source}
-        manifest = None if made.weights is None else _store_weights(database, store, made.weights)
+        source = _source(request, made)
+        manifest = _store_weights(database, store, made, request.external_data)
         unsaved = None if manifest is None else weights.UnsavedWeights.of(manifest)
         digest, size = store.put_file(made.graph)
         artifacts.record_upload(database, store, digest, size)
@@ -109,7 +110,9 @@ def inputs_of(definition: Definition) -> tuple[InputSpec, ...]:
 
 def _construct(store: ArtifactStore, settings: Settings, request: DefinitionRequest) -> AbstractContextManager[Made]:
     if request.onnx is not None:
-        return sandbox.construct_from_file(_local_file(store, settings, request.onnx), settings.scratch_dir)
+        file = _local_file(store, settings, request.onnx)
+        external = {location: store.local_path(digest) for location, digest in request.external_data.items()}
+        return sandbox.construct_from_file(file, settings.scratch_dir, external, request.opset)
     family, families = str(request.family), family_names()
     if family not in families:
         known = ", ".join(families)
@@ -135,13 +138,38 @@ def _local_file(store: ArtifactStore, settings: Settings, digest: str) -> Path:
     return store.local_path(digest)
 
 
-def _store_weights(database: Database, store: ArtifactStore, path: Path) -> Manifest:
-    digest, size = store.put_file(path)
-    artifacts.record_upload(database, store, digest, size)
+def _blobs(request: DefinitionRequest) -> dict[str, str]:
+    """Return the digest of each file of a request, by its pointer."""
+    external = {json_pointer("external_data", location): digest for location, digest in request.external_data.items()}
+    return {"/onnx": str(request.onnx), **external}
+
+
+def _source(request: DefinitionRequest, made: Made) -> dict[str, Any]:
+    if request.onnx is None:
+        return made.source
+    external = {"external_data": request.external_data} if request.external_data else {}
+    return {"onnx": request.onnx, **external, **made.source}
+
+
+def _store_weights(database: Database, store: ArtifactStore, made: Made, files: Mapping[str, str]) -> Manifest | None:
+    """Return the weights that a file brought; those in external data are ranges of the files as they were uploaded."""
+    if made.weights is None and not made.external:
+        return None
     try:
-        return Manifest.of(weights.index_file(database, store, digest))
+        return Manifest.of(
+            [
+                *(_store_file(database, store, made.weights) if made.weights is not None else ()),
+                *(weights.hash_range(store, files[one.location], one.slot) for one in made.external),
+            ]
+        )
     except CheckpointError as error:
         raise Invalid(f"The weights of the ONNX file: {error.detail}", code=error.code) from error
+
+
+def _store_file(database: Database, store: ArtifactStore, path: Path) -> list[TensorEntry]:
+    digest, size = store.put_file(path)
+    artifacts.record_upload(database, store, digest, size)
+    return weights.index_file(database, store, digest)
 
 
 def _insert(
@@ -162,6 +190,7 @@ def _insert(
         parameters=[parameter.to_json() for parameter in made.parameters],
         rules=made.rules,
         weights=version,
+        constants=made.constants,
     )
     session.add(definition)
     session.flush()

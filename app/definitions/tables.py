@@ -10,7 +10,10 @@ from app.database import Base, now
 
 
 class Definition(Base):
-    """An immutable weightless ONNX graph; `digest` is both its identity and its blob."""
+    """An immutable weightless ONNX graph; `digest` is both its identity and its blob.
+
+    `constants` is what `constants.to_json` returned; a definition of an earlier release has none.
+    """
 
     __tablename__ = "definitions"
     __table_args__ = (UniqueConstraint("model_id", "version"), UniqueConstraint("model_id", "digest"))
@@ -26,4 +29,15 @@ class Definition(Base):
     parameters: Mapped[list[Any]] = mapped_column(deferred=True)
     rules: Mapped[list[Any]] = mapped_column(deferred=True)
     weights: Mapped[int | None]
+    constants: Mapped[dict[str, Any] | None]
     created_at: Mapped[datetime] = mapped_column(default=now)
+
+    @property
+    def constant_count(self) -> int | None:
+        """How many floating-point tensors stayed in the graph."""
+        return None if self.constants is None else self.constants["count"]
+
+    @property
+    def constant_bytes(self) -> int | None:
+        """The bytes of these."""
+        return None if self.constants is None else self.constants["bytes"]

@@ -72,21 +72,21 @@ def byte_count(tensor: TensorProto) -> int:
     return element_count(tensor) * DTYPES[DTYPE_NAMES[tensor.data_type]].itemsize
 
 
-def check_tensor(tensor: TensorProto, what: str) -> None:
-    """Check that a tensor has the data it declares, inside the file. Its values aren't looked at.
-
-    Raises:
-        Rejected: external data, an unknown type, a negative dimension, or more or less data than declared.
-    """
-    if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
-        raise Rejected(
-            "external_data",
-            f"{what} has its data in another file. Save the model as one file "
-            "(onnx.save_model(model, path, save_as_external_data=False)), or upload a model with embedded weights.",
-        )
-    dtype = dtype_of(tensor.data_type, what)
+def check_type(tensor: TensorProto, what: str) -> None:
+    """Raise Rejected if a tensor has an unknown element type or dimensions that no tensor has."""
+    dtype_of(tensor.data_type, what)
     if len(tensor.dims) > MAX_RANK or any(dim < 0 for dim in tensor.dims) or tensor.HasField("segment"):
         raise Rejected("bad_tensor", f"{what} has dimensions {list(tensor.dims)[:MAX_RANK]}: export the model again.")
+
+
+def check_tensor(tensor: TensorProto, what: str) -> None:
+    """Check that a tensor has the data it declares, inside the graph. Its values aren't looked at.
+
+    Raises:
+        Rejected: an unknown type, a negative dimension, or more or less data than declared.
+    """
+    check_type(tensor, what)
+    dtype = DTYPE_NAMES[tensor.data_type]
     declared, actual = byte_count(tensor), _actual_bytes(tensor, dtype)
     if declared != actual:
         raise Rejected(

@@ -1,67 +1,57 @@
 """Splits a checked ONNX model into a weightless graph and its weights.
 
-One rule decides which initializers, and which tensors of Constant nodes, are weights. A tensor is a weight if
-
-1. its elements are floating point or 8-bit integers, and
-2. it has more than one element, or is an argument that only weights can be (`argument_positions.WEIGHTS`), and
-3. no operator takes it as a setting: a shape, size, scale factor, bound or axis (`argument_positions.SETTINGS`),
-   neither directly nor through arithmetic on settings (`SETTING_ARITHMETIC`), and
-4. it is used at all, belongs to the main graph, and is no output of it.
-
-Everything else stays embedded as a constant. So do tensors inside the bodies of If, Loop and Scan. The four tensors
-of a BatchNormalization are ordinary weights here.
+`weight_rule` says which tensors are weights: initializers and tensors of Constant nodes, of the main graph and of the
+bodies of If, Loop and Scan. All of them become initializers of the main graph, which the bodies read by name. So a
+backend replaces them without looking into a body. A weight of a body keeps its name, unless another graph of the model
+has that name, too (`unique_names`). The four tensors of a BatchNormalization are ordinary weights here.
 """
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import prod
+from pathlib import Path
+from typing import Any
 
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
-from onnx.helper import make_tensor
+from onnx.helper import make_node, make_tensor
 
-from app.definitions.argument_positions import SETTING_ARITHMETIC, SETTINGS, WEIGHTS
 from app.definitions.canonical_graph import canonical_model
-from app.definitions.graph_walk import with_subgraphs
+from app.definitions.constants import Constant
+from app.definitions.external_data import embedded
+from app.definitions.graph_walk import attribute_graphs, attribute_tensors
 from app.definitions.limits import MAX_CONSTANT_BYTES
 from app.definitions.onnx_file import opset_of
 from app.definitions.rejection import Rejected
 from app.definitions.tensor_data import DTYPE_NAMES, byte_count, external_tensor
+from app.definitions.unique_names import make_names_unique
+from app.definitions.weight_rule import Origin, WeightRule
 from app.weights.dtypes import DTYPES
-
-Use = tuple[str, int]  # operator and input position
 
 
 @dataclass(frozen=True, slots=True)
 class SplitModel:
-    """A weightless model in canonical form, and the tensors that were taken out of it, by name."""
+    """A weightless model in canonical form, and what was taken out of it and what was not, by name.
+
+    The data of a weight lie in its tensor or in an external file. `constants` are the floating-point tensors that stay.
+    """
 
     model: ModelProto
     weights: Mapping[str, TensorProto]
+    constants: tuple[Constant, ...]
 
 
-def split_weights(model: ModelProto) -> SplitModel:
-    """Take the weights out of a checked model, which is left unchanged but for redundant graph inputs."""
+def split_weights(model: ModelProto, files: Mapping[str, Path] | None = None) -> SplitModel:
+    """Take the weights out of a checked model, which is changed.
+
+    `files` are the external data files by location. Only constants are read from them.
+    """
     graph = model.graph
     _drop_inputs_that_are_initializers(graph)
-    uses = _uses(graph)
-    constants = _constants(graph)
-    settings = _settings(graph)
-    outputs = {value.name for value in graph.output}
-    weights = {
-        name: tensor
-        for name, tensor in sorted(constants.items())
-        if name not in outputs and name not in settings and _is_weight(tensor, uses[name])
-    }
-    embedded = [
-        tensor
-        for tensor in graph.initializer
-        if tensor.name not in weights and (uses[tensor.name] or tensor.name in outputs)
-    ]
-    _check_embedded(constants, weights)
-    nodes = [node for node in graph.node if not _is_removed(node, weights, uses, outputs)]
-    parameters = [external_tensor(name, DTYPE_NAMES[t.data_type], t.dims) for name, t in weights.items()]
-    return SplitModel(canonical_model(model, opset_of(model), nodes, [*parameters, *embedded]), weights)
+    make_names_unique(model)
+    found = _Found(WeightRule(graph), files or {})
+    found.take_from(graph, is_main=True)
+    initializers = [external_tensor(name, DTYPE_NAMES[one.data_type], one.dims) for name, one in found.weights.items()]
+    split = canonical_model(model, opset_of(model), graph.node, [*initializers, *graph.initializer])
+    return SplitModel(split, dict(sorted(found.weights.items())), tuple(found.constants))
 
 
 def _drop_inputs_that_are_initializers(graph: GraphProto) -> None:
@@ -73,80 +63,99 @@ def _drop_inputs_that_are_initializers(graph: GraphProto) -> None:
         graph.input.extend(kept)
 
 
-def _uses(graph: GraphProto) -> Mapping[str, set[Use]]:
-    uses: defaultdict[str, set[Use]] = defaultdict(set)
-    for node in with_subgraphs(graph.node):
-        for position, name in enumerate(node.input):
-            uses[name].add((node.op_type, position))
-    return uses
+class _Found:
+    """The weights and constants found so far."""
+
+    def __init__(self, rule: WeightRule, files: Mapping[str, Path]) -> None:
+        self._rule = rule
+        self._files = files
+        self._constant_bytes = 0
+        self.weights: dict[str, TensorProto] = {}
+        self.constants: list[Constant] = []
+
+    def take_from(self, graph: GraphProto, *, is_main: bool = False) -> None:
+        """Take the weights out of a graph and of the graphs inside it; drop constants that nothing reads."""
+        arguments = set() if is_main else {value.name for value in graph.input}
+        _check_names(graph)
+        _replace(graph.initializer, [one for one in graph.initializer if self._keeps_initializer(one, arguments)])
+        _replace(graph.node, [node for node in graph.node if self._keeps_node(node)])
+        if not is_main:
+            self._give_back_outputs(graph)
+        for node in graph.node:
+            for attribute in node.attribute:
+                for inner in attribute_graphs(attribute):
+                    self.take_from(inner)
+
+    def _keeps_initializer(self, tensor: TensorProto, arguments: set[str]) -> bool:
+        if tensor.name in arguments:  # a default for what the body is given
+            self._count(tensor, tensor.name, "argument")
+            return True
+        return self._keeps(tensor, tensor.name, "initializer")
+
+    def _keeps_node(self, node: NodeProto) -> bool:
+        if node.op_type != "Constant" or len(node.output) != 1:
+            for attribute in node.attribute:
+                for tensor in attribute_tensors(attribute):
+                    embedded(tensor, self._files)
+            return True
+        value = _tensor_of(node)
+        return self._rule.is_read(node.output[0]) if value is None else self._keeps(value, node.output[0], "node")
+
+    def _keeps(self, tensor: TensorProto, name: str, origin: Origin) -> bool:
+        """Whether a tensor stays where it is; otherwise it is a weight, or nothing reads it."""
+        reason = self._rule.reason_to_keep(tensor, name, origin)
+        if reason is None:
+            self.weights[name] = tensor
+        elif reason != "unused":
+            self._count(tensor, name, reason)
+            return True
+        return False
+
+    def _count(self, tensor: TensorProto, name: str, reason: str) -> None:
+        """Keep a tensor as a constant, with its data inside the graph."""
+        self._constant_bytes += byte_count(tensor)
+        if self._constant_bytes > MAX_CONSTANT_BYTES:
+            raise Rejected(
+                "constants_too_large",
+                f"The graph keeps more than {MAX_CONSTANT_BYTES} bytes of constants that are not weights. "
+                "Make large tables inputs of the graph, or floating point.",
+            )
+        embedded(tensor, self._files)
+        if DTYPES[DTYPE_NAMES[tensor.data_type]].kind == "float":
+            self.constants.append(Constant(name, byte_count(tensor), reason))
+
+    def _give_back_outputs(self, graph: GraphProto) -> None:
+        """Let a body that returns a weight return a copy: a body's output has to be made inside it."""
+        for value in graph.output:
+            if value.name in self.weights:
+                copy = f"{value.name}/output"
+                graph.node.append(make_node("Identity", [value.name], [copy], name=copy))
+                value.name = copy
 
 
-def _constants(graph: GraphProto) -> dict[str, TensorProto]:
-    """Return the tensors of the main graph's initializers and Constant nodes by name."""
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Constant" and len(node.output) == 1 and len(node.attribute) == 1:
-            tensor = _tensor_of(node.attribute[0])
-            if tensor is None:
-                continue
-            if node.output[0] in constants:
-                raise Rejected("bad_name", f"The name {node.output[0]!r} is given twice. Export the model again.")
-            constants[node.output[0]] = tensor
-    return constants
-
-
-def _tensor_of(attribute: AttributeProto) -> TensorProto | None:
+def _tensor_of(node: NodeProto) -> TensorProto | None:
+    """Return the tensor that a Constant node gives, if it may be a weight; integers given as attributes may not."""
+    attribute: AttributeProto = node.attribute[0]
     if attribute.name == "value":
         return attribute.t
+    if attribute.name == "value_float":
+        return make_tensor("", TensorProto.FLOAT, [], [attribute.f])
     if attribute.name == "value_floats":
         return make_tensor("", TensorProto.FLOAT, [len(attribute.floats)], list(attribute.floats))
     return None
 
 
-def _settings(graph: GraphProto) -> set[str]:
-    """Return every name that stands at a setting's position or is computed into one."""
-    producers: dict[str, NodeProto] = {}
-    pending: list[str] = []
-    for node in with_subgraphs(graph.node):
-        if node.op_type in SETTING_ARITHMETIC:
-            producers.update(dict.fromkeys(node.output, node))
-        positions = SETTINGS.get(node.op_type, frozenset())
-        pending.extend(name for position, name in enumerate(node.input) if position in positions and name)
-    found: set[str] = set()
-    while pending:
-        name = pending.pop()
-        if name in found:
-            continue
-        found.add(name)
-        if name in producers:
-            pending.extend(producers[name].input)
-    return found
+def _check_names(graph: GraphProto) -> None:
+    """Raise Rejected if an initializer and a node give the same name."""
+    names = {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        twice = names.intersection(node.output)
+        if twice:
+            raise Rejected("bad_name", f"The name {min(twice)!r} is given twice. Export the model again.")
 
 
-def _is_weight(tensor: TensorProto, uses: Iterable[Use]) -> bool:
-    dtype = DTYPES[DTYPE_NAMES[tensor.data_type]]
-    is_numeric = dtype.kind == "float" or (dtype.bits == 8 and dtype.kind in {"int", "uint"})
-    if not is_numeric or not uses:
-        return False
-    elements = prod(tensor.dims)
-    return elements > 1 or (elements == 1 and any(at in WEIGHTS.get(op, ()) for op, at in uses))
-
-
-def _check_embedded(constants: Mapping[str, TensorProto], weights: Mapping[str, TensorProto]) -> None:
-    total = sum(byte_count(tensor) for name, tensor in constants.items() if name not in weights)
-    if total > MAX_CONSTANT_BYTES:
-        raise Rejected(
-            "constants_too_large",
-            f"The graph keeps {total} bytes of constants that are not weights; at most {MAX_CONSTANT_BYTES} are "
-            "allowed. Make large tables inputs of the graph, or floating point.",
-        )
-
-
-def _is_removed(
-    node: NodeProto, weights: Mapping[str, TensorProto], uses: Mapping[str, set[Use]], outputs: set[str]
-) -> bool:
-    """Whether a node is a Constant that became a weight or that nothing needs."""
-    if node.op_type != "Constant" or len(node.output) != 1:
-        return False
-    name = node.output[0]
-    return name in weights or not (uses.get(name) or name in outputs)
+def _replace(field: Any, items: Iterable[Any]) -> None:  # noqa: ANN401 - protobuf names no type for it
+    """Give a repeated protobuf field other items."""
+    kept = list(items)
+    del field[:]
+    field.extend(kept)

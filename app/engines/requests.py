@@ -23,17 +23,16 @@ from app.engines.enqueue import (
     refits,
 )
 from app.engines.facts import read_facts
+from app.engines.own_weights import newest_definition, weights_of_definition
 from app.engines.queries import INPUTS, find_example, find_roots, get_engine, load_values
 from app.engines.schemas import BenchmarkRequest, BuildRequest, EngineRequest, RefitRequest, RunRequest, VerifyRequest
 from app.engines.tables import Engine
 from app.engines.targets import Target, choose_target
 from app.engines.work import RunWork, Verification, VerifyWork
-from app.errors import NotFound
 from app.fleet.offers import Offer, fleet_offers
 from app.fleet.refit_patterns import RefitPatterns
 from app.jobs.submission import Placement
 from app.registry.service import get_model
-from app.registry.tables import Model
 from app.settings import Settings
 
 MAX_ROOTS = 8  # so many compiled engines are compared with new weights before another one is compiled
@@ -41,10 +40,11 @@ MAX_ROOTS = 8  # so many compiled engines are compared with new weights before a
 
 def request_build(database: Database, settings: Settings, model: str, body: BuildRequest) -> Placement:
     """Queue a build, or answer with a finished job if an equal engine exists and may be reused."""
+    weights = body.weights or weights_of_definition(database, model, body.definition)
     with database.reading() as session:
         owner = get_model(session, model)
         fleet = fleet_offers(session, settings)
-        pair = bindings.load(session, owner.id, body.definition, body.weights)
+        pair = bindings.load(session, owner.id, body.definition, weights)
     target = choose_target(fleet, body.backend, body.device)
     order = settle(owner, pair, target, profiles=body.profiles, options=body.options, rules=body.rules)
     return EnginePlacement(order, settle_verify(body.verify, order.target), reuse=body.reuse)
@@ -69,13 +69,14 @@ def request_engine(database: Database, settings: Settings, model: str, body: Eng
     Profiles, options and rules that the request leaves out are those of the newest engine of the same definition and
     backend.
     """
+    weights = body.weights or weights_of_definition(database, model, body.definition)
     with database.reading() as session:
         owner = get_model(session, model)
         fleet = fleet_offers(session, settings)
         target = choose_target(fleet, body.backend, body.device)
-        definition = body.definition or _newest_definition(owner)
+        definition = body.definition or newest_definition(owner)
         example = find_example(session, owner.id, definition, target.backend)
-        pair = bindings.load(session, owner.id, definition, body.weights)
+        pair = bindings.load(session, owner.id, definition, weights)
     order = settle(
         owner,
         pair,
@@ -146,15 +147,6 @@ def _root_plans(database: Database, order: Order, pair: Pair) -> frozenset[str] 
         if not out_of_reach(order, pair, held):
             return frozenset({held.root_plan})
     return frozenset()
-
-
-def _newest_definition(model: Model) -> int:
-    if model.last_definition == 0:
-        raise NotFound(
-            f"Model '{model.name}' has no definition yet. Make one with POST /v1/models/{model.name}/definitions.",
-            code="definition_not_found",
-        )
-    return model.last_definition
 
 
 def _given(value: Any | None, otherwise: Any) -> Any:  # noqa: ANN401 - whatever JSON the field holds

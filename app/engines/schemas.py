@@ -19,6 +19,10 @@ VERIFY = (
     "is the default, and anything else is refused (`cannot_verify`): verify such an engine where it runs."
 )
 
+WEIGHTS = (
+    "Left out: those embedded in the definition's ONNX file. A definition without parameters needs none. One of a "
+    "family has none embedded (`weights_required`)."
+)
 PROFILE: dict[str, Any] = {"input_ids": {"min": [1, 1], "opt": [4, 64], "max": [32, 256]}}
 RULE: dict[str, Any] = {"parameter": r"encoder\.(.*)", "tensors": [r"bert.encoder.\1"]}
 INPUTS = "sha256:3f1c5a7e" + "0b" * 28
@@ -75,6 +79,11 @@ class VerifyChoice(RequestBody):
     )
 
 
+def _without_null(schema: dict[str, Any]) -> None:
+    """Describe a field as a number, as it was before it might be left out: clients are generated from this."""
+    schema |= schema.pop("anyOf")[0]
+
+
 class BuildRequest(RequestBody):
     """What to compile."""
 
@@ -83,7 +92,7 @@ class BuildRequest(RequestBody):
     )
 
     definition: Number
-    weights: Number
+    weights: Number | None = Field(None, description=WEIGHTS, json_schema_extra=_without_null)
     backend: Backend | None = Field(
         None, description="Left out: tensorrt where a worker offers it, otherwise onnxruntime."
     )
@@ -124,7 +133,7 @@ class EngineRequest(RequestBody):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"weights": 3}]})
 
-    weights: Number
+    weights: Number | None = Field(None, description=WEIGHTS, json_schema_extra=_without_null)
     definition: Number | None = Field(None, description="Left out: the newest.")
     backend: Backend | None = Field(
         None, description="Left out: tensorrt where a worker offers it, otherwise onnxruntime."

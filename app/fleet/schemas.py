@@ -26,6 +26,7 @@ WORKER: dict[str, Any] = {
                 "run": True,
                 "plan_holds_weights": False,
                 "profiles": "optional",
+                "negative_indices": True,
                 "options": {
                     "optimization": {
                         "description": "How far the graph is optimised, extended being furthest.",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Protocol, TypeGuard
 
-from app.weights.dtypes import DTYPES
+from app.weights.dtypes import DTYPES, byte_count, is_foreign
 
 MAX_TENSORS = 100_000
 MAX_NAME_LENGTH = 512
@@ -31,7 +31,10 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class TensorSlot:
-    """Where one tensor lies. `offset` counts bytes from the start of the file; `dtype` is a key of `DTYPES`."""
+    """Where one tensor lies. `offset` counts bytes from the start of the file.
+
+    `dtype` is a key of `DTYPES`, or the name of a foreign one, which no binding can use.
+    """
 
     name: str
     dtype: str
@@ -40,18 +43,24 @@ class TensorSlot:
     nbytes: int
 
     @classmethod
-    def checked(cls, name: str, dtype: object, shape: object, offset: int) -> "TensorSlot":
-        """Make a slot of what a file says; CheckpointError if its name, dtype or shape is not accepted."""
+    def checked(cls, name: str, dtype: object, shape: object, offset: int, nbytes: int | None = None) -> "TensorSlot":
+        """Make a slot of what a file says; CheckpointError if its name, dtype or shape is not accepted.
+
+        `nbytes` is what the file says of the tensor's size, if it does.
+        """
         check_name(name)
-        if not isinstance(dtype, str) or dtype not in DTYPES:
-            raise CheckpointError(
-                "unsupported_dtype", f"{name} has dtype {dtype!r:.40}. Convert it to one of {', '.join(DTYPES)}."
-            )
+        if not isinstance(dtype, str) or not (dtype in DTYPES or is_foreign(dtype)):
+            raise _unsupported(name, dtype)
         if not are_sizes(shape) or len(shape) > MAX_RANK:
             raise CheckpointError(
                 "bad_shape", f"The shape of {name} must be at most {MAX_RANK} integers from 0 to 2**48."
             )
-        return cls(name, dtype, tuple(shape), offset, prod(shape) * DTYPES[dtype].itemsize)
+        needed = byte_count(dtype, prod(shape))
+        if needed is None and nbytes is None:
+            raise _unsupported(name, dtype)
+        if None not in {needed, nbytes} and needed != nbytes:
+            raise CheckpointError("bad_offsets", f"{name} is {dtype}{shape}, so {needed} bytes, but has {nbytes}.")
+        return cls(name, dtype, tuple(shape), offset, needed if needed is not None else nbytes or 0)
 
     @property
     def end(self) -> int:
@@ -78,6 +87,12 @@ class CheckpointFormat(Protocol):
         Read only what tells where the tensors lie, and bound the memory that a forged file can ask for. Make each
         with `TensorSlot.checked`. Raises CheckpointError if the file is damaged or holds what is not supported.
         """
+
+
+def _unsupported(name: str, dtype: object) -> CheckpointError:
+    return CheckpointError(
+        "unsupported_dtype", f"{name} has dtype {dtype!r:.40}. Convert it to one of {', '.join(DTYPES)}."
+    )
 
 
 def are_sizes(values: object) -> TypeGuard[list[int]]:

@@ -4,6 +4,7 @@ The numeric facts are those of IEEE 754, of bfloat16, and of the two 8-bit float
 "FP8 Formats for Deep Learning" (2022). numpy and ml_dtypes are imported on first use only.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -64,7 +65,39 @@ DTYPES: Mapping[str, DType] = MappingProxyType(
     }
 )
 
+# A file may hold tensors of other types, too. The bits per element are known here or told by the file. A binding that
+# uses such a tensor is refused.
+FOREIGN_BITS: Mapping[str, int] = MappingProxyType(
+    {
+        "C64": 64,
+        "C128": 128,
+        "F8_E8M0": 8,
+        "F8_E4M3FNUZ": 8,
+        "F8_E5M2FNUZ": 8,
+        "F6_E2M3": 6,
+        "F6_E3M2": 6,
+        "F4": 4,
+        "I4": 4,
+        "U4": 4,
+    }
+)
+_FOREIGN_NAME = re.compile(r"[A-Z][A-Z0-9_]{0,31}")
+
 _FROM_ML_DTYPES = {"bfloat16", "float8_e4m3fn", "float8_e5m2"}
+
+
+def is_foreign(name: str) -> bool:
+    """Whether a dtype of this name can be kept in a weight version, though nothing is computed with it."""
+    return name not in DTYPES and _FOREIGN_NAME.fullmatch(name) is not None
+
+
+def byte_count(name: str, elements: int) -> int | None:
+    """Return how many bytes so many elements take; None for a foreign dtype of unknown size.
+
+    Elements of less than a byte lie next to each other, and the last byte may be used in part.
+    """
+    bits = DTYPES[name].bits if name in DTYPES else FOREIGN_BITS.get(name)
+    return None if bits is None else -(-elements * bits // 8)
 
 
 @lru_cache
@@ -87,7 +120,9 @@ def view(
 
 @lru_cache
 def is_lossless_cast(source: str, target: str) -> bool:
-    """Whether every finite value of dtype `source` is also a value of dtype `target`."""
+    """Whether every finite value of dtype `source` is also a value of dtype `target`; never for a foreign one."""
+    if source not in DTYPES:
+        return False
     a, b = DTYPES[source], DTYPES[target]
     if a.kind == "bool" or a == b:
         return True
@@ -104,8 +139,10 @@ def is_widening(source: str, target: str) -> bool:
 
     An 8-bit integer read as a float loses nothing but nearly always wants a scale, so it is no widening.
     """
+    if not is_lossless_cast(source, target):
+        return False
     kinds = {DTYPES[source].kind, DTYPES[target].kind}
-    return is_lossless_cast(source, target) and (len(kinds) == 1 or kinds == {"int", "uint"})
+    return len(kinds) == 1 or kinds == {"int", "uint"}
 
 
 def _fits_float(a: DType, b: DType) -> bool:

@@ -17,12 +17,13 @@ from app.errors import FieldError, Invalid, NotFound, Unavailable
 from app.http.pagination import PageQuery, Rows, list_rows
 from app.registry import service as registry
 from app.remembered import remembered
-from app.weights.checkpoint import MAX_TENSORS, CheckpointError
+from app.weights.checkpoint import MAX_TENSORS, CheckpointError, TensorSlot
 from app.weights.hashing import hash_tensors
 from app.weights.manifest import Manifest, TensorEntry, entries_from_json, entries_to_json
 from app.weights.recognition import read_slots
 from app.weights.tables import CheckpointFile, WeightVersion
 
+NO_TENSORS = Manifest.of([])  # what a definition without parameters is built with
 HASH_CHUNK_BYTES = 4 * 1024 * 1024
 BY_NUMBER = select(WeightVersion).where(
     WeightVersion.model_id == bindparam("model"), WeightVersion.version == bindparam("version")
@@ -147,6 +148,12 @@ def index_file(database: Database, store: ArtifactStore, digest: str) -> list[Te
     with suppress(IntegrityError), database.transaction() as session:
         session.add(CheckpointFile(digest=digest, tensors=text))
     return entries
+
+
+def hash_range(store: ArtifactStore, digest: str, slot: TensorSlot) -> TensorEntry:
+    """Return a tensor that lies somewhere in an uploaded file, which need not be a checkpoint; CheckpointError."""
+    (tensor_digest,) = hash_tensors([slot], store.iter_bytes(digest, slot.offset, slot.end, HASH_CHUNK_BYTES))
+    return TensorEntry(slot.name, slot.dtype, slot.shape, tensor_digest, digest, slot.offset, slot.nbytes)
 
 
 def _index(database: Database, store: ArtifactStore, digest: str, number: int) -> list[TensorEntry]:

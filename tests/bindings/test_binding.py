@@ -122,6 +122,17 @@ def test_an_integer_is_not_taken_for_a_float_unasked() -> None:
     assert "scale" in report.problems[0].detail
 
 
+@pytest.mark.parametrize("dtype", ["C64", "F8_E8M0", "F4"])
+def test_a_foreign_dtype_is_refused_only_where_it_is_used(dtype: str) -> None:
+    tensors = {**TENSORS, "spectrum": (dtype, (2, 3))}
+    assert _bind(TENSORS, tensors, [{"ignore": "spectrum"}]).ok
+    cast = {"op": "cast", "dtype": "F32"}
+    report = _bind(TENSORS, tensors, [{"parameter": "w", "tensors": ["spectrum"], "transforms": [cast]}])
+    assert _kinds(report) == [("foreign_dtype", "w"), ("unexpected", None)]
+    assert f"spectrum is {dtype}" in report.problems[0].detail
+    assert "F32" in report.problems[0].detail
+
+
 def test_every_problem_is_listed_at_once() -> None:
     parameters = dict.fromkeys(("absent", "turned", "narrow", "joined", "both", "fine"), ("F32", (2, 3)))
     tensors = {

@@ -34,7 +34,9 @@ transforms = st.one_of(
 bindings = st.builds(
     ParameterBinding, names, dtypes, extents, st.lists(names, min_size=1).map(tuple), st.lists(transforms).map(tuple)
 )
-kinds = st.sampled_from(["missing", "unexpected", "wrong_shape", "wrong_dtype", "lossy_cast", "bad_transform"])
+kinds = st.sampled_from(
+    ["missing", "unexpected", "wrong_shape", "wrong_dtype", "foreign_dtype", "lossy_cast", "bad_transform"]
+)
 faults = st.builds(
     BindingProblem,
     kinds,

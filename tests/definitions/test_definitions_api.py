@@ -9,11 +9,13 @@ import pytest
 from fastapi.testclient import TestClient
 from onnx import ModelProto, numpy_helper
 from onnx.helper import make_node
+from sqlalchemy import update
 
 from app.artifacts.store import ArtifactStore
 from app.database import Database
 from app.definitions import service
 from app.definitions.parameter import Parameter
+from app.definitions.tables import Definition
 from app.registry import service as registry
 
 Make = Callable[..., ModelProto]
@@ -36,6 +38,11 @@ def network(make: Make, value: float) -> bytes:
     return make([make_node("MatMul", ["x", "w"], ["y"])], [w]).SerializeToString()
 
 
+def make_bytes(make: Make, nodes: list[Any], tensors: dict[str, Any]) -> bytes:
+    initializers = [numpy_helper.from_array(array, name) for name, array in tensors.items()]
+    return make(nodes, initializers).SerializeToString()
+
+
 def bert(minilm: Path, **changes: Any) -> dict[str, Any]:  # noqa: ANN401 - values of a config
     return {"family": "bert", "config": json.loads((minilm / "config.json").read_text()) | changes}
 
@@ -47,7 +54,7 @@ def test_an_onnx_file_becomes_a_definition_and_a_weight_version(client: TestClie
     assert answer.status_code == 201
     assert answer.headers["Location"] == f"{URL}/1"
     assert made["source"]["onnx"] == digest
-    assert made["inputs"] == [{"name": "x", "dtype": "F32", "shape": ["n", 4], "high": None}]
+    assert made["inputs"] == [{"name": "x", "dtype": "F32", "shape": ["n", 4], "low": 0, "high": None}]
     assert made["outputs"] == [{"name": "y", "dtype": "F32", "shape": ["n", 2]}]
     assert (made["version"], made["parameter_count"], made["weights"]) == (1, 1, 1)
     tensors = client.get("/v1/models/m/weights/1/tensors").json()["data"]
@@ -118,6 +125,9 @@ def test_faults_of_a_config_point_into_the_body(client: TestClient, minilm: Path
         ({"onnx": "sha256:" + "0" * 64, "precision": "fp16"}, "invalid_request"),
         ({"onnx": "../../etc/passwd"}, "invalid_request"),
         ({"family": "bert", "config": {}, "precison": "fp16"}, "invalid_request"),
+        ({"family": "bert", "config": {}, "opset": 17}, "invalid_request"),
+        ({"family": "bert", "config": {}, "external_data": {"a": "sha256:" + "0" * 64}}, "invalid_request"),
+        ({"onnx": "sha256:" + "0" * 64, "opset": 25}, "invalid_request"),
         ({"family": "mamba", "config": {}}, "unknown_family"),
         ({"onnx": "sha256:" + "0" * 64}, "blob_not_found"),
     ],
@@ -131,6 +141,58 @@ def test_a_damaged_file_is_refused_and_leaves_nothing(client: TestClient, tiny_m
     answer = client.post(URL, json={"onnx": put(client, network(tiny_model, 1.0)[:-3])})
     assert (answer.status_code, answer.json()["code"]) == (422, "not_onnx")
     assert client.get("/v1/models/m/weights").json()["data"] == []
+
+
+def test_a_definition_says_which_floats_stayed_in_the_graph(client: TestClient, tiny_model: Make) -> None:
+    def resized(weights: int) -> bytes:
+        image = make_node("Unsqueeze", ["m", "axes"], ["image"])
+        nodes = [make_node("MatMul", ["x", "w"], ["m"]), image, make_node("Resize", ["image", "", "scales"], ["y"])]
+        tensors = {
+            "w": np.ones((4, weights), np.float32),
+            "axes": np.array([1, 2]),
+            "scales": np.array([1, 1, 2, 2], np.float32),
+        }
+        return make_bytes(tiny_model, nodes, tensors)
+
+    small, large = (client.post(URL, json={"onnx": put(client, resized(size))}).json() for size in (4, 1000))
+    for made in (small, large):
+        assert made["constants"] == [{"name": "scales", "bytes": 16, "reason": "setting"}]
+        assert (made["constant_count"], made["constant_bytes"]) == (1, 16)
+    assert large["source"]["warnings"] == []
+    (warning,) = small["source"]["warnings"]
+    assert "16 of 80 bytes" in warning
+    assert "scales (setting)" in warning
+
+
+def test_a_file_is_converted_to_the_opset_that_is_asked_for(client: TestClient, tiny_model: Make) -> None:
+    digest = put(client, tiny_model([make_node("Relu", ["x"], ["y"])], opset=20).SerializeToString())
+    made = client.post(URL, json={"onnx": digest, "opset": 17}).json()
+    assert (made["source"]["opset"], made["source"]["converted_from"]) == (17, 20)
+    gelu = put(client, tiny_model([make_node("Gelu", ["x"], ["y"])], opset=20).SerializeToString())
+    refused = client.post(URL, json={"onnx": gelu, "opset": 17}).json()
+    assert (refused["status"], refused["code"]) == (422, "opset_not_convertible")
+
+
+def test_no_more_than_the_largest_constants_are_listed(client: TestClient, tiny_model: Make) -> None:
+    names = [f"/Constant_{number}_output_0" for number in range(150)]
+    nodes: list[Any] = []
+    last = "x"
+    for number, name in enumerate(names):
+        nodes += [make_node("Constant", [], [name], value_float=float(number))]
+        nodes += [make_node("Add", [last, name], [last := f"v{number}"])]
+    nodes.append(make_node("Relu", [last], ["y"]))
+    made = client.post(URL, json={"onnx": put(client, make_bytes(tiny_model, nodes, {}))}).json()
+    assert (len(made["constants"]), made["constant_count"], made["constant_bytes"]) == (100, 150, 600)
+
+
+def test_a_definition_of_an_earlier_release_has_none_to_tell_of(
+    client: TestClient, database: Database, tiny_model: Make
+) -> None:
+    client.post(URL, json={"onnx": put(client, network(tiny_model, 1.0))})
+    with database.transaction() as session:
+        session.execute(update(Definition).values(constants=None))
+    answer = client.get(f"{URL}/1").json()
+    assert (answer["constants"], answer["constant_count"], answer["constant_bytes"]) == (None, None, None)
 
 
 def test_says_what_does_not_exist(client: TestClient) -> None:

@@ -42,6 +42,14 @@ def test_an_example_has_every_dynamic_input_and_fits_the_definition() -> None:
     assert example_profile([FIXED]) == {}
 
 
+def test_a_minimum_may_be_empty_for_several_inputs_at_once() -> None:
+    inputs = [InputSpec(name, "F32", ("batch", "past", 8)) for name in ("key", "value")]
+    sizes = {"min": [1, 0, 8], "opt": [1, 4, 8], "max": [2, 64, 8]}
+    (profile,) = parse_profiles([{"key": sizes}], inputs)
+    assert profile["value"] == Range((1, 0, 8), (1, 4, 8), (2, 64, 8))
+    assert settle_shapes({"key": [1, 0, 8]}, inputs, [profile])["value"] == (1, 0, 8)
+
+
 def test_reports_every_fault_at_once() -> None:
     bad = [{"ids": {**SIZES, "opt": [9, 16]}, "nothing": SIZES}, {"mask": {**SIZES, "max": [8]}}]
     assert pointers(bad, IDS, MASK) == ["/profiles/0/ids", "/profiles/0/nothing", "/profiles/1/mask/max"]
@@ -52,7 +60,8 @@ def test_reports_every_fault_at_once() -> None:
     [
         ({"min": [1, 1], "opt": [4, 16]}, "/profiles/0/ids"),
         ({**SIZES, "best": [1, 1]}, "/profiles/0/ids"),
-        ({**SIZES, "min": [0, 1]}, "/profiles/0/ids/min/0"),
+        ({**SIZES, "min": [-1, 1]}, "/profiles/0/ids/min/0"),
+        ({"min": [0, 1], "opt": [0, 1], "max": [1, 1]}, "/profiles/0/ids/opt/0"),
         ({**SIZES, "min": [True, 1]}, "/profiles/0/ids/min"),
         ({**SIZES, "max": [2**31, 128]}, "/profiles/0/ids/max/0"),
         ({**SIZES, "opt": "big"}, "/profiles/0/ids/opt"),
@@ -127,7 +136,7 @@ def test_shapes_not_given_are_those_of_the_first_profile_that_takes_the_given_on
     ("given", "expected"),
     [
         ({"nothing": [1], "ids": [1]}, ["/shapes/nothing", "/shapes/ids"]),
-        ({"ids": [0, 1]}, ["/shapes/ids/0"]),
+        ({"ids": [-1, 1]}, ["/shapes/ids/0"]),
         ({"ids": [1, True]}, ["/shapes/ids"]),
         ({"scale": [5]}, ["/shapes/scale/0"]),
         ({"ids": [2, 3], "mask": [2, 4]}, ["/shapes/mask/1"]),

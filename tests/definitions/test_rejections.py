@@ -99,6 +99,20 @@ def test_refuses_a_small_file_that_asks_for_16_gigabytes(tiny_model: Make, tmp_p
     assert refusal(data, tmp_path).code == "too_large_value"
 
 
+def test_the_same_operator_set_imported_twice_counts_once(tiny_model: Make, tmp_path: Path) -> None:
+    model = tiny_model()
+    model.opset_import.add(domain="ai.onnx", version=17)
+    path = tmp_path / "upload.onnx"
+    path.write_bytes(model.SerializeToString())
+    with sandbox.construct_from_file(path, tmp_path / "scratch") as made:
+        assert made.source["opset"] == 17
+    model.opset_import.add(domain="", version=13)
+    refused = refusal(model.SerializeToString(), tmp_path)
+    assert refused.code == "bad_opset"
+    assert "13, 17" in refused.detail
+    assert "convert_version" in refused.detail
+
+
 def _sparse(model: ModelProto) -> None:
     model.graph.sparse_initializer.add().values.CopyFrom(weight())
 

@@ -92,14 +92,16 @@ def test_constant_nodes_that_hold_weights_become_parameters(tiny_model: Make) ->
     nodes = [
         make_node("Constant", [], ["w"], value=initializer("", np.eye(4))),
         make_node("Constant", [], ["b"], value_floats=[1.0, 2.0, 3.0, 4.0]),
-        make_node("Constant", [], ["one"], value_float=1.0),
+        make_node("Constant", [], ["gain"], value_float=1.0),
+        make_node("Constant", [], ["/layer/Constant_1_output_0"], value_float=0.5),
         make_node("Constant", [], ["unused"], value=initializer("", np.ones(9))),
         make_node("Gemm", ["x", "w", "b"], ["g"]),
-        make_node("Add", ["g", "one"], ["y"]),
+        make_node("Mul", ["g", "gain"], ["h"]),
+        make_node("Mul", ["h", "/layer/Constant_1_output_0"], ["y"]),
     ]
     split = split_weights(tiny_model(nodes))
-    assert list(split.weights) == ["b", "w"]
-    assert [node.op_type for node in split.model.graph.node] == ["Constant", "Gemm", "Add"]
+    assert list(split.weights) == ["b", "gain", "w"]
+    assert [node.op_type for node in split.model.graph.node] == ["Constant", "Gemm", "Mul", "Mul"]
 
 
 @pytest.mark.parametrize("through", [None, "Cast", "Identity"])
@@ -116,22 +118,28 @@ def test_settings_stay_embedded_also_behind_arithmetic(tiny_model: Make, through
     assert embedded(split_weights(model)) == {"axes", name}
 
 
-def test_integers_and_scalars_are_constants_and_8_bit_integers_weights(tiny_model: Make) -> None:
+def test_indices_are_constants_and_scales_of_quantised_weights_are_weights(tiny_model: Make) -> None:
     nodes = [
-        make_node("Add", ["x", "scalar"], ["a"]),
         make_node("DequantizeLinear", ["q", "scale"], ["w"]),
-        make_node("MatMul", ["a", "w"], ["m"]),
+        make_node("MatMul", ["x", "w"], ["m"]),
         make_node("Gather", ["m", "table"], ["y"]),
     ]
-    tensors = [
-        initializer("scalar", 1.0),
-        initializer("q", np.eye(4), np.int8),
-        initializer("scale", 0.5),
-        initializer("table", [0, 0], np.int64),
-    ]
+    tensors = [initializer("q", np.eye(4), np.int8), initializer("scale", 0.5), initializer("table", [0, 0], np.int64)]
     split = split_weights(tiny_model(nodes, tensors))
-    assert list(split.weights) == ["q"]
-    assert embedded(split) == {"scalar", "scale", "table"}
+    assert list(split.weights) == ["q", "scale"]
+    assert embedded(split) == {"table"}
+
+
+def test_a_single_8_bit_integer_is_a_weight_only_if_it_is_quantised(tiny_model: Make) -> None:
+    nodes = [
+        make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+        make_node("Add", ["q", "one"], ["s"]),
+        make_node("DequantizeLinear", ["s", "scale", "zero"], ["y"]),
+    ]
+    tensors = [initializer("scale", 0.5), initializer("zero", 3, np.int8), initializer("one", 1, np.int8)]
+    split = split_weights(tiny_model(nodes, tensors))
+    assert list(split.weights) == ["scale", "zero"]
+    assert embedded(split) == {"one"}
 
 
 def test_bias_of_a_single_element_is_a_weight(tiny_model: Make) -> None:
@@ -165,6 +173,88 @@ def test_weights_used_only_inside_a_branch_are_still_weights(tiny_model: Make) -
         make_node("If", ["yes"], ["y"], then_branch=branch("Add"), else_branch=branch("Sub")),
     ]
     assert list(split_weights(tiny_model(nodes, [initializer("w", np.ones(4))])).weights) == ["w"]
+
+
+def test_branches_keep_the_names_of_their_weights_unless_two_have_the_same(tiny_model: Make) -> None:
+    def branch(kind: str, names: list[str]) -> object:
+        tensors = [initializer(name, np.full(4, len(kind))) for name in names]
+        nodes = [make_node(kind, ["x", names[0]], ["a"]), make_node("Sub", ["a", names[1]], ["r"])]
+        return make_graph(nodes, kind, [], [make_tensor_value_info("r", 1, None)], initializer=tensors)
+
+    nodes = [
+        make_node("Constant", [], ["yes"], value=initializer("", [True], np.bool_)),
+        make_node("Mul", ["x", "both"], ["x2"]),
+        make_node(
+            "If", ["yes"], ["i"], then_branch=branch("Add", ["w", "one"]), else_branch=branch("Mul", ["w", "both"])
+        ),
+        make_node("Add", ["x2", "i"], ["y"]),
+    ]
+    split = split_weights(tiny_model(nodes, [initializer("both", np.ones(4))]))
+    assert list(split.weights) == ["both", "i/else_branch/both", "i/else_branch/w", "i/then_branch/w", "one"]
+    assert tensor_bytes(split.weights["i/then_branch/w"]) == np.full(4, 3, F32).tobytes()
+    assert not embedded(split)
+
+
+def test_a_constant_says_why_it_stayed(tiny_model: Make) -> None:
+    nodes = [
+        make_node("Clip", ["x", "low"], ["a"]),
+        make_node("Pow", ["a", "p"], ["b"]),
+        make_node("Add", ["b", "eps"], ["c"]),
+        make_node("Sqrt", ["c"], ["d"]),
+        make_node("Mul", ["d", "/Constant_output_0"], ["e"]),
+        make_node("Where", ["mask", "e", "fill"], ["y"]),
+    ]
+    tensors = [initializer(name, 0.5) for name in ("low", "p", "eps", "/Constant_output_0", "fill")]
+    split = split_weights(
+        tiny_model(nodes, [*tensors, initializer("mask", [True] * 4, np.bool_), initializer("z", 1.0)])
+    )
+    assert list(split.weights) == ["p"]
+    assert {(one.name, one.reason) for one in split.constants} == {
+        ("low", "setting"),
+        ("eps", "formula"),
+        ("/Constant_output_0", "literal"),
+        ("fill", "formula"),
+    }
+    assert {one.nbytes for one in split.constants} == {4}
+
+
+@pytest.mark.parametrize(
+    ("name", "is_literal"),
+    [
+        ("logit_scale", False),
+        ("mobile_one_block_0.w_0", False),
+        ("alpha.1", False),
+        ("layers.0.gamma_1", False),
+        ("constraint", False),
+        ("const_scale", False),
+        ("constant_gain", False),
+        ("/encoder/Constant_output_0", True),
+        ("p2o.helper.constant.3", True),
+        ("model/Const:0", True),
+        ("const__23", True),
+        ("/layer/Constant_3_output_0", True),
+        ("Constant@7", True),
+        ("const_fold_opt__12", True),
+        ("model/gelu/mul/x:0", True),
+        ("Mul__34", True),
+        ("val_12", True),
+    ],
+)
+def test_a_number_that_an_exporter_named_is_no_weight(tiny_model: Make, name: str, is_literal: bool) -> None:  # noqa: FBT001 - pytest's way
+    for model in (
+        tiny_model([make_node("Mul", ["x", name], ["y"])], [initializer(name, 0.5)]),
+        tiny_model([make_node("Constant", [], [name], value_float=0.5), make_node("Mul", ["x", name], ["y"])]),
+    ):
+        assert bool(split_weights(model).weights) != is_literal
+
+
+@pytest.mark.parametrize(
+    "name", ["123", "If_3/then_branch/9", "If_0_then_branch__onnx::Mul_41", "/layer/Sqrt_output_0"]
+)
+def test_a_numbered_initializer_was_folded_from_weights(tiny_model: Make, name: str) -> None:
+    multiplied = make_node("Mul", ["x", name], ["y"])
+    assert split_weights(tiny_model([multiplied], [initializer(name, 0.5)])).weights
+    assert not split_weights(tiny_model([make_node("Constant", [], [name], value_float=0.5), multiplied])).weights
 
 
 def test_equal_graphs_have_equal_bytes_whoever_exported_them(tiny_model: Make) -> None:
@@ -229,8 +319,20 @@ def test_high_is_the_smallest_size_that_ids_index(tiny_model: Make) -> None:
     model = tiny_model(nodes, tensors)
     model.graph.input.append(make_tensor_value_info("ids", TensorProto.INT32, ["n"]))
     x, ids = read_interface(split_weights(model).model).inputs
-    assert (ids.dtype, ids.shape, ids.high) == ("I32", ("n",), 70)
+    assert (ids.dtype, ids.shape, ids.low, ids.high) == ("I32", ("n",), -70, 70)
     assert x.high is None
+
+
+def test_a_bound_on_a_part_of_an_input_is_none_on_the_whole(tiny_model: Make) -> None:
+    bounds = [initializer(name, [value], np.int64) for name, value in (("begin", 0), ("end", 1))]
+    nodes = [
+        make_node("Slice", ["ids", "begin", "end"], ["first"]),
+        make_node("Gather", ["table", "first"], ["row"]),
+        make_node("Add", ["x", "row"], ["y"]),
+    ]
+    model = tiny_model(nodes, [*bounds, initializer("table", np.ones((5, 4)))])
+    model.graph.input.append(make_tensor_value_info("ids", TensorProto.INT64, ["n"]))
+    assert read_interface(split_weights(model).model).inputs[1].high is None
 
 
 def test_unnamed_dimensions_get_a_symbol_each(tiny_model: Make) -> None:

@@ -35,6 +35,7 @@ from app.jobs.submission import Placement
 from app.jobs.tables import Job, JobEvent
 from app.registry.service import create_model
 from app.settings import Settings
+from app.weights.tables import WeightVersion
 from tests.engines.workbench import REFIT_OPTION, Workbench, digest_of, tensor
 
 BUILD = BuildRequest(definition=1, weights=1)
@@ -688,3 +689,39 @@ class TestRefitOfSomeParameters:
     def test_all_is_the_same_as_nothing_said(self, gpu: Workbench) -> None:
         job = gpu.submit(request_build, BuildRequest.model_validate(TENSORRT | {"options": {"refit": "all"}}))
         assert gpu.request_of(job)["options"] == {}
+
+
+@pytest.mark.parametrize("body", [BuildRequest(definition=2), EngineRequest(definition=2), EngineRequest()])
+def test_weights_left_out_are_those_embedded_in_the_definition(
+    bench: Workbench, body: BuildRequest | EngineRequest
+) -> None:
+    bench.add_epoch(2)
+    bench.add_definition("second", weights=2)
+    job = bench.submit(request_build if isinstance(body, BuildRequest) else request_engine, body)
+    assert bench.request_of(job)["weights_id"] == 2
+
+
+def test_a_definition_without_parameters_needs_no_weights(bench: Workbench) -> None:
+    definition = bench.add_definition("rules", parameters=())
+    bench.add_worker()
+    number = bench.publish(bench.submit(request_build, BuildRequest(definition=definition)))
+    engine = bench.engine(number)
+    again = bench.submit(request_engine, EngineRequest(definition=definition))
+    assert again.result == {"engine": number, "reused": True, "method": "reuse"}
+    with bench.database.reading() as session:
+        version = session.scalars(select(WeightVersion).where(WeightVersion.id == engine.weights_id)).one()
+        assert (version.tensor_count, version.bytes) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("request_it", "body"), [(request_build, BuildRequest(definition=1)), (request_engine, EngineRequest())]
+)
+def test_a_definition_with_parameters_and_nothing_embedded_needs_weights(
+    bench: Workbench, request_it: Callable[..., Placement], body: BuildRequest | EngineRequest
+) -> None:
+    with pytest.raises(Invalid) as error:
+        bench.submit(request_it, body)
+    assert error.value.code == "weights_required"
+    assert "2 parameters" in error.value.detail
+    assert "POST /v1/models/minilm/weights" in error.value.detail
+    assert [fault.pointer for fault in error.value.errors] == ["/weights"]

@@ -57,8 +57,15 @@ class Workbench:
     database: Database
     settings: Settings
 
-    def add_definition(self, source: str = "first", rules: tuple[Any, ...] = ()) -> int:
-        """Add a definition y = w x + b; returns its version."""
+    def add_definition(
+        self,
+        source: str = "first",
+        rules: tuple[Any, ...] = (),
+        *,
+        parameters: tuple[Parameter, ...] = PARAMETERS,
+        weights: int | None = None,
+    ) -> int:
+        """Add a definition, by default y = w x + b, with this embedded weight version; returns its version."""
         with self.database.transaction() as session:
             model_id = get_model(session, "minilm").id
             record(session, digest_of(source), 100)
@@ -69,10 +76,10 @@ class Workbench:
                 source={"family": "bert"},
                 inputs=[spec.to_json() for spec in INPUTS],
                 outputs=[spec.to_json() for spec in OUTPUTS],
-                parameter_count=len(PARAMETERS),
-                parameters=[parameter.to_json() for parameter in PARAMETERS],
+                parameter_count=len(parameters),
+                parameters=[parameter.to_json() for parameter in parameters],
                 rules=list(rules),
-                weights=None,
+                weights=weights,
             )
             session.add(definition)
             return definition.version

@@ -196,7 +196,9 @@ class Engines:
     def _run(self, request: Run) -> Outcome:
         watch = Stopwatch(self._report)
         inputs = read_tensors(request.inputs)
-        check_inputs(inputs, request.engine.inputs, request.engine.profiles)
+        can = self.backend(request.engine.backend).offered.capabilities
+        negative = bool(can.get("negative_indices", False))
+        check_inputs(inputs, request.engine.inputs, request.engine.profiles, negative_indices=negative)
         with watch.phase("load"):
             engine = self._loaded(request.engine)
         with watch.phase("run"):

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,17 +14,24 @@ from workers.channel.messages import BackendError
 from workers.engine_host.tensors import Array, dtype_name, raw
 
 
-def check_inputs(arrays: Mapping[str, Array], specs: Sequence[InputSpec], profiles: Sequence[Profile]) -> None:
+def check_inputs(
+    arrays: Mapping[str, Array],
+    specs: Sequence[InputSpec],
+    profiles: Sequence[Profile],
+    *,
+    negative_indices: bool = True,
+) -> None:
     """Raise BackendError "bad_inputs", naming every fault at once, unless an engine can take these arrays.
 
     Names, dtypes, ranks and fixed dimensions must be those of the definition, equal symbols must have equal
-    sizes, indices must lie below what they index, and with profiles the shapes must lie within one of them.
+    sizes, indices must lie inside what they index, and with profiles the shapes must lie within one of them.
+    `negative_indices` says whether the backend counts negative indices from the end.
     """
     faults = [*_name_faults(arrays, specs)]
     given = [spec for spec in specs if spec.name in arrays]
     sizes: dict[str, tuple[int, str]] = {}
     for spec in given:
-        faults += _faults(arrays[spec.name], spec, sizes)
+        faults += _faults(arrays[spec.name], spec if negative_indices else replace(spec, low=0), sizes)
     if not faults and profiles:
         faults += _profile_faults(arrays, profiles)
     if faults:
@@ -75,8 +83,9 @@ def _faults(array: Array, spec: InputSpec, sizes: dict[str, tuple[int, str]]) ->
                 yield f"dimension {axis} ({dim}) of input {spec.name} is {size}, but {settled} in {owner}"
     if spec.high is not None and array.size and DTYPES[dtype_name(array)].kind in {"int", "uint"}:
         low, high = int(array.min()), int(array.max())
-        if low < 0 or high >= spec.high:
-            yield f"input {spec.name} holds {low if low < 0 else high}; its values must lie in [0, {spec.high})"
+        if low < spec.low or high >= spec.high:
+            wrong = low if low < spec.low else high
+            yield f"input {spec.name} holds {wrong}; its values must lie in [{spec.low}, {spec.high})"
 
 
 def _profile_faults(arrays: Mapping[str, Array], profiles: Sequence[Profile]) -> list[str]:

@@ -23,6 +23,7 @@ from app.weights.formats.safetensors import arrange, read_slots
 from workers.channel.messages import BackendError, ParameterSource, TensorFile
 
 Array = np.ndarray[Any, np.dtype[Any]]
+MAX_NAMED = 5
 ALIGNMENT = 64  # bytes, a cache line: what vector loads like best
 NAMES = {numpy_dtype(name): name for name in DTYPES}
 
@@ -158,6 +159,9 @@ def read_tensors(path: str) -> dict[str, Array]:
             slots = read_slots(lambda offset, length: os.pread(stream.fileno(), length, offset), size)
         except CheckpointError as error:
             raise BackendError("bad_inputs", f"The inputs are no usable safetensors file: {error.detail}") from error
+        foreign = [f"{slot.name} is {slot.dtype}" for slot in slots if slot.dtype not in DTYPES]
+        if foreign:
+            raise BackendError("bad_inputs", f"{'; '.join(foreign[:MAX_NAMED])}. Convert to {', '.join(DTYPES)}.")
         mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
     return {slot.name: view_buffer(mapped, slot.dtype, slot.shape, slot.offset) for slot in slots}
 

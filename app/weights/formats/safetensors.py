@@ -10,7 +10,6 @@ import json
 import struct
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from math import prod
 from typing import Any, NoReturn
 
@@ -120,15 +119,10 @@ def _slot(name: str, entry: object, start: int) -> TensorSlot:
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise CheckpointError("bad_header", f"{name} must have exactly dtype, shape and data_offsets.")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    slot = TensorSlot.checked(name, dtype, shape, start)
     if not are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise CheckpointError("bad_offsets", f"data_offsets of {name} must be two integers, the first not the larger.")
-    if offsets[1] - offsets[0] != slot.nbytes:
-        raise CheckpointError(
-            "bad_offsets",
-            f"{name} is {dtype}{shape}, so {slot.nbytes} bytes, but its data_offsets span {offsets[1] - offsets[0]}.",
-        )
-    return replace(slot, offset=start + offsets[0])
+    begin, end = offsets
+    return TensorSlot.checked(name, dtype, shape, start + begin, end - begin)
 
 
 def _position(slot: TensorSlot) -> tuple[int, int]:

@@ -109,7 +109,8 @@ def test_a_truncated_file_says_what_is_missing(raw: bytes, missing: str) -> None
         ({"x": {**_entry(), "extra": 1}}, "bad_header"),
         ({"__metadata__": {"format": 1}, "x": _entry()}, "bad_header"),
         ({"__metadata__": [], "x": _entry()}, "bad_header"),
-        ({"x": _entry(dtype="F4")}, "unsupported_dtype"),
+        ({"x": _entry(dtype="F4")}, "bad_offsets"),
+        ({"x": _entry(dtype="float32")}, "unsupported_dtype"),
         ({"x": _entry(dtype=["F32"])}, "unsupported_dtype"),
         ({"x": _entry(shape=(True,))}, "bad_shape"),
         ({"x": _entry(shape=(1.0,))}, "bad_shape"),
@@ -207,3 +208,13 @@ def test_what_is_arranged_is_read_by_the_reference_library_and_aligned() -> None
     for name, array in load(raw).items():
         np.testing.assert_array_equal(array, arrays[name])
     assert all(slot.offset % DTYPES[slot.dtype].itemsize == 0 for slot in _slots(raw))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "nbytes"),
+    [("C64", (3,), 24), ("F8_E8M0", (3,), 3), ("F4", (3, 3), 5), ("F6_E2M3", (4,), 3), ("NEW_TYPE", (3,), 7)],
+)
+def test_a_tensor_of_a_foreign_dtype_is_a_range_of_bytes(dtype: str, shape: tuple[int, ...], nbytes: int) -> None:
+    header = {"x": _entry(0, nbytes, dtype=dtype, shape=shape), "y": _entry(nbytes, nbytes + 4)}
+    slots = _slots(_file(header, bytes(nbytes + 4)))
+    assert [(slot.name, slot.dtype, slot.nbytes) for slot in slots] == [("x", dtype, nbytes), ("y", "F32", 4)]

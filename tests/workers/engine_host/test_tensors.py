@@ -1,4 +1,6 @@
 import gc
+import json
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -100,3 +102,11 @@ def test_a_transform_that_does_not_fit_its_tensors_is_an_error(tensors: dict[str
     with pytest.raises(BackendError, match="transform_failed: p is F32"):
         ParameterFiles(tmp_path).locate([source])
     assert not list(tmp_path.glob("*.bin"))
+
+
+def test_inputs_of_a_foreign_dtype_are_refused_by_name(tmp_path: Path) -> None:
+    header = json.dumps({"x": {"dtype": "C64", "shape": [2], "data_offsets": [0, 16]}}).encode()
+    (tmp_path / "in").write_bytes(struct.pack("<Q", len(header)) + header + bytes(16))
+    with pytest.raises(BackendError, match="x is C64") as error:
+        read_tensors(str(tmp_path / "in"))
+    assert error.value.code == "bad_inputs"

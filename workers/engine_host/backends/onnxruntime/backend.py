@@ -64,6 +64,7 @@ CAPABILITIES: Mapping[str, Any] = {
     "run": True,
     "plan_holds_weights": False,
     "profiles": "optional",
+    "negative_indices": True,
     "options": {
         "optimization": {
             "description": "How far the graph is optimised, extended being furthest.",

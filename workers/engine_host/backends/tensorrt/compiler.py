@@ -81,8 +81,8 @@ class Compiler:
             faults = "; ".join(self._fault(error) for error in errors[:MAX_FAULTS]) or self._log.reason
             raise BackendError(
                 "graph_refused",
-                f"{NAME} {self._can.version} does not take the definition: {faults}. Export it with other operators "
-                "or a lower opset, or use another backend.",
+                f"{NAME} {self._can.version} does not take the definition: {faults}. Make the definition again with a "
+                'lower "opset", export it with other operators, or use another backend.',
             )
 
     def _fault(self, error: trt.ParserError) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from onnx import NodeProto
 from onnx.helper import make_node
 
-from app.definitions.graph_walk import reads
+from app.definitions.graph_walk import reads, with_subgraphs
 from workers.engine_host.backends.tensorrt.graph_rewrite import Draft
 from workers.engine_host.backends.tensorrt.slots import TransposedSlot
 
@@ -32,20 +32,22 @@ class _Turning:
     def __init__(self, draft: Draft) -> None:
         self._draft = draft
         self._reads = reads(draft.graph)
-        self._turned = Counter(node.input[index] for node in draft.graph.node for index in _turned_inputs(node))
+        nodes = with_subgraphs(draft.graph.node)
+        self._turned = Counter(node.input[index] for node in nodes for index in _turned_inputs(node))
         self._names: dict[tuple[str, Axes | None], str] = {}
 
     def replaced(self, node: NodeProto) -> Iterator[NodeProto]:
-        """Yield the nodes that take a node's place."""
-        for index in _turned_inputs(node):
-            name = node.input[index]
-            if name not in self._draft.slots:
-                continue
-            if self._reads[name] == self._turned[name]:
-                self._read_transposed(node, index)
-            else:
-                yield from self._as_tensor(name)
-                node.input[index] = self._names[name, None]
+        """Yield the nodes that take a node's place. The nodes in its bodies are changed where they stand."""
+        for reader in with_subgraphs([node]):
+            for index in _turned_inputs(reader):
+                name = reader.input[index]
+                if name not in self._draft.slots:
+                    continue
+                if self._reads[name] == self._turned[name]:
+                    self._read_transposed(reader, index)
+                else:
+                    yield from self._as_tensor(name)
+                    reader.input[index] = self._names[name, None]
         yield node
 
     def _read_transposed(self, node: NodeProto, index: int) -> None:

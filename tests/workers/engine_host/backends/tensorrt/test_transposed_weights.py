@@ -84,6 +84,26 @@ def test_readers_that_turn_a_weight_alike_share_it(tmp_path: Path) -> None:
     assert [slot.shape for slot in layout.slots] == [(4, 3)]
 
 
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_a_weight_that_a_branch_transposes_is_turned_outside(
+    tmp_path: Path, values: dict[str, Any], *, is_tied: bool
+) -> None:
+    result = [helper.make_tensor_value_info("r", 1, None)]
+    turned = helper.make_graph([helper.make_node("Gemm", ["x", "w", "b"], ["r"], transB=1)], "turned", [], result)
+    plain = helper.make_graph([helper.make_node("Gemm", ["x", "w", "b"], ["r"], transB=1)], "plain", [], result)
+    nodes = [
+        helper.make_node("Constant", [], ["yes"], value=numpy_helper.from_array(np.array(1, np.bool_))),
+        helper.make_node("If", ["yes"], ["h"], then_branch=turned, else_branch=plain),
+        helper.make_node("MatMul", ["h", "w"], ["y"]) if is_tied else helper.make_node("Identity", ["h"], ["y"]),
+    ]
+    layout = laid_out(tmp_path / "net", nodes, "w", "b")
+    kinds = {slot.sources: type(slot) for slot in layout.slots}
+    assert kinds == {("w",): Slot if is_tied else TransposedSlot, ("b",): Slot}
+    x = np.ones((2, 4), np.float32)
+    expected = x @ values["w"].T + values["b"]
+    np.testing.assert_allclose(run(layout, values, x), expected @ values["w"] if is_tied else expected, rtol=1e-5)
+
+
 def test_weights_read_as_they_are_stay_as_they_are(tmp_path: Path) -> None:
     layout = laid_out(tmp_path / "net", [helper.make_node("Gemm", ["x", "w"], ["y"], transB=0)], "w")
     assert operators(layout) == ["Gemm"]

@@ -1,0 +1,49 @@
+"""The floating-point tensors that stayed in a graph as constants, as a definition tells of them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+MAX_LISTED: Final = 100
+WARNED_SHARE: Final = 0.01  # of the bytes of all floating-point tensors
+MAX_NAMED: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """One tensor that no weight version changes. `reason` is one of `weight_rule`, or "argument"."""
+
+    name: str
+    nbytes: int
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what is stored with a definition and sent to clients."""
+        return {"name": self.name, "bytes": self.nbytes, "reason": self.reason}
+
+
+def to_json(constants: Sequence[Constant]) -> dict[str, Any]:
+    """Return {"count", "bytes", "listed"}: all of them counted, and the largest MAX_LISTED listed."""
+    largest = sorted(constants, key=lambda one: (-one.nbytes, one.name))[:MAX_LISTED]
+    return {
+        "count": len(constants),
+        "bytes": sum(one.nbytes for one in constants),
+        "listed": [one.to_json() for one in largest],
+    }
+
+
+def warnings(constants: Mapping[str, Any], weight_bytes: int) -> Iterable[str]:
+    """Yield a warning if constants hold WARNED_SHARE or more of the bytes of all floating-point tensors.
+
+    `constants` is what `to_json` returned, `weight_bytes` the bytes of the parameters that are floating point.
+    """
+    kept, total = constants["bytes"], constants["bytes"] + weight_bytes
+    if not kept or kept < WARNED_SHARE * total:
+        return
+    named = ", ".join(f"{one['name']} ({one['reason']})" for one in constants["listed"][:MAX_NAMED])
+    more = constants["count"] - min(MAX_NAMED, constants["count"])
+    yield (
+        f"{kept} of {total} bytes of floating-point values stayed in the graph as constants, which no weight version "
+        f"changes: {named}{f' and {more} more' if more else ''}. See `constants` for all of them. If one of them was "
+        "learnt, export it as a named initializer."
+    )
