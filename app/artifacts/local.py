@@ -22,9 +22,10 @@ BATCH = 4 * MIB
 class LocalStore:
     """A directory of read-only files.
 
-    A file's time of modification says when its bytes were last put, even if they were there already. Publishing takes
-    a shared lock on the directory of the file (sha256/ab), and deleting by age takes an exclusive one. So a put and a
-    deletion by age never overlap, in whichever processes of this machine.
+    A file's time of modification says when its bytes were last put. A second put of the same bytes renews the time.
+    Publishing and `touch` take a shared lock on the directory of the file (sha256/ab), and deleting by age takes an
+    exclusive one. So neither overlaps with a deletion by age. This holds for all processes of this machine. `delete`
+    takes no lock.
     """
 
     def __init__(self, root: Path) -> None:
@@ -69,7 +70,12 @@ class LocalStore:
         return incoming.size
 
     def put_chunks(self, chunks: Iterable[bytes], *, expected: str | None = None) -> tuple[str, int]:
-        """Store the bytes of `chunks`, which must have the digest `expected`; return their digest and size in bytes."""
+        """Store the bytes of `chunks` and return their digest and size in bytes.
+
+        Raises:
+            Invalid: "digest_mismatch" if `expected` is given and the bytes have another digest.
+            Unavailable: "store_full".
+        """
         incoming = Incoming(self._incoming)
         try:
             incoming.write(chunks)
@@ -81,10 +87,12 @@ class LocalStore:
     def put_file(self, path: Path, *, digest: str | None = None) -> tuple[str, int]:
         """See `ArtifactStore`. On the same filesystem the file itself becomes the artifact; else it is copied.
 
-        A copy is digested in any case.
+        If the file itself becomes the artifact and `digest` is given, the file is not digested. A copy is digested in
+        any case.
 
         Raises:
             Invalid: "digest_mismatch" if a copy has another digest than `digest`.
+            Unavailable: "store_full".
         """
         if path.stat().st_dev != self.root.stat().st_dev:
             return self._copy_in(path, digest)
@@ -113,14 +121,14 @@ class LocalStore:
             return file.read(length)
 
     def iter_bytes(self, digest: str, start: int, stop: int, chunk: int = MIB) -> Iterator[bytes]:
-        """See `ArtifactStore`. The file is opened at once, so a later deletion does not cut the bytes short."""
+        """See `ArtifactStore`. The file is opened at the call, so a later deletion does not cut the bytes short."""
         return _iter_file(self._open(digest), start, stop, chunk)
 
     def local_path(self, digest: str) -> Path:
         """See `ArtifactStore`."""
         path = self._path(digest)
         if not path.exists():
-            raise missing(digest)
+            raise missing_error(digest)
         return path
 
     def holding(self) -> AbstractContextManager[None]:
@@ -169,7 +177,7 @@ class LocalStore:
         try:
             return self._path(digest).open("rb")
         except FileNotFoundError:
-            raise missing(digest) from None
+            raise missing_error(digest) from None
 
     def _copy_in(self, path: Path, expected: str | None) -> tuple[str, int]:
         with path.open("rb") as file:
@@ -189,6 +197,7 @@ class LocalStore:
                 path.parent.mkdir(exist_ok=True)
                 _sync_directory(self._artifacts)
             with locked(path.parent, fcntl.LOCK_SH) as shard:
+                os.utime(source)
                 try:
                     path.hardlink_to(source)
                 except FileExistsError:
@@ -196,33 +205,32 @@ class LocalStore:
                 os.fsync(shard)
 
 
-def missing(digest: str) -> NotFound:
-    """Build the error for an artifact that is not there."""
+def missing_error(digest: str) -> NotFound:
+    """Return the error for an artifact that is not there."""
     return NotFound(f"There is no blob {digest}. Upload it with PUT /v1/blobs/{digest}.", code="blob_not_found")
 
 
 def _replace(path: Path, source: Path) -> None:
-    """Replace a file, which somebody may have damaged from outside, by `source`, whose bytes are verified.
+    """Replace a file, which somebody may have damaged from outside, by `source`, which is taken to have the digest.
 
     A reader that has the old file open goes on reading it.
     """
-    with _freed_beside(path):
+    with _freed_by_thread(path):
         twin = source.with_name(f"{source.name}.twin")
         twin.hardlink_to(source)
-        os.utime(twin)
         twin.replace(path)
         twin.unlink(missing_ok=True)  # if both name one file, rename(2) does nothing and the twin is still there
 
 
 @contextmanager
-def _freed_beside(path: Path) -> Iterator[None]:
-    """Keep a file open while the block takes its name away, so that its space is freed by a thread, not by the block.
+def _freed_by_thread(path: Path) -> Iterator[None]:
+    """Keep `path` open during the block, which removes its name.
 
-    To free a large file takes long.
+    A thread then closes it, because freeing a large file takes long.
     """
     try:
         file = path.open("rb")
-    except FileNotFoundError:  # a cache has just evicted it
+    except FileNotFoundError:  # the cache that uses this store has just evicted it
         yield
         return
     try:

@@ -15,7 +15,7 @@ from obstore.store import ObjectStore, from_url
 from app.artifacts.batches import batched
 from app.artifacts.cache import ArtifactCache
 from app.artifacts.digest import file_digest, hex_of, require_equal
-from app.artifacts.local import missing
+from app.artifacts.local import missing_error
 from app.errors import Unavailable
 from app.settings import MIB
 
@@ -96,7 +96,7 @@ class RemoteStore:
         """See `ArtifactStore`."""
         size = self.size(digest)
         if size is None:
-            raise missing(digest)
+            raise missing_error(digest)
         stop = min(offset + length, size)
         return b"".join(self.iter_bytes(digest, offset, stop)) if offset < stop else b""
 
@@ -178,7 +178,7 @@ def _needed(digest: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise missing(digest) from None
+        raise missing_error(digest) from None
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from app.artifacts import service
 from app.artifacts.batches import too_large
 from app.artifacts.dependencies import StoreDep
 from app.artifacts.digest import hex_of
-from app.artifacts.local import missing
+from app.artifacts.local import missing_error
 from app.artifacts.schemas import EXAMPLE_DIGEST, BlobAnswer
 from app.artifacts.serving import MEDIA_TYPE, serve_blob
 from app.database import Database
@@ -106,7 +106,7 @@ def look_for_blob(
 
 def _serve(digest: str, request: Request, database: Database, store: StoreDep, settings: Settings) -> Response:
     if not service.touch(database, digest, unless_seen_within_s=SEEN_LATELY * settings.orphan_grace_s):
-        raise missing(digest)
+        raise missing_error(digest)
     return serve_blob(request, store, digest, filename=None, etag=digest)
 
 

@@ -7,7 +7,7 @@ from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
 from app.artifacts.byte_ranges import ByteRange, parse_range
-from app.artifacts.local import missing
+from app.artifacts.local import missing_error
 from app.artifacts.store import ArtifactStore
 from app.errors import PreconditionFailed, RangeNotSatisfiable
 from app.http.problems import problem_response
@@ -28,7 +28,7 @@ def serve_blob(request: Request, store: ArtifactStore, digest: str, *, filename:
     """
     size = store.size(digest)
     if size is None:
-        raise missing(digest)
+        raise missing_error(digest)
     tag = f'"{etag}"'
     headers = {"ETag": tag, "Accept-Ranges": "bytes", "Cache-Control": "private, max-age=31536000, immutable"}
     if (if_match := request.headers.get("if-match")) is not None and not _names(if_match, tag):

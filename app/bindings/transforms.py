@@ -1,10 +1,11 @@
 """What may happen to checkpoint tensors on their way to a parameter.
 
-Each transform takes a list of tensors and gives a list of tensors: `Concat` joins them into one, every
-other works on each. `infer` says the resulting dtypes and shapes without any values, `apply` computes
-them with numpy's meaning; the two agree. Only `Concat`, a reshape of a strided view and a cast copy. What changes
-nothing of the tensors at hand, as a cast to the dtype they have, `infer_all` leaves out: values that are taken as they
-lie need no memory.
+Each transform takes a list of tensors and gives a list of tensors: `Concat` joins them into one, every other one works
+on each. `infer` returns the resulting dtypes and shapes without computing values. `apply` computes the values as numpy
+does. Only `Concat`, a reshape of a strided view and a cast copy.
+
+`infer_all` leaves out a transform that changes nothing for the given tensors, such as a cast to their own dtype. If no
+transform is left, the values need no memory of their own.
 """
 
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ MAX_EXTENT = 2**48
 
 
 class TransformError(ValueError):
-    """A transform that cannot be read, or does not fit the tensors it is given; says what would fit."""
+    """A transform is malformed, or does not fit its tensors. The text says what would fit."""
 
 
 class TensorType(NamedTuple):
@@ -43,10 +44,13 @@ class Transform(Protocol):
     op: ClassVar[str]
 
     def infer(self, types: Sequence[TensorType]) -> tuple[TensorType, ...]:
-        """Return the dtypes and shapes that `apply` gives; TransformError if it would fail."""
+        """Return the dtypes and shapes that `apply` gives; raises TransformError if it would fail."""
 
     def changes(self, types: Sequence[TensorType]) -> bool:
-        """Say whether `apply` changes anything about tensors of these types, which fit."""
+        """Say whether `apply` changes anything about tensors of these types.
+
+        `types` must be ones that `infer` accepts.
+        """
 
     def apply(self, arrays: "Sequence[Array]") -> "list[Array]":
         """Return the transformed arrays, as views where possible."""
@@ -65,12 +69,13 @@ class _Step:
     def to_json(self) -> dict[str, Any]:
         """Return {"op": ..., and the fields}."""
         values = ((name, getattr(self, name)) for name in self.__match_args__)
-        return {"op": self.op, **{name: list(one) if isinstance(one, tuple) else one for name, one in values}}
+        return {"op": self.op, **{name: list(value) if isinstance(value, tuple) else value for name, value in values}}
 
     def changes(self: Transform, types: Sequence[TensorType]) -> bool:
-        """Say whether `apply` changes anything about tensors of these types, which fit.
+        """Say whether `apply` changes anything about tensors of these types.
 
-        This holds for steps that keep the order of elements; others override it.
+        `types` must be ones that `infer` accepts. This is right only for a step that keeps the order of elements. Other
+        steps override it.
         """
         return self.infer(types) != tuple(types)
 
@@ -84,7 +89,9 @@ class Transpose(_Step):
 
     def __post_init__(self) -> None:
         if sorted(self.perm) != list(range(len(self.perm))) or len(self.perm) > MAX_RANK:
-            raise TransformError(f"transpose perm {list(self.perm)} must name the axes 0 to n-1 once each")
+            raise TransformError(
+                f"transpose perm {list(self.perm)} must name at most {MAX_RANK} axes, 0 to n-1 once each"
+            )
 
     def infer(self, types: Sequence[TensorType]) -> tuple[TensorType, ...]:
         """Return the types with their axes reordered."""
@@ -115,7 +122,7 @@ class Reshape(_Step):
         fits = all(-1 <= extent <= MAX_EXTENT for extent in self.shape) and len(self.shape) <= MAX_RANK
         if not fits or self.shape.count(-1) > 1:
             raise TransformError(
-                f"reshape shape {list(self.shape)} must be at most {MAX_RANK} extents of 0 or more; "
+                f"reshape shape {list(self.shape)} must be at most {MAX_RANK} extents of 0 to {MAX_EXTENT}; "
                 "one of them may be -1"
             )
 
@@ -164,7 +171,7 @@ class Slice(_Step):
         return TensorType(one.dtype, _replaced(one.shape, axis, extent))
 
     def changes(self, types: Sequence[TensorType]) -> bool:
-        """Say whether anything is left out, or all of it reversed."""
+        """Say whether anything is left out or the axis is reversed, even if it has one element."""
         return self.step < 0 or _Step.changes(self, types)
 
     @property
@@ -217,7 +224,7 @@ class Split(_Step):
 
 @dataclass(frozen=True, slots=True)
 class Concat(_Step):
-    """Join all tensors, in the order of their templates, along an axis they have."""
+    """Join all tensors, in the order in which the rule names them, along an axis they have."""
 
     op: ClassVar[str] = "concat"
     axis: int
@@ -237,7 +244,7 @@ class Concat(_Step):
         return (TensorType(first.dtype, _replaced(first.shape, axis, sum(one.shape[axis] for one in types))),)
 
     def apply(self, arrays: "Sequence[Array]") -> "list[Array]":
-        """Return one new array."""
+        """Return the joined tensors as one new array; one tensor is returned as it is."""
         import numpy as np  # noqa: PLC0415 - the API starts without numpy
 
         return [arrays[0]] if len(arrays) == 1 else [np.concatenate(arrays, axis=self.axis)]
@@ -245,7 +252,11 @@ class Concat(_Step):
 
 @dataclass(frozen=True, slots=True)
 class Cast(_Step):
-    """Convert the elements to another dtype as numpy does: ties to even, out of range undefined."""
+    """Convert the elements to another dtype as numpy does.
+
+    A cast between floats rounds ties to even. A cast from float to integer truncates toward zero. A value out of range
+    is undefined.
+    """
 
     op: ClassVar[str] = "cast"
     dtype: str
@@ -259,7 +270,7 @@ class Cast(_Step):
         return tuple(TensorType(self.dtype, one.shape) for one in types)
 
     def apply(self, arrays: "Sequence[Array]") -> "list[Array]":
-        """Return converted copies; an array that has the dtype already is returned as it is."""
+        """Return converted arrays; one that has the dtype and lies in row-major order is returned as it is."""
         import numpy as np  # noqa: PLC0415 - the API starts without numpy
 
         with np.errstate(all="ignore"):  # a lossy cast was asked for in so many words
@@ -269,7 +280,7 @@ class Cast(_Step):
 def infer_all(transforms: Sequence[Transform], types: Sequence[TensorType]) -> tuple[TensorType, tuple[Transform, ...]]:
     """Return the one dtype and shape that `transforms` give, and those of them that change anything.
 
-    Raises TransformError if they do not give exactly one.
+    Raises TransformError if they do not give exactly one tensor.
     """
     needed = []
     for transform in transforms:
@@ -290,10 +301,11 @@ def apply_all(transforms: Sequence[Transform], arrays: "Sequence[Array]") -> "Ar
     return arrays[0]
 
 
-def _axis(op: str, axis: int, one: TensorType) -> int:
-    rank = len(one.shape)
+def _axis(op: str, axis: int, tensor: TensorType) -> int:
+    rank = len(tensor.shape)
     if not -rank <= axis < rank:
-        raise TransformError(f"{op} axis {axis} does not exist in {one}: its axes are 0 to {rank - 1}")
+        axes = f"its axes are 0 to {rank - 1}" if rank else "a scalar has no axes"
+        raise TransformError(f"{op} axis {axis} does not exist in {tensor}: {axes}")
     return axis % rank
 
 

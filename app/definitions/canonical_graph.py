@@ -1,4 +1,9 @@
-"""Writes a graph so that equal graphs have equal bytes: no producer, documentation, metadata or stale shapes."""
+"""Writes a model so that exporters which say the same in other ways give equal bytes.
+
+Producer, documentation, metadata and inferred shapes (`value_info`) are left out. Initializers and attributes are
+sorted by name, and the elements of tensors move to `raw_data`. The order of nodes and all names of values stay. A graph
+inside a node keeps more: its name, its inputs and outputs with their documentation, and the order of its initializers.
+"""
 
 from collections.abc import Iterable, Sequence
 
@@ -17,7 +22,8 @@ def canonical_model(
 ) -> ModelProto:
     """Return a new model with the inputs and outputs of `source`, these nodes and these initializers.
 
-    Dynamic dimensions without a name of their own get one: "<input>.<axis>".
+    A dimension of an input or output that has neither a positive extent nor a name of its own gets the name
+    "<value>.<axis>". So an extent of 0 or less counts as dynamic: some exporters write that for an unknown extent.
     """
     model = ModelProto(ir_version=max(MIN_IR_VERSION, source.ir_version))
     model.opset_import.add(domain="", version=opset)
@@ -56,10 +62,17 @@ def _clean_node(target: NodeProto, source: NodeProto) -> None:
         copy.CopyFrom(attribute)
         copy.ClearField("doc_string")
         for tensor in attribute_tensors(copy):
-            _clean_tensor(tensor, TensorProto.FromString(tensor.SerializeToString()))
+            _clean_tensor(tensor, _copy(tensor))
             tensor.ClearField("name")
         for graph in attribute_graphs(copy):
             _clean_subgraph(graph)
+
+
+def _copy(tensor: TensorProto) -> TensorProto:
+    """Return a copy; `_clean_tensor` clears its target before it reads the source."""
+    copy = TensorProto()
+    copy.CopyFrom(tensor)
+    return copy
 
 
 def _clean_subgraph(graph: GraphProto) -> None:

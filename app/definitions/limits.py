@@ -13,7 +13,7 @@ MAX_TENSORS = 100_000
 MAX_SUBGRAPH_DEPTH = 8
 MAX_FUNCTION_DEPTH = 100  # calls of local functions inside each other
 MAX_VALUE_BYTES = 4 * GIB  # of any value whose shape the graph itself fixes
-MAX_CONSTANT_BYTES = 64 * MIB  # of all that stays embedded once the weights are split off
+MAX_CONSTANT_BYTES = 64 * MIB  # of all values that stay embedded once the weights are split off, subgraphs included
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from app.definitions.tensor_data import check_tensor
 from app.weights.checkpoint import MAX_NAME_LENGTH, is_safe_name
 
 DEFAULT_DOMAINS = {"", "ai.onnx"}
+MAX_SHOWN = 80  # characters of a refused name
 
 
 def load_model(path: Path, files: Mapping[str, Path] | None = None) -> ModelProto:
@@ -24,7 +25,7 @@ def load_model(path: Path, files: Mapping[str, Path] | None = None) -> ModelProt
     `files` are the external data files by location.
 
     Raises:
-        Rejected: the file is no ONNX model, uses what isn't supported, or asks for more than the limits allow.
+        Rejected: the file is no ONNX model, uses what is not supported, or asks for more than the limits allow.
     """
     model = ModelProto()
     try:
@@ -49,7 +50,11 @@ def load_model(path: Path, files: Mapping[str, Path] | None = None) -> ModelProt
 
 
 def opset_of(model: ModelProto) -> int:
-    """Return the version of the default operator set; Rejected if it is missing or out of range."""
+    """Return the version of the default operator set.
+
+    Raises:
+        Rejected: "bad_opset" if the model imports none or several versions of it, or one that is out of range.
+    """
     versions = sorted({entry.version for entry in model.opset_import if entry.domain in DEFAULT_DOMAINS})
     if len(versions) != 1:
         found = f"versions {', '.join(map(str, versions))}" if versions else "no version"
@@ -69,6 +74,8 @@ def opset_of(model: ModelProto) -> int:
 
 @dataclass(slots=True)
 class _Census:
+    """Counts the nodes and tensors of a model, and checks its tensors against the external data files."""
+
     files: Mapping[str, Path] = field(default_factory=dict)
     nodes: int = 0
     tensors: int = 0
@@ -88,7 +95,14 @@ class _Census:
 
 
 def check_structure(model: ModelProto, files: Mapping[str, Path] | None = None) -> None:
-    """Check counts, depth, names and declared sizes of everything in a model; Rejected."""
+    """Check a model's graphs, the graphs inside them and its local functions.
+
+    The checks are the number of nodes and tensors, the depth of graphs inside graphs, the sizes that tensors declare,
+    and the names of values, dimensions, nodes, operators, domains, attributes and functions.
+
+    Raises:
+        Rejected: a check fails, the operator set is out of range, or the model has training graphs or sparse tensors.
+    """
     if model.training_info:
         raise Rejected("training_info", "The model carries training graphs. Export it for inference only.")
     opset_of(model)
@@ -103,7 +117,7 @@ def _check_graph(graph: GraphProto, census: _Census, *, depth: int) -> None:
     if depth > MAX_SUBGRAPH_DEPTH:
         raise Rejected("too_deep", f"Subgraphs are nested deeper than {MAX_SUBGRAPH_DEPTH} levels. Flatten the model.")
     if graph.sparse_initializer:
-        raise _sparse(graph.sparse_initializer[0].values.name)
+        raise _sparse(f"initializer {graph.sparse_initializer[0].values.name[:MAX_SHOWN]!r}")
     census.add(nodes=0, tensors=len(graph.initializer))
     seen: set[str] = set()
     for tensor in graph.initializer:
@@ -120,8 +134,9 @@ def _check_graph(graph: GraphProto, census: _Census, *, depth: int) -> None:
 def _check_nodes(nodes: Iterable[NodeProto], census: _Census, *, depth: int) -> None:
     for node in nodes:
         census.add(nodes=1, tensors=0)
-        _check_names([node.name, node.op_type, *node.input, *node.output])
+        _check_names([node.name, node.op_type, node.domain, *node.input, *node.output])
         for attribute in node.attribute:
+            _check_names([attribute.name])
             _check_attribute(attribute, node, census, depth=depth)
 
 
@@ -138,7 +153,9 @@ def _check_attribute(attribute: AttributeProto, node: NodeProto, census: _Census
 
 def _check_operators(model: ModelProto) -> None:
     foreign = sorted(
-        {f"{n.domain}.{n.op_type}" for n in with_subgraphs(model.graph.node) if n.domain not in DEFAULT_DOMAINS}
+        f"{domain}.{operator}"
+        for domain, operator in {(node.domain, node.op_type) for node in with_subgraphs(model.graph.node)}
+        if domain not in DEFAULT_DOMAINS
     )
     if foreign:
         raise Rejected(
@@ -150,13 +167,13 @@ def _check_operators(model: ModelProto) -> None:
 
 def _check_names(names: Iterable[str]) -> None:
     for name in names:
-        if not is_safe_name(name):  # an empty one stands for an optional input that isn't given
+        if not is_safe_name(name):  # an empty name is safe: it stands for an optional input that is not given
             raise Rejected(
                 "bad_name",
-                f"The name {name[:80]!r} is longer than {MAX_NAME_LENGTH} characters, has one that isn't "
+                f"The name {name[:MAX_SHOWN]!r} is longer than {MAX_NAME_LENGTH} characters, has one that is not "
                 "printable, or has '..' as a path part. Rename it and export the model again.",
             )
 
 
 def _sparse(what: str) -> Rejected:
-    return Rejected("sparse_tensor", f"{what!r} is sparse, which isn't supported. Export it as a dense tensor.")
+    return Rejected("sparse_tensor", f"The {what} is sparse, which is not supported. Export it as a dense tensor.")

@@ -1,8 +1,9 @@
 """Runs the child that parses what clients upload, and turns every way it can end into an answer for the client.
 
-The child has limits on memory, time, open files and file sizes (`limits.child_limits`). It gets none of this process's
-environment but where code lies, and dies with this process. A crash, a timeout or a lack of memory is taken for the
-file's fault and answered with 422. A child that could not be started is answered with 503.
+The child has limits on memory, time, open files and file sizes (`limits.child_limits`). Of this process's environment
+it gets only PYTHONPATH and LD_LIBRARY_PATH. It ends when this process ends. A crash, a timeout or a lack of memory is
+blamed on the client's input and answered with 422. The answer is 503 if the child cannot be started
+("parser_unavailable"), or if CHILDREN others run and none ends within SLOT_TIMEOUT_S ("busy").
 """
 
 import json
@@ -35,7 +36,7 @@ _slots = BoundedSemaphore(CHILDREN)
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class MadeDefinition:
     """A definition as the child made it. The files are removed when the block of `construct_*` ends.
 
     `weights` is None if the graph holds none, and `external` are those that lie in external data files. `constants` is
@@ -56,10 +57,10 @@ class Made:
 @contextmanager
 def construct_from_file(
     path: Path, scratch: Path, external_data: Mapping[str, Path] = MappingProxyType({}), opset: int | None = None
-) -> Iterator[Made]:
-    """Parse an ONNX file, and convert it if an opset is given; Invalid, Unavailable.
+) -> Iterator[MadeDefinition]:
+    """Parse an ONNX file, convert it if an opset is given, and yield the definition.
 
-    `external_data` are the files that its data lie in, by location.
+    `external_data` are the files that its data lie in, by location. Raises Invalid or Unavailable.
     """
     files = {location: str(file.resolve()) for location, file in external_data.items()}
     task = {"file": str(path.resolve()), "external_data": files, "opset": opset}
@@ -68,15 +69,17 @@ def construct_from_file(
 
 
 @contextmanager
-def construct_from_config(family: str, config: Mapping[str, Any], precision: str, scratch: Path) -> Iterator[Made]:
-    """Build a family's graph; Invalid, Unavailable."""
+def construct_from_config(
+    family: str, config: Mapping[str, Any], precision: str, scratch: Path
+) -> Iterator[MadeDefinition]:
+    """Build a family's graph, and yield the definition; raises Invalid or Unavailable."""
     task = {"family": family, "config": config, "precision": precision}
     with _construct(task, child_limits(0), scratch) as made:
         yield made
 
 
 @contextmanager
-def _construct(task: Mapping[str, Any], limits: ChildLimits, scratch: Path) -> Iterator[Made]:
+def _construct(task: Mapping[str, Any], limits: ChildLimits, scratch: Path) -> Iterator[MadeDefinition]:
     with scratch_folder(scratch, "definition") as folder:
         directory = folder.resolve()
         graph, weights = directory / "definition.onnx", directory / "weights.safetensors"
@@ -98,7 +101,7 @@ def _ask(task: Mapping[str, Any], limits: ChildLimits, directory: Path) -> Mappi
 
 
 def _run(request: bytes, wall_s: float, directory: Path) -> int:
-    """Run the child to its end, its output going to files; return its exit status."""
+    """Run the child to its end and return its exit status; its output goes to the files "answer" and "log"."""
     command = [sys.executable, "-P", "-m", "app.definitions.child"]
     try:
         with (directory / "answer").open("wb") as answer, (directory / "log").open("wb") as errors:
@@ -122,7 +125,7 @@ def _run(request: bytes, wall_s: float, directory: Path) -> int:
 
 
 def _environment() -> dict[str, str]:
-    """Return the child's environment: no secrets, only where code lies, and that libraries start no thread pools."""
+    """Return the child's environment: no secrets, the places of code, and a setting against thread pools."""
     root = str(Path(app.__path__[0]).parent)
     places = {name: os.environ[name] for name in ("PYTHONPATH", "LD_LIBRARY_PATH") if os.environ.get(name)}
     return places | {
@@ -135,30 +138,46 @@ def _environment() -> dict[str, str]:
 
 
 def _read_answer(status: int, directory: Path) -> Mapping[str, Any]:
-    if status == 0:
-        with (directory / "answer").open("rb") as file:
-            answer: Mapping[str, Any] = json.loads(file.read(MAX_ANSWER_BYTES))
-        if "made" in answer:
-            return answer["made"]  # type: ignore[no-any-return]
-        rejected = answer["rejected"]
-        errors = [FieldError(error["pointer"], error["detail"]) for error in rejected["errors"]]
-        raise Invalid(rejected["detail"], code=rejected["code"], errors=errors)
+    if status != 0:
+        raise _died(status, directory)
+    with (directory / "answer").open("rb") as file:
+        data = file.read(MAX_ANSWER_BYTES + 1)
+    if len(data) > MAX_ANSWER_BYTES:
+        raise Invalid(
+            f"The description of this definition's tensors is longer than {MAX_ANSWER_BYTES} bytes. Give the tensors "
+            "shorter names, or split the model up.",
+            code="too_large_graph",
+        )
+    answer: Mapping[str, Any] = json.loads(data)
+    if "made" in answer:
+        return answer["made"]  # type: ignore[no-any-return]
+    rejected = answer["rejected"]
+    errors = [FieldError(error["pointer"], error["detail"]) for error in rejected["errors"]]
+    raise Invalid(rejected["detail"], code=rejected["code"], errors=errors)
+
+
+def _died(status: int, directory: Path) -> Invalid:
+    """Return the error of a child that gave no answer, and log what it printed.
+
+    SIGKILL counts as a timeout: both time limits end in it. The kernel sends it too if the machine has no memory left,
+    which looks the same here. The child's limit of memory makes that rare.
+    """
     tail = (directory / "log").read_bytes()[-2000:].decode(errors="replace")
     log.warning("the parsing child died", status=status, log=tail)
     if status in {-signal.SIGXCPU, -signal.SIGKILL}:
-        raise Invalid(
+        return Invalid(
             "Parsing takes longer than a file of its size may. Simplify the model and export it again.",
             code="parsing_timeout",
         )
-    raise Invalid(
+    return Invalid(
         f"The parser did not survive this definition (exit status {status}). Check the file with "
         "onnx.checker.check_model and onnxruntime, and export it again.",
         code="parser_crashed",
     )
 
 
-def _made(answer: Mapping[str, Any], graph: Path, weights: Path) -> Made:
-    return Made(
+def _made(answer: Mapping[str, Any], graph: Path, weights: Path) -> MadeDefinition:
+    return MadeDefinition(
         graph=graph,
         weights=weights if weights.exists() else None,
         source=answer["source"],

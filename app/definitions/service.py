@@ -15,7 +15,7 @@ from app.database import Database
 from app.definitions import sandbox
 from app.definitions.family import family_names
 from app.definitions.parameter import InputSpec, Parameter
-from app.definitions.sandbox import Made
+from app.definitions.sandbox import MadeDefinition
 from app.definitions.schemas import DefinitionRequest
 from app.definitions.tables import Definition
 from app.errors import FieldError, Invalid, NotFound, json_pointer
@@ -108,7 +108,9 @@ def inputs_of(definition: Definition) -> tuple[InputSpec, ...]:
     return tuple(InputSpec.from_json(item) for item in definition.inputs)
 
 
-def _construct(store: ArtifactStore, settings: Settings, request: DefinitionRequest) -> AbstractContextManager[Made]:
+def _construct(
+    store: ArtifactStore, settings: Settings, request: DefinitionRequest
+) -> AbstractContextManager[MadeDefinition]:
     if request.onnx is not None:
         file = _local_file(store, settings, request.onnx)
         external = {location: store.local_path(digest) for location, digest in request.external_data.items()}
@@ -144,14 +146,16 @@ def _blobs(request: DefinitionRequest) -> dict[str, str]:
     return {"/onnx": str(request.onnx), **external}
 
 
-def _source(request: DefinitionRequest, made: Made) -> dict[str, Any]:
+def _source(request: DefinitionRequest, made: MadeDefinition) -> dict[str, Any]:
     if request.onnx is None:
         return made.source
     external = {"external_data": request.external_data} if request.external_data else {}
     return {"onnx": request.onnx, **external, **made.source}
 
 
-def _store_weights(database: Database, store: ArtifactStore, made: Made, files: Mapping[str, str]) -> Manifest | None:
+def _store_weights(
+    database: Database, store: ArtifactStore, made: MadeDefinition, files: Mapping[str, str]
+) -> Manifest | None:
     """Return the weights that a file brought; those in external data are ranges of the files as they were uploaded."""
     if made.weights is None and not made.external:
         return None
@@ -173,7 +177,7 @@ def _store_file(database: Database, store: ArtifactStore, path: Path) -> list[Te
 
 
 def _insert(
-    session: Session, model_id: int, digest: str, source: dict[str, Any], made: Made, version: int | None
+    session: Session, model_id: int, digest: str, source: dict[str, Any], made: MadeDefinition, version: int | None
 ) -> Created:
     same = (Definition.model_id == model_id, Definition.digest == digest)
     found = session.scalar(select(Definition).where(*same))

@@ -4,6 +4,9 @@
 bodies of If, Loop and Scan. All of them become initializers of the main graph, which the bodies read by name. So a
 backend replaces them without looking into a body. A weight of a body keeps its name, unless another graph of the model
 has that name, too (`unique_names`). The four tensors of a BatchNormalization are ordinary weights here.
+
+Every other tensor that something reads stays embedded as a constant. Initializers and Constant nodes that nothing reads
+are dropped.
 """
 
 from collections.abc import Iterable, Mapping
@@ -40,16 +43,24 @@ class SplitModel:
 
 
 def split_weights(model: ModelProto, files: Mapping[str, Path] | None = None) -> SplitModel:
-    """Take the weights out of a checked model, which is changed.
+    """Take the weights out of a checked model, in place.
 
-    `files` are the external data files by location. Only constants are read from them.
+    Inputs of the model that are also initializers are removed, and so are initializers and Constant nodes that nothing
+    reads. A name that several graphs of the model use becomes unique. `files` are the external data files by location.
+    Only constants are read from them.
+
+    Raises:
+        Rejected: "constants_too_large" if the graph keeps more than MAX_CONSTANT_BYTES, "bad_name" if a name is given
+            twice or becomes too long.
     """
     graph = model.graph
     _drop_inputs_that_are_initializers(graph)
     make_names_unique(model)
     found = _Found(WeightRule(graph), files or {})
     found.take_from(graph, is_main=True)
-    initializers = [external_tensor(name, DTYPE_NAMES[one.data_type], one.dims) for name, one in found.weights.items()]
+    initializers = [
+        external_tensor(name, DTYPE_NAMES[tensor.data_type], tensor.dims) for name, tensor in found.weights.items()
+    ]
     split = canonical_model(model, opset_of(model), graph.node, [*initializers, *graph.initializer])
     return SplitModel(split, dict(sorted(found.weights.items())), tuple(found.constants))
 
@@ -77,7 +88,9 @@ class _Found:
         """Take the weights out of a graph and of the graphs inside it; drop constants that nothing reads."""
         arguments = set() if is_main else {value.name for value in graph.input}
         _check_names(graph)
-        _replace(graph.initializer, [one for one in graph.initializer if self._keeps_initializer(one, arguments)])
+        _replace(
+            graph.initializer, [tensor for tensor in graph.initializer if self._keeps_initializer(tensor, arguments)]
+        )
         _replace(graph.node, [node for node in graph.node if self._keeps_node(node)])
         if not is_main:
             self._give_back_outputs(graph)
@@ -88,7 +101,7 @@ class _Found:
 
     def _keeps_initializer(self, tensor: TensorProto, arguments: set[str]) -> bool:
         if tensor.name in arguments:  # a default for what the body is given
-            self._count(tensor, tensor.name, "argument")
+            self._embed(tensor, tensor.name, "argument")
             return True
         return self._keeps(tensor, tensor.name, "initializer")
 
@@ -96,10 +109,16 @@ class _Found:
         if node.op_type != "Constant" or len(node.output) != 1:
             for attribute in node.attribute:
                 for tensor in attribute_tensors(attribute):
+                    self._count_bytes(byte_count(tensor))
                     embedded(tensor, self._files)
             return True
         value = _tensor_of(node)
-        return self._rule.is_read(node.output[0]) if value is None else self._keeps(value, node.output[0], "node")
+        if value is not None:
+            return self._keeps(value, node.output[0], "node")
+        is_read = self._rule.is_read(node.output[0])
+        if is_read:
+            self._count_bytes(node.attribute[0].ByteSize())
+        return is_read
 
     def _keeps(self, tensor: TensorProto, name: str, origin: Origin) -> bool:
         """Whether a tensor stays where it is; otherwise it is a weight, or nothing reads it."""
@@ -107,22 +126,26 @@ class _Found:
         if reason is None:
             self.weights[name] = tensor
         elif reason != "unused":
-            self._count(tensor, name, reason)
+            self._embed(tensor, name, reason)
             return True
         return False
 
-    def _count(self, tensor: TensorProto, name: str, reason: str) -> None:
+    def _embed(self, tensor: TensorProto, name: str, reason: str) -> None:
         """Keep a tensor as a constant, with its data inside the graph."""
-        self._constant_bytes += byte_count(tensor)
+        self._count_bytes(byte_count(tensor))
+        embedded(tensor, self._files)
+        if DTYPES[DTYPE_NAMES[tensor.data_type]].kind == "float":
+            self.constants.append(Constant(name, byte_count(tensor), reason))
+
+    def _count_bytes(self, nbytes: int) -> None:
+        """Count what stays in the graph; raises Rejected if it is too much."""
+        self._constant_bytes += nbytes
         if self._constant_bytes > MAX_CONSTANT_BYTES:
             raise Rejected(
                 "constants_too_large",
                 f"The graph keeps more than {MAX_CONSTANT_BYTES} bytes of constants that are not weights. "
                 "Make large tables inputs of the graph, or floating point.",
             )
-        embedded(tensor, self._files)
-        if DTYPES[DTYPE_NAMES[tensor.data_type]].kind == "float":
-            self.constants.append(Constant(name, byte_count(tensor), reason))
 
     def _give_back_outputs(self, graph: GraphProto) -> None:
         """Let a body that returns a weight return a copy: a body's output has to be made inside it."""

@@ -24,16 +24,18 @@ from app.fleet.refit_patterns import RefitPatterns
 from app.registry.tables import Model
 from app.weights.manifest import Manifest
 
-MAX_FAULTS = 1000
-MAX_NAMED = 5
+MAX_FAULTS = 1000  # the most entries in `errors` of one answer
+MAX_NAMED = 5  # the most names in the sentence of an error
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """An engine that can be made, as far as can be told without a device: every part exists and the weights bind.
+    """An engine that can be made, as far as can be told without a device.
 
-    `target` says where the engine is made. `binding` is the form of the binding `report` that is stored. Engines that
-    compute the same have equal fingerprints. Engines that differ in nothing but their weights have equal recipes.
+    Its definition, weights and target exist, and the weights bind. `target` says where the engine is made. `binding`
+    holds the columns in which `report` is stored. Two orders have equal fingerprints if definition, weights, binding,
+    backend, profiles and options are equal. They have equal recipes if definition, backend, profiles, options and rules
+    are equal.
     """
 
     model_id: int
@@ -58,17 +60,18 @@ def settle(
     options: Mapping[str, Any],
     rules: Sequence[Any],
 ) -> Order:
-    """Check all that a build needs; raises Invalid with a pointer to each fault.
+    """Check all that a build needs, and return its order; raises Invalid with a pointer to each fault.
 
-    The order's target is `target`, narrowed to the workers that take the options.
+    The order's target is `target`, narrowed to the workers that take the options. The order's options are those that
+    differ from the default.
     """
     narrowed, settled = settle_target(target, options)
     inputs = inputs_of(pair.definition)
-    shapes = to_json(parse_profiles(profiles, inputs))
-    if narrowed.needs_profiles and not shapes:
+    canonical = to_json(parse_profiles(profiles, inputs))
+    if narrowed.needs_profiles and not canonical:
         _check_static(narrowed.backend, inputs)
     _check_patterns(model, pair, settled)
-    return _bound(model, pair, narrowed, profiles=shapes, options=settled, rules=rules)
+    return _order(model, pair, narrowed, profiles=canonical, options=settled, rules=rules)
 
 
 def settle_verify(asked: VerifyChoice | None, target: Target) -> VerifyChoice:
@@ -85,11 +88,11 @@ def settle_verify(asked: VerifyChoice | None, target: Target) -> VerifyChoice:
 
 
 def settle_refit(model: Model, pair: Pair, target: Target, parent: Engine, held: Values | None) -> Order:
-    """Check all that a refit needs; raises Invalid if the refit cannot be done.
+    """Check all that a refit needs, and return its order; raises Invalid if the refit cannot be done.
 
-    The parent must be loaded with its profiles, options and rules. These were accepted for the parent, so they are
-    not checked again. `held` are the values of the parent's parameters if there are some that no refit can change,
-    else None.
+    The columns profiles, options and rules of `parent` must have been read. They were accepted for the parent, so they
+    are not checked again. `held` are the values of the parent's parameters. It is given if some parameter of the parent
+    may not be changeable by a refit.
     """
     if not parent.refittable:
         raise Invalid(
@@ -98,14 +101,17 @@ def settle_refit(model: Model, pair: Pair, target: Target, parent: Engine, held:
             code="engine_not_refittable",
             errors=[FieldError("/engine", "not refittable")],
         )
-    order = _bound(model, pair, target, profiles=parent.profiles, options=parent.options, rules=parent.rules)
-    if held is not None and (names := out_of_reach(order, pair, held)):
-        raise _out_of_reach(model, pair, parent, names)
+    order = _order(model, pair, target, profiles=parent.profiles, options=parent.options, rules=parent.rules)
+    if held is not None and (names := parameters_out_of_reach(order, pair, held)):
+        raise _out_of_reach_error(model, pair, parent, names)
     return order
 
 
-def out_of_reach(order: Order, pair: Pair, held: Values) -> list[str]:
-    """Return, sorted, the parameters that an order changes but that no refit of the engine with `held` can change."""
+def parameters_out_of_reach(order: Order, pair: Pair, held: Values) -> list[str]:
+    """Return, sorted, the parameters in which an order differs from `held` and that no refit can change.
+
+    `held` are the values of the engine that would be refitted.
+    """
     before = _contents(BindingReport.from_json(held.binding), held.rows)
     after = _contents(order.report, pair.tensors)
     return beyond(before, after, RefitPatterns.of(order.options), held.facts.fixed_parameters)
@@ -115,7 +121,7 @@ def _contents(report: BindingReport, rows: Sequence[Any]) -> dict[str, Hashable]
     return parameter_contents(report, Manifest.from_json(rows).tensors)
 
 
-def _bound(
+def _order(
     model: Model,
     pair: Pair,
     target: Target,
@@ -212,7 +218,7 @@ def _binding_failed(model: Model, pair: Pair, report: BindingReport) -> Invalid:
     )
 
 
-def _out_of_reach(model: Model, pair: Pair, parent: Engine, names: Sequence[str]) -> Invalid:
+def _out_of_reach_error(model: Model, pair: Pair, parent: Engine, names: Sequence[str]) -> Invalid:
     count = len(names)
     named = ", ".join(names[:MAX_NAMED]) + (f" and {count - MAX_NAMED} more" if count > MAX_NAMED else "")
     return Invalid(

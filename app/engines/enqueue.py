@@ -1,7 +1,7 @@
-"""Placements: each makes the job of one request that is checked and computed.
+"""A placement makes the job of one request whose checks and computing are done.
 
-A placement computes nothing: it only looks for rows and inserts them, in one transaction. If the transaction is
-rolled back, the same placement makes the job in another one.
+It only looks for rows and inserts some, in one transaction. If the transaction is rolled back, the same placement makes
+the job in another one.
 """
 
 from collections.abc import Collection
@@ -38,7 +38,7 @@ from app.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class WorkPlacement:
-    """A job for one of the workers that listen to `queue`; all of them have the backend.
+    """Makes a job for one of the workers that listen to `queue`; all of them have the backend.
 
     `offer` is what the workers alive offer of the backend. `recipe` is the recipe of the engine that the job makes or
     uses. If the job uses an engine that exists, `platform` is the platform on which the engine must be loaded, and
@@ -55,7 +55,11 @@ class WorkPlacement:
     version: str | None = None
 
     def place(self, session: Session) -> Job:
-        """Queue the job; if no worker alive can do it, an event of the job says so."""
+        """Queue the job. If no worker alive can do it, an event of the job says so.
+
+        The event is "no_worker" if no worker alive offers the backend, or none loads the engine's platform. It is
+        "other_backend_version" if workers do, but with other versions of the backend than the engine's.
+        """
         job = jobs.create(
             session,
             kind=self.work.kind,
@@ -82,7 +86,7 @@ class WorkPlacement:
         )
 
     def _nobody_of_platform(self) -> str:
-        alive = ", ".join(f"'{one}'" for one in self.offer.loads) or "none"
+        alive = ", ".join(f"'{platform}'" for platform in self.offer.loads) or "none"
         return (
             f"The engine works on the platform '{self.platform}' of '{self.backend}'; the job waits for a worker of "
             f"it. Platforms alive: {alive}.{self._unavailable()} Start a worker of that version on such a device, or "
@@ -90,7 +94,7 @@ class WorkPlacement:
         )
 
     def _unavailable(self) -> str:
-        return "".join(f" A worker has it installed but cannot use it: {one}" for one in self.offer.unavailable)
+        return "".join(f" A worker has it installed but cannot use it: {reason}" for reason in self.offer.unavailable)
 
 
 def on_engine(work: UseEngine | RefitWork, engine: Engine, offer: Offer) -> WorkPlacement:
@@ -109,7 +113,7 @@ def on_engine(work: UseEngine | RefitWork, engine: Engine, offer: Offer) -> Work
 
 @dataclass(frozen=True, slots=True)
 class RunPlacement:
-    """A run of an engine on the uploaded file that its work names."""
+    """Makes the job that runs an engine on the uploaded file that the work names."""
 
     work: RunWork
     engine: Engine
@@ -125,10 +129,10 @@ class RunPlacement:
 
 @dataclass(frozen=True, slots=True)
 class EnginePlacement:
-    """An engine that fulfils an order: an equal one that exists, if `reuse` is set, or else a new one.
+    """Makes the job that gives an order its engine: an equal engine if there is one and `reuse` is set, else a new one.
 
-    The job that makes a new one refits `parent`, or builds if there is no parent. `materialise` says whether the
-    engine's plan is written at once ("eager") or when it is first asked for ("lazy").
+    A new engine is a refit of `parent`, or a build if there is no parent. `materialise` says whether the engine's plan
+    is written at once ("eager") or when it is first asked for ("lazy").
     """
 
     order: Order
@@ -143,7 +147,11 @@ class EnginePlacement:
         return self.queue(session) if equal is None else self.reused(session, equal)
 
     def equal(self, session: Session) -> Engine | None:
-        """Return the newest engine that computes the same and is of a version and platform that the fleet offers."""
+        """Return the newest engine with the order's fingerprint that workers of the order's target can use.
+
+        Its backend version and platform are among those that the target's offer has. If no worker alive offers the
+        backend, every engine with the fingerprint counts (`Served`).
+        """
         offer = self.order.target.offer
         return find_equal(session, self.order.model_id, self.order.fingerprint, Served(offer.versions, offer.platforms))
 
@@ -172,7 +180,7 @@ class EnginePlacement:
 
     def _placement(self, session: Session) -> WorkPlacement:
         order, target = self.order, self.order.target
-        common: _Common = {
+        common: _MakeFields = {
             "weights_id": order.weights_id,
             "binding_id": bindings.record(session, order.binding),
             "rules": list(order.rules),
@@ -194,8 +202,8 @@ class EnginePlacement:
         return WorkPlacement(build, order.model_id, target.backend, target.offer, queue, order.recipe)
 
 
-class _Common(TypedDict):
-    """The fields of `MakeEngine`."""
+class _MakeFields(TypedDict):
+    """The fields that the works of builds and refits share (`MakeEngine`)."""
 
     weights_id: int
     binding_id: int
@@ -207,7 +215,7 @@ class _Common(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class CheapestPlacement:
-    """An order that is fulfilled with as little work as the existing engines allow.
+    """Makes the job that gives an order its engine with as little work as the existing engines allow.
 
     `root_plans` are the compiled plans whose engines can be refitted with the order's weights. None stands for all
     plans of the order's recipe.
@@ -219,16 +227,18 @@ class CheapestPlacement:
     root_plans: Collection[str] | None = None
 
     def place(self, session: Session) -> Job:
-        """Reuse an equal engine, else refit the newest engine of the recipe that the fleet can load, else build.
+        """Reuse an equal engine, else refit the newest engine that can become the order's, else build.
 
-        The job's kind, its event "chosen" and its result's `method` say which of the three was chosen.
+        The engine to refit is of the order's recipe, has one of `root_plans`, and is loadable by workers of the target.
+        The result's `method` is "reuse", "refit" or "build". A job that refits or builds has that kind and an event
+        "chosen". A job that reuses is a finished one of kind "build" without that event.
         """
         order = self.order
         wanted = EnginePlacement(order, self.verify, materialise=self.materialise)
         equal = wanted.equal(session)
         if equal is not None:
             return wanted.reused(session, equal)
-        parent = find_parent(session, order.model_id, order.recipe, refits(order), self.root_plans)
+        parent = find_parent(session, order.model_id, order.recipe, loadable_engines(order), self.root_plans)
         job = replace(wanted, parent=parent).queue(session)
         events.append(session, job.id, "chosen", {"method": job.kind, "parent": parent.number if parent else None})
         return job
@@ -236,16 +246,20 @@ class CheapestPlacement:
 
 @dataclass(frozen=True, slots=True)
 class MaterialisePlacement:
-    """Writing the plan of a lazily refitted engine; `offer` is what the workers alive offer of its backend."""
+    """Makes the job that writes the plan of a lazily refitted engine.
+
+    `offer` is what the workers alive offer of the engine's backend.
+    """
 
     model_id: int
     engine_id: int
     offer: Offer
 
     def place(self, session: Session) -> Job:
-        """Return the job that writes the plan or has written it; if there is none, or it did not succeed, queue one.
+        """Return the job that writes the plan or has written it.
 
-        If the engine has had its plan from the beginning, the job is recorded as finished.
+        If the engine has its plan, return the earlier job if it succeeded, else record a finished one. If the engine
+        has no plan, return the earlier job if it is queued or running, else queue one.
         """
         lock_model(session, self.model_id)  # one call at a time; moving an alias locks this row first too
         engine = session.get_one(Engine, self.engine_id, populate_existing=True)
@@ -272,7 +286,7 @@ class MaterialisePlacement:
         )
 
 
-def refits(order: Order) -> Served:
+def loadable_engines(order: Order) -> Served:
     """Return which engines the workers of an order's target can load, and so refit."""
     return Served(order.target.offer.versions, order.target.offer.loads)
 
@@ -280,7 +294,8 @@ def refits(order: Order) -> Served:
 def materialise(session: Session, settings: Settings, engine: Engine) -> None:
     """Queue a job that writes the plan of an engine, unless the plan is written already.
 
-    For the transaction that hands the engine out. `jobs.service.bind_dispatch` must have been called for the session.
+    Call it in the transaction that gives the engine to a client. `jobs.service.bind_dispatch` must have been called for
+    the session.
     """
     if not engine.materialised:
         offer = fleet_offers(session, settings).offer(engine.backend)

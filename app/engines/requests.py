@@ -1,7 +1,7 @@
-"""Turning a request into a job: all checks that need no device are done here.
+"""Turns a request into a placement.
 
-Each function reads rows in a short session of its own, and then checks and computes with no session open. It returns
-the placement that makes the job in a transaction.
+Each function reads the rows in short sessions of its own. With no session open it calls the checks (checks.py,
+benchmarks.py). It returns the placement (enqueue.py), which later makes the job in one transaction.
 """
 
 from typing import Any
@@ -13,14 +13,14 @@ from app.bindings.service import Pair
 from app.database import Database
 from app.definitions.service import get_definition, inputs_of
 from app.engines.benchmarks import settle_benchmark
-from app.engines.checks import Order, out_of_reach, settle, settle_refit, settle_verify
+from app.engines.checks import Order, parameters_out_of_reach, settle, settle_refit, settle_verify
 from app.engines.enqueue import (
     CheapestPlacement,
     EnginePlacement,
     MaterialisePlacement,
     RunPlacement,
+    loadable_engines,
     on_engine,
-    refits,
 )
 from app.engines.facts import read_facts
 from app.engines.own_weights import newest_definition, weights_of_definition
@@ -35,50 +35,56 @@ from app.jobs.submission import Placement
 from app.registry.service import get_model
 from app.settings import Settings
 
-MAX_ROOTS = 8  # so many compiled engines are compared with new weights before another one is compiled
+MAX_ROOTS = 8  # the most root plans that are compared with new weights before an engine is compiled
 
 
 def request_build(database: Database, settings: Settings, model: str, body: BuildRequest) -> Placement:
-    """Queue a build, or answer with a finished job if an equal engine exists and may be reused."""
+    """Check a request to build.
+
+    Return the placement that queues the build, or that records a finished job if an equal engine may be reused.
+    """
     weights = body.weights or weights_of_definition(database, model, body.definition)
     with database.reading() as session:
-        owner = get_model(session, model)
+        model_row = get_model(session, model)
         fleet = fleet_offers(session, settings)
-        pair = bindings.load(session, owner.id, body.definition, weights)
+        pair = bindings.load(session, model_row.id, body.definition, weights)
     target = choose_target(fleet, body.backend, body.device)
-    order = settle(owner, pair, target, profiles=body.profiles, options=body.options, rules=body.rules)
+    order = settle(model_row, pair, target, profiles=body.profiles, options=body.options, rules=body.rules)
     return EnginePlacement(order, settle_verify(body.verify, order.target), reuse=body.reuse)
 
 
 def request_refit(database: Database, settings: Settings, model: str, body: RefitRequest) -> Placement:
-    """Queue a refit, or answer with a finished job if an equal engine exists and may be reused."""
+    """Check a request to refit.
+
+    Return the placement that queues the refit, or that records a finished job if an equal engine may be reused.
+    """
     with database.reading() as session:
-        owner = get_model(session, model)
-        parent = get_engine(session, owner.id, body.engine, load=(*INPUTS, Engine.facts))
+        model_row = get_model(session, model)
+        parent = get_engine(session, model_row.id, body.engine, load=(*INPUTS, Engine.facts))
         target = Target(parent.backend, _offer(session, settings, parent))
-        pair = bindings.load(session, owner.id, parent.definition, body.weights)
-        is_partly = RefitPatterns.given(parent.options) or read_facts(parent.facts).fixed_parameters
-        held = load_values(session, parent.id) if is_partly else None
-    order = settle_refit(owner, pair, target, parent, held)
+        pair = bindings.load(session, model_row.id, parent.definition, body.weights)
+        may_be_fixed = RefitPatterns.given(parent.options) or read_facts(parent.facts).fixed_parameters
+        held = load_values(session, parent.id) if may_be_fixed else None
+    order = settle_refit(model_row, pair, target, parent, held)
     return EnginePlacement(order, body.verify, parent, body.materialise, body.reuse)
 
 
 def request_engine(database: Database, settings: Settings, model: str, body: EngineRequest) -> Placement:
-    """Get an engine for these weights in the cheapest way: reuse, refit or build.
+    """Check a request for an engine with these weights, and return the placement that reuses, refits or builds one.
 
     Profiles, options and rules that the request leaves out are those of the newest engine of the same definition and
     backend.
     """
     weights = body.weights or weights_of_definition(database, model, body.definition)
     with database.reading() as session:
-        owner = get_model(session, model)
+        model_row = get_model(session, model)
         fleet = fleet_offers(session, settings)
         target = choose_target(fleet, body.backend, body.device)
-        definition = body.definition or newest_definition(owner)
-        example = find_example(session, owner.id, definition, target.backend)
-        pair = bindings.load(session, owner.id, definition, weights)
+        definition = body.definition or newest_definition(model_row)
+        example = find_example(session, model_row.id, definition, target.backend)
+        pair = bindings.load(session, model_row.id, definition, weights)
     order = settle(
-        owner,
+        model_row,
         pair,
         target,
         profiles=_given(body.profiles, example.profiles if example else []),
@@ -90,14 +96,14 @@ def request_engine(database: Database, settings: Settings, model: str, body: Eng
 
 
 def request_run(database: Database, settings: Settings, model: str, body: RunRequest) -> Placement:
-    """Queue a run of an engine on an uploaded safetensors file."""
+    """Return the placement that queues a run of an engine on an uploaded safetensors file."""
     with database.reading() as session:
         engine, offer = _engine(session, settings, model, body.engine)
     return RunPlacement(RunWork(engine_id=engine.id, inputs=body.inputs), engine, offer)
 
 
 def request_verify(database: Database, settings: Settings, model: str, number: int, body: VerifyRequest) -> Placement:
-    """Queue another verification of an engine that is published already."""
+    """Return the placement that queues another verification of a published engine."""
     with database.reading() as session:
         engine, offer = _engine(session, settings, model, number)
     work = VerifyWork(engine_id=engine.id, verify=Verification(against=body.against))
@@ -105,17 +111,17 @@ def request_verify(database: Database, settings: Settings, model: str, number: i
 
 
 def request_benchmark(database: Database, settings: Settings, model: str, body: BenchmarkRequest) -> Placement:
-    """Queue a measurement of an engine on fixed inputs."""
+    """Check a request to measure an engine on fixed inputs, and return the placement that queues the benchmark."""
     with database.reading() as session:
-        owner = get_model(session, model)
-        engine = get_engine(session, owner.id, body.engine, load=INPUTS)
+        model_row = get_model(session, model)
+        engine = get_engine(session, model_row.id, body.engine, load=INPUTS)
         offer = _offer(session, settings, engine)
-        inputs = inputs_of(get_definition(session, owner.id, engine.definition))
+        inputs = inputs_of(get_definition(session, model_row.id, engine.definition))
     return on_engine(settle_benchmark(engine, inputs, offer, body), engine, offer)
 
 
 def request_materialise(database: Database, settings: Settings, model: str, number: int) -> Placement:
-    """Queue a job that writes an engine's plan as a file, unless the plan is written already."""
+    """Return the placement of the job that writes an engine's plan; the job may be an earlier one."""
     with database.reading() as session:
         engine, offer = _engine(session, settings, model, number)
     return MaterialisePlacement(engine.model_id, engine.id, offer)
@@ -132,19 +138,20 @@ def _offer(session: Session, settings: Settings, engine: Engine) -> Offer:
 
 
 def _root_plans(database: Database, order: Order, pair: Pair) -> frozenset[str] | None:
-    """Return the compiled plan of the newest engine that can be refitted with the order's weights; empty if none can.
+    """Return at most one root plan whose engines a refit can give the order's weights; None if every root plan serves.
 
-    None if refits can change every parameter. Engines of one compiled plan agree in every parameter that refits cannot
-    change, so only one engine of each plan is compared.
+    It is the newest such plan among the MAX_ROOTS newest root plans. Every plan serves if refits can change every
+    parameter. Engines of one root plan agree in every parameter that refits cannot change, so only the newest engine
+    of each plan is compared.
     """
     with database.reading() as session:
-        roots = find_roots(session, order.model_id, order.recipe, refits(order), limit=MAX_ROOTS)
+        roots = find_roots(session, order.model_id, order.recipe, loadable_engines(order), limit=MAX_ROOTS)
     if not RefitPatterns.given(order.options) and not any(facts.fixed_parameters for _, facts in roots):
         return None
     for engine_id, _ in roots:
         with database.reading() as session:
             held = load_values(session, engine_id)
-        if not out_of_reach(order, pair, held):
+        if not parameters_out_of_reach(order, pair, held):
             return frozenset({held.root_plan})
     return frozenset()
 

@@ -253,3 +253,14 @@ def test_says_when_its_directory_has_gone(local_store: LocalStore) -> None:
     (local_store.root / "incoming").rmdir()
     with pytest.raises(Unavailable, match="Nothing can be stored"):
         local_store.check()
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_file_that_was_written_long_ago_is_fresh_once_it_is_put(
+    local_store: LocalStore, tmp_path: Path, *, known: bool
+) -> None:
+    path = tmp_path / "plan"
+    path.write_bytes(BYTES)
+    age(path, DAY_S)
+    digest, _ = local_store.put_file(path, digest=digest_of(BYTES) if known else None)
+    assert not local_store.delete_stale(digest, older_than_s=60)

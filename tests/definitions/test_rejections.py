@@ -13,6 +13,7 @@ from app.errors import Invalid
 
 Make = Callable[..., ModelProto]
 Spoil = Callable[[ModelProto], None]
+LONG = "n" * 100_000
 
 
 def weight(name: str = "w", dims: tuple[int, ...] = (4, 4)) -> TensorProto:
@@ -159,6 +160,10 @@ def _control_name(model: ModelProto) -> None:
     model.graph.node[0].name = "a\x00b"
 
 
+def _control_domain(model: ModelProto) -> None:
+    model.graph.node[0].domain = "com.exa\x00mple"
+
+
 def _same_name_twice(model: ModelProto) -> None:
     model.graph.initializer.extend([weight(), weight()])
 
@@ -203,6 +208,7 @@ def _no_nodes(model: ModelProto) -> None:
         (_path_name, "bad_name"),
         (_control_name, "bad_name"),
         (_control_symbol, "bad_name"),
+        (_control_domain, "bad_name"),
         (_same_name_twice, "bad_name"),
         (_four_bits, "unsupported_dtype"),
         (_unknown_type, "unsupported_dtype"),
@@ -216,6 +222,25 @@ def test_refuses_what_it_cannot_take(tiny_model: Make, tmp_path: Path, spoil: Sp
     model = tiny_model()
     spoil(model)
     assert refusal(model.SerializeToString(), tmp_path).code == code
+
+
+def _long_sparse_name(model: ModelProto) -> None:
+    model.graph.sparse_initializer.add().values.name = LONG
+
+
+def _long_domain(model: ModelProto) -> None:
+    model.graph.node[0].domain = LONG
+
+
+def _long_attribute(model: ModelProto) -> None:
+    model.graph.node[0].attribute.add(name=LONG, type=AttributeProto.TENSOR).t.data_type = 77
+
+
+@pytest.mark.parametrize("spoil", [_long_sparse_name, _long_domain, _long_attribute])
+def test_a_name_without_end_does_not_get_into_the_answer(tiny_model: Make, tmp_path: Path, spoil: Spoil) -> None:
+    model = tiny_model()
+    spoil(model)
+    assert len(refusal(model.SerializeToString(), tmp_path).detail) < 1000
 
 
 @pytest.mark.parametrize("cut", [1, 100, 5000])

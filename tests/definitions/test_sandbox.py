@@ -55,6 +55,11 @@ def test_a_child_out_of_memory_is_reported(upload: Path, monkeypatch: pytest.Mon
     assert fault(upload).code in {"parser_crashed", "too_much_memory"}
 
 
+def test_an_answer_that_is_too_long_is_refused(upload: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "MAX_ANSWER_BYTES", 50)
+    assert fault(upload).code == "too_large_graph"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", [signal.SIGSEGV, signal.SIGABRT])
 def test_a_crash_is_reported(upload: Path, monkeypatch: pytest.MonkeyPatch, ending: signal.Signals) -> None:

@@ -8,12 +8,13 @@ import ml_dtypes
 import numpy as np
 import onnxruntime as ort
 import pytest
-from onnx import ModelProto, TensorProto, load_model, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, load_model, numpy_helper
 from onnx.helper import make_graph, make_node, make_tensor, make_tensor_value_info
 
 from app.definitions.canonical_graph import canonical_bytes
 from app.definitions.interface import read_interface
 from app.definitions.parameter import Parameter
+from app.definitions.rejection import Rejected
 from app.definitions.tensor_data import tensor_bytes
 from app.definitions.weight_split import SplitModel, split_weights
 from app.definitions.weights_file import write_weights
@@ -193,6 +194,30 @@ def test_branches_keep_the_names_of_their_weights_unless_two_have_the_same(tiny_
     assert list(split.weights) == ["both", "i/else_branch/both", "i/else_branch/w", "i/then_branch/w", "one"]
     assert tensor_bytes(split.weights["i/then_branch/w"]) == np.full(4, 3, F32).tobytes()
     assert not embedded(split)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda name: [make_node("Constant", [], [name], value_ints=[2**40] * 100)],
+        lambda name: [make_node("ConstantOfShape", ["x"], [name], value=initializer("", [0] * 100))],
+    ],
+    ids=["integers of a Constant node", "a tensor of another operator"],
+)
+def test_all_values_that_stay_count_for_the_limit(
+    tiny_model: Make, monkeypatch: pytest.MonkeyPatch, make: Callable[[str], list[NodeProto]]
+) -> None:
+    monkeypatch.setattr("app.definitions.weight_split.MAX_CONSTANT_BYTES", 300)
+    with pytest.raises(Rejected, match="more than 300 bytes"):
+        split_weights(tiny_model([*make("c"), make_node("Reshape", ["x", "c"], ["y"])]))
+
+
+def test_values_that_nothing_reads_do_not_count_for_the_limit(
+    tiny_model: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.definitions.weight_split.MAX_CONSTANT_BYTES", 300)
+    nodes = [make_node("Constant", [], ["c"], value_ints=[2**40] * 100), make_node("Relu", ["x"], ["y"])]
+    assert not embedded(split_weights(tiny_model(nodes, [initializer("unused", [0] * 100)])))
 
 
 def test_a_constant_says_why_it_stayed(tiny_model: Make) -> None:

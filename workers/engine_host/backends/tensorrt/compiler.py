@@ -16,7 +16,11 @@ MAX_FAULTS = 5  # the most faults or weights that an error names
 
 
 class Compiler:
-    """Compiles graphs for this process's GPU or, without a GPU, for one of `targets`; `timings` keeps what it timed."""
+    """Compiles graphs for this process's GPU.
+
+    If there is no GPU, it compiles for one of `Capabilities.targets`. `timings` keeps the kernel times that the builder
+    measured.
+    """
 
     def __init__(self, can: Capabilities, log: Log) -> None:
         self._can = can
@@ -35,12 +39,13 @@ class Compiler:
     ) -> trt.IHostMemory:
         """Return the plan of the ONNX file `graph`, whose external data lie beside it.
 
-        `half` says whether F16 occurs in the graph. `refittable` names the weights to keep replaceable if the option
+        `half` says whether F16 occurs in the graph. `refittable` names the weights to keep refittable if the option
         `refit` is a list. Raises BackendError "graph_refused", "profiles_required", "bad_option", "not_refittable" or
         "build_failed", with TensorRT's own words if it gave any.
         """
         builder = trt.Builder(self._log)
-        builder.max_threads = os.cpu_count() or 1  # they may log: a build releases the interpreter's lock
+        # The builder's threads may log, because a build releases the interpreter's lock.
+        builder.max_threads = os.cpu_count() or 1
         network = builder.create_network(self._network_flags(options))
         self._parse(network, graph)
         if not self._is_strongly_typed(options):
@@ -86,16 +91,19 @@ class Compiler:
             )
 
     def _fault(self, error: trt.ParserError) -> str:
-        """Say what the parser refuses, and at which node: the parser's own words may be no more than "false"."""
+        """Say what the parser refuses and at which node: the parser's own words may be no more than "false"."""
         if not self._can.parser_names_operators:
             return f"{error.desc()} (node {error.node()})"
         return f"{error.node_operator()} {error.node_name()!r}: {error.desc()}"
 
     def _refuse_int8(self, network: trt.INetworkDefinition) -> None:
-        """Raise BackendError if an input or output is I8: if types are hints, TensorRT takes I8 for scaled numbers."""
+        """Raise BackendError if an input or output is I8.
+
+        Called only if types are hints. TensorRT then reads I8 as quantized numbers with a scale.
+        """
         ends = [network.get_input(index) for index in range(network.num_inputs)]
         ends += [network.get_output(index) for index in range(network.num_outputs)]
-        found = [one.name for one in ends if one.dtype == trt.DataType.INT8]
+        found = [tensor.name for tensor in ends if tensor.dtype == trt.DataType.INT8]
         if found:
             raise BackendError(
                 "graph_refused",
@@ -112,6 +120,7 @@ class Compiler:
             "VERSION_COMPATIBLE": options.get("version_compatible", False),
             "EXCLUDE_LEAN_RUNTIME": options.get("version_compatible", False),
             "WEIGHT_STREAMING": "weight_streaming_budget" in options,
+            # If the release times nothing, the option is absent. Then no cache is used, and this flag is not set.
             "DISABLE_TIMING_CACHE": not options.get("timing_cache", True),
         }
         for name, on in wanted.items():
@@ -119,7 +128,7 @@ class Compiler:
                 config.set_flag(getattr(trt.BuilderFlag, name))
         if not options["tf32"]:
             config.clear_flag(trt.BuilderFlag.TF32)
-        config.builder_optimization_level = int(options["optimization_level"])  # 3.0 is a JSON integer
+        config.builder_optimization_level = int(options["optimization_level"])  # JSON Schema accepts 3.0 as an integer
         config.profiling_verbosity = getattr(trt.ProfilingVerbosity, options["profiling_verbosity"].upper())
         level = options["hardware_compatibility"].upper()
         if level != "NONE":
@@ -134,7 +143,10 @@ class Compiler:
             self._compile_for(options.get("compute_capability", "CURRENT"), config)
 
     def _compile_for(self, target: str, config: Any) -> None:  # noqa: ANN401 - a config that only TensorRT-RTX has
-        """Compile for one compute capability; by default a plan would be for several, and for none before Ampere."""
+        """Compile for one compute capability.
+
+        Without this setting a plan would be compiled for several capabilities, and for none before Ampere.
+        """
         config.num_compute_capabilities = 1
         if not config.set_compute_capability(trt.ComputeCapability.__members__[target], 0):  # type: ignore[attr-defined]  # RTX only
             raise self._log.failed("bad_option", f"{NAME} does not compile for {target}", "Choose another one.")
@@ -159,23 +171,23 @@ class Compiler:
         profiles: Sequence[Profile],
     ) -> None:
         inputs = [network.get_input(index) for index in range(network.num_inputs)]
-        dynamic = [one.name for one in inputs if -1 in extents(one.shape)]
+        dynamic = [tensor.name for tensor in inputs if -1 in extents(tensor.shape)]
         if dynamic and not profiles:
             raise BackendError(
                 "profiles_required",
                 f"The inputs {', '.join(dynamic)} have dynamic dimensions, and {NAME} compiles for ranges of shapes. "
                 'Give at least one profile, such as {"input": {"min": [1, 1], "opt": [1, 64], "max": [4, 128]}}.',
             )
-        for shapes in profiles:
-            profile = builder.create_optimization_profile()
-            for one in inputs:
-                sizes = shapes[one.name]
-                profile.set_shape(one.name, *(trt.Dims(list(size)) for size in (sizes.min, sizes.opt, sizes.max)))
-            if config.add_optimization_profile(profile) < 0:
-                raise self._log.failed("build_failed", f"{NAME} refuses the profile {shapes}")
+        for profile in profiles:
+            native = builder.create_optimization_profile()
+            for tensor in inputs:
+                sizes = profile[tensor.name]
+                native.set_shape(tensor.name, *(trt.Dims(list(size)) for size in (sizes.min, sizes.opt, sizes.max)))
+            if config.add_optimization_profile(native) < 0:
+                raise self._log.failed("build_failed", f"{NAME} refuses the profile {profile}")
 
 
-def _monitor(log: Log) -> "trt.IProgressMonitor":  # a class that 8.6 does not have
+def _monitor(log: Log) -> "trt.IProgressMonitor":  # a string, because TensorRT 8.6 has no IProgressMonitor
     class Monitor(trt.IProgressMonitor):
         """Reports how far the outermost phase is, as progress."""
 
