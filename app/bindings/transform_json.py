@@ -20,7 +20,7 @@ _OPS: Mapping[str, type[Any]] = {kind.op: kind for kind in (Transpose, Reshape, 
 
 
 def transform_from_json(value: object) -> Transform:
-    """Read {"op": "transpose", "perm": [1, 0]} and its like; TransformError names what is wrong with it."""
+    """Read {"op": "transpose", "perm": [1, 0]} and its like; raises TransformError, which names the fault."""
     op = value.get("op") if isinstance(value, Mapping) else None
     if not isinstance(value, Mapping) or not isinstance(op, str) or op not in _OPS:
         raise TransformError(f"a transform is an object whose op is one of {', '.join(_OPS)}; got {value!r:.80}")

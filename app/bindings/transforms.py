@@ -293,7 +293,7 @@ def infer_all(transforms: Sequence[Transform], types: Sequence[TensorType]) -> t
 
 
 def apply_all(transforms: Sequence[Transform], arrays: "Sequence[Array]") -> "Array":
-    """Return what `transforms` make of these arrays; TransformError if more or less than one is left."""
+    """Return what `transforms` make of these arrays; raises TransformError if more or less than one is left."""
     for transform in transforms:
         arrays = transform.apply(arrays)
     if len(arrays) != 1:

@@ -36,7 +36,7 @@ class Family(Protocol):
     """What a family's module has."""
 
     def build(self, config: Mapping[str, Any], precision: Precision) -> FamilyGraph:
-        """Build the graph of a Hugging Face config; Rejected with every fault of the config."""
+        """Build the graph of a Hugging Face config; raises Rejected with every fault of the config."""
 
 
 def family_names() -> tuple[str, ...]:
@@ -45,5 +45,5 @@ def family_names() -> tuple[str, ...]:
 
 
 def load_family(name: str) -> Family:
-    """Import a family; KeyError if there is none of this name."""
+    """Import a family; raises KeyError if there is none of this name."""
     return cast("Family", find_plugins(FOLDER, GROUP)[name].load())

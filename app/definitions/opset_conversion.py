@@ -19,7 +19,10 @@ from app.definitions.rejection import Rejected
 
 
 def convert_opset(model: ModelProto, opset: int) -> ModelProto:
-    """Return a weightless model in another opset, with the same parameters; Rejected "opset_not_convertible"."""
+    """Return a weightless model in another opset, with the same parameters.
+
+    Raises Rejected "opset_not_convertible".
+    """
     before = opset_of(model)
     if before == opset:
         return model

@@ -38,7 +38,7 @@ class ExternalRange:
 
     @property
     def slot(self) -> TensorSlot:
-        """The same as a tensor of that file; CheckpointError if its name is not accepted."""
+        """Return the range as a tensor of that file; raises CheckpointError if its name is not accepted."""
         return TensorSlot.checked(self.name, self.dtype, list(self.shape), self.offset)
 
     def to_json(self) -> list[Any]:

@@ -73,7 +73,7 @@ def list_definitions(session: Session, model_id: int, page: PageQuery) -> Rows[D
 
 
 def get_definition(session: Session, model_id: int, version: int) -> Definition:
-    """Return a definition by its number; NotFound."""
+    """Return a definition by its number; raises NotFound if there is none."""
     found = session.scalar(BY_NUMBER, {"model": model_id, "version": version})
     if found is None:
         raise NotFound(

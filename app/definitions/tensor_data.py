@@ -51,7 +51,7 @@ MAX_RANK = 16
 
 
 def dtype_of(data_type: int, what: str) -> str:
-    """Return the safetensors name of an ONNX element type; Rejected if there is none."""
+    """Return the safetensors name of an ONNX element type; raises Rejected if there is none."""
     if data_type not in DTYPE_NAMES:
         known = data_type in TensorProto.DataType.values()
         name = TensorProto.DataType.Name(TensorProto.DataType.ValueType(data_type)) if known else str(data_type)

@@ -16,7 +16,7 @@ from app.weights.checkpoint import MAX_NAME_LENGTH, is_safe_name
 
 
 def make_names_unique(model: ModelProto) -> None:
-    """Rename, in place, what is named in more than one graph; Rejected if such a name becomes too long."""
+    """Rename, in place, what is named in more than one graph; raises Rejected if such a name becomes too long."""
     counts = Counter(name for graph in _graphs(model.graph) for name in _own_names(graph))
     renaming = _Renaming({name for name, count in counts.items() if count > 1}, set(counts))
     renaming.visit(model.graph)

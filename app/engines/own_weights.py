@@ -30,7 +30,7 @@ def weights_of_definition(database: Database, model: str, definition: int | None
 
 
 def newest_definition(model: Model) -> int:
-    """Return the number of a model's newest definition; NotFound."""
+    """Return the number of a model's newest definition; raises NotFound if the model has none."""
     if model.last_definition == 0:
         raise NotFound(
             f"Model '{model.name}' has no definition yet. Make one with POST /v1/models/{model.name}/definitions.",

@@ -32,7 +32,7 @@ class Work(BaseModel):
 
     @classmethod
     def read(cls, row: Mapping[str, Any]) -> Self:
-        """Return the work that a job's row holds; ServiceError "unknown_work" if a newer release wrote it."""
+        """Return the work that a job's row holds; raises ServiceError "unknown_work" if a newer release wrote it."""
         version = row.get("version", 0)
         if version > VERSION:
             raise unknown_work(f"it is of version {version}, and this worker reads versions up to {VERSION}")

@@ -44,7 +44,7 @@ class TensorSlot:
 
     @classmethod
     def checked(cls, name: str, dtype: object, shape: object, offset: int, nbytes: int | None = None) -> "TensorSlot":
-        """Make a slot of what a file says; CheckpointError if its name, dtype or shape is not accepted.
+        """Make a slot of what a file says; raises CheckpointError if its name, dtype or shape is not accepted.
 
         `nbytes` is what the file says of the tensor's size, if it does.
         """

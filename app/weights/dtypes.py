@@ -102,7 +102,7 @@ def byte_count(name: str, elements: int) -> int | None:
 
 @lru_cache
 def numpy_dtype(name: str) -> "np.dtype[Any]":
-    """Return the numpy dtype of a safetensors dtype name; KeyError if there is none."""
+    """Return the numpy dtype of a safetensors dtype name; raises KeyError if there is none."""
     import numpy as np  # noqa: PLC0415 - the API starts without numpy
 
     wanted = DTYPES[name].numpy

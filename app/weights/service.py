@@ -112,7 +112,7 @@ def list_weights(session: Session, model_id: int, page: PageQuery) -> Rows[Weigh
 
 
 def get_weights(session: Session, model_id: int, version: int) -> WeightVersion:
-    """Return a weight version by its number; NotFound."""
+    """Return a weight version by its number; raises NotFound if there is none."""
     found = session.scalar(BY_NUMBER, {"model": model_id, "version": version})
     if found is None:
         raise NotFound(
@@ -151,7 +151,10 @@ def index_file(database: Database, store: ArtifactStore, digest: str) -> list[Te
 
 
 def hash_range(store: ArtifactStore, digest: str, slot: TensorSlot) -> TensorEntry:
-    """Return a tensor that lies somewhere in an uploaded file, which need not be a checkpoint; CheckpointError."""
+    """Return a tensor that lies somewhere in an uploaded file, which need not be a checkpoint.
+
+    Raises CheckpointError.
+    """
     (tensor_digest,) = hash_tensors([slot], store.iter_bytes(digest, slot.offset, slot.end, HASH_CHUNK_BYTES))
     return TensorEntry(slot.name, slot.dtype, slot.shape, tensor_digest, digest, slot.offset, slot.nbytes)
 

@@ -58,7 +58,10 @@ def one_at_a_time(connection: Connection) -> Send:
 
 
 def _greet(send: Send, arguments: Namespace) -> Engines:
-    """Open everything before the first request, and send the `Hello`; BackendError if the device does not exist."""
+    """Open everything before the first request, and send the `Hello`.
+
+    Raises BackendError if the device does not exist.
+    """
     device = describe_device(arguments.device)
     limit = resident_limit(device) if arguments.resident_bytes is None else arguments.resident_bytes
     engines = Engines(arguments.device, limit, arguments.scratch, send)

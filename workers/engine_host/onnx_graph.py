@@ -23,7 +23,10 @@ ROOT = "/"  # external locations are relative; relative to the root they may nam
 
 
 def parse(data: bytes) -> ModelProto:
-    """Return the graph in these bytes, without its external data; BackendError "damaged_graph" if there is none."""
+    """Return the graph in these bytes, without its external data.
+
+    Raises BackendError "damaged_graph" if there is none.
+    """
     try:
         model: ModelProto = onnx.load_from_string(data)
     except DecodeError as error:

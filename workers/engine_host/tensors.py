@@ -151,7 +151,7 @@ def dtype_name(array: Array) -> str:
 
 
 def read_tensors(path: str) -> dict[str, Array]:
-    """Map a safetensors file and return its tensors by name; BackendError "bad_inputs" where it is not one."""
+    """Map a safetensors file and return its tensors by name; raises BackendError "bad_inputs" if it is not one."""
     file = Path(path)
     size = file.stat().st_size
     with file.open("rb") as stream:

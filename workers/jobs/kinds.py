@@ -11,7 +11,7 @@ KINDS: dict[str, Steps[Any, Any, Any]] = {kind: import_module(f"workers.jobs.{ki
 
 
 def steps_of(kind: str) -> Steps[Any, Any, Any]:
-    """Return the steps of a kind of job; ServiceError "unknown_work" if this release does not have it."""
+    """Return the steps of a kind of job; raises ServiceError "unknown_work" if this release does not have it."""
     if kind not in KINDS:
         raise unknown_work(f"its kind is '{kind}', and this worker knows {', '.join(KINDS)}")
     return KINDS[kind]

@@ -84,7 +84,7 @@ class Worker:
         )
 
     def served(self, backend: str) -> Served:
-        """Return which engines of a backend this device makes or loads; ServiceError if it does not offer any."""
+        """Return which engines of a backend this device makes or loads; raises ServiceError if it offers none."""
         if backend not in self.offered:
             raise ServiceError(
                 f"This worker's device does not offer the backend {backend!r}. Restart a worker whose device does.",
@@ -127,7 +127,7 @@ class Worker:
 
 
 def usable_backends(device: str, backends: Mapping[str, BackendOffer], installable: str) -> dict[str, BackendOffer]:
-    """Return the backends of a host that can be used; ServiceError "no_backend" if none can."""
+    """Return the backends of a host that can be used; raises ServiceError "no_backend" if none can."""
     usable = {name: offer for name, offer in backends.items() if offer.available}
     if usable:
         return usable

@@ -28,7 +28,7 @@ HIDDEN_SCORE: Final = -65504.0  # the lowest F16: exp() of it is 0, and no preci
 
 
 def build(config: Mapping[str, Any], precision: Precision) -> FamilyGraph:
-    """Build the graph of a BERT config; Rejected with every fault of the config."""
+    """Build the graph of a BERT config; raises Rejected with every fault of the config."""
     bert = BertConfig.read(config)
     dtype = {"fp32": "F32", "fp16": "F16"}[precision]
     model = BertGraph(bert, dtype).build()
@@ -62,7 +62,7 @@ class BertConfig:
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> "BertConfig":
-        """Read a config.json; Rejected with every fault."""
+        """Read a config.json; raises Rejected with every fault."""
         reader = ConfigReader(config)
         reader.choice("model_type", "bert", {"bert"})
         reader.choice("position_embedding_type", "absolute", {"absolute"})

@@ -41,7 +41,7 @@ ALIASES: Final[Mapping[str, str]] = MappingProxyType(
 
 
 def build(config: Mapping[str, Any], precision: Precision) -> FamilyGraph:
-    """Build the graph of a GPT-2 config; Rejected with every fault of the config."""
+    """Build the graph of a GPT-2 config; raises Rejected with every fault of the config."""
     gpt2 = Gpt2Config.read(config)
     dtype = {"fp32": "F32", "fp16": "F16"}[precision]
     model = Gpt2Graph(gpt2, dtype).build()
@@ -83,7 +83,7 @@ class Gpt2Config:
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> "Gpt2Config":
-        """Read a config.json; Rejected with every fault."""
+        """Read a config.json; raises Rejected with every fault."""
         reader = ConfigReader({key: value for key, value in config.items() if key != "n_inner" or value is not None})
         reader.choice("model_type", "gpt2", {"gpt2"})
         reader.refuse("add_cross_attention", "only decoders without an encoder are built")

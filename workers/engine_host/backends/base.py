@@ -129,5 +129,5 @@ class MergesTimings(Protocol):
     """What a backend can do besides if another process can read its timing caches."""
 
     def merge_timings(self, request: MergeTimings, report: Report) -> None:
-        """Carry out the request; BackendError if one of the caches cannot be read or does not fit the others."""
+        """Carry out the request; raises BackendError if one of the caches cannot be read or does not fit the others."""
         ...

@@ -8,7 +8,7 @@ from workers.channel.messages import BackendError
 
 
 def settled(options: Mapping[str, Any], declared: Mapping[str, Any]) -> dict[str, Any]:
-    """Return every option that has a value or a default; BackendError "bad_option" if one is refused.
+    """Return every option that has a value or a default; raises BackendError "bad_option" if one is refused.
 
     `declared` are a backend's capabilities. The service has checked the options against the offer of some worker, which
     may be another one than this.

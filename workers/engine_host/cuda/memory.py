@@ -19,7 +19,7 @@ class DeviceBuffer:
     """
 
     def __init__(self, nbytes: int = 0) -> None:
-        """Allocate at least `nbytes`; CudaError "device_out_of_memory" if that fails."""
+        """Allocate at least `nbytes`; raises CudaError "device_out_of_memory" if that fails."""
         self.pointer = 0
         self.nbytes = 0
         self._give_back: finalize[[int], DeviceBuffer] | None = None
@@ -87,7 +87,7 @@ def copy_to_host(target: Array, source: int, stream: Stream) -> None:
 
 
 def bytes_of(array: Array) -> Array:
-    """Return an array's own bytes as a flat U8 array; ValueError if the array is not contiguous."""
+    """Return an array's own bytes as a flat U8 array; raises ValueError if the array is not contiguous."""
     if not array.flags.c_contiguous:
         raise ValueError(f"an array of strides {array.strides} is not contiguous: copy it first")
     return array.reshape(-1).view(np.uint8)

@@ -19,7 +19,7 @@ class CudaError(BackendError):
 
 
 def cudart() -> Any:  # noqa: ANN401 - cuda-bindings is typed by its functions' docstrings only
-    """Return the CUDA runtime of cuda-bindings; BackendError "cuda_not_installed" if it is missing."""
+    """Return the CUDA runtime of cuda-bindings; raises BackendError "cuda_not_installed" if it is missing."""
     try:
         return import_module("cuda.bindings.runtime")
     except ImportError as error:

@@ -24,7 +24,10 @@ class Staging:
         self._fillers = ThreadPoolExecutor(os.cpu_count())  # the pool starts its threads when it is first used
 
     def reserve(self) -> None:
-        """Allocate the chunks that are missing; CudaError "device_out_of_memory" if there is no memory for them."""
+        """Allocate the chunks that are missing.
+
+        Raises CudaError "device_out_of_memory" if there is no memory for them.
+        """
         while len(self._ring) < CHUNKS:
             self._ring.append(_Chunk(self._chunk_bytes))
 

@@ -48,7 +48,7 @@ class TensorrtBackend:
     refits_in_place = True
 
     def __init__(self, gpu: Gpu | None, scratch: Path, files: ParameterFiles, room: Room) -> None:
-        """Open the backend on a GPU, or without one; BackendError "unsupported_gpu"."""
+        """Open the backend on a GPU, or without one; raises BackendError "unsupported_gpu"."""
         self._can = capabilities()
         self._gpu = gpu.supported(self._can) if gpu is not None else None
         self._scratch = scratch

@@ -275,7 +275,7 @@ class _Profiler(trt.IProfiler):
 
 
 def _as_engine_takes(name: str, array: Array, dtype: "np.dtype[Any]") -> Array:
-    """Return an input in the engine's own dtype; BackendError "bad_inputs" if a value does not fit into it."""
+    """Return an input in the engine's own dtype; raises BackendError "bad_inputs" if a value does not fit into it."""
     if array.dtype == dtype:
         return np.ascontiguousarray(array)
     if dtype.kind == "i" and array.size:

@@ -29,7 +29,7 @@ class Gpu:
         return int(self.compute_capability.partition(".")[0]) >= 8
 
     def supported(self, can: Capabilities) -> "Gpu":
-        """Return this GPU; BackendError "unsupported_gpu" if this TensorRT has no kernels for it."""
+        """Return this GPU; raises BackendError "unsupported_gpu" if this TensorRT has no kernels for it."""
         if can.runs_on(self.compute_capability):
             return self
         raise BackendError(

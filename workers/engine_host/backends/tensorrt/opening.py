@@ -12,7 +12,7 @@ from workers.engine_host.tensors import ParameterFiles
 
 
 def open_backend(name: str, device: str, scratch: Path, files: ParameterFiles, room: Room) -> TensorrtBackend:
-    """Return the backend; BackendError "other_library" if this process uses the other TensorRT."""
+    """Return the backend; raises BackendError "other_library" if this process uses the other TensorRT."""
     if name != NAME:
         raise BackendError(
             "other_library",

@@ -53,7 +53,10 @@ class Timings:
         return True
 
     def merge(self, config: trt.IBuilderConfig, caches: Sequence[str], merged: Path) -> None:
-        """Write all that stored caches hold to one file; BackendError "timings_unreadable" if one is of no use."""
+        """Write all that stored caches hold to one file.
+
+        Raises BackendError "timings_unreadable" if one is of no use.
+        """
         whole = config.create_timing_cache(b"")
         for cache in caches:
             if fault := self._fault_in(whole, config, Path(cache)):
