@@ -19,7 +19,8 @@ def find_plugins(package: str, group: str) -> dict[str, EntryPoint]:
     """
     spec = find_spec(package)
     folders = spec.submodule_search_locations if spec is not None else None
-    own = [EntryPoint(one.name, f"{package}.{one.name}", group) for one in iter_modules(folders)] if folders else []
+    modules = iter_modules(folders) if folders else ()
+    own = [EntryPoint(module.name, f"{package}.{module.name}", group) for module in modules]
     return _by_name([*own, *find_entry_points(group).values()])
 
 

@@ -87,7 +87,7 @@ def bury_the_dead(worker: Worker) -> None:
         return is_gone(identity, worker.id)
 
     with worker.database.reading() as session:
-        seen = [one.id for one in fleet.alive(session, worker.settings)]
+        seen = [row.id for row in fleet.alive(session, worker.settings)]
     for identity in filter(dead, seen):
         fleet.forget(worker.database, identity)
     if count := let_go(worker.database, dead):

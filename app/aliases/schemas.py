@@ -31,7 +31,7 @@ class AliasAnswer(BaseModel):
 
 
 class AliasMoveAnswer(BaseModel):
-    """One step of an alias's history; `engine` is null where the alias was deleted."""
+    """One step of an alias's history; `engine` is null if the alias was deleted."""
 
     model_config = ConfigDict(
         from_attributes=True,

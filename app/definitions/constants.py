@@ -24,11 +24,11 @@ class Constant:
 
 def to_json(constants: Sequence[Constant]) -> dict[str, Any]:
     """Return {"count", "bytes", "listed"}: all of them counted, and the largest MAX_LISTED listed."""
-    largest = sorted(constants, key=lambda one: (-one.nbytes, one.name))[:MAX_LISTED]
+    largest = sorted(constants, key=lambda constant: (-constant.nbytes, constant.name))[:MAX_LISTED]
     return {
         "count": len(constants),
-        "bytes": sum(one.nbytes for one in constants),
-        "listed": [one.to_json() for one in largest],
+        "bytes": sum(constant.nbytes for constant in constants),
+        "listed": [constant.to_json() for constant in largest],
     }
 
 
@@ -40,7 +40,7 @@ def warnings(constants: Mapping[str, Any], weight_bytes: int) -> Iterable[str]:
     kept, total = constants["bytes"], constants["bytes"] + weight_bytes
     if not kept or kept < WARNED_SHARE * total:
         return
-    named = ", ".join(f"{one['name']} ({one['reason']})" for one in constants["listed"][:MAX_NAMED])
+    named = ", ".join(f"{constant['name']} ({constant['reason']})" for constant in constants["listed"][:MAX_NAMED])
     more = constants["count"] - min(MAX_NAMED, constants["count"])
     yield (
         f"{kept} of {total} bytes of floating-point values stayed in the graph as constants, which no weight version "

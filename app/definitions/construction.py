@@ -20,7 +20,7 @@ from app.weights.dtypes import DTYPES
 
 
 def construct(task: Mapping[str, Any]) -> dict[str, Any]:
-    """Write `task["graph"]` and, if there are any, `task["weights"]`; return what `sandbox` reads. Rejected."""
+    """Write `task["graph"]` and, if there are any, `task["weights"]`; return what `sandbox` reads; raises Rejected."""
     graph, weights = Path(task["graph"]), Path(task["weights"])
     if "file" in task:
         files = {location: Path(path) for location, path in task.get("external_data", {}).items()}
@@ -29,7 +29,7 @@ def construct(task: Mapping[str, Any]) -> dict[str, Any]:
     source = {"family": task["family"], "precision": task["precision"], "config": dict(built.config)}
     made = _finish(built.model, source, built.rules, graph)
     # Token ids below 0 are a mistake of the client's, though ONNX has Gather count them from the end.
-    made["inputs"] = [one | {"low": 0} if one["high"] is not None else one for one in made["inputs"]]
+    made["inputs"] = [spec | {"low": 0} if spec["high"] is not None else spec for spec in made["inputs"]]
     return made | {"constants": to_json(()), "external": []}
 
 
@@ -47,11 +47,11 @@ def _from_file(file: Path, files: Mapping[str, Path], opset: int | None, graph: 
         write_weights(weights, inside)
     constants = to_json(split.constants)
     made["source"]["warnings"] += warnings(constants, _float_bytes(split.weights.values()))
-    return made | {"constants": constants, "external": [one.to_json() for one in ranges_of(split.weights)]}
+    return made | {"constants": constants, "external": [external.to_json() for external in ranges_of(split.weights)]}
 
 
 def _float_bytes(tensors: Iterable[TensorProto]) -> int:
-    return sum(byte_count(one) for one in tensors if DTYPES[DTYPE_NAMES[one.data_type]].kind == "float")
+    return sum(byte_count(tensor) for tensor in tensors if DTYPES[DTYPE_NAMES[tensor.data_type]].kind == "float")
 
 
 def _finish(

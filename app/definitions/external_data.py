@@ -27,7 +27,10 @@ def check_locations(model: ModelProto, files: Mapping[str, Path]) -> None:
     """Raise Rejected unless `files` are exactly the external data files that the model names."""
     named = {_fields(tensor)["location"] for tensor in all_tensors(model) if is_external(tensor)}
     missing, superfluous = sorted(named - files.keys()), sorted(files.keys() - named)
-    faults = [*(f"{one!r:.200} is missing" for one in missing), *(f"{one!r:.200} is not named" for one in superfluous)]
+    faults = [
+        *(f"{location!r:.200} is missing" for location in missing),
+        *(f"{location!r:.200} is not named" for location in superfluous),
+    ]
     if missing:
         raise _refused(
             f"The graph has data in other files: {_listed(missing)} {'is' if len(missing) == 1 else 'are'} missing. "

@@ -42,8 +42,8 @@ def all_tensors(model: ModelProto) -> Iterator[TensorProto]:
 
 
 def _names_read(graph: GraphProto) -> Iterator[str]:
-    for one in graph.output:
-        yield one.name
+    for value in graph.output:
+        yield value.name
     for node in graph.node:
         yield from node.input
         for attribute in node.attribute:

@@ -33,8 +33,8 @@ def convert_opset(model: ModelProto, opset: int) -> ModelProto:
         converted = convert_version(skeleton, opset)
     except (ConvertError, RuntimeError) as error:
         raise _refused(before, opset, str(error).rpartition("failed: ")[2].rpartition("\n")[2]) from error
-    parameters = [one for one in model.graph.initializer if one.data_location == TensorProto.EXTERNAL]
-    names = {one.name for one in parameters}
+    parameters = [tensor for tensor in model.graph.initializer if tensor.data_location == TensorProto.EXTERNAL]
+    names = {tensor.name for tensor in parameters}
     inputs = [value for value in converted.graph.input if value.name not in names]
     del converted.graph.input[:]
     converted.graph.input.extend(inputs)

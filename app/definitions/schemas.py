@@ -114,7 +114,7 @@ class InputAnswer(BaseModel):
 
 
 class OutputAnswer(BaseModel):
-    """An output; `shape` is null where it could not be inferred."""
+    """An output; `shape` is null if it could not be inferred."""
 
     model_config = ConfigDict(from_attributes=True, json_schema_extra={"examples": [OUTPUT]})
 

@@ -163,7 +163,7 @@ def _store_weights(
         return Manifest.of(
             [
                 *(_store_file(database, store, made.weights) if made.weights is not None else ()),
-                *(weights.hash_range(store, files[one.location], one.slot) for one in made.external),
+                *(weights.hash_range(store, files[external.location], external.slot) for external in made.external),
             ]
         )
     except CheckpointError as error:

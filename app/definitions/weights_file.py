@@ -11,7 +11,7 @@ from app.weights.formats.safetensors import arrange
 
 def write_weights(path: Path, weights: Mapping[str, TensorProto]) -> None:
     """Write checked tensors to a new file under their names."""
-    start, order = arrange({name: (DTYPE_NAMES[one.data_type], one.dims) for name, one in weights.items()})
+    start, order = arrange({name: (DTYPE_NAMES[tensor.data_type], tensor.dims) for name, tensor in weights.items()})
     with path.open("xb") as file:
         file.write(start)
         for name in order:

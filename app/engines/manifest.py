@@ -49,7 +49,10 @@ def engine_manifest(session: Session, model: Model, number: int) -> dict[str, An
         },
         "profiles": engine.profiles,
         "plan": _plan(session, engine),
-        "parents": [{"number": one.number, "method": one.method, "weights": one.weights} for one in lineage.ancestors],
+        "parents": [
+            {"number": parent.number, "method": parent.method, "weights": parent.weights}
+            for parent in lineage.ancestors
+        ],
         "parents_complete": lineage.ancestors_complete,
         "job": _job(get_job(session, engine.job_id)),
         "timings": engine.timings,

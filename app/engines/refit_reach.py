@@ -29,7 +29,7 @@ def parameter_contents(report: BindingReport, tensors: Mapping[str, TensorEntry]
             binding.dtype,
             binding.shape,
             binding.transforms,
-            tuple((one.dtype, one.shape, one.blake3) for one in (tensors[name] for name in binding.tensors)),
+            tuple((entry.dtype, entry.shape, entry.blake3) for entry in (tensors[name] for name in binding.tensors)),
         )
         for binding in report.bindings
     }

@@ -61,10 +61,9 @@ async def build(
 ) -> Response:
     """Compile a definition with one weight version; the answer is a job.
 
-    The binding, the profiles and the options are checked before this answers. Where an equal engine exists the
-    job is finished and names it; `reuse: false` compiles all the same. A reused engine keeps the
-    verification of the time it was made; where its plan is not written yet, `result.materialising` is the job
-    that writes it.
+    The binding, the profiles and the options are checked before this answers. If an equal engine exists, the job is
+    finished and names that engine; `reuse: false` compiles all the same. A reused engine keeps the verification of the
+    time it was made. If its plan is not written yet, `result.materialising` is the job that writes it.
     """
     return await submit(requests.request_build, database, settings, model, body)
 
@@ -108,7 +107,7 @@ async def benchmark(
     Its `result.latency` holds the median, the 99th percentile and the mean of the seconds a run takes, and runs a
     second as `throughput`. With `against` the same is in `result.not_refittable`, and `result.ratio` is the
     engine's median over that one's: 1.1 says that refit support costs a tenth. `result.layers` holds the
-    seconds of each layer in order of execution, of the 500 slowest where there are more, and `result.report` the
+    seconds of each layer in order of execution, of the 500 slowest if there are more, and `result.report` the
     digest of a JSON blob with every sample, every layer and what the backend's inspector says of the engine.
     """
     return await submit(requests.request_benchmark, database, settings, model, body)
@@ -158,8 +157,8 @@ async def materialise(
 ) -> Response:
     """Write the plan of an engine that was refitted with `materialise: "lazy"`; the answer is a job.
 
-    Where the plan is there already the job is finished, where a job is at it that job is the answer. Whatever hands
-    the plan out does the same by itself: an alias on the engine, and a download of its plan.
+    If the plan is written already, the job is finished. If a job is writing it, that job is the answer. An alias on the
+    engine and a download of its plan do the same by themselves.
     """
     return await submit(requests.request_materialise, database, settings, model, number)
 
@@ -218,7 +217,7 @@ async def download_plan(
     """The serialized engine. Its ETag is its digest; one Range is served, also under If-Range.
 
     The plan of an engine that was refitted with `materialise: "lazy"` is written now and served as soon as it is
-    there; where that takes longer than `Prefer: wait` or the service allows, the answer is 202 and the job.
+    there; if that takes longer than `Prefer: wait` or the service allows, the answer is 202 and the job.
     """
     return await _serve_plan(model, number, request, database, settings, store, submit)
 
@@ -288,21 +287,21 @@ def _not_written(job: JobAnswer) -> ServiceError:
 
 
 def _lineage(lineage: Lineage, changed: dict[int, int]) -> LineageAnswer:
-    def relative(one: Relative) -> RelativeAnswer:
+    def relative(engine: Relative) -> RelativeAnswer:
         return RelativeAnswer(
-            number=one.number,
-            method=one.method,
-            parent=one.parent,
-            weights=one.weights,
-            label=one.label,
-            changed_tensors=changed.get(one.number),
-            created_at=one.created_at,
+            number=engine.number,
+            method=engine.method,
+            parent=engine.parent,
+            weights=engine.weights,
+            label=engine.label,
+            changed_tensors=changed.get(engine.number),
+            created_at=engine.created_at,
         )
 
     return LineageAnswer(
         engine=relative(lineage.engine),
-        ancestors=[relative(one) for one in lineage.ancestors],
-        descendants=[relative(one) for one in lineage.descendants],
+        ancestors=[relative(engine) for engine in lineage.ancestors],
+        descendants=[relative(engine) for engine in lineage.descendants],
         ancestors_complete=lineage.ancestors_complete,
         descendants_complete=lineage.descendants_complete,
     )

@@ -15,7 +15,7 @@ Backend = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,64}$")]
 Options = Annotated[dict[str, Any], Field(max_length=64)]
 DeviceName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 VERIFY = (
-    "Left out: reference. Where the workers that make the engine compile for other devices and cannot run it, none "
+    "Left out: reference. If the workers that make the engine compile for other devices and cannot run it, none "
     "is the default, and anything else is refused (`cannot_verify`): verify such an engine where it runs."
 )
 
@@ -94,7 +94,7 @@ class BuildRequest(RequestBody):
     definition: Number
     weights: Number | None = Field(None, description=WEIGHTS, json_schema_extra=_without_null)
     backend: Backend | None = Field(
-        None, description="Left out: tensorrt where a worker offers it, otherwise onnxruntime."
+        None, description="Left out: tensorrt if a worker offers it, otherwise onnxruntime."
     )
     device: DeviceName | None = Field(
         None, description="The device to make it on, as GET /v1/workers names it. Left out: any with the backend."
@@ -103,7 +103,7 @@ class BuildRequest(RequestBody):
     profiles: list[Any] = Field(
         [],
         description="Shapes to compile for, by input: min, opt and max. Backends whose `profiles` GET /v1/workers "
-        "shows as required for dynamic inputs need at least one where an input is dynamic (`profiles_required`).",
+        "shows as required for dynamic inputs need at least one if an input is dynamic (`profiles_required`).",
     )
     options: Options = Field(
         {}, description="Options of the backend; GET /v1/workers shows the JSON Schema of each and what is lacking."
@@ -136,7 +136,7 @@ class EngineRequest(RequestBody):
     weights: Number | None = Field(None, description=WEIGHTS, json_schema_extra=_without_null)
     definition: Number | None = Field(None, description="Left out: the newest.")
     backend: Backend | None = Field(
-        None, description="Left out: tensorrt where a worker offers it, otherwise onnxruntime."
+        None, description="Left out: tensorrt if a worker offers it, otherwise onnxruntime."
     )
     device: DeviceName | None = Field(
         None, description="The device that shall be able to load it, as GET /v1/workers names it. Left out: any."
@@ -247,7 +247,7 @@ class RelativeAnswer(BaseModel):
 class LineageAnswer(BaseModel):
     """Where an engine comes from and what came of it.
 
-    Where `ancestors_complete` or `descendants_complete` is false, the lineage of the last one listed goes on.
+    If `ancestors_complete` or `descendants_complete` is false, the lineage of the last one listed goes on.
     """
 
     model_config = ConfigDict(

@@ -74,16 +74,16 @@ class Fleet:
     def offer(self, backend: str) -> Offer:
         """Put together what the workers say of one backend."""
         every = [member.said for member in self.members if member.backend == backend]
-        usable = [one for one in every if one.available]
-        capabilities = [one.capabilities for one in usable]
+        usable = [said for said in every if said.available]
+        capabilities = [said.capabilities for said in usable]
         return Offer(
-            versions=frozenset(one.version for one in usable),
-            makes=_each(platform for one in usable for platform in one.makes),
-            loads=_each(platform for one in usable for platform in one.loads),
-            options=_declared(one.options for one in capabilities),
-            lacks={name: reason for one in capabilities for name, reason in one.lacks.items()},
-            conflicts=_shared([one.conflicts for one in capabilities]),
-            unavailable=_each(one.unavailable for one in every if one.unavailable is not None),
+            versions=frozenset(said.version for said in usable),
+            makes=_each(platform for said in usable for platform in said.makes),
+            loads=_each(platform for said in usable for platform in said.loads),
+            options=_declared(can.options for can in capabilities),
+            lacks={name: reason for can in capabilities for name, reason in can.lacks.items()},
+            conflicts=_shared([can.conflicts for can in capabilities]),
+            unavailable=_each(said.unavailable for said in every if said.unavailable is not None),
         )
 
     def offering(self, backend: str) -> tuple[Member, ...]:

@@ -61,10 +61,12 @@ def reasons_against(
 ) -> list[str]:
     """Return the reasons of the conflicts that these options fall under; a missing option has its default."""
     defaults = {
-        name: schemas[0]["default"] for name, schemas in declared.items() if all("default" in one for one in schemas)
+        name: schemas[0]["default"]
+        for name, schemas in declared.items()
+        if all("default" in schema for schema in schemas)
     }
     complete = defaults | {name: value for name, value in options.items() if value is not None}
-    return [one.reason for one in conflicts if _schema_fault(one.when, complete) is None]
+    return [conflict.reason for conflict in conflicts if _schema_fault(conflict.when, complete) is None]
 
 
 def _schema_fault(schema: Schema, value: object) -> OptionFault | None:

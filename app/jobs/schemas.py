@@ -41,10 +41,10 @@ EVENT: dict[str, Any] = {
 
 
 class ProgressAnswer(BaseModel):
-    """Where a job is: `phase` is "done" once it has succeeded; `step` of `total` where the phase has steps.
+    """Where a job is: `phase` is "done" once it has succeeded; `step` of `total` if the phase has steps.
 
     `eta_s` is the time it is likely to need yet, in seconds, from earlier jobs of like work: of the same model, kind,
-    backend, definition and options, and of a run on the same inputs. Null where nobody knows, as of a job that takes
+    backend, definition and options, and of a run on the same inputs. Null if nobody knows, as of a job that takes
     longer already.
     """
 

@@ -62,7 +62,7 @@ JOB_RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 class Placement(Protocol):
-    """A request that is checked and computed: only the transaction that makes its job is left to do."""
+    """Makes the job of one request whose checks and computing are done, in one transaction."""
 
     def place(self, session: Session) -> Job:
         """Make the job, or find one that exists already. This computes nothing: it only reads and writes rows."""

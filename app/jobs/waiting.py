@@ -49,11 +49,11 @@ def _busy(session: Session) -> frozenset[str]:
 def _reason(
     session: Session, settings: Settings, queue: str, consumers: Sequence[Consumer], busy: Collection[str]
 ) -> Waiting | None:
-    takers = [one.worker for one in consumers if queue in one.queues]
+    takers = [consumer.worker for consumer in consumers if queue in consumer.queues]
     if takers:
         return _workers_busy(len(takers)) if all(worker in busy for worker in takers) else None
     backend = backend_of(queue)
-    others = sum(queue_of(backend) in one.queues for one in consumers)
+    others = sum(queue_of(backend) in consumer.queues for consumer in consumers)
     return _no_worker_of_platform(queue, others) if others else _no_worker(session, settings, backend)
 
 

@@ -19,7 +19,7 @@ def read_slots(read: Read, size: int) -> list[TensorSlot]:
     """
     start = read(0, min(size, START_BYTES))
     known = checkpoint_formats()
-    recognised = next((one for one in known.values() if one.recognises(start)), None)
+    recognised = next((candidate for candidate in known.values() if candidate.recognises(start)), None)
     if recognised is None:
         raise CheckpointError(
             "unknown_format",

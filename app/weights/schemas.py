@@ -77,7 +77,7 @@ class TensorAnswer(BaseModel):
 
 
 class TensorChangeAnswer(BaseModel):
-    """One tensor that differs; `before` is null where it was added, `after` where it was removed."""
+    """One tensor that differs; `before` is null if it was added, `after` if it was removed."""
 
     model_config = ConfigDict(from_attributes=True, json_schema_extra={"examples": [CHANGE]})
 

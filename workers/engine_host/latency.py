@@ -73,9 +73,9 @@ def benchmark(request: Benchmark, engine: LoadedEngine, backend: Backend, scratc
     with watch.phase("measure"):
         _measure(contestants, inputs, request.iterations, request.warmup, report)
     with watch.phase("inspect"):
-        for one in contestants:
-            one.inspector = one.engine.inspect()
-            one.layers = one.engine.layers(inputs) if request.layers else ()
+        for contestant in contestants:
+            contestant.inspector = contestant.engine.inspect()
+            contestant.layers = contestant.engine.layers(inputs) if request.layers else ()
     measured, *others = contestants
     found = Benchmarked(
         engine=measured.latency,
@@ -107,8 +107,8 @@ def _measure(contestants: Sequence[_Contestant], inputs: Arrays, iterations: int
     for turn, runs in enumerate(turns):
         report(Progress("measure", turn, len(turns)))
         unmeasured = warmup if turn == 0 else min(warmup, TURN_WARMUP)
-        for one in contestants if turn % 2 == 0 else reversed(contestants):
-            one.samples += one.engine.measure(inputs, iterations=runs, warmup=unmeasured)
+        for contestant in contestants if turn % 2 == 0 else reversed(contestants):
+            contestant.samples += contestant.engine.measure(inputs, iterations=runs, warmup=unmeasured)
 
 
 def _without_refit(engine: EngineFile, backend: Backend, scratch: Path, report: Report) -> _Contestant:

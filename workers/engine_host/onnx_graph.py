@@ -45,14 +45,14 @@ def serialize(model: ModelProto) -> bytes:
 
 def parameters_of(model: ModelProto) -> dict[str, TensorProto]:
     """Return the initializers without values, by name."""
-    return {one.name: one for one in model.graph.initializer if one.data_location == TensorProto.EXTERNAL}
+    return {tensor.name: tensor for tensor in model.graph.initializer if tensor.data_location == TensorProto.EXTERNAL}
 
 
 def constants_of(model: ModelProto) -> Iterator[tuple[str, TensorProto]]:
     """Yield name and value of the graph's own constants: initializers, and Constants that are given as tensors."""
-    for one in model.graph.initializer:
-        if one.data_location != TensorProto.EXTERNAL:
-            yield one.name, one
+    for tensor in model.graph.initializer:
+        if tensor.data_location != TensorProto.EXTERNAL:
+            yield tensor.name, tensor
     for node in model.graph.node:
         if node.op_type == "Constant":
             yield from ((node.output[0], attribute.t) for attribute in node.attribute if attribute.name == "value")
@@ -63,9 +63,9 @@ def with_parameters_as_inputs(definition: ModelProto) -> ModelProto:
     model = ModelProto()
     model.CopyFrom(definition)
     parameters = parameters_of(model)
-    known = {one.name for one in model.graph.input}
-    model.graph.input.extend(_as_input(one) for name, one in parameters.items() if name not in known)
-    _replace(model.graph.initializer, [one for one in model.graph.initializer if one.name not in parameters])
+    known = {value.name for value in model.graph.input}
+    model.graph.input.extend(_as_input(tensor) for name, tensor in parameters.items() if name not in known)
+    _replace(model.graph.initializer, [tensor for tensor in model.graph.initializer if tensor.name not in parameters])
     return model
 
 
@@ -79,8 +79,8 @@ def with_inputs_as_parameters(model: ModelProto, definition: ModelProto) -> Mode
     plan.CopyFrom(model)
     parameters = parameters_of(definition)
     read = reads(plan.graph)
-    kept = [one for name, one in parameters.items() if name in read]
-    _replace(plan.graph.input, [one for one in plan.graph.input if one.name not in parameters])
+    kept = [tensor for name, tensor in parameters.items() if name in read]
+    _replace(plan.graph.input, [value for value in plan.graph.input if value.name not in parameters])
     _replace(plan.graph.initializer, sorted([*plan.graph.initializer, *kept], key=_name))
     _replace(plan.graph.value_info, [])
     return plan
@@ -119,9 +119,9 @@ def check_values(parameters: Mapping[str, TensorProto], values: Mapping[str, Sto
             f"{len(missing)} parameters have no weights: {_listed(missing)}. Bind a tensor to each.",
         )
     wrong = [
-        f"{name} is {_type_of(one)}, its weights are {values[name].dtype}{list(values[name].shape)}"
-        for name, one in sorted(parameters.items())
-        if not _fits(one, values[name])
+        f"{name} is {_type_of(tensor)}, its weights are {values[name].dtype}{list(values[name].shape)}"
+        for name, tensor in sorted(parameters.items())
+        if not _fits(tensor, values[name])
     ]
     if wrong:
         raise BackendError("wrong_weights", f"{_listed(wrong)}. Check the binding against these weights again.")

@@ -67,7 +67,7 @@ def open_session(model: bytes | str, options: Any) -> Any:  # noqa: ANN401 - onn
 
 def run_session(session: Any, feeds: Mapping[str, Array]) -> dict[str, Array]:  # noqa: ANN401 - onnxruntime is untyped
     """Run on arrays of any tensor dtype; nothing is copied on the way in, outputs are copies."""
-    names = [one.name for one in session.get_outputs()]
+    names = [output.name for output in session.get_outputs()]
     values = {name: ort_value(array) for name, array in feeds.items()}
     try:
         results = session.run_with_ort_values(names, values)
@@ -88,7 +88,7 @@ def ort_value(array: Array) -> Any:  # noqa: ANN401 - onnxruntime is untyped
 
 
 def explained(error: Exception, code: str) -> BackendError:
-    """Turn an onnxruntime error into ours, with the remedy where one is known."""
+    """Turn an onnxruntime error into ours, with the remedy if one is known."""
     text = str(error).removeprefix("[ONNXRuntimeError] : ")
     if isinstance(error, state.NotImplemented):
         return BackendError(

@@ -176,8 +176,8 @@ class Sources:
         return known.sources
 
     def _read(self, weights: BoundWeights) -> "_Known":
-        entries = {one.name: one for one in entries_from_json(weights.rows)}
-        fed = [(one, [entries[name] for name in one.tensors]) for one in weights.binding.parameters]
+        entries = {entry.name: entry for entry in entries_from_json(weights.rows)}
+        fed = [(bound, [entries[name] for name in bound.tensors]) for bound in weights.binding.parameters]
         paths = self._paths({entry.blob for _, used in fed for entry in used})
         with self._lock:
             if len(self._made) > max(KEPT_ROWS, 2 * len(fed)):

@@ -179,7 +179,7 @@ class Gpt2Graph(Layers):
         packed = self._dense(state, "c_attn", hidden, 3 * hidden)
         query, key, value = graph.split(packed, hidden, hidden, hidden, axis=1)
         query = graph.op("Mul", query, graph.scalar(scale, self.dtype))
-        query, key, value = (graph.op("Reshape", one, by_head) for one in (query, key, value))
+        query, key, value = (graph.op("Reshape", part, by_head) for part in (query, key, value))
         query = graph.op("Transpose", query, perm=[0, 2, 1, 3])
         key = graph.op("Transpose", key, perm=[0, 2, 3, 1])
         value = graph.op("Transpose", value, perm=[0, 2, 1, 3])

@@ -16,7 +16,7 @@ def settled(options: Mapping[str, Any], declared: Mapping[str, Any]) -> dict[str
     schemas = {name: [schema] for name, schema in declared["options"].items()}
     found = {name: fault_of(name, value, schemas, declared.get("lacks", {})) for name, value in options.items()}
     faults = [f"{name}: {fault.detail}" for name, fault in found.items() if fault]
-    conflicts = [OptionConflict(**one) for one in declared.get("conflicts", ())]
+    conflicts = [OptionConflict(**conflict) for conflict in declared.get("conflicts", ())]
     faults += reasons_against(options, schemas, conflicts)
     if faults:
         raise BackendError("bad_option", f"{'; '.join(faults)}. GET /v1/workers shows the options of each worker.")

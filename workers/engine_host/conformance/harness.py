@@ -143,7 +143,7 @@ def keep(is_kept: bool, otherwise: str) -> None:  # noqa: FBT001 - the condition
 
 
 def refusal(attempt: Callable[[], object], what: str) -> BackendError:
-    """Return the BackendError of an attempt that must fail; BrokenPromise if it raises another error, or none."""
+    """Return the BackendError of an attempt that must fail; raises BrokenPromise if it ends otherwise."""
     try:
         attempt()
     except BackendError as error:

@@ -167,8 +167,8 @@ class OnnxruntimeBackend:
         warm = isinstance(resident, OnnxruntimeEngine)
         plan = resident.plan if isinstance(resident, OnnxruntimeEngine) else Path(request.parent.plan).read_bytes()
         engine = self._load_with(plan, request.parameters, watch, report)
-        before = {one.name: one.content for one in request.parent.parameters}
-        changed = sum(before.get(one.name) != one.content for one in request.parameters)
+        before = {parameter.name: parameter.content for parameter in request.parent.parameters}
+        changed = sum(before.get(parameter.name) != parameter.content for parameter in request.parameters)
         refitted = Refitted(
             plan=request.parent.plan,
             plan_digest=request.parent.root_plan,

@@ -22,7 +22,7 @@ KERNEL = "_kernel_time"  # what the profiler appends to the name of a node
 
 def run_seconds(session: Any, inputs: Arrays, *, iterations: int, warmup: int) -> list[float]:  # noqa: ANN401 - onnxruntime is untyped
     """Return the seconds of each of `iterations` runs, after `warmup` others; raises BackendError if one fails."""
-    names = [one.name for one in session.get_outputs()]
+    names = [output.name for output in session.get_outputs()]
     values = {name: ort_value(array) for name, array in inputs.items()}
     seconds = []
     try:

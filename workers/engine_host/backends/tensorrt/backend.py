@@ -199,7 +199,7 @@ class TensorrtBackend:
         return TensorrtEngine(
             engine,
             layout,
-            {one.name: one.content for one in held},
+            {parameter.name: parameter.content for parameter in held},
             self._can,
             self._log,
             weight_bytes=weight_bytes,

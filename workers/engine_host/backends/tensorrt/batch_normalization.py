@@ -118,9 +118,9 @@ class _Folding:
         """Infer dtype and rank of each value of the definition, as far as they can be known."""
         graph = infer_shapes(self._draft.definition).graph
         return {
-            one.name: _Tensor(DTYPE_NAMES[one.type.tensor_type.elem_type], len(one.type.tensor_type.shape.dim))
-            for one in (*graph.input, *graph.value_info, *graph.output)
-            if one.type.tensor_type.HasField("shape") and one.type.tensor_type.elem_type in DTYPE_NAMES
+            value.name: _Tensor(DTYPE_NAMES[value.type.tensor_type.elem_type], len(value.type.tensor_type.shape.dim))
+            for value in (*graph.input, *graph.value_info, *graph.output)
+            if value.type.tensor_type.HasField("shape") and value.type.tensor_type.elem_type in DTYPE_NAMES
         }
 
 

@@ -87,7 +87,7 @@ class TensorrtEngine:
         Only weights that change are located and computed (the phase "values") and set ("refit"). After an error the
         engine is in no defined state.
         """
-        after = {one.name: one.content for one in parameters}
+        after = {parameter.name: parameter.content for parameter in parameters}
         changed = changed_slots(self._layout, self._contents, after)
         self._check_replaceable(changed)
         if self._stripped:

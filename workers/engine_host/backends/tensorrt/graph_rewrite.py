@@ -21,7 +21,7 @@ class Draft:
         self.model = ModelProto()
         self.model.CopyFrom(definition)
         self.graph = self.model.graph
-        self.opset = next(one.version for one in self.model.opset_import if one.domain in {"", "ai.onnx"})
+        self.opset = next(entry.version for entry in self.model.opset_import if entry.domain in {"", "ai.onnx"})
         self.parameters: dict[str, TensorProto] = {}
         self.constants: list[TensorProto] = []
         for tensor in self.graph.initializer:
@@ -29,7 +29,7 @@ class Draft:
                 self.parameters[tensor.name] = tensor
             else:
                 self.constants.append(tensor)
-        self.slots: dict[str, Slot] = {name: _stored(one) for name, one in self.parameters.items()}
+        self.slots: dict[str, Slot] = {name: _stored(tensor) for name, tensor in self.parameters.items()}
 
     @cached_property
     def _names(self) -> set[str]:
@@ -66,7 +66,7 @@ class Draft:
         read = reads(self.graph)
         slots = tuple(slot for slot in self.slots.values() if slot.name in read)
         initializers = [self.parameters.get(slot.name) or _placeholder(slot) for slot in slots]
-        constants = [one for one in self.constants if one.name in read]
+        constants = [tensor for tensor in self.constants if tensor.name in read]
         del self.graph.initializer[:]
         self.graph.initializer.extend([*initializers, *constants])
         return self.model, slots

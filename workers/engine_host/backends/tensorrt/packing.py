@@ -74,7 +74,7 @@ class _Uses:
 
     def __init__(self, draft: Draft) -> None:
         self._uses: defaultdict[str, list[tuple[NodeProto, int]]] = defaultdict(list)
-        self._elsewhere = Counter(one.name for one in draft.graph.output)
+        self._elsewhere = Counter(output.name for output in draft.graph.output)
         for node in draft.graph.node:
             for position, name in enumerate(node.input):
                 self._uses[name].append((node, position))
