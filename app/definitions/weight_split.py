@@ -51,7 +51,7 @@ def split_weights(model: ModelProto, files: Mapping[str, Path] | None = None) ->
 
     Raises:
         Rejected: "constants_too_large" if the graph keeps more than MAX_CONSTANT_BYTES, "bad_name" if a name is given
-            twice or becomes too long.
+            twice or becomes too long, "invalid_onnx" if a Constant node has not exactly one value.
     """
     graph = model.graph
     _drop_inputs_that_are_initializers(graph)
@@ -117,7 +117,7 @@ class _Found:
             return self._keeps(value, node.output[0], "node")
         is_read = self._rule.is_read(node.output[0])
         if is_read:
-            self._count_bytes(node.attribute[0].ByteSize())
+            self._count_bytes(node.ByteSize())
         return is_read
 
     def _keeps(self, tensor: TensorProto, name: str, origin: Origin) -> bool:
@@ -158,8 +158,14 @@ class _Found:
 
 def _tensor_of(node: NodeProto) -> TensorProto | None:
     """Return the tensor that a Constant node gives, if it may be a weight; integers given as attributes may not."""
+    if len(node.attribute) != 1:
+        raise Rejected(
+            "invalid_onnx",
+            f"The Constant node of {node.output[0]!r} has {len(node.attribute)} values instead of one. "
+            "Export the model again.",
+        )
     attribute: AttributeProto = node.attribute[0]
-    if attribute.name == "value":
+    if attribute.name == "value" and attribute.HasField("t"):
         return attribute.t
     if attribute.name == "value_float":
         return make_tensor("", TensorProto.FLOAT, [], [attribute.f])

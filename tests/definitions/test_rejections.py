@@ -123,6 +123,21 @@ def _sparse_constant(model: ModelProto) -> None:
     node.attribute.add(name="sparse_value", type=AttributeProto.SPARSE_TENSOR).sparse_tensor.dims.append(4)
 
 
+def _constant_without_value(model: ModelProto) -> None:
+    model.graph.node.insert(0, make_node("Constant", [], ["c"]))
+    model.graph.node[1].CopyFrom(make_node("Add", ["x", "c"], ["y"]))
+
+
+def _constant_without_tensor(model: ModelProto) -> None:
+    _constant_without_value(model)
+    model.graph.node[0].attribute.add(name="value", type=AttributeProto.TENSOR)
+
+
+def _constant_of_two_values(model: ModelProto) -> None:
+    _constant_without_value(model)
+    model.graph.node[0].CopyFrom(make_node("Constant", [], ["c"], value_float=1.0, value_int=1))
+
+
 def _training(model: ModelProto) -> None:
     model.training_info.add()
 
@@ -199,6 +214,9 @@ def _no_nodes(model: ModelProto) -> None:
     [
         (_sparse, "sparse_tensor"),
         (_sparse_constant, "sparse_tensor"),
+        (_constant_without_value, "invalid_onnx"),
+        (_constant_without_tensor, "invalid_onnx"),
+        (_constant_of_two_values, "invalid_onnx"),
         (_training, "training_info"),
         (_foreign_operator, "unsupported_operators"),
         (_unknown_operator, "invalid_onnx"),
