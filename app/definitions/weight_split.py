@@ -158,10 +158,11 @@ class _Found:
 
 def _tensor_of(node: NodeProto) -> TensorProto | None:
     """Return the tensor that a Constant node gives, if it may be a weight; integers given as attributes may not."""
-    if len(node.attribute) != 1:
+    count = len(node.attribute)
+    if count != 1:
         raise Rejected(
             "invalid_onnx",
-            f"The Constant node of {node.output[0]!r} has {len(node.attribute)} values instead of one. "
+            f"The Constant node of {node.output[0]!r} has {count} values instead of one. "
             "Export the model again.",
         )
     attribute: AttributeProto = node.attribute[0]
