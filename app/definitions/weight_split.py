@@ -162,8 +162,7 @@ def _tensor_of(node: NodeProto) -> TensorProto | None:
     if count != 1:
         raise Rejected(
             "invalid_onnx",
-            f"The Constant node of {node.output[0]!r} has {count} values instead of one. "
-            "Export the model again.",
+            f"The Constant node of {node.output[0]!r} has {count} values instead of one. Export the model again.",
         )
     attribute: AttributeProto = node.attribute[0]
     if attribute.name == "value" and attribute.HasField("t"):
