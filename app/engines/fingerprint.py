@@ -41,10 +41,13 @@ def recipe(
     backend: str,
     profiles: Sequence[Any],
     options: Mapping[str, Any],
-    rules: Sequence[Any],
 ) -> str:
-    """Return a digest of everything but the weights: engines of one recipe can be refitted into one another."""
-    return _digest(definition=definition_digest, backend=backend, profiles=profiles, options=options, rules=rules)
+    """Digest what is compiled, and not what is bound to it: engines of one recipe can be refitted into one another.
+
+    Earlier releases digested the rules of a binding as well. The empty list in their place keeps the recipes of all
+    engines without rules; a migration has digested the others again.
+    """
+    return _digest(definition=definition_digest, backend=backend, profiles=profiles, options=options, rules=[])
 
 
 def _digest(**content: object) -> str:
