@@ -15,7 +15,8 @@ from app.bindings.remedies import (
 )
 from app.bindings.report import BindingProblem, BindingReport, ParameterBinding, ProblemKind, UnusedRule
 from app.bindings.rules import BindingRuleError, FeedRule, IgnoreRule, Rule
-from app.bindings.transforms import Cast, TensorType, Transform, TransformError, infer_all
+from app.bindings.steps import TensorType, Transform, TransformError, infer_all
+from app.bindings.transforms import Cast
 from app.definitions.parameter import Parameter
 from app.weights.dtypes import DTYPES, is_lossless_cast, is_widening
 

@@ -8,7 +8,7 @@ from typing import Any
 import re2
 
 from app.bindings.rules import FeedRule, Rule
-from app.bindings.transforms import TensorType
+from app.bindings.steps import TensorType
 from app.weights.dtypes import is_lossless_cast
 
 

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
+from app.bindings.steps import TensorType, Transform, TransformError, apply_all
 from app.bindings.transform_json import transform_from_json
-from app.bindings.transforms import TensorType, Transform, TransformError, apply_all
-from app.json_digest import json_digest
 from app.weights.dtypes import numpy_dtype
 
 if TYPE_CHECKING:
-    from app.bindings.transforms import Array
+    from app.bindings.steps import Array
 
 ProblemKind = Literal["missing", "unexpected", "wrong_shape", "wrong_dtype", "lossy_cast", "bad_transform"]
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import re2
 
+from app.bindings.steps import Transform, TransformError
 from app.bindings.transform_json import transform_from_json
-from app.bindings.transforms import Transform, TransformError
 
 MAX_RULES = 256
 MAX_PATTERN = 512

@@ -7,7 +7,8 @@ from app.bindings import binding
 from app.bindings.binding import bind
 from app.bindings.report import BindingReport
 from app.bindings.rules import BindingRuleError, parse_rules
-from app.bindings.transforms import Cast, TensorType
+from app.bindings.steps import TensorType
+from app.bindings.transforms import Cast
 from app.definitions.parameter import Parameter
 from app.weights.manifest import TensorEntry
 

@@ -6,17 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.bindings.report import BindingProblem, BindingReport, ParameterBinding, UnusedRule
-from app.bindings.transforms import (
-    Cast,
-    Concat,
-    Reshape,
-    Slice,
-    Split,
-    TensorType,
-    TransformError,
-    Transpose,
-)
+from app.bindings.report import BindingReport, ParameterBinding, Problem, UnusedRule
+from app.bindings.steps import TensorType, TransformError
+from app.bindings.transforms import Cast, Concat, Reshape, Slice, Split, Transpose
 from app.weights.dtypes import DTYPES
 
 names = st.text(min_size=1, max_size=20)
