@@ -1,7 +1,9 @@
 r"""The rules a client gives for binding, and how their patterns and templates are read.
 
     {"parameter": PATTERN, "tensors": [TEMPLATE, ...], "transforms": [...]}   what feeds the parameters
-    {"ignore": PATTERN}                                                       tensors that feed nothing
+    {"ignore": PATTERN, "equal_to": PARAMETER}                                tensors that feed nothing
+
+With `equal_to`, a tensor that is ignored because a parameter has its values is warned of if it has others.
 
 A pattern is a regular expression that must match the whole name. RE2 matches it, in time linear in the
 name, so no pattern can hang the service; RE2 has neither look-around nor back-references. A template is
@@ -86,9 +88,10 @@ class FeedRule:
 
 @dataclass(frozen=True, slots=True)
 class IgnoreRule:
-    """Tensors that may feed nothing without being a problem."""
+    """Tensors that may feed nothing without being a problem, as they hold what feeds the parameter `equal_to`."""
 
     tensors: Pattern
+    equal_to: str | None = None
 
 
 Rule = FeedRule | IgnoreRule
@@ -103,8 +106,8 @@ def parse_rules(values: Sequence[Any]) -> tuple[Rule, ...]:
 
 def _rule(index: int, value: object) -> Rule:
     try:
-        if isinstance(value, Mapping) and value.keys() == {"ignore"}:
-            return IgnoreRule(parse_pattern(value["ignore"]))
+        if isinstance(value, Mapping) and {"ignore"} <= value.keys() <= {"ignore", "equal_to"}:
+            return IgnoreRule(parse_pattern(value["ignore"]), _text(value["equal_to"]) if "equal_to" in value else None)
         if isinstance(value, Mapping) and {"parameter", "tensors"} <= value.keys() <= _FEED_KEYS:
             return _feed_rule(value)
     except (TransformError, _RuleFaultError) as error:

@@ -1,0 +1,393 @@
+"""Rules that would bind what is not bound yet, each with what speaks for it, and what cannot be told.
+
+A rule is proposed only if a single tensor comes into question. If several do, or if nothing says how a square matrix
+lies, that is said instead: a guess would bind, and compute something else.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+from app.bindings.arithmetic import Dequantize
+from app.bindings.companions import TypedTensor, is_quantised, scales_of
+from app.bindings.naming import Namesake, leaves_differ, namesakes, plain
+from app.bindings.rule_sets import Fed, RuleFor, rule_set
+from app.bindings.steps import TensorType, Transform, TransformError, infer_all
+from app.bindings.transforms import Cast, Reshape, Transpose
+from app.definitions.parameter import Parameter
+from app.weights.dtypes import DTYPES
+
+MAX_NAMED = 5
+EXPORTED = "onnx::"  # how torch.onnx.export starts a name it makes up: it has transposed such a matrix
+TURN = Transpose((1, 0))
+
+
+class KnownValues(Protocol):
+    """What is known of values: those of the definition's embedded weights, and those of the tensors."""
+
+    def partner(self, parameter: str, tensors: Sequence[str]) -> tuple[str, bool, str] | None:
+        """Return the one tensor whose values are the parameter's, whether transposed, and how that is known."""
+
+    def is_transposed(self, parameter: str, tensor: str) -> tuple[bool, str] | None:
+        """Say whether a square tensor lies the other way round than the parameter, and how that is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A parameter that is not bound. `tensors` are those that its rule found, none if one of them is missing."""
+
+    parameter: Parameter
+    tensors: tuple[str, ...] = ()
+    transforms: tuple[Transform, ...] = ()
+
+    @property
+    def type(self) -> TensorType:
+        """The type that it wants."""
+        return TensorType(self.parameter.dtype, self.parameter.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A rule, what speaks for it, the parameters it would bind, and the tensors that it would feed them with."""
+
+    rule: Mapping[str, Any]
+    evidence: tuple[str, ...]
+    parameters: tuple[str, ...]
+    tensors: frozenset[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return {rule, evidence, parameters}."""
+        return {"rule": dict(self.rule), "evidence": list(self.evidence), "parameters": list(self.parameters)}
+
+
+@dataclass(frozen=True, slots=True)
+class Unclear:
+    """What cannot be told: which of `tensors` feed `parameters`, or which way round they lie."""
+
+    parameters: tuple[str, ...]
+    tensors: tuple[str, ...]
+    detail: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return {parameters, tensors, detail}."""
+        return {"parameters": list(self.parameters), "tensors": list(self.tensors), "detail": self.detail}
+
+
+@dataclass(frozen=True)
+class Proposed:
+    """Rules and what is unclear besides."""
+
+    proposals: tuple[Proposal, ...] = ()
+    unclear: tuple[Unclear, ...] = ()
+
+    @cached_property
+    def by_parameter(self) -> Mapping[str, Proposal]:
+        """The proposal that would bind each parameter."""
+        return {name: one for one in reversed(self.proposals) for name in one.parameters}
+
+    @cached_property
+    def by_tensor(self) -> Mapping[str, Proposal]:
+        """The first proposal that uses each tensor."""
+        return {name: one for one in reversed(self.proposals) for name in one.tensors}
+
+    @cached_property
+    def doubts(self) -> Mapping[str, Unclear]:
+        """What is unclear of each parameter."""
+        return {name: one for one in reversed(self.unclear) for name in one.parameters}
+
+    @cached_property
+    def tensor_doubts(self) -> Mapping[str, Unclear]:
+        """What is unclear of each tensor."""
+        return {name: one for one in reversed(self.unclear) for name in one.tensors}
+
+
+def propose(
+    wanted: Sequence[Wanted],
+    bound: Mapping[str, tuple[str, ...]],
+    parameters: Sequence[Parameter],
+    tensors: Mapping[str, TypedTensor],
+    spare: Collection[str],
+    values: KnownValues | None = None,
+) -> Proposed:
+    """Return rules for what is `wanted`.
+
+    `bound` says which tensors feed the parameters that are bound as they are, and `spare` which tensors feed nothing
+    and stand for themselves.
+    """
+    return _Proposer(bound, parameters, tensors, values).propose(wanted, spare)
+
+
+@dataclass
+class _Proposer:
+    bound: Mapping[str, tuple[str, ...]]
+    parameters: Sequence[Parameter]
+    tensors: Mapping[str, TypedTensor]
+    values: KnownValues | None
+    fed: list[Fed] = field(default_factory=list)
+    unclear: list[Unclear] = field(default_factory=list)
+    taken: set[str] = field(default_factory=set)
+    settled: set[str] = field(default_factory=set)
+    known_fits: dict[tuple[TensorType, str, tuple[int, ...]], "list[_Fit]"] = field(default_factory=dict)
+    turned: bool = False  # whether any tensor of a parameter's own name lies the other way round
+
+    def propose(self, wanted: Sequence[Wanted], spare: Collection[str]) -> Proposed:
+        for one in wanted:
+            if one.tensors:
+                self._mend(one)
+        missing = {one.parameter.name: one for one in wanted if not one.tensors}
+        self._by_name(missing, spare)
+        self._by_value(missing, spare)
+        self._by_shape(missing, spare)
+        if self.turned or self.values is not None:
+            self._squares()
+        rules = rule_set(self.fed, self.bound, [parameter.name for parameter in self.parameters])
+        return Proposed(tuple(_proposal(one) for one in rules), tuple(self.unclear))
+
+    def _candidates(self, missing: Mapping[str, Wanted], spare: Collection[str]) -> dict[str, list[str]]:
+        """Return, for each parameter that nothing is said of, the free tensors that fit by shape and kind."""
+        by_extents: dict[tuple[int, ...], list[str]] = defaultdict(list)
+        for tensor in spare:
+            if tensor not in self.taken:
+                by_extents[_extents(self.tensors[tensor].shape)].append(tensor)
+        return {
+            name: [
+                tensor
+                for tensor in by_extents.get(_extents(one.type.shape), ())
+                if not leaves_differ(name, tensor) and self._fits(one.type, tensor)
+            ]
+            for name, one in missing.items()
+            if name not in self.settled
+        }
+
+    def _mend(self, one: Wanted) -> None:
+        """Find what is lacking between a parameter and the tensors of its rule."""
+        if len(one.tensors) == 1 and not one.transforms:
+            fits = self._fits(one.type, one.tensors[0])
+            if len(fits) == 1:
+                self._feed(one, one.tensors[0], fits[0], ())
+
+    def _by_name(self, missing: Mapping[str, Wanted], spare: Collection[str]) -> None:
+        for name, found in namesakes(missing, spare).items():
+            one = missing[name]
+            fitting = [known for known in found if self._fits(one.type, known.tensor)]
+            if len(fitting) == 1 and (fitting[0].is_whole or fitting[0].support > 1):
+                self._named(one, fitting[0])
+            elif len(fitting) > 1:
+                self._say([name], [known.tensor for known in fitting], "their names end alike")
+
+    def _named(self, one: Wanted, known: Namesake) -> None:
+        fits, name = self._fits(one.type, known.tensor), one.parameter.name
+        told = self._layout(name, known.tensor) if len(fits) > 1 else None
+        fit = fits[0] if told is None else fits[told[0]]
+        self._feed(one, known.tensor, fit, (_alike(name, known.tensor), *([told[1]] if told else [])))
+        if len(fits) > 1 and told is None and name.startswith(EXPORTED):
+            self._say_square([name], [known.tensor])
+
+    def _by_value(self, missing: Mapping[str, Wanted], spare: Collection[str]) -> None:
+        if self.values is None:
+            return
+        for name, candidates in self._candidates(missing, spare).items():
+            open_ = [tensor for tensor in candidates if tensor not in self.taken]
+            found = self.values.partner(name, open_) if open_ else None
+            if found is not None:
+                tensor, is_turned, evidence = found
+                fits = self._fits(missing[name].type, tensor)
+                fit = next((fit for fit in fits if (TURN in fit[1]) == is_turned), fits[0])
+                self._feed(missing[name], tensor, fit, (evidence,))
+
+    def _by_shape(self, missing: Mapping[str, Wanted], spare: Collection[str]) -> None:
+        by_parameter = self._candidates(missing, spare)
+        by_tensor: dict[str, list[str]] = defaultdict(list)
+        for name, found in by_parameter.items():
+            for tensor in found:
+                by_tensor[tensor].append(name)
+        for name, found in by_parameter.items():
+            if len(found) == 1 and len(by_tensor[found[0]]) == 1:
+                self._shaped(missing[name], found[0])
+            elif found and name not in self.settled:
+                rivals = sorted({other for tensor in found for other in by_tensor[tensor]})
+                self._say(rivals, sorted({one for rival in rivals for one in by_parameter[rival]}), "their shapes fit")
+
+    def _shaped(self, one: Wanted, tensor: str) -> None:
+        fits, name = self._fits(one.type, tensor), one.parameter.name
+        only = f"{tensor} alone of all tensors that feed nothing fits {name}, and fits no other parameter"
+        if len(fits) > 1:
+            fit = next((fit for fit in fits if TURN in fit[1]), fits[0]) if name.startswith(EXPORTED) else fits[0]
+            self._feed(one, tensor, fit, (only, *_convention(name)))
+            self._say_square([name], [tensor])
+        else:
+            self._feed(one, tensor, fits[0], (only, *_convention(name)))
+
+    def _feed(self, one: Wanted, tensor: str, fit: "_Fit", why: tuple[str, ...]) -> None:
+        tensors, transforms, evidence = fit
+        self.turned |= TURN in transforms and plain(tensor)[-1:] == plain(one.parameter.name)[-1:]
+        self.taken.update(tensors)
+        self.settled.add(one.parameter.name)
+        self.fed.append(Fed(one.parameter.name, tensors, transforms, (*why, *evidence)))
+
+    def _fits(self, wanted: TensorType, tensor: str) -> list["_Fit"]:
+        """Return the ways in which a tensor can become what is wanted: one, none, or two if it is square."""
+        one = self.tensors[tensor]
+        if one.dtype not in DTYPES:
+            return []
+        if is_quantised(tensor, one) and one.dtype != wanted.dtype:
+            scaled = self._dequantised(tensor, one)
+            return [] if scaled is None else [_joined(scaled, fit) for fit in _conversions("F32", one.shape, wanted)]
+        key = wanted, one.dtype, one.shape
+        if key not in self.known_fits:
+            self.known_fits[key] = _conversions(one.dtype, one.shape, wanted)
+        return [((tensor,), steps, told) for _, steps, told in self.known_fits[key]]
+
+    def _dequantised(self, name: str, one: TypedTensor) -> "_Fit | None":
+        found = scales_of(name, self.tensors)
+        if found is None:
+            return None
+        scale, zero = found
+        names = (name, scale) if zero is None else (name, scale, zero)
+        step = dequantisation(one, [self.tensors[other] for other in names[1:]])
+        return None if step is None else (names, (step,), (f"{scale} is the scale of {name} by its name",))
+
+    def _layout(self, parameter: str, tensor: str) -> tuple[bool, str] | None:
+        return None if self.values is None else self.values.is_transposed(parameter, tensor)
+
+    def _squares(self) -> None:
+        """Look at the square matrices that are bound as they are, although others of the checkpoint lie otherwise."""
+        shapes = {parameter.name: parameter for parameter in self.parameters}
+        doubted = []
+        for name, tensors in self.bound.items():
+            shape = shapes[name].shape
+            if len(tensors) != 1 or not is_square(shape) or plain(name)[-1:] != plain(tensors[0])[-1:]:
+                continue
+            told = self._layout(name, tensors[0])
+            if told is None:
+                doubted.append((name, tensors[0]))
+            elif told[0]:
+                fit = (tensors, (TURN,), (told[1],))
+                self._feed(Wanted(shapes[name]), tensors[0], fit, ())
+        if not self.turned:
+            return
+        doubted += [
+            (one.parameter, one.tensors[0])
+            for one in self.fed
+            if is_square(shapes[one.parameter].shape) and TURN not in one.transforms
+            and self._layout(one.parameter, one.tensors[0]) is None
+        ]  # fmt: skip
+        if doubted:
+            self._say_square([name for name, _ in doubted], [tensor for _, tensor in doubted])
+
+    def _say(self, parameters: Sequence[str], tensors: Sequence[str], why: str) -> None:
+        detail = (
+            f"It cannot be told which of {named(tensors)} feeds {named(parameters)}: {why}. Name the tensor of each "
+            "in a rule, or upload weights whose names tell it."
+        )
+        self.settled.update(parameters)
+        self.unclear.append(Unclear(tuple(parameters), tuple(tensors), detail))
+
+    def _say_square(self, parameters: Sequence[str], tensors: Sequence[str]) -> None:
+        detail = (
+            f"It cannot be told by the shape of {named(tensors)} whether to transpose for {named(parameters)}: square "
+            "matrices look alike either way. See how the checkpoint keeps its other matrices, and compare outputs with "
+            "the framework's."
+        )
+        self.settled.update(parameters)
+        self.unclear.append(Unclear(tuple(parameters), tuple(tensors), detail))
+
+
+def _proposal(one: RuleFor) -> Proposal:
+    parameters = tuple(member.parameter for member in one.members)
+    evidence = tuple(dict.fromkeys(told for member in one.members[:1] for told in member.evidence))
+    return Proposal(
+        one.rule, evidence, parameters, frozenset(name for member in one.members for name in member.tensors)
+    )
+
+
+_Fit = tuple[tuple[str, ...], tuple[Transform, ...], tuple[str, ...]]  # tensors, transforms, and what speaks for them
+_Move = tuple[tuple[Transform, ...], tuple[str, ...]]
+
+
+def dequantisation(numbers: TypedTensor, others: Sequence[TypedTensor]) -> Dequantize | None:
+    """Return the dequantisation that takes a scale of this shape, or None if there is none or more than one."""
+    types = [TensorType(one.dtype, one.shape) for one in (numbers, *others)]
+    shape, scales = numbers.shape, others[0].shape
+    steps = [Dequantize()]
+    if len(scales) == 1 and len(shape) > 1:
+        steps = [Dequantize(axis) for axis, extent in enumerate(shape) if extent == scales[0]] or steps
+    if len(scales) == len(shape) == 2:
+        if all(-(-extent // 128) == count for extent, count in zip(shape, scales, strict=True)):
+            steps.append(Dequantize(block=(128, 128)))
+        elif shape[0] == scales[0] and 1 < scales[1] < shape[1] and shape[1] % scales[1] == 0:
+            steps.append(Dequantize(block=(1, shape[1] // scales[1])))
+    fitting = [step for step in steps if _takes(step, types)]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def _takes(step: Transform, types: Sequence[TensorType]) -> bool:
+    try:
+        infer_all([step], types)
+    except TransformError:
+        return False
+    return True
+
+
+def _conversions(dtype: str, shape: tuple[int, ...], wanted: TensorType) -> "list[_Fit]":
+    last, cast = _cast(dtype, wanted.dtype)
+    if last is None:
+        return []
+    return [((), (*move, *last), (*told, *cast)) for move, told in _moves(shape, wanted.shape)]
+
+
+def _joined(first: "_Fit", then: "_Fit") -> "_Fit":
+    return first[0] + then[0], first[1] + then[1], first[2] + then[2]
+
+
+def _extents(shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(sorted(extent for extent in shape if extent != 1))
+
+
+def _moves(shape: tuple[int, ...], wanted: tuple[int, ...]) -> list[_Move]:
+    moves: list[_Move] = []
+    if shape == wanted:
+        moves.append(((), ()))
+    if len(shape) == 2 and shape[::-1] == wanted and min(shape) > 1:
+        moves.append(((TURN,), (f"its shape {list(shape)} is {list(wanted)} transposed",)))
+    if not moves and _without_ones(shape) == _without_ones(wanted):
+        moves.append(((Reshape(wanted),), (f"its shape {list(shape)} is {list(wanted)} but for extents of 1",)))
+    return moves
+
+
+def _without_ones(shape: tuple[int, ...]) -> list[int]:
+    return [extent for extent in shape if extent != 1]
+
+
+def _cast(dtype: str, wanted: str) -> tuple[tuple[Transform, ...] | None, tuple[str, ...]]:
+    """Return the cast between two dtypes, which is None if one is no float, and what it does."""
+    if dtype == wanted:
+        return (), ()
+    if DTYPES[dtype].kind != DTYPES[wanted].kind:
+        return None, ()
+    return (Cast(wanted),), (f"its {dtype} is rounded to {wanted}",)
+
+
+def is_square(shape: Sequence[int]) -> bool:
+    """Whether a shape is that of a matrix which looks the same transposed."""
+    return len(shape) == 2 and shape[0] == shape[1] > 1
+
+
+def _alike(parameter: str, tensor: str) -> str:
+    if plain(parameter) == plain(tensor):
+        return f"{tensor} is {parameter} but for what wrappers or older releases call it"
+    return f"{tensor} and {parameter} end alike"
+
+
+def _convention(parameter: str) -> tuple[str, ...]:
+    return (
+        ("torch.onnx.export transposes a Linear's weight and renames it so",) if parameter.startswith(EXPORTED) else ()
+    )
+
+
+def named(names: Sequence[str], most: int = MAX_NAMED) -> str:
+    """List a few names."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
