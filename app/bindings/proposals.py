@@ -163,10 +163,9 @@ class _Proposer:
 
     def _mend(self, one: Wanted) -> None:
         """Find what is lacking between a parameter and the tensors of its rule."""
-        if len(one.tensors) == 1 and not one.transforms:
-            fits = self._fits(one.type, one.tensors[0])
-            if len(fits) == 1:
-                self._feed(one, one.tensors[0], fits[0], ())
+        if len(one.tensors) == 1 and not one.transforms and (fits := self._fits(one.type, one.tensors[0])):
+            told = self._layout(one.parameter.name, one.tensors[0]) if len(fits) > 1 else None
+            self._feed(one, one.tensors[0], fits[told[0] if told else 0], (told[1],) if told else ())
 
     def _by_name(self, missing: Mapping[str, Wanted], spare: Collection[str]) -> None:
         for name, found in namesakes(missing, spare).items():

@@ -52,11 +52,11 @@ def cast_remedy(
 ) -> str:
     """Say why a cast is not made unasked, and how to ask for it or what to do instead."""
     what = f"{parameter} is {expected.dtype}, but its tensors make {actual.dtype}"
+    proposal = proposed.by_parameter.get(parameter)
     if any(is_quantised(name, tensors[name]) for name in names):
         what = f"{what}, and such numbers usually want a scale first"
-        proposal = proposed.by_parameter.get(parameter)
         if proposal is not None:
-            return f"{what}. Dequantise them: {_advice(proposal)}"
+            return f"{what}. Dequantise them. {_advice(proposal)}"
         scales = [name for name in tensors if (known := companion(name, tensors)) and known.of in names]
         if scales:
             return (
@@ -75,10 +75,11 @@ def unexpected_remedy(
     tensor: str, known: Companion | None, proposed: Proposed, tensors: Mapping[str, TypedTensor]
 ) -> str:
     """Say that a tensor feeds nothing and what it seems to be; only what seems to be nothing may be ignored."""
-    what = f"{tensor} feeds no parameter."
+    what, proposal = f"{tensor} feeds no parameter.", proposed.by_tensor.get(tensor)
     if known is not None:
-        return f"{what} {_belongs(tensor, known, tensors)}"
-    if (proposal := proposed.by_tensor.get(tensor)) is not None:
+        advice = _belongs(tensor, known, tensors) if proposal is None else f"{_identity(known)} {_advice(proposal)}"
+        return f"{what} {advice}"
+    if proposal is not None:
         return f"{what} It may be what {named(proposal.parameters)} lacks. {_advice(proposal)}"
     if (doubt := proposed.tensor_doubts.get(tensor)) is not None:
         return f"{what} {doubt.detail}"
@@ -142,7 +143,7 @@ def _advice(proposal: Proposal) -> str:
 
 
 def _belongs(tensor: str, known: Companion, tensors: Mapping[str, TypedTensor]) -> str:
-    what = f"It is the {_noun(known)} {known.of or 'the model'}."
+    what = _identity(known)
     if known.role in {"scale", "zero point", "quantisation data"}:
         return (
             f"{what} Those numbers mean nothing without it: dequantise them, in a rule that names the numbers, the "
@@ -174,6 +175,10 @@ def _merging(tensor: str, known: Companion, tensors: Mapping[str, TypedTensor]) 
         f"{merge}, or in a rule: {_json([weight, down, up])} as its tensors, and the transform "
         f'{{"op": "merge_lora", "scale": S}} with S = alpha / {rank}, alpha as adapter_config.json has it.'
     )
+
+
+def _identity(known: Companion) -> str:
+    return f"It is the {_noun(known)} {known.of or 'the model'}."
 
 
 def _noun(known: Companion) -> str:
