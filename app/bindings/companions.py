@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
-Role = Literal["scale", "zero point", "activation scale", "quantisation data", "adapter", "weight part"]
+Role = Literal[
+    "packed numbers", "scale", "zero point", "activation scale", "quantisation data", "adapter", "weight part"
+]
 
 
 class TypedTensor(Protocol):
@@ -56,8 +58,18 @@ _PARTS: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
 )
 
 
+# Any companion's name has one of these in it; most tensors of a checkpoint have none.
+_HINT: Final = re.compile(
+    "scale|SCB|absmax|zero|zp|quant|nested_|g_idx|weight_|qweight|lora|hada_|lokr_|ia3_l|alpha|scaling|original"
+)
+
+
 def companion(name: str, tensors: Mapping[str, TypedTensor]) -> Companion | None:
     """Say what a tensor is to another one of the checkpoint, or None if its name and the others tell nothing."""
+    if _HINT.search(name) is None:
+        return None
+    if tensors[name].dtype == "I32" and name.endswith(_PACKED):
+        return Companion("packed numbers", name.rpartition(".")[0], name.rpartition(".")[2])
     return _of_quantised(name, tensors) or _of_module(name, tensors) or _of_weight(name, tensors)
 
 

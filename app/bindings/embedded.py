@@ -101,45 +101,80 @@ class Samples:
         return view(b"".join(pieces), entry.dtype, kept).astype(np.float64)
 
 
-@dataclass(frozen=True)
+@dataclass
 class ValuesOfEmbedded:
     """Compares tensors with the values that the parameters had at first (see `KnownValues`)."""
 
     embedded: EmbeddedWeights
     tensors: Mapping[str, TensorEntry]
     samples: Samples
+    stacks: dict[tuple[tuple[str, ...], tuple[int, ...]], "_Stack"] = field(default_factory=dict)
 
-    def partner(self, parameter: str, tensors: Sequence[str]) -> tuple[str, bool, str] | None:
+    def partner(self, parameter: str, tensors: tuple[str, ...]) -> tuple[str, bool, str] | None:
         """Return the one tensor whose values are the parameter's, whether transposed, and how that is known."""
         mine = self.embedded.entries.get(parameter)
         if mine is None:
             return None
-        equal = [name for name in tensors if _same(mine, self.tensors[name])]
+        stack = self._stack(tensors, mine.shape)
+        equal = stack.equal.get((mine.dtype, mine.shape, mine.blake3), ())
         if len(equal) == 1:
             return equal[0], False, f"{equal[0]} has the very values of {parameter} in the definition's own weights"
-        found = sorted(
-            ((score, name, turned) for name in tensors for score, turned in self._scores(mine, self.tensors[name])),
-            reverse=True,
-        )
-        if not found or found[0][0] < ALIKE or (len(found) > 1 and found[1][0] > UNLIKE):
+        sample = self.samples.of(mine)
+        found = None if sample is None else stack.closest(sample)
+        if found is None:
             return None
-        score, name, turned = found[0]
+        name, turned, score = found
         return name, turned, _closeness(parameter, name, score, turned=turned)
 
     def is_transposed(self, parameter: str, tensor: str) -> tuple[bool, str] | None:
         """Say whether a square tensor lies the other way round than the parameter, and how that is known."""
-        found = self.partner(parameter, [tensor])
+        found = self.partner(parameter, (tensor,))
         return None if found is None else found[1:]
 
-    def _scores(self, mine: TensorEntry, other: TensorEntry) -> Iterator[tuple[float, bool]]:
-        """Yield the cosine of some values as they lie, and of them transposed, as far as the shapes fit."""
-        one, two = self.samples.of(mine), self.samples.of(other)
-        if one is None or two is None:
-            return
-        if one.shape == two.shape and prod(mine.shape) == prod(other.shape):
-            yield _cosine(one, two), False
-        if len(mine.shape) == len(other.shape) == 2 and mine.shape == other.shape[::-1]:
-            yield _cosine(one, two.T), True
+    def _stack(self, tensors: tuple[str, ...], shape: tuple[int, ...]) -> "_Stack":
+        key = tensors, shape
+        if key not in self.stacks:
+            self.stacks[key] = _Stack.of([self.tensors[name] for name in tensors], shape, self.samples)
+        return self.stacks[key]
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """The tensors of one shape or of it transposed: their digests, and their sampled values as rows of length 1."""
+
+    equal: Mapping[tuple[str, tuple[int, ...], str], Sequence[str]]
+    ways: Sequence[tuple[str, bool]]  # the name of each row, and whether it is transposed
+    rows: "Array | None"
+
+    @classmethod
+    def of(cls, entries: Sequence[TensorEntry], shape: tuple[int, ...], samples: Samples) -> "_Stack":
+        import numpy as np  # noqa: PLC0415 - the API starts without numpy
+
+        equal: dict[tuple[str, tuple[int, ...], str], list[str]] = defaultdict(list)
+        ways, rows = [], []
+        for entry in entries:
+            equal[entry.dtype, entry.shape, entry.blake3].append(entry.name)
+            sample = samples.of(entry)
+            if sample is None:
+                continue
+            if entry.shape == shape:
+                ways.append((entry.name, False))
+                rows.append(_unit(sample))
+            if len(shape) == 2 and entry.shape == shape[::-1]:
+                ways.append((entry.name, True))
+                rows.append(_unit(sample.T))
+        return cls(equal, ways, np.stack(rows) if rows else None)
+
+    def closest(self, sample: "Array") -> tuple[str, bool, float] | None:
+        """Return the one row that is alike while all others are unlike."""
+        if self.rows is None:
+            return None
+        scores = self.rows @ _unit(sample)
+        best = int(scores.argmax())
+        others = sorted(scores.tolist())[:-1]
+        if scores[best] < ALIKE or (others and others[-1] > UNLIKE):
+            return None
+        return *self.ways[best], float(scores[best])
 
 
 def broken_ties(
@@ -222,11 +257,13 @@ def _mirror(one: "Array | None", other: "Array | None") -> bool:
     return one is not None and other is not None and one.shape == other.T.shape and bool((one == other.T).all())
 
 
-def _cosine(one: "Array", other: "Array") -> float:
+def _unit(sample: "Array") -> "Array":
+    """Return the values in a row of length 1; of length 0 if they have none that could be compared."""
     import numpy as np  # noqa: PLC0415 - the API starts without numpy
 
-    length = float(np.linalg.norm(one) * np.linalg.norm(other))
-    return float((one * other).sum()) / length if length and np.isfinite(length) else 0.0
+    row = sample.reshape(-1)
+    length = float(np.linalg.norm(row))
+    return row / length if length and np.isfinite(length) else np.zeros_like(row)
 
 
 def _closeness(parameter: str, tensor: str, score: float, *, turned: bool) -> str:

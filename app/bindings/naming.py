@@ -83,7 +83,8 @@ def _commonest(matches: list[_Match], support: Mapping[_Difference, int]) -> lis
     return [one for one in kept if one.support == most]
 
 
-def leaves_differ(parameter: str, tensor: str) -> bool:
-    """Whether the two names say that they are different things, as a weight and a bias."""
-    one, other = plain(parameter)[-1:], plain(tensor)[-1:]
-    return one != other and {*one, *other} <= LEAVES
+def kind(name: str) -> str:
+    """Return "weight", "bias" and the like if a name ends so, or ""."""
+    leaf = name.rpartition(".")[2]
+    leaf = OLDER.get(leaf, leaf)
+    return leaf if leaf in LEAVES else ""

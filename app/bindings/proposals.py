@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from app.bindings.arithmetic import Dequantize
 from app.bindings.companions import TypedTensor, is_quantised, scales_of
-from app.bindings.naming import Namesake, leaves_differ, namesakes, plain
+from app.bindings.naming import Namesake, kind, namesakes, plain
 from app.bindings.rule_sets import Fed, RuleFor, rule_set
 from app.bindings.steps import TensorType, Transform, TransformError, infer_all
 from app.bindings.transforms import Cast, Reshape, Transpose
@@ -27,7 +27,7 @@ TURN = Transpose((1, 0))
 class KnownValues(Protocol):
     """What is known of values: those of the definition's embedded weights, and those of the tensors."""
 
-    def partner(self, parameter: str, tensors: Sequence[str]) -> tuple[str, bool, str] | None:
+    def partner(self, parameter: str, tensors: tuple[str, ...]) -> tuple[str, bool, str] | None:
         """Return the one tensor whose values are the parameter's, whether transposed, and how that is known."""
 
     def is_transposed(self, parameter: str, tensor: str) -> tuple[bool, str] | None:
@@ -145,22 +145,6 @@ class _Proposer:
         rules = rule_set(self.fed, self.bound, [parameter.name for parameter in self.parameters])
         return Proposed(tuple(_proposal(one) for one in rules), tuple(self.unclear))
 
-    def _candidates(self, missing: Mapping[str, Wanted], spare: Collection[str]) -> dict[str, list[str]]:
-        """Return, for each parameter that nothing is said of, the free tensors that fit by shape and kind."""
-        by_extents: dict[tuple[int, ...], list[str]] = defaultdict(list)
-        for tensor in spare:
-            if tensor not in self.taken:
-                by_extents[_extents(self.tensors[tensor].shape)].append(tensor)
-        return {
-            name: [
-                tensor
-                for tensor in by_extents.get(_extents(one.type.shape), ())
-                if not leaves_differ(name, tensor) and self._fits(one.type, tensor)
-            ]
-            for name, one in missing.items()
-            if name not in self.settled
-        }
-
     def _mend(self, one: Wanted) -> None:
         """Find what is lacking between a parameter and the tensors of its rule."""
         if len(one.tensors) == 1 and not one.transforms and (fits := self._fits(one.type, one.tensors[0])):
@@ -184,13 +168,33 @@ class _Proposer:
         if len(fits) > 1 and told is None and name.startswith(EXPORTED):
             self._say_square([name], [known.tensor])
 
+    def _candidates(self, missing: Mapping[str, Wanted], spare: Collection[str]) -> dict[str, tuple[str, ...]]:
+        """Return, for each parameter that nothing is said of, the free tensors that fit by shape and kind.
+
+        Parameters of one type and kind have the very same ones.
+        """
+        by_extents: dict[tuple[int, ...], list[str]] = defaultdict(list)
+        for tensor in spare:
+            if tensor not in self.taken:
+                by_extents[_extents(self.tensors[tensor].shape)].append(tensor)
+        groups: dict[tuple[TensorType, str], tuple[str, ...]] = {}
+        found = {}
+        for name, one in missing.items():
+            if name in self.settled:
+                continue
+            key = one.type, kind(name)
+            if key not in groups:
+                near = by_extents.get(_extents(one.type.shape), ())
+                groups[key] = tuple(t for t in near if kind(t) in {"", key[1] or kind(t)} and self._fits(one.type, t))
+            found[name] = groups[key]
+        return found
+
     def _by_value(self, missing: Mapping[str, Wanted], spare: Collection[str]) -> None:
         if self.values is None:
             return
         for name, candidates in self._candidates(missing, spare).items():
-            open_ = [tensor for tensor in candidates if tensor not in self.taken]
-            found = self.values.partner(name, open_) if open_ else None
-            if found is not None:
+            found = self.values.partner(name, candidates) if candidates else None
+            if found is not None and found[0] not in self.taken:
                 tensor, is_turned, evidence = found
                 fits = self._fits(missing[name].type, tensor)
                 fit = next((fit for fit in fits if (TURN in fit[1]) == is_turned), fits[0])
@@ -198,16 +202,20 @@ class _Proposer:
 
     def _by_shape(self, missing: Mapping[str, Wanted], spare: Collection[str]) -> None:
         by_parameter = self._candidates(missing, spare)
-        by_tensor: dict[str, list[str]] = defaultdict(list)
+        groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
         for name, found in by_parameter.items():
+            groups[found].append(name)
+        rivals: dict[str, list[str]] = defaultdict(list)
+        for found, names in groups.items():
             for tensor in found:
-                by_tensor[tensor].append(name)
-        for name, found in by_parameter.items():
-            if len(found) == 1 and len(by_tensor[found[0]]) == 1:
-                self._shaped(missing[name], found[0])
-            elif found and name not in self.settled:
-                rivals = sorted({other for tensor in found for other in by_tensor[tensor]})
-                self._say(rivals, sorted({one for rival in rivals for one in by_parameter[rival]}), "their shapes fit")
+                rivals[tensor] += names
+        for found, names in groups.items():
+            wanting = list(dict.fromkeys(other for tensor in found for other in rivals[tensor]))
+            if len(found) == len(wanting) == 1:
+                self._shaped(missing[names[0]], found[0])
+            elif found and not self.settled.issuperset(names):
+                tensors = sorted({tensor for other in wanting for tensor in by_parameter[other]})
+                self._say(wanting, tensors, "their shapes fit")
 
     def _shaped(self, one: Wanted, tensor: str) -> None:
         fits, name = self._fits(one.type, tensor), one.parameter.name

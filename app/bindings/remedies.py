@@ -149,6 +149,11 @@ def _belongs(tensor: str, known: Companion, tensors: Mapping[str, TypedTensor]) 
             f"{what} Those numbers mean nothing without it: dequantise them, in a rule that names the numbers, the "
             "scale and the zero point if there is one, with the transform `dequantize`, or do it before the upload."
         )
+    if known.role == "packed numbers":
+        return (
+            f"{what} Several of them share an integer (GPTQ, AWQ and the like): dequantise before the upload, with the "
+            "tool that has packed them."
+        )
     if known.role == "activation scale":
         return (
             f"{what} An engine quantises activations by itself, if at all; once the weights are dequantised, leave it "

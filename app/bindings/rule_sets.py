@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -55,11 +55,12 @@ def rule_set(fed: Sequence[Fed], bound: Mapping[str, tuple[str, ...]], parameter
     A rule with a group stands only for two or more parameters, and only if it matches no other one.
     """
     left = {one.parameter: one for one in fed}
+    common = {one.parameter: _Common.of(one) for one in fed}
     rules: list[RuleFor] = []
     for depth in DEPTHS:
         groups: dict[_Shape, list[Fed]] = defaultdict(list)
         for one in left.values():
-            for shape in _shapes(one, depth):
+            if (shape := common[one.parameter].rule(one, depth)) is not None:
                 groups[shape].append(one)
         for shape, members in groups.items():
             names = {one.parameter for one in members}
@@ -80,19 +81,33 @@ def _takes_others(
     return any(shape.matches(name) and name not in names for name in (*bound, *parameters))
 
 
-def _shapes(one: Fed, depth: int) -> Iterator[_Shape]:
-    """Yield the rule for a name and its tensors in which only the middle that they have in common is a group."""
-    parameter, tensor = one.parameter.split("."), one.tensors[0].split(".")
-    start, other, length = _common_run(parameter, tensor)
-    middle = length - depth
-    if middle < 1:
-        return
-    before, prefix = (_joined(names, at) for names, at in ((parameter, start), (tensor, other)))
-    after = "".join(f".{segment}" for segment in parameter[start + middle :])
-    head = prefix + ".".join(tensor[other : other + middle])
-    if all(name.startswith(head) for name in one.tensors):
-        suffixes = tuple(name.removeprefix(head) for name in one.tensors)
-        yield _Shape(before, after, prefix, suffixes, one.transforms)
+@dataclass(frozen=True, slots=True)
+class _Common:
+    """The longest run of segments that a parameter and its first tensor share, and where it starts in each."""
+
+    parameter: list[str]
+    tensor: list[str]
+    start: int
+    other: int
+    length: int
+
+    @classmethod
+    def of(cls, one: Fed) -> "_Common":
+        parameter, tensor = one.parameter.split("."), one.tensors[0].split(".")
+        return cls(parameter, tensor, *_common_run(parameter, tensor))
+
+    def rule(self, one: Fed, depth: int) -> _Shape | None:
+        """Return the rule whose group is what is shared but for `depth` segments at its end; None if it has none."""
+        middle = self.length - depth
+        if middle < 1:
+            return None
+        before, prefix = _joined(self.parameter, self.start), _joined(self.tensor, self.other)
+        after = "".join([f".{segment}" for segment in self.parameter[self.start + middle :]])
+        head = prefix + ".".join(self.tensor[self.other : self.other + middle])
+        if not all(name.startswith(head) for name in one.tensors):
+            return None
+        suffixes = tuple([name.removeprefix(head) for name in one.tensors])
+        return _Shape(before, after, prefix, suffixes, one.transforms)
 
 
 def _joined(names: Sequence[str], count: int) -> str:
