@@ -1,7 +1,8 @@
 """Binding: which checkpoint tensors feed which parameter of a definition."""
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,7 +19,7 @@ from app.bindings.remedies import (
     unused_remedy,
 )
 from app.bindings.report import NO_RULE, BindingReport, BindingWarning, ParameterBinding, Problem, ProblemKind
-from app.bindings.rules import BindingRuleError, FeedRule, IgnoreRule, Rule
+from app.bindings.rules import BindingRuleError, FeedRule, IgnoreRule, Pattern, Rule
 from app.bindings.steps import TensorType, Transform, TransformError, infer_all
 from app.bindings.transforms import Cast
 from app.definitions.parameter import Parameter
@@ -109,6 +110,27 @@ class _Outcome:
         return Wanted(choice.parameter) if self.missing else Wanted(choice.parameter, choice.tensors, choice.transforms)
 
 
+@dataclass(frozen=True)
+class _Index:
+    """The places of rules, by the only name that they match, and of those that match others as well."""
+
+    literal: Mapping[str, list[int]]
+    general: list[int]
+
+    @classmethod
+    def of(cls, patterns: Iterable[tuple[int, Pattern]]) -> "_Index":
+        literal: dict[str, list[int]] = defaultdict(list)
+        general: list[int] = []
+        for at, pattern in patterns:
+            (general if pattern.literal is None else literal[pattern.literal]).append(at)
+        return cls(dict(literal), general)
+
+    def near(self, name: str) -> list[int]:
+        """Return the places of the rules that may match a name, in their order."""
+        exact = self.literal.get(name)
+        return self.general if exact is None else sorted(exact + self.general)
+
+
 @dataclass
 class _Binder:
     """One run of `bind`: what it has found so far."""
@@ -121,6 +143,14 @@ class _Binder:
     warnings: list[BindingWarning] = field(default_factory=list)
     applied: set[int] = field(default_factory=set)
     deadline: float = field(default_factory=lambda: time.monotonic() + MATCHING_S)
+
+    def __post_init__(self) -> None:
+        self.feeding = _Index.of(
+            (at, rule.parameter) for at, rule in enumerate(self.rules) if isinstance(rule, FeedRule)
+        )
+        self.ignoring = _Index.of(
+            (at, rule.tensors) for at, rule in enumerate(self.rules) if isinstance(rule, IgnoreRule)
+        )
 
     def report(self, parameters: Sequence[Parameter]) -> BindingReport:
         choices = [self._choose(parameter) for parameter in parameters]
@@ -136,8 +166,8 @@ class _Binder:
             if one.binding is None:
                 self._tell(one, proposed)
         self.problems += [self._unexpected(name, proposed) for name in unexpected]
-        unused = sorted(set(range(self.given)) - self.applied)
-        self.warnings += [BindingWarning(index, unused_remedy(self.rules[index])) for index in unused]
+        unused = {rule.index: rule for rule in self.rules[: self.given] if rule.index not in self.applied}
+        self.warnings += [BindingWarning(index, unused_remedy(rule)) for index, rule in unused.items()]
         self.warnings += [BindingWarning(NO_RULE, detail) for detail in square_warning(bindings)]
         return BindingReport(bindings, tuple(self.problems), ignored, tuple(self.warnings), proposed)
 
@@ -161,25 +191,32 @@ class _Binder:
     def _choose(self, parameter: Parameter) -> _Choice:
         self._check_time()
         absent: _Choice | None = None
-        for index, rule in enumerate(self.rules):
+        for at in self.feeding.near(parameter.name):
+            rule = self.rules[at]
             if isinstance(rule, FeedRule) and (groups := rule.parameter.match(parameter.name)):
                 choice = _Choice(parameter, tuple(one.expand(groups) for one in rule.tensors), rule.transforms)
-                if index < self.given or all(name in self.tensors for name in choice.tensors):
-                    self.applied.add(index)
+                is_strict = at < self.given and not rule.is_preset
+                if is_strict or all(name in self.tensors for name in choice.tensors):
+                    self._apply(at)
                     return choice
-                absent = absent or choice
+                absent = absent or (None if rule.is_preset else choice)
         return absent or _Choice(parameter, (parameter.name,), ())
 
     def _ignores(self, tensor: str) -> bool:
         self._check_time()
-        for index, rule in enumerate(self.rules):
+        for at in self.ignoring.near(tensor):
+            rule = self.rules[at]
             if isinstance(rule, IgnoreRule) and rule.tensors.match(tensor):
-                self.applied.add(index)
-                known = companion(tensor, self.tensors) if index < self.given else None
+                self._apply(at)
+                known = companion(tensor, self.tensors) if at < self.given else None
                 if known is not None and known.role != "activation scale":
-                    self.warnings.append(BindingWarning(index, ignored_companion(tensor, known)))
+                    self.warnings.append(BindingWarning(rule.index, ignored_companion(tensor, known)))
                 return True
         return False
+
+    def _apply(self, at: int) -> None:
+        if at < self.given:
+            self.applied.add(self.rules[at].index)
 
     def _unexpected(self, name: str, proposed: Proposed) -> Problem:
         known = companion(name, self.tensors)

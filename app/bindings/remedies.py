@@ -129,6 +129,8 @@ def square_warning(bindings: Sequence[ParameterBinding]) -> Iterator[str]:
 
 def unused_remedy(rule: Rule) -> str:
     """Say what a rule that applied to nothing was meant to match."""
+    if rule.is_preset:
+        return "No rule of this preset finds its tensors, or earlier rules took them."
     if isinstance(rule, FeedRule):
         return f"No parameter is fed by the pattern {rule.parameter.text!r}: none matches, or earlier rules took them."
     return f"No unused tensor matches the pattern {rule.tensors.text!r}, or earlier rules took them."

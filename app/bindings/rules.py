@@ -2,6 +2,7 @@ r"""The rules a client gives for binding, and how their patterns and templates a
 
     {"parameter": PATTERN, "tensors": [TEMPLATE, ...], "transforms": [...]}   what feeds the parameters
     {"ignore": PATTERN, "equal_to": PARAMETER}                                tensors that feed nothing
+    {"preset": NAME}                                                          rules of `presets`, by name
 
 With `equal_to`, a tensor that is ignored because a parameter has its values is warned of if it has others.
 
@@ -11,22 +12,25 @@ a tensor name in which \1 or \g<name> stand for groups of the pattern and \\ for
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import re2
 
+from app.bindings.presets import PRESETS
 from app.bindings.steps import Transform, TransformError
 from app.bindings.transform_json import transform_from_json
 
-MAX_RULES = 256
+MAX_RULES = 4096
 MAX_PATTERN = 512
 MAX_TENSORS_PER_RULE = 128
 MAX_TRANSFORMS_PER_RULE = 32
 PATTERN_MEMORY = 1024 * 1024
 
+_ESCAPED = re.compile(r"\\(.)")
+_LITERAL = re.compile(r"(?:[^\\.+*?()|\[\]{}^$]|\\[^A-Za-z0-9])*")
 _REFERENCE = re.compile(r"\\(?:([1-9][0-9]?)|g<(\w{1,64})>|(\\)|(.?))")
 
 
@@ -51,6 +55,11 @@ class Pattern:
         options.log_errors = False
         options.max_mem = PATTERN_MEMORY
         return re2.compile(self.text.encode(), options)
+
+    @cached_property
+    def literal(self) -> str | None:
+        """The only name that it matches, or None if it is more than a name with special characters escaped."""
+        return _ESCAPED.sub(r"\1", self.text) if _LITERAL.fullmatch(self.text) else None
 
     def match(self, name: str) -> tuple[str, ...] | None:
         """Return the text of each group, the whole first and "" for one that took no part, or None."""
@@ -79,11 +88,16 @@ class Template:
 
 @dataclass(frozen=True, slots=True)
 class FeedRule:
-    """The tensors and transforms that feed each parameter whose name matches."""
+    """The tensors and transforms that feed each parameter whose name matches.
+
+    `index` is the rule's place in the list that it was read from. All rules of a preset have the preset's.
+    """
 
     parameter: Pattern
     tensors: tuple[Template, ...]
     transforms: tuple[Transform, ...] = ()
+    index: int = field(default=0, compare=False)
+    is_preset: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +106,8 @@ class IgnoreRule:
 
     tensors: Pattern
     equal_to: str | None = None
+    index: int = field(default=0, compare=False)
+    is_preset: bool = field(default=False, compare=False)
 
 
 Rule = FeedRule | IgnoreRule
@@ -101,7 +117,18 @@ def parse_rules(values: Sequence[Any]) -> tuple[Rule, ...]:
     """Read a client's rules; BindingRuleError names the first that is wrong and what it should be."""
     if len(values) > MAX_RULES:
         raise BindingRuleError(MAX_RULES, f"there are {len(values)} rules; give at most {MAX_RULES}")
-    return tuple(_rule(index, value) for index, value in enumerate(values))
+    return tuple(rule for index, value in enumerate(values) for rule in _rules(index, value))
+
+
+def _rules(index: int, value: object) -> Iterator[Rule]:
+    if not isinstance(value, Mapping) or value.keys() != {"preset"}:
+        yield replace(_rule(index, value), index=index)
+        return
+    name = value["preset"]
+    if not isinstance(name, str) or name not in PRESETS:
+        raise BindingRuleError(index, f"there is no preset {name!r:.60}; there is {', '.join(PRESETS)}")
+    for one in PRESETS[name]:
+        yield replace(_rule(index, one), index=index, is_preset=True)
 
 
 def _rule(index: int, value: object) -> Rule:
@@ -114,7 +141,8 @@ def _rule(index: int, value: object) -> Rule:
         raise BindingRuleError(index, str(error)) from error
     raise BindingRuleError(
         index,
-        'a rule is {"parameter": PATTERN, "tensors": [TEMPLATE, ...], "transforms": [...]} or {"ignore": PATTERN}',
+        'a rule is {"parameter": PATTERN, "tensors": [TEMPLATE, ...], "transforms": [...]}, {"ignore": PATTERN} or '
+        '{"preset": NAME}',
     )
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.bindings.presets import PRESETS
 from app.bindings.report import ProblemKind
 from app.bindings.rules import MAX_RULES
 from app.http.fields import Number
@@ -58,7 +59,8 @@ class BindingRequest(RequestBody):
         [],
         max_length=MAX_RULES,
         description=(
-            '`{"parameter": PATTERN, "tensors": [TEMPLATE, ...], "transforms": [...]}` or `{"ignore": PATTERN}`. '
+            '`{"parameter": PATTERN, "tensors": [TEMPLATE, ...], "transforms": [...]}` or `{"ignore": PATTERN}`, '
+            'or `{"preset": NAME}` for the rules of a common tool: ' + ", ".join(f"`{name}`" for name in PRESETS) + ". "
             "The first rule that matches wins. A pattern is an RE2 regular expression for the whole name; "
             r"a template names a tensor, with `\1` or `\g<name>` for the pattern's groups. Transforms are "
             "`transpose {perm}`, `reshape {shape}`, `slice {axis, start, stop, step}`, "

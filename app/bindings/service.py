@@ -107,14 +107,15 @@ class Pair:
         if not report.ignored or not any("equal_to" in rule for rule in (*rules, *self.defaults)):
             return
         entries, fed = self._entries, {one.parameter: one.tensors for one in report.bindings}
-        for index, rule in enumerate(self._parsed(rules)):
+        given = len(parse_rules(rules))
+        for at, rule in enumerate(self._parsed(rules)):
             if not isinstance(rule, IgnoreRule) or rule.equal_to is None:
                 continue
             for name in report.ignored:
                 used = fed.get(rule.equal_to, ())
                 if rule.tensors.match(name) and len(used) == 1 and entries[name].blake3 != entries[used[0]].blake3:
-                    given = index if index < len(rules) else NO_RULE
-                    yield BindingWarning(given, unequal_warning(name, used[0]))
+                    index = rule.index if at < given else NO_RULE
+                    yield BindingWarning(index, unequal_warning(name, used[0]))
 
     def _broken_ties(self, report: BindingReport) -> Iterator[BindingWarning]:
         if report.ok and self.embedded.ties:
