@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from app.bindings.contiguous import contiguous
 from app.bindings.proposals import Proposed
 from app.bindings.steps import TensorType, Transform, TransformError, apply_all
 from app.bindings.transform_json import transform_from_json
@@ -42,7 +43,7 @@ class ParameterBinding:
                 f"{self.parameter} is {TensorType(self.dtype, self.shape)}, but its tensors make "
                 f"{array.dtype}{list(array.shape)}: check the binding against these weights again"
             )
-        return array if array.flags.c_contiguous and array.flags.aligned else array.copy(order="C")
+        return array if array.flags.c_contiguous and array.flags.aligned else contiguous(array)
 
     def to_json(self) -> dict[str, Any]:
         """Return {parameter, dtype, shape, tensors, transforms}."""

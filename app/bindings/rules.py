@@ -63,6 +63,8 @@ class Pattern:
 
     def match(self, name: str) -> tuple[str, ...] | None:
         """Return the text of each group, the whole first and "" for one that took no part, or None."""
+        if self.literal is not None:
+            return (name,) if name == self.literal else None
         found = self._compiled.fullmatch(name.encode())
         if found is None:
             return None
@@ -71,6 +73,8 @@ class Pattern:
     @property
     def groups(self) -> Mapping[str, int]:
         """The number of each group by its name and by its number in decimal."""
+        if self.literal is not None:
+            return {"0": 0}
         named = {name.decode(): number for name, number in self._compiled.groupindex.items()}
         return {**named, **{str(number): number for number in range(self._compiled.groups + 1)}}
 
