@@ -30,19 +30,17 @@ def measure(service: Service, scratch: Path) -> dict[str, Any]:
     """Time the calls over HTTP, and refits by the old rules and by others in turns, so that noise hits both alike."""
     client = Client(service.url, "named")
     client.call("POST", "/v1/models", {"name": "named"})
-    first = _network()
+    first = _network(0)
     graph = scratch / "named.onnx"
     onnx.save(_graph(first), graph)
     made = client.post("definitions", {"onnx": client.upload(graph)})
-    checkpoint = scratch / "state_dict.safetensors"
-    save_file({_saved(name): _turned(name, array) for name, array in first.items()}, checkpoint)
-    weights = client.post("weights", {"files": [client.upload(checkpoint)]})["version"]
+    weights = _upload(client, scratch, first)
     body = {"definition": made["version"], "weights": weights}
     proposed = client.post("bindings/propose", body)
     if not proposed["ok"]:
         raise RuntimeError(f"unclear: {proposed['unclear'][:1]}, {proposed['report']['problems'][:1]}")
     whole = body | {"rules": proposed["rules"]}
-    job = client.post("builds", {"definition": made["version"], "weights": made["weights"]})
+    job = client.post("builds", whole)
     engine = client.finish(job, lambda _job: None)["engine"]
     return {
         "tensors": len(first),
@@ -50,17 +48,20 @@ def measure(service: Service, scratch: Path) -> dict[str, Any]:
         "propose_ms": _milliseconds(lambda: client.post("bindings/propose", body)),
         "check_ms": _milliseconds(lambda: client.post("bindings/check", whole)),
         "check_unbound_ms": _milliseconds(lambda: client.post("bindings/check", body)),
-        **_refits(client, engine, made["weights"], weights, proposed["rules"]),
+        **_refits(client, scratch, engine, proposed["rules"]),
         **_transposes(scratch),
     }
 
 
-def _refits(client: Client, engine: int, plain: int, saved: int, rules: list[Any]) -> dict[str, float]:
-    """Refit to the same values, once as the definition names them and once as the checkpoint does."""
+def _refits(client: Client, scratch: Path, engine: int, rules: list[Any]) -> dict[str, float]:
+    """Refit to the same values, once under the names of the engine's own weights and once under others."""
+    trained = _network(1)
+    as_before, renamed = _upload(client, scratch, trained), _upload(client, scratch, trained, "module.")
+    others = [rule | {"tensors": [f"module.{name}" for name in rule["tensors"]]} for rule in rules]
     by_old, by_other = [], []
     for _ in range(ROUNDS):
-        by_old.append(_job_seconds(client, {"engine": engine, "weights": plain, "rules": []}))
-        by_other.append(_job_seconds(client, {"engine": engine, "weights": saved, "rules": rules}))
+        by_old.append(_job_seconds(client, {"engine": engine, "weights": as_before}))
+        by_other.append(_job_seconds(client, {"engine": engine, "weights": renamed, "rules": others}))
     old, other = statistics.median(by_old), statistics.median(by_other)
     return {
         "refit_s": round(old, 4),
@@ -109,8 +110,16 @@ def _copy(path: Path, target: Path) -> None:
     target.unlink()
 
 
-def _network() -> Arrays:
-    random = np.random.default_rng(0)
+def _upload(client: Client, scratch: Path, weights: Arrays, prefix: str = "") -> int:
+    """Upload weights as a PyTorch module saves them; return the version's number."""
+    path = scratch / "state_dict.safetensors"
+    save_file({prefix + _saved(name): _turned(name, array) for name, array in weights.items()}, path)
+    version: int = client.post("weights", {"files": [client.upload(path)]})["version"]
+    return version
+
+
+def _network(seed: int) -> Arrays:
+    random = np.random.default_rng(seed)
     made: Arrays = {}
     for layer in range(LAYERS):
         made[f"onnx::MatMul_{layer}"] = random.standard_normal((WIDTH, WIDTH)).astype(np.float32) / WIDTH**0.5

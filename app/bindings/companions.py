@@ -42,7 +42,7 @@ _ROLES: Final[tuple[tuple[Role, re.Pattern[str]], ...]] = (
 )
 _ADAPTER: Final = re.compile(
     r"(?:(.+?)[._])?"
-    r"(lora_(?:A|B|a|b|up|down|mid|embedding_A|embedding_B|magnitude_vector)|lora_linear_layer\.(?:up|down)"
+    r"(lora_(?:A|B|E|a|b|up|down|mid|alpha|ranknum|embedding_A|embedding_B|magnitude_vector)|lora_linear_layer\.(?:up|down)"
     r"|lora\.(?:up|down)|dora_scale|hada_[wt]\d(?:_[ab])?|lokr_[wt]\d(?:_[ab])?|ia3_l)"
     r"(?:\.(?!weight$|bias$)\w+)?(?:\.(?:weight|bias))?"
 )
