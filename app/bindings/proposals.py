@@ -129,6 +129,7 @@ class _Proposer:
     unclear: list[Unclear] = field(default_factory=list)
     taken: set[str] = field(default_factory=set)
     settled: set[str] = field(default_factory=set)
+    doubted: set[str] = field(default_factory=set)  # square matrices of which that is said
     known_fits: dict[tuple[TensorType, str, tuple[int, ...]], "list[_Fit]"] = field(default_factory=dict)
     turned: bool = False  # whether any tensor of a parameter's own name lies the other way round
 
@@ -140,8 +141,7 @@ class _Proposer:
         self._by_name(missing, spare)
         self._by_value(missing, spare)
         self._by_shape(missing, spare)
-        if self.turned or self.values is not None:
-            self._squares()
+        self._squares()
         rules = rule_set(self.fed, self.bound, [parameter.name for parameter in self.parameters])
         return Proposed(tuple(_proposal(one) for one in rules), tuple(self.unclear))
 
@@ -260,29 +260,39 @@ class _Proposer:
         return None if self.values is None else self.values.is_transposed(parameter, tensor)
 
     def _squares(self) -> None:
-        """Look at the square matrices that are bound as they are, although others of the checkpoint lie otherwise."""
+        """Look at the square matrices, whose shape does not tell how they lie.
+
+        Those under their parameters' very names are doubted only if other matrices of the checkpoint lie otherwise.
+        Those under other names are doubted unless a matrix that is not square shows that all lie as they should.
+        """
         shapes = {parameter.name: parameter for parameter in self.parameters}
-        doubted = []
-        for name, tensors in self.bound.items():
-            shape = shapes[name].shape
-            if len(tensors) != 1 or not is_square(shape) or plain(name)[-1:] != plain(tensors[0])[-1:]:
-                continue
-            told = self._layout(name, tensors[0])
-            if told is None:
-                doubted.append((name, tensors[0]))
-            elif told[0]:
-                fit = (tensors, (TURN,), (told[1],))
-                self._feed(Wanted(shapes[name]), tensors[0], fit, ())
-        if not self.turned:
-            return
-        doubted += [
-            (one.parameter, one.tensors[0])
-            for one in self.fed
-            if is_square(shapes[one.parameter].shape) and TURN not in one.transforms
-            and self._layout(one.parameter, one.tensors[0]) is None
-        ]  # fmt: skip
+        doubted = self._bound_squares(shapes) if self.turned or self.values is not None else []
+        is_upright = not self.turned and any(_shows_layout(*one) for one in self._matrices(shapes))
+        for one in self.fed:
+            name, tensor = one.parameter, one.tensors[0]
+            is_open = is_square(shapes[name].shape) and TURN not in one.transforms and name not in self.doubted
+            is_known = is_upright or (name == tensor and not self.turned)
+            if is_open and not is_known and self._layout(name, tensor) is None:
+                doubted.append((name, tensor))
         if doubted:
             self._say_square([name for name, _ in doubted], [tensor for _, tensor in doubted])
+
+    def _bound_squares(self, shapes: Mapping[str, Parameter]) -> list[tuple[str, str]]:
+        """Turn those that are bound and lie the other way round by their values, and return those that may."""
+        doubted = []
+        for name, tensors in self.bound.items():
+            if len(tensors) != 1 or not is_square(shapes[name].shape) or plain(name)[-1:] != plain(tensors[0])[-1:]:
+                continue
+            told = self._layout(name, tensors[0])
+            if told is None and self.turned:
+                doubted.append((name, tensors[0]))
+            elif told is not None and told[0]:
+                self._feed(Wanted(shapes[name]), tensors[0], (tensors, (TURN,), (told[1],)), ())
+        return doubted
+
+    def _matrices(self, shapes: Mapping[str, Parameter]) -> list[tuple[str, tuple[int, ...]]]:
+        names = [*self.bound, *(one.parameter for one in self.fed if TURN not in one.transforms)]
+        return [(name, shapes[name].shape) for name in names]
 
     def _say(self, parameters: Sequence[str], tensors: Sequence[str], why: str) -> None:
         detail = (
@@ -298,6 +308,7 @@ class _Proposer:
             "matrices look alike either way. See how the checkpoint keeps its other matrices, and compare outputs with "
             "the framework's."
         )
+        self.doubted.update(parameters)
         self.settled.update(parameters)
         self.unclear.append(Unclear(tuple(parameters), tuple(tensors), detail))
 
@@ -375,6 +386,12 @@ def _cast(dtype: str, wanted: str) -> tuple[tuple[Transform, ...] | None, tuple[
     if DTYPES[dtype].kind != DTYPES[wanted].kind:
         return None, ()
     return (Cast(wanted),), (f"its {dtype} is rounded to {wanted}",)
+
+
+def _shows_layout(name: str, shape: Sequence[int]) -> bool:
+    """Whether a parameter is a matrix that is no table, which all conventions keep alike, and not square."""
+    is_table = "emb" in name or plain(name)[-2:-1] in {("wte",), ("wpe",)}
+    return len(shape) == 2 and min(shape) > 1 and shape[0] != shape[1] and not is_table
 
 
 def is_square(shape: Sequence[int]) -> bool:

@@ -159,6 +159,27 @@ class TestSquares:
         assert [warning.rule for warning in report.warnings] == [-1]
         assert "h.0.proj.weight is taken as it lies" in report.warnings[0].detail
 
+    def test_is_said_where_nothing_but_tables_and_squares_is_renamed(self) -> None:
+        parameters = {"embeddings.weight": matrix(9, 4), "fc.weight": matrix(4, 4), "fc.bias": matrix(4)}
+        checkpoint = {f"model.{name}": array for name, array in parameters.items()}
+        _, proposed, report = Bench(parameters, checkpoint).pair.propose([], Bench(parameters, checkpoint).read)
+        assert report.ok
+        assert [doubt.parameters for doubt in proposed.unclear] == [("fc.weight",)]
+
+    def test_is_told_by_other_matrices_that_lie_as_they_should(self) -> None:
+        parameters = {"fc.weight": matrix(4, 4), "up.weight": matrix(16, 4)}
+        checkpoint = {f"model.{name}": array for name, array in parameters.items()}
+        bench = Bench(parameters, checkpoint)
+        rules, proposed, _ = bench.pair.propose([], bench.read)
+        assert rules == [{"parameter": "(.+)", "tensors": [r"model.\1"]}]
+        assert proposed.unclear == ()
+
+    def test_under_its_own_name_is_not_doubted(self) -> None:
+        scale = np.array(0.5, np.float32)
+        bench = Bench({"fc.weight": matrix(4, 4)}, {"fc.weight": np.zeros((4, 4), np.int8), "fc.weight_scale": scale})
+        _, proposed, report = bench.pair.propose([], bench.read)
+        assert (report.ok, proposed.unclear) == (True, ())
+
     @pytest.mark.parametrize("noise", [0.0, 0.1])
     def test_is_told_by_the_values_that_the_definition_came_with(self, noise: float) -> None:
         parameters = {"fc.weight": matrix(64, 24), "proj.weight": matrix(24, 24), "tail.weight": matrix(24, 24)}
