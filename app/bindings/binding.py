@@ -18,7 +18,7 @@ from app.bindings.remedies import (
     unexpected_remedy,
     unused_remedy,
 )
-from app.bindings.report import NO_RULE, BindingReport, BindingWarning, ParameterBinding, Problem, ProblemKind
+from app.bindings.report import NO_RULE, BindingProblem, BindingReport, BindingWarning, ParameterBinding, ProblemKind
 from app.bindings.rules import BindingRuleError, FeedRule, IgnoreRule, Pattern, Rule
 from app.bindings.steps import TensorType, Transform, TransformError, infer_all
 from app.bindings.transforms import Cast
@@ -139,7 +139,7 @@ class _Binder:
     rules: Sequence[Rule]
     constants: frozenset[str]
     given: int  # how many of the rules are the client's
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[BindingProblem] = field(default_factory=list)
     warnings: list[BindingWarning] = field(default_factory=list)
     applied: set[int] = field(default_factory=set)
     deadline: float = field(default_factory=lambda: time.monotonic() + MATCHING_S)
@@ -218,11 +218,11 @@ class _Binder:
         if at < self.given:
             self.applied.add(self.rules[at].index)
 
-    def _unexpected(self, name: str, proposed: Proposed) -> Problem:
+    def _unexpected(self, name: str, proposed: Proposed) -> BindingProblem:
         known = companion(name, self.tensors)
         if known is None and name in self.constants:
-            return Problem("unexpected", None, (name,), constant_remedy(name))
-        return Problem("unexpected", None, (name,), unexpected_remedy(name, known, proposed, self.tensors))
+            return BindingProblem("unexpected", None, (name,), constant_remedy(name))
+        return BindingProblem("unexpected", None, (name,), unexpected_remedy(name, known, proposed, self.tensors))
 
     def _check_time(self) -> None:
         if time.monotonic() > self.deadline:
@@ -251,9 +251,9 @@ class _Binder:
         actual = outcome.actual
         if outcome.missing:
             detail = missing_remedy(name, outcome.missing, proposed)
-            self.problems.append(Problem("missing", name, tensors, detail, expected))
+            self.problems.append(BindingProblem("missing", name, tensors, detail, expected))
         elif actual is None:
-            self.problems.append(Problem("bad_transform", name, tensors, outcome.error, expected))
+            self.problems.append(BindingProblem("bad_transform", name, tensors, outcome.error, expected))
         else:
             self._differ(name, tensors, expected, actual, proposed)
 
@@ -266,7 +266,7 @@ class _Binder:
         if expected.dtype != actual.dtype and not is_widening(actual.dtype, expected.dtype):
             kind: ProblemKind = "wrong_dtype" if is_lossless_cast(actual.dtype, expected.dtype) else "lossy_cast"
             detail = cast_remedy(name, tensors, expected, actual, self.tensors, proposed)
-            self.problems.append(Problem(kind, name, tensors, detail, expected, actual))
+            self.problems.append(BindingProblem(kind, name, tensors, detail, expected, actual))
 
 
 def _bound(choice: _Choice, transforms: tuple[Transform, ...]) -> ParameterBinding:

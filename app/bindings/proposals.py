@@ -10,18 +10,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
-from app.bindings.arithmetic import Dequantize
-from app.bindings.companions import TypedTensor, is_quantised, scales_of
+from app.bindings.companions import TypedTensor
+from app.bindings.fits import TURN, Fit, Fits, extents
 from app.bindings.naming import Namesake, kind, namesakes, plain
 from app.bindings.rule_sets import Fed, RuleFor, rule_set
-from app.bindings.steps import TensorType, Transform, TransformError, infer_all
-from app.bindings.transforms import Cast, Reshape, Transpose
+from app.bindings.steps import TensorType, Transform
 from app.definitions.parameter import Parameter
-from app.weights.dtypes import DTYPES
 
 MAX_NAMED = 5
 EXPORTED = "onnx::"  # how torch.onnx.export starts a name it makes up: it has transposed such a matrix
-TURN = Transpose((1, 0))
 
 
 class KnownValues(Protocol):
@@ -130,8 +127,10 @@ class _Proposer:
     taken: set[str] = field(default_factory=set)
     settled: set[str] = field(default_factory=set)
     doubted: set[str] = field(default_factory=set)  # square matrices of which that is said
-    known_fits: dict[tuple[TensorType, str, tuple[int, ...]], "list[_Fit]"] = field(default_factory=dict)
     turned: bool = False  # whether any tensor of a parameter's own name lies the other way round
+
+    def __post_init__(self) -> None:
+        self.fits = Fits(self.tensors)
 
     def propose(self, wanted: Sequence[Wanted], spare: Collection[str]) -> Proposed:
         for one in wanted:
@@ -147,21 +146,21 @@ class _Proposer:
 
     def _mend(self, one: Wanted) -> None:
         """Find what is lacking between a parameter and the tensors of its rule."""
-        if len(one.tensors) == 1 and not one.transforms and (fits := self._fits(one.type, one.tensors[0])):
+        if len(one.tensors) == 1 and not one.transforms and (fits := self.fits.of(one.type, one.tensors[0])):
             told = self._layout(one.parameter.name, one.tensors[0]) if len(fits) > 1 else None
             self._feed(one, one.tensors[0], fits[told[0] if told else 0], (told[1],) if told else ())
 
     def _by_name(self, missing: Mapping[str, Wanted], spare: Collection[str]) -> None:
         for name, found in namesakes(missing, spare).items():
             one = missing[name]
-            fitting = [known for known in found if self._fits(one.type, known.tensor)]
+            fitting = [known for known in found if self.fits.of(one.type, known.tensor)]
             if len(fitting) == 1 and (fitting[0].is_whole or fitting[0].support > 1):
                 self._named(one, fitting[0])
             elif len(fitting) > 1:
                 self._say([name], [known.tensor for known in fitting], "their names end alike")
 
     def _named(self, one: Wanted, known: Namesake) -> None:
-        fits, name = self._fits(one.type, known.tensor), one.parameter.name
+        fits, name = self.fits.of(one.type, known.tensor), one.parameter.name
         told = self._layout(name, known.tensor) if len(fits) > 1 else None
         fit = fits[0] if told is None else fits[told[0]]
         self._feed(one, known.tensor, fit, (_alike(name, known.tensor), *([told[1]] if told else [])))
@@ -176,7 +175,7 @@ class _Proposer:
         by_extents: dict[tuple[int, ...], list[str]] = defaultdict(list)
         for tensor in spare:
             if tensor not in self.taken:
-                by_extents[_extents(self.tensors[tensor].shape)].append(tensor)
+                by_extents[extents(self.tensors[tensor].shape)].append(tensor)
         groups: dict[tuple[TensorType, str], tuple[str, ...]] = {}
         found = {}
         for name, one in missing.items():
@@ -184,8 +183,8 @@ class _Proposer:
                 continue
             key = one.type, kind(name)
             if key not in groups:
-                near = by_extents.get(_extents(one.type.shape), ())
-                groups[key] = tuple(t for t in near if kind(t) in {"", key[1] or kind(t)} and self._fits(one.type, t))
+                near = by_extents.get(extents(one.type.shape), ())
+                groups[key] = tuple(t for t in near if kind(t) in {"", key[1] or kind(t)} and self.fits.of(one.type, t))
             found[name] = groups[key]
         return found
 
@@ -196,7 +195,7 @@ class _Proposer:
             found = self.values.partner(name, candidates) if candidates else None
             if found is not None and found[0] not in self.taken:
                 tensor, is_turned, evidence = found
-                fits = self._fits(missing[name].type, tensor)
+                fits = self.fits.of(missing[name].type, tensor)
                 fit = next((fit for fit in fits if (TURN in fit[1]) == is_turned), fits[0])
                 self._feed(missing[name], tensor, fit, (evidence,))
 
@@ -218,7 +217,7 @@ class _Proposer:
                 self._say(wanting, tensors, "their shapes fit")
 
     def _shaped(self, one: Wanted, tensor: str) -> None:
-        fits, name = self._fits(one.type, tensor), one.parameter.name
+        fits, name = self.fits.of(one.type, tensor), one.parameter.name
         only = f"{tensor} alone of all tensors that feed nothing fits {name}, and fits no other parameter"
         if len(fits) > 1:
             fit = next((fit for fit in fits if TURN in fit[1]), fits[0]) if name.startswith(EXPORTED) else fits[0]
@@ -227,34 +226,12 @@ class _Proposer:
         else:
             self._feed(one, tensor, fits[0], (only, *_convention(name)))
 
-    def _feed(self, one: Wanted, tensor: str, fit: "_Fit", why: tuple[str, ...]) -> None:
+    def _feed(self, one: Wanted, tensor: str, fit: Fit, why: tuple[str, ...]) -> None:
         tensors, transforms, evidence = fit
         self.turned |= TURN in transforms and plain(tensor)[-1:] == plain(one.parameter.name)[-1:]
         self.taken.update(tensors)
         self.settled.add(one.parameter.name)
         self.fed.append(Fed(one.parameter.name, tensors, transforms, (*why, *evidence)))
-
-    def _fits(self, wanted: TensorType, tensor: str) -> list["_Fit"]:
-        """Return the ways in which a tensor can become what is wanted: one, none, or two if it is square."""
-        one = self.tensors[tensor]
-        if one.dtype not in DTYPES:
-            return []
-        if is_quantised(tensor, one) and one.dtype != wanted.dtype:
-            scaled = self._dequantised(tensor, one)
-            return [] if scaled is None else [_joined(scaled, fit) for fit in _conversions("F32", one.shape, wanted)]
-        key = wanted, one.dtype, one.shape
-        if key not in self.known_fits:
-            self.known_fits[key] = _conversions(one.dtype, one.shape, wanted)
-        return [((tensor,), steps, told) for _, steps, told in self.known_fits[key]]
-
-    def _dequantised(self, name: str, one: TypedTensor) -> "_Fit | None":
-        found = scales_of(name, self.tensors)
-        if found is None:
-            return None
-        scale, zero = found
-        names = (name, scale) if zero is None else (name, scale, zero)
-        step = dequantisation(one, [self.tensors[other] for other in names[1:]])
-        return None if step is None else (names, (step,), (f"{scale} is the scale of {name} by its name",))
 
     def _layout(self, parameter: str, tensor: str) -> tuple[bool, str] | None:
         return None if self.values is None else self.values.is_transposed(parameter, tensor)
@@ -319,73 +296,6 @@ def _proposal(one: RuleFor) -> Proposal:
     return Proposal(
         one.rule, evidence, parameters, frozenset(name for member in one.members for name in member.tensors)
     )
-
-
-_Fit = tuple[tuple[str, ...], tuple[Transform, ...], tuple[str, ...]]  # tensors, transforms, and what speaks for them
-_Move = tuple[tuple[Transform, ...], tuple[str, ...]]
-
-
-def dequantisation(numbers: TypedTensor, others: Sequence[TypedTensor]) -> Dequantize | None:
-    """Return the dequantisation that takes a scale of this shape, or None if there is none or more than one."""
-    types = [TensorType(one.dtype, one.shape) for one in (numbers, *others)]
-    shape, scales = numbers.shape, others[0].shape
-    steps = [Dequantize()]
-    if len(scales) == 1 and len(shape) > 1:
-        steps = [Dequantize(axis) for axis, extent in enumerate(shape) if extent == scales[0]] or steps
-    if len(scales) == len(shape) == 2:
-        if all(-(-extent // 128) == count for extent, count in zip(shape, scales, strict=True)):
-            steps.append(Dequantize(block=(128, 128)))
-        elif shape[0] == scales[0] and 1 < scales[1] < shape[1] and shape[1] % scales[1] == 0:
-            steps.append(Dequantize(block=(1, shape[1] // scales[1])))
-    fitting = [step for step in steps if _takes(step, types)]
-    return fitting[0] if len(fitting) == 1 else None
-
-
-def _takes(step: Transform, types: Sequence[TensorType]) -> bool:
-    try:
-        infer_all([step], types)
-    except TransformError:
-        return False
-    return True
-
-
-def _conversions(dtype: str, shape: tuple[int, ...], wanted: TensorType) -> "list[_Fit]":
-    last, cast = _cast(dtype, wanted.dtype)
-    if last is None:
-        return []
-    return [((), (*move, *last), (*told, *cast)) for move, told in _moves(shape, wanted.shape)]
-
-
-def _joined(first: "_Fit", then: "_Fit") -> "_Fit":
-    return first[0] + then[0], first[1] + then[1], first[2] + then[2]
-
-
-def _extents(shape: Sequence[int]) -> tuple[int, ...]:
-    return tuple(sorted(extent for extent in shape if extent != 1))
-
-
-def _moves(shape: tuple[int, ...], wanted: tuple[int, ...]) -> list[_Move]:
-    moves: list[_Move] = []
-    if shape == wanted:
-        moves.append(((), ()))
-    if len(shape) == 2 and shape[::-1] == wanted and min(shape) > 1:
-        moves.append(((TURN,), (f"its shape {list(shape)} is {list(wanted)} transposed",)))
-    if not moves and _without_ones(shape) == _without_ones(wanted):
-        moves.append(((Reshape(wanted),), (f"its shape {list(shape)} is {list(wanted)} but for extents of 1",)))
-    return moves
-
-
-def _without_ones(shape: tuple[int, ...]) -> list[int]:
-    return [extent for extent in shape if extent != 1]
-
-
-def _cast(dtype: str, wanted: str) -> tuple[tuple[Transform, ...] | None, tuple[str, ...]]:
-    """Return the cast between two dtypes, which is None if one is no float, and what it does."""
-    if dtype == wanted:
-        return (), ()
-    if DTYPES[dtype].kind != DTYPES[wanted].kind:
-        return None, ()
-    return (Cast(wanted),), (f"its {dtype} is rounded to {wanted}",)
 
 
 def _shows_layout(name: str, shape: Sequence[int]) -> bool:

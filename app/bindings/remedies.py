@@ -5,8 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 
 from app.bindings.companions import Companion, TypedTensor, companion, is_quantised
+from app.bindings.fits import TURN
 from app.bindings.naming import plain
-from app.bindings.proposals import EXPORTED, TURN, Proposal, Proposed, is_square, named
+from app.bindings.proposals import EXPORTED, Proposal, Proposed, is_square, named
 from app.bindings.report import ParameterBinding
 from app.bindings.rule_sets import literal
 from app.bindings.rules import FeedRule, Rule

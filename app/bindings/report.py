@@ -10,6 +10,7 @@ from app.bindings.contiguous import contiguous
 from app.bindings.proposals import Proposed
 from app.bindings.steps import TensorType, Transform, TransformError, apply_all
 from app.bindings.transform_json import transform_from_json
+from app.json_digest import json_digest
 from app.weights.dtypes import numpy_dtype
 
 if TYPE_CHECKING:

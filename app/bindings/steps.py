@@ -59,10 +59,6 @@ class Step:
     __match_args__: ClassVar[tuple[str, ...]]  # the names of the fields, by `dataclass`
     op: ClassVar[str]
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle as a call, several times faster than a dataclass with slots does by itself."""
-        return type(self), tuple([getattr(self, name) for name in self.__match_args__])
-
     def to_json(self) -> dict[str, Any]:
         """Return {"op": ..., and the fields}."""
         values = ((name, getattr(self, name)) for name in self.__match_args__)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.bindings.report import BindingReport, BindingWarning, ParameterBinding, Problem
+from app.bindings.report import BindingProblem, BindingReport, BindingWarning, ParameterBinding
 from app.bindings.steps import TensorType, TransformError
 from app.bindings.transforms import Cast, Concat, Reshape, Slice, Split, Transpose
 from app.weights.dtypes import DTYPES
