@@ -8,17 +8,19 @@ import pytest
 from fastapi import FastAPI
 
 CONTRACT = Path(__file__).parents[1] / "data" / "openapi.json"  # of the first release, without its prose
+LIMITS = {"maxItems", "maxLength", "maximum"}
 
 
 def broken(now: Any, then: Any, where: str = "") -> list[str]:  # noqa: ANN401 - JSON
-    """Return the places of `then` that `now` has not kept; names and listed values may be added."""
+    """Return the places of `then` that `now` has not kept; names and listed values may be added, and limits raised."""
     if isinstance(then, dict) and isinstance(now, dict):
         gone = [f"{where}/{key}" for key in then.keys() - now.keys()]
         kept = then.keys() & now.keys()
         return gone + [place for key in sorted(kept) for place in broken(now[key], then[key], f"{where}/{key}")]
     if isinstance(then, list) and isinstance(now, list):
         return [] if all(any(not broken(new, old) for new in now) for old in then) else [where]
-    return [] if now == then else [where]
+    is_raised = where.rpartition("/")[2] in LIMITS and now > then
+    return [] if now == then or is_raised else [where]
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -33,7 +35,10 @@ def test_whatever_the_first_release_promised_is_kept(app: FastAPI) -> None:
         ({"a": 2, "b": [1, 2]}, ["/a"]),
         ({"a": 1, "b": [1]}, ["/b"]),
         ({"a": 1}, ["/b"]),
+        ({"a": 1, "b": [1, 2], "maxItems": 3}, ["/maxItems"]),
+        ({"a": 1, "b": [1, 2], "maxItems": 5}, []),
     ],
 )
 def test_what_is_taken_away_or_changed_is_seen(now: Any, places: list[str]) -> None:  # noqa: ANN401 - JSON
-    assert broken(now, {"a": 1, "b": [1, 2]}) == places
+    limits = {"maxItems": 4} if "maxItems" in now else {}
+    assert broken(now, {"a": 1, "b": [1, 2], **limits}) == places

@@ -82,6 +82,7 @@ def refusal(raw: bytes) -> str:
         (b"\x1c\x00\x00\x00TFL3" + bytes(40), "TensorFlow Lite", "save_file"),
         (b"ftrt\x00\x00\x00\x01" + bytes(40), "TensorRT engine", "never taken"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "file",
 )
 def test_what_is_no_checkpoint_is_called_by_its_name_with_what_to_upload(raw: bytes, what: str, remedy: str) -> None:
     detail = refusal(raw)
