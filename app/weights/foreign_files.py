@@ -31,12 +31,12 @@ class Start:
     tail: bytes
 
 
-def explain(read: Read, size: int, start: bytes) -> str | None:
+def explain(read: Read, size: int, start: bytes) -> tuple[str, str] | None:
     """Say what a file of `size` bytes that starts with `start` is, and what to do; None if that cannot be told."""
     seen = Start(start, read(max(0, size - TAIL_BYTES), min(size, TAIL_BYTES)))
     for what, remedy, matches in _KINDS:
         if matches(seen):
-            return f"The file is {what}. {remedy}"
+            return what, remedy
     return None
 
 

@@ -22,16 +22,21 @@ def read_slots(read: Read, size: int) -> list[TensorSlot]:
     known = checkpoint_formats()
     recognised = next((one for one in known.values() if one.recognises(start)), None)
     if recognised is None:
-        raise CheckpointError("unknown_format", explain(read, size, start) or _unknown(start, known))
+        raise _unknown(read, size, start, known)
     slots = recognised.read_slots(read, size)
     _check(slots, size)
     return slots
 
 
-def _unknown(start: bytes, known: Iterable[str]) -> str:
-    return (
+def _unknown(read: Read, size: int, start: bytes, known: Iterable[str]) -> CheckpointError:
+    told = explain(read, size, start)
+    if told is not None:
+        what, remedy = told
+        return CheckpointError("unknown_format", f"The file is {what}. {remedy}")
+    return CheckpointError(
+        "unknown_format",
         f"The file starts with {start[:SHOWN_BYTES]!r}, which is no format that is read here: {', '.join(known)}. "
-        "Convert the checkpoint to one of these and upload that."
+        "Convert the checkpoint to one of these and upload that.",
     )
 
 
