@@ -47,6 +47,8 @@ class Fits:
 def dequantisation(numbers: TypedTensor, others: Sequence[TypedTensor]) -> Dequantize | None:
     """Return the dequantisation that takes a scale of this shape, or None if there is none or more than one."""
     types = [TensorType(one.dtype, one.shape) for one in (numbers, *others)]
+    if any(one.dtype not in DTYPES for one in types):
+        return None
     shape, scales = numbers.shape, others[0].shape
     steps = [Dequantize()]
     if len(scales) == 1 and len(shape) > 1:

@@ -19,7 +19,7 @@ def broken(now: Any, then: Any, where: str = "") -> list[str]:  # noqa: ANN401 -
         return gone + [place for key in sorted(kept) for place in broken(now[key], then[key], f"{where}/{key}")]
     if isinstance(then, list) and isinstance(now, list):
         return [] if all(any(not broken(new, old) for new in now) for old in then) else [where]
-    is_raised = where.rpartition("/")[2] in LIMITS and now > then
+    is_raised = where.rpartition("/")[2] in LIMITS and isinstance(now, int) and now > then
     return [] if now == then or is_raised else [where]
 
 
