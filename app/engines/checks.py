@@ -32,8 +32,8 @@ MAX_NAMED = 5
 class Order:
     """An engine that can be made, as far as can be told without a device: every part exists and the weights bind.
 
-    `target` says where it is made, `binding` is what is stored of the binding `report`. The fingerprint is equal for
-    engines that compute the same, the recipe for engines that differ in weights and rules at most.
+    `target` says where the engine is made. `binding` is the form of the binding `report` that is stored. Engines that
+    compute the same have equal fingerprints. Engines that differ in nothing but weights and rules have equal recipes.
     """
 
     model_id: int
@@ -87,11 +87,11 @@ def settle_verify(asked: VerifyChoice | None, target: Target) -> VerifyChoice:
 def settle_refit(
     model: Model, pair: Pair, target: Target, parent: Engine, *, rules: Sequence[Any] | None, held: Values | None
 ) -> Order:
-    """Check everything a refit needs; Invalid if it cannot be done.
+    """Check all that a refit needs; raises Invalid if the refit cannot be done.
 
-    The parent was loaded with its profiles, options and rules, and what was accepted for it is not checked again.
-    Without `rules` the weights are bound by the parent's. `held` is what it holds if there are parameters of it that no
-    refit can change.
+    The parent must be loaded with its profiles, options and rules. Its profiles and options were accepted before, so
+    they are not checked again. The weights are bound by `rules`, or by the parent's rules if that is None. `held` are
+    the values of the parent's parameters if there are some that no refit can change, else None.
     """
     if not parent.refittable:
         raise Invalid(

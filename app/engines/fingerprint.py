@@ -42,10 +42,12 @@ def recipe(
     profiles: Sequence[Any],
     options: Mapping[str, Any],
 ) -> str:
-    """Digest what is compiled, and not what is bound to it: engines of one recipe can be refitted into one another.
+    """Return a digest of what is compiled: engines of one recipe can be refitted into one another.
 
-    Earlier releases digested the rules of a binding as well. The empty list in their place keeps the recipes of all
-    engines without rules; a migration has digested the others again.
+    Neither weights nor binding rules are part of it.
+
+    Earlier releases digested the rules as well. An empty list in their place keeps the recipes of engines without
+    rules; a migration has digested the others again.
     """
     return _digest(definition=definition_digest, backend=backend, profiles=profiles, options=options, rules=[])
 
