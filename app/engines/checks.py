@@ -33,7 +33,7 @@ class Order:
     """An engine that can be made, as far as can be told without a device: every part exists and the weights bind.
 
     `target` says where the engine is made. `binding` is the form of the binding `report` that is stored. Engines that
-    compute the same have equal fingerprints. Engines that differ in nothing but their weights have equal recipes.
+    compute the same have equal fingerprints. Engines that differ in nothing but weights and rules have equal recipes.
     """
 
     model_id: int
@@ -84,12 +84,14 @@ def settle_verify(asked: VerifyChoice | None, target: Target) -> VerifyChoice:
     return VerifyChoice(against="none")
 
 
-def settle_refit(model: Model, pair: Pair, target: Target, parent: Engine, held: Values | None) -> Order:
+def settle_refit(
+    model: Model, pair: Pair, target: Target, parent: Engine, *, rules: Sequence[Any] | None, held: Values | None
+) -> Order:
     """Check all that a refit needs; raises Invalid if the refit cannot be done.
 
-    The parent must be loaded with its profiles, options and rules. These were accepted for the parent, so they are
-    not checked again. `held` are the values of the parent's parameters if there are some that no refit can change,
-    else None.
+    The parent must be loaded with its profiles, options and rules. Its profiles and options were accepted before, so
+    they are not checked again. The weights are bound by `rules`, or by the parent's rules if that is None. `held` are
+    the values of the parent's parameters if there are some that no refit can change, else None.
     """
     if not parent.refittable:
         raise Invalid(
@@ -98,7 +100,8 @@ def settle_refit(model: Model, pair: Pair, target: Target, parent: Engine, held:
             code="engine_not_refittable",
             errors=[FieldError("/engine", "not refittable")],
         )
-    order = _bound(model, pair, target, profiles=parent.profiles, options=parent.options, rules=parent.rules)
+    by = parent.rules if rules is None else rules
+    order = _bound(model, pair, target, profiles=parent.profiles, options=parent.options, rules=by)
     if held is not None and (names := out_of_reach(order, pair, held)):
         raise _out_of_reach(model, pair, parent, names)
     return order
@@ -146,9 +149,7 @@ def _bound(
             profiles=profiles,
             options=options,
         ),
-        recipe=digests.recipe(
-            definition_digest=digest, backend=target.backend, profiles=profiles, options=options, rules=rules
-        ),
+        recipe=digests.recipe(definition_digest=digest, backend=target.backend, profiles=profiles, options=options),
     )
 
 

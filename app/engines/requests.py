@@ -59,7 +59,7 @@ def request_refit(database: Database, settings: Settings, model: str, body: Refi
         pair = bindings.load(session, owner.id, parent.definition, body.weights)
         is_partly = RefitPatterns.given(parent.options) or read_facts(parent.facts).fixed_parameters
         held = load_values(session, parent.id) if is_partly else None
-    order = settle_refit(owner, pair, target, parent, held)
+    order = settle_refit(owner, pair, target, parent, rules=body.rules, held=held)
     return EnginePlacement(order, body.verify, parent, body.materialise, body.reuse)
 
 

@@ -119,6 +119,11 @@ class RefitRequest(RequestBody):
 
     engine: Number
     weights: Number
+    rules: list[Any] | None = Field(
+        None,
+        description="Binding rules; the definition's own apply after them. Left out: those of the engine. "
+        "Others are as good: a refit changes what feeds the parameters, whatever fed them before.",
+    )
     verify: VerifyChoice = VerifyChoice()
     materialise: Materialise = Field(
         "eager",

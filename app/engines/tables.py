@@ -37,7 +37,7 @@ class Engine(Base):
     device: Mapped[str]
     platform: Mapped[str]  # the machines on which its plan works, in the words of the workers' offers
     fingerprint: Mapped[str]
-    recipe: Mapped[str]  # the digest of everything but the weights
+    recipe: Mapped[str]  # the digest of what is compiled: of neither weights nor rules
     refittable: Mapped[bool]
     root_plan: Mapped[str]  # the digest of the plan that was compiled, before any refit
     # An engine that is not materialised has no plan of its own: it is loaded from the plan of the engine `base_id`.

@@ -12,7 +12,7 @@ from blake3 import blake3
 from onnx import TensorProto, helper, numpy_helper
 
 from app.bindings.report import ParameterBinding
-from app.bindings.transforms import Transform
+from app.bindings.steps import Transform
 from app.definitions.construction import construct
 from app.definitions.parameter import InputSpec, Parameter
 from app.definitions.profiles import Profile, Range
