@@ -83,6 +83,7 @@ class Abacus:
 
     engine = Counted
     refits_in_place = True
+    negative_indices = False
     offered = Offered(
         VERSION,
         (PLATFORM,),
@@ -164,6 +165,7 @@ class Slate(Abacus):
     """Plans hold no weights: a plan is the definition, and each refit makes an engine of its own."""
 
     refits_in_place = False
+    negative_indices = False
     offered = Offered(VERSION, (PLATFORM,), (PLATFORM,), {**Abacus.offered.capabilities, "plan_holds_weights": False})
 
     def refit(self, request: Refit, resident: LoadedEngine | None, _report: Report) -> tuple[Refitted, LoadedEngine]:

@@ -71,6 +71,7 @@ class ScriptedBackend:
     builds: list[Build] = field(default_factory=list)
     offered = Offered("1.0", ("here",), ("here",), {})
     refits_in_place = False
+    negative_indices = False
 
     def build(self, request: Build, _report: Report) -> tuple[Built, LoadedEngine | None]:
         self.builds.append(request)

@@ -91,6 +91,11 @@ class Backend(Protocol):
         """Whether a refit changes the resident engine itself, which is then the new engine."""
         ...
 
+    @property
+    def negative_indices(self) -> bool:
+        """Whether a negative index counts from the end, as ONNX says of Gather and GatherElements."""
+        ...
+
     def build(self, request: Build, report: Report) -> tuple[Built, LoadedEngine | None]:
         """Compile, write the plan, and return the engine loaded, or None if this device cannot load it.
 

@@ -113,6 +113,7 @@ class OnnxruntimeBackend:
     version: str = ort.__version__
     offered = Offered(ort.__version__, (PLATFORM,), (PLATFORM,), CAPABILITIES)
     refits_in_place = False
+    negative_indices = True
 
     def __init__(self, scratch: Path, files: ParameterFiles) -> None:
         self._scratch = scratch

@@ -46,6 +46,7 @@ class TensorrtBackend:
     """Compiles, refits and runs on one GPU; on a machine without a GPU, TensorRT-RTX compiles for other machines."""
 
     refits_in_place = True
+    negative_indices = False  # its documentation promises nothing for them
 
     def __init__(self, gpu: Gpu | None, scratch: Path, files: ParameterFiles, room: Room) -> None:
         """Open the backend on a GPU, or without one; BackendError "unsupported_gpu"."""
