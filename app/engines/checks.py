@@ -17,8 +17,10 @@ from app.engines import fingerprint as digests
 from app.engines.queries import Values
 from app.engines.refit_reach import beyond, parameter_contents
 from app.engines.schemas import VerifyChoice
-from app.engines.tables import Engine
+from app.engines.tables import Engine, VerificationDefault
 from app.engines.targets import Target, settle_target
+from app.engines.verifications import settle_verification
+from app.engines.work import Verification
 from app.errors import FieldError, Invalid
 from app.fleet.refit_patterns import RefitPatterns
 from app.registry.tables import Model
@@ -71,17 +73,17 @@ def settle(
     return _bound(model, pair, narrowed, profiles=shapes, options=settled, rules=rules)
 
 
-def settle_verify(asked: VerifyChoice | None, target: Target) -> VerifyChoice:
+def settle_verify(asked: VerifyChoice | None, target: Target, default: VerificationDefault | None) -> Verification:
     """Return how a new engine is verified: as asked, or against the reference if nothing was asked.
 
     If the device that makes the engine cannot run it, the engine is not verified. Raises Invalid "cannot_verify" if
     a verification was asked for all the same.
     """
     if target.runs:
-        return asked or VerifyChoice()
+        return settle_verification(asked or VerifyChoice(), default)
     if asked is not None and asked.against != "none":
         raise _cannot_verify(target, asked)
-    return VerifyChoice(against="none")
+    return Verification(against="none")
 
 
 def settle_refit(

@@ -14,8 +14,8 @@ from app.artifacts.service import keep, require
 from app.bindings import service as bindings
 from app.engines.checks import Order
 from app.engines.queries import Served, find_equal, find_parent
-from app.engines.schemas import VerifyChoice
 from app.engines.tables import Engine
+from app.engines.verifications import keep_blobs, require_blobs
 from app.engines.work import (
     BuildWork,
     Materialise,
@@ -24,6 +24,7 @@ from app.engines.work import (
     RunWork,
     UseEngine,
     Verification,
+    VerifyWork,
     Work,
 )
 from app.fleet.offers import Offer, fleet_offers
@@ -124,6 +125,22 @@ class RunPlacement:
 
 
 @dataclass(frozen=True, slots=True)
+class VerifyPlacement:
+    """Another verification of an engine that is published already."""
+
+    work: VerifyWork
+    engine: Engine
+    offer: Offer
+
+    def place(self, session: Session) -> Job:
+        """Queue the job and keep the inputs that its work names for as long as the job."""
+        require_blobs(session, self.work.verify, "")
+        job = on_engine(self.work, self.engine, self.offer).place(session)
+        keep_blobs(session, self.work.verify, job)
+        return job
+
+
+@dataclass(frozen=True, slots=True)
 class EnginePlacement:
     """An engine that fulfils an order: an equal one that exists, if `reuse` is set, or else a new one.
 
@@ -132,13 +149,14 @@ class EnginePlacement:
     """
 
     order: Order
-    verify: VerifyChoice
+    verify: Verification
     parent: Engine | None = None
     materialise: Materialise = "eager"
     reuse: bool = True
 
     def place(self, session: Session) -> Job:
         """Queue the job, or record a finished job that names the equal engine."""
+        require_blobs(session, self.verify, "/verify")
         equal = self.equal(session) if self.reuse else None
         return self.queue(session) if equal is None else self.reused(session, equal)
 
@@ -148,8 +166,10 @@ class EnginePlacement:
         return find_equal(session, self.order.model_id, self.order.fingerprint, Served(offer.versions, offer.platforms))
 
     def queue(self, session: Session) -> Job:
-        """Queue the job that makes the engine."""
-        return self._placement(session).place(session)
+        """Queue the job that makes the engine, and keep what it is verified with for as long as the job."""
+        job = self._placement(session).place(session)
+        keep_blobs(session, self.verify, job)
+        return job
 
     def reused(self, session: Session, equal: Engine) -> Job:
         """Record a finished job whose result is the equal engine.
@@ -177,7 +197,7 @@ class EnginePlacement:
             "binding_id": bindings.record(session, order.binding),
             "rules": list(order.rules),
             "fingerprint": order.fingerprint,
-            "verify": Verification(against=self.verify.against),
+            "verify": self.verify,
             "reuse": self.reuse,
         }
         if self.parent is not None:
@@ -214,7 +234,7 @@ class CheapestPlacement:
     """
 
     order: Order
-    verify: VerifyChoice
+    verify: Verification
     materialise: Materialise
     root_plans: Collection[str] | None = None
 
@@ -224,6 +244,7 @@ class CheapestPlacement:
         The job's kind, its event "chosen" and its result's `method` say which of the three was chosen.
         """
         order = self.order
+        require_blobs(session, self.verify, "/verify")
         wanted = EnginePlacement(order, self.verify, materialise=self.materialise)
         equal = wanted.equal(session)
         if equal is not None:

@@ -62,6 +62,17 @@ class Engine(Base):
         return self.plan_digest is not None
 
 
+class VerificationDefault(Base):
+    """What the engines of a definition are verified with if a request says nothing."""
+
+    __tablename__ = "verification_defaults"
+
+    definition_id: Mapped[int] = mapped_column(ForeignKey("definitions.id"), primary_key=True)
+    inputs: Mapped[str] = mapped_column(ForeignKey("blobs.digest"))
+    tolerance: Mapped[dict[str, Any]]  # those bounds that are not the usual ones
+    updated_at: Mapped[datetime] = mapped_column(default=now)
+
+
 class TimingCache(Base):
     """The timings that a compiler measured on one platform, for its next compilation there."""
 
