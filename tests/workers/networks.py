@@ -137,7 +137,7 @@ def attention(path: Path, width: int = 16, heads: int = 2, vocabulary: int = 32)
         helper.make_node("Mul", ["n", "g2"], ["g3"]),
         helper.make_node("Mul", ["g3", "half"], ["y"]),
     ]
-    ids = InputSpec("ids", "I64", ("batch", "sequence"), vocabulary)
+    ids = InputSpec("ids", "I64", ("batch", "sequence"), vocabulary, -vocabulary)
     return network_of(path, nodes, parameters, (ids,), {"y": "F32"}, constants)
 
 

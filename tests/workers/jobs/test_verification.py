@@ -209,7 +209,7 @@ def test_what_cannot_be_kept_for_a_definition_is_refused(
 def test_what_a_verification_sees_is_measured_once_for_all_weights(net: Service) -> None:
     net.result("/builds", BUILD)
     sees = verification(net)["sees"]
-    assert (sees["parameters"], sees["of"], sees["unseen"]) == (10, 11, ["k.bias"])
+    assert (sees["parameters"], sees["of"], sees["unseen"]) == (14, 15, ["k.bias"])
 
     assert net.client.get("/v1/models/net/engines/1").json()["timings"]["coverage"] > 0
 
@@ -223,8 +223,8 @@ def test_what_a_verification_sees_is_measured_once_for_all_weights(net: Service)
     net.result("/builds", BUILD | {"reuse": False, "verify": {"coverage": "none"}})
     assert verification(net, 4)["sees"] is None
     net.result("/refits", {"engine": 4, "weights": changed, "reuse": False, "verify": {"coverage": "full"}})
-    assert verification(net, 5)["sees"]["tried"] == 11
-    assert net.result("/engines/4/verify", {"coverage": "full"})["sees"]["tried"] == 11
+    assert verification(net, 5)["sees"]["tried"] == 15
+    assert net.result("/engines/4/verify", {"coverage": "full"})["sees"]["tried"] == 15
     other = {"inputs": net.upload(save({"ids": np.zeros((1, 1), np.int64)})), "coverage": "auto"}
     net.result("/refits", {"engine": 1, "weights": changed, "reuse": False, "verify": other})
     assert verification(net, 6)["sees"] is None  # of these inputs nothing is known
