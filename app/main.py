@@ -17,6 +17,7 @@ from app.bindings.router import router as bindings_router
 from app.database import Database
 from app.definitions.router import router as definitions_router
 from app.engines.router import router as engines_router
+from app.engines.verification_router import router as verification_router
 from app.fleet.router import router as fleet_router
 from app.http import openapi, problems
 from app.http.body_limit import BodyLimit
@@ -40,6 +41,7 @@ ROUTERS = (
     weights_router,
     bindings_router,
     engines_router,
+    verification_router,
     jobs_router,
     fleet_router,
 )

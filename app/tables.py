@@ -5,7 +5,7 @@ from app.artifacts.tables import Blob, BlobUse
 from app.bindings.tables import Binding
 from app.database import Base
 from app.definitions.tables import Definition
-from app.engines.tables import Engine, TimingCache
+from app.engines.tables import Engine, TimingCache, VerificationDefault
 from app.fleet.tables import ReportedWorker
 from app.jobs.tables import IdempotencyKey, Job, JobEvent
 from app.registry.tables import Model
@@ -27,5 +27,6 @@ __all__ = [
     "Model",
     "ReportedWorker",
     "TimingCache",
+    "VerificationDefault",
     "WeightVersion",
 ]

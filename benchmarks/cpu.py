@@ -1,6 +1,6 @@
 """Every figure that needs no GPU: measure, compare with the aims, print the table, keep the JSON.
 
-python -m benchmarks.cpu [NAME ...]     all, or some of: upload jobs minilm memory scale
+python -m benchmarks.cpu [NAME ...]     all, or some of: upload jobs minilm bindings memory scale
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import jobs, memory, minilm, scale, upload
+from benchmarks import bindings, jobs, memory, minilm, scale, upload
 from benchmarks.machine import machine
 from benchmarks.service import running_service
 
@@ -54,6 +54,7 @@ BENCHMARKS: dict[str, Callable[[], dict[str, Any]]] = {
     "upload": upload.measure,
     "jobs": _with_service(jobs.measure),
     "minilm": _with_service(minilm.measure),
+    "bindings": _with_service(bindings.measure),
     "memory": _with_service(memory.measure),
     "scale": _scale,
 }
@@ -67,6 +68,10 @@ AIMS: tuple[tuple[str, tuple[str, ...], float, str], ...] = (
     ("refit, 1 of 292 parameters, beyond the host, p50 ms", ("jobs", "deep_refit", "beyond_host_p50_ms"), 40, "<="),
     ("MiniLM refit, 1 tensor changed, over bare calls", ("minilm", "refit_over_bare"), 1.3, "<="),
     ("MiniLM refit over build", ("minilm", "refit_over_build"), 0.25, "<="),
+    ("propose rules for 1,000 tensors, p50 ms", ("bindings", "propose_ms"), 500, "<="),
+    ("check a binding of 1,000 tensors, p50 ms", ("bindings", "check_ms"), 50, "<="),
+    ("refit by other rules over the old ones", ("bindings", "other_rules_over_old"), 1.05, "<="),
+    ("bind with a transpose of every matrix over a bare copy", ("bindings", "transpose_over_copy"), 1.5, "<="),
     ("memory of binding 4 GiB beyond bare, MiB", ("memory", "beyond_bare_mib"), 200, "<="),
     ("GET of a job, per second", ("jobs", "read_job", "per_second"), 300, ">="),
     ("GET of a job, p99 ms", ("jobs", "read_job", "p99_ms"), 100, "<="),

@@ -12,6 +12,7 @@ from sqlalchemy.sql.schema import Table
 
 from app.bindings.service import UnsavedReport, record
 from app.database import Database, JsonText
+from app.engines.fingerprint import recipe
 from app.engines.tables import Engine
 from migrations import alembic_config, upgrade
 from tests.conftest import OTHERS_OUT
@@ -157,6 +158,19 @@ def test_an_upgraded_database_takes_engines_without_a_plan_and_holds_their_base(
         insert(old_url, "engines", lazy | {"number": 4, "base_id": 1, "plan_digest": "sha256:" + "00" * 32})
 
 
+def test_engines_bound_by_rules_can_be_refitted_into_those_bound_by_others(old_url: str) -> None:
+    profiles, options, rules = [{"x": {"max": [4]}}], {"level": 3.0, "seed": None}, [{"ignore": "head"}]
+    compiled = {"definition": PLAN, "backend": "onnxruntime", "profiles": profiles, "options": {"level": 3}}
+    before = {"number": 3, "recipe": digest_of({**compiled, "rules": rules})}
+    texts = {"profiles": json.dumps(profiles), "options": json.dumps(options), "rules": json.dumps(rules)}
+    insert(old_url, "engines", engine_row(old_url) | texts | before)
+    upgrade(old_url)
+    expected = recipe(definition_digest=PLAN, backend="onnxruntime", profiles=profiles, options=options)
+    assert [row["recipe"] for row in engines_of(old_url)] == ["r", "r", expected]
+    command.downgrade(alembic_config(old_url), "0005")
+    assert engines_of(old_url)[2]["recipe"] == before["recipe"]
+
+
 def test_a_downgrade_gives_the_first_release_its_rows_back(old_url: str) -> None:
     before = engines_of(old_url), rows_of(old_url, "jobs")
     upgrade(old_url)
@@ -172,6 +186,19 @@ def test_a_downgrade_is_refused_while_an_engine_has_no_plan(old_url: str) -> Non
     with pytest.raises(RuntimeError, match="1 engines have no plan"):
         command.downgrade(alembic_config(old_url), "0001")
     assert engines_of(old_url)[2]["base_id"] == 1
+
+
+def digest_of(content: dict[str, Any]) -> str:
+    """The digest that earlier releases stored."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def engine_row(url: str) -> dict[str, Any]:
+    """The columns of an engine of the first release, but for its id; what is JSON is "[]"."""
+    lists = ("profiles", "options", "rules", "verification", "facts", "timings")
+    row = {name: value for name, value in engines_of(url)[0].items() if name != "id"}
+    return row | dict.fromkeys(lists, "[]") | {"created_at": MOMENT, "binding": REPORT}
 
 
 def lazy_engine(url: str) -> dict[str, Any]:

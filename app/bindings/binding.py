@@ -1,22 +1,28 @@
 """Binding: which checkpoint tensors feed which parameter of a definition."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from app.bindings.companions import companion
+from app.bindings.proposals import KnownValues, Proposed, Wanted, propose
 from app.bindings.remedies import (
-    SimilarNames,
     cast_remedy,
+    constant_remedy,
     foreign_remedy,
+    ignored_companion,
     missing_remedy,
     shape_remedy,
+    square_warning,
     unexpected_remedy,
     unused_remedy,
 )
-from app.bindings.report import BindingProblem, BindingReport, ParameterBinding, ProblemKind, UnusedRule
-from app.bindings.rules import BindingRuleError, FeedRule, IgnoreRule, Rule
-from app.bindings.transforms import Cast, TensorType, Transform, TransformError, infer_all
+from app.bindings.report import NO_RULE, BindingProblem, BindingReport, BindingWarning, ParameterBinding, ProblemKind
+from app.bindings.rules import BindingRuleError, FeedRule, IgnoreRule, Pattern, Rule
+from app.bindings.steps import TensorType, Transform, TransformError, infer_all
+from app.bindings.transforms import Cast
 from app.definitions.parameter import Parameter
 from app.weights.dtypes import DTYPES, is_foreign, is_lossless_cast, is_widening
 
@@ -40,6 +46,7 @@ def bind(
     tensors: Mapping[str, TensorLike],
     rules: Sequence[Rule],
     defaults: Sequence[Rule] = (),
+    constants: Collection[str] = (),
 ) -> BindingReport:
     """Bind every parameter and report every problem at once.
 
@@ -52,9 +59,27 @@ def bind(
     If dtypes differ, a cast that only widens is added. Any other difference is a problem. So is a tensor that feeds
     nothing, unless a rule ignores it. Transforms that change nothing about the tensors at hand are left out.
 
+    `constants` are the names of tensors that the definition holds itself, which no weights change.
+
     Raises BindingRuleError if matching the patterns takes more than MATCHING_S seconds.
     """
-    return _Binder(tensors, [*rules, *defaults], given=len(rules)).report(parameters)
+    return _Binder(tensors, [*rules, *defaults], frozenset(constants), given=len(rules)).report(parameters)
+
+
+def propose_for(
+    report: BindingReport,
+    parameters: Sequence[Parameter],
+    tensors: Mapping[str, TensorLike],
+    rules: Sequence[Rule],
+    constants: frozenset[str],
+    values: KnownValues,
+) -> Proposed:
+    """Propose rules for what a report, made by `rules`, could not bind, by what is known of values as well."""
+    known = _Binder(tensors, rules, constants, given=len(rules))
+    found = {one.parameter: one.tensors for one in report.bindings}
+    outcomes = [known.outcome(parameter) for parameter in parameters if parameter.name not in found]
+    unexpected = [one.tensors[0] for one in report.problems if one.kind == "unexpected"]
+    return known.propose(parameters, outcomes, found, unexpected, values)
 
 
 @dataclass
@@ -65,6 +90,48 @@ class _Choice:
     tensors: tuple[str, ...]
     transforms: tuple[Transform, ...]
 
+    @property
+    def expected(self) -> TensorType:
+        return TensorType(self.parameter.dtype, self.parameter.shape)
+
+
+@dataclass
+class _Outcome:
+    """What came of a choice: the binding, or what is wrong."""
+
+    choice: _Choice
+    binding: ParameterBinding | None = None
+    missing: tuple[str, ...] = ()
+    actual: TensorType | None = None
+    foreign: Sequence[str] = ()  # its tensors of types that nothing is computed with
+    error: str = ""
+
+    @property
+    def wanted(self) -> Wanted:
+        choice = self.choice
+        return Wanted(choice.parameter) if self.missing else Wanted(choice.parameter, choice.tensors, choice.transforms)
+
+
+@dataclass(frozen=True)
+class _Index:
+    """The places of rules, by the only name that they match, and of those that match others as well."""
+
+    literal: Mapping[str, list[int]]
+    general: list[int]
+
+    @classmethod
+    def of(cls, patterns: Iterable[tuple[int, Pattern]]) -> "_Index":
+        literal: dict[str, list[int]] = defaultdict(list)
+        general: list[int] = []
+        for at, pattern in patterns:
+            (general if pattern.literal is None else literal[pattern.literal]).append(at)
+        return cls(dict(literal), general)
+
+    def near(self, name: str) -> list[int]:
+        """Return the places of the rules that may match a name, in their order."""
+        exact = self.literal.get(name)
+        return self.general if exact is None else sorted(exact + self.general)
+
 
 @dataclass
 class _Binder:
@@ -72,11 +139,20 @@ class _Binder:
 
     tensors: Mapping[str, TensorLike]
     rules: Sequence[Rule]
+    constants: frozenset[str]
     given: int  # how many of the rules are the client's
-    bindings: list[ParameterBinding] = field(default_factory=list)
     problems: list[BindingProblem] = field(default_factory=list)
+    warnings: list[BindingWarning] = field(default_factory=list)
     applied: set[int] = field(default_factory=set)
     deadline: float = field(default_factory=lambda: time.monotonic() + MATCHING_S)
+
+    def __post_init__(self) -> None:
+        self.feeding = _Index.of(
+            (at, rule.parameter) for at, rule in enumerate(self.rules) if isinstance(rule, FeedRule)
+        )
+        self.ignoring = _Index.of(
+            (at, rule.tensors) for at, rule in enumerate(self.rules) if isinstance(rule, IgnoreRule)
+        )
 
     def report(self, parameters: Sequence[Parameter]) -> BindingReport:
         choices = [self._choose(parameter) for parameter in parameters]
@@ -84,33 +160,71 @@ class _Binder:
         left = [name for name in self.tensors if name not in fed]
         ignored = tuple(name for name in left if self._ignores(name))
         unexpected = sorted(set(left).difference(ignored))
-        similar = SimilarNames(unexpected)
-        for choice in choices:
-            self._check(choice, similar)
-        self.problems += [BindingProblem("unexpected", None, (name,), unexpected_remedy(name)) for name in unexpected]
-        unused = sorted(set(range(self.given)) - self.applied)
-        warnings = tuple(UnusedRule(index, unused_remedy(self.rules[index])) for index in unused)
-        return BindingReport(tuple(self.bindings), tuple(self.problems), ignored, warnings)
+        outcomes = [self._outcome(choice) for choice in choices]
+        bindings = tuple([one.binding for one in outcomes if one.binding is not None])
+        bound = {one.parameter: one.tensors for one in bindings}
+        proposed = self.propose(parameters, outcomes, bound, unexpected)
+        for one in outcomes:
+            if one.binding is None:
+                self._tell(one, proposed)
+        self.problems += [self._unexpected(name, proposed) for name in unexpected]
+        unused = {rule.index: rule for rule in self.rules[: self.given] if rule.index not in self.applied}
+        self.warnings += [BindingWarning(index, unused_remedy(rule)) for index, rule in unused.items()]
+        self.warnings += [BindingWarning(NO_RULE, detail) for detail in square_warning(bindings)]
+        return BindingReport(bindings, tuple(self.problems), ignored, tuple(self.warnings), proposed)
+
+    def outcome(self, parameter: Parameter) -> _Outcome:
+        return self._outcome(self._choose(parameter))
+
+    def propose(
+        self,
+        parameters: Sequence[Parameter],
+        outcomes: Sequence[_Outcome],
+        bound: Mapping[str, tuple[str, ...]],
+        unexpected: Sequence[str],
+        values: KnownValues | None = None,
+    ) -> Proposed:
+        wanted = [one.wanted for one in outcomes if one.binding is None]
+        if not wanted and values is None:
+            return Proposed()
+        spare = [name for name in unexpected if name not in self.constants and companion(name, self.tensors) is None]
+        return propose(wanted, bound, parameters, self.tensors, spare, values)
 
     def _choose(self, parameter: Parameter) -> _Choice:
         self._check_time()
         absent: _Choice | None = None
-        for index, rule in enumerate(self.rules):
+        for at in self.feeding.near(parameter.name):
+            rule = self.rules[at]
             if isinstance(rule, FeedRule) and (groups := rule.parameter.match(parameter.name)):
                 choice = _Choice(parameter, tuple(one.expand(groups) for one in rule.tensors), rule.transforms)
-                if index < self.given or all(name in self.tensors for name in choice.tensors):
-                    self.applied.add(index)
+                is_strict = at < self.given and not rule.is_preset
+                if is_strict or all(name in self.tensors for name in choice.tensors):
+                    self._apply(at)
                     return choice
-                absent = absent or choice
+                absent = absent or (None if rule.is_preset else choice)
         return absent or _Choice(parameter, (parameter.name,), ())
 
     def _ignores(self, tensor: str) -> bool:
         self._check_time()
-        for index, rule in enumerate(self.rules):
+        for at in self.ignoring.near(tensor):
+            rule = self.rules[at]
             if isinstance(rule, IgnoreRule) and rule.tensors.match(tensor):
-                self.applied.add(index)
+                self._apply(at)
+                known = companion(tensor, self.tensors) if at < self.given else None
+                if known is not None and known.role != "activation scale":
+                    self.warnings.append(BindingWarning(rule.index, ignored_companion(tensor, known)))
                 return True
         return False
+
+    def _apply(self, at: int) -> None:
+        if at < self.given:
+            self.applied.add(self.rules[at].index)
+
+    def _unexpected(self, name: str, proposed: Proposed) -> BindingProblem:
+        known = companion(name, self.tensors)
+        if known is None and name in self.constants:
+            return BindingProblem("unexpected", None, (name,), constant_remedy(name))
+        return BindingProblem("unexpected", None, (name,), unexpected_remedy(name, known, proposed, self.tensors))
 
     def _check_time(self) -> None:
         if time.monotonic() > self.deadline:
@@ -118,47 +232,53 @@ class _Binder:
                 0, f"matching all patterns took longer than {MATCHING_S:.0f} s: use fewer or simpler patterns"
             )
 
-    def _check(self, choice: _Choice, similar: SimilarNames) -> None:
-        parameter, names = choice.parameter, choice.tensors
-        expected = TensorType(parameter.dtype, parameter.shape)
-        missing = [name for name in names if name not in self.tensors]
+    def _outcome(self, choice: _Choice) -> _Outcome:
+        missing = tuple(name for name in choice.tensors if name not in self.tensors)
         if missing:
-            detail = missing_remedy(parameter.name, missing, similar)
-            self.problems.append(BindingProblem("missing", parameter.name, names, detail, expected))
-            return
-        types = [TensorType(tensor.dtype, tensor.shape) for tensor in map(self.tensors.__getitem__, names)]
-        foreign = [f"{name} is {one.dtype}" for name, one in zip(names, types, strict=True) if is_foreign(one.dtype)]
+            return _Outcome(choice, missing=missing)
+        types = [TensorType(tensor.dtype, tensor.shape) for tensor in map(self.tensors.__getitem__, choice.tensors)]
+        foreign = [
+            f"{name} is {one.dtype}" for name, one in zip(choice.tensors, types, strict=True) if is_foreign(one.dtype)
+        ]
         if foreign:
-            detail = foreign_remedy(parameter.name, foreign)
-            self.problems.append(BindingProblem("foreign_dtype", parameter.name, names, detail, expected))
-            return
+            return _Outcome(choice, foreign=foreign)
         try:
             actual, needed = infer_all(choice.transforms, types)
         except TransformError as error:
-            self.problems.append(BindingProblem("bad_transform", parameter.name, names, str(error), expected))
-            return
-        if actual == expected:
-            self._bind(choice, needed)
-        else:
-            self._reconcile(choice, expected, actual, needed)
+            return _Outcome(choice, error=str(error))
+        expected = choice.expected
+        if actual.shape == expected.shape and actual.dtype == expected.dtype:
+            return _Outcome(choice, _bound(choice, needed))
+        if actual.shape == expected.shape and is_widening(actual.dtype, expected.dtype):
+            return _Outcome(choice, _bound(choice, (*needed, _CASTS[expected.dtype])))
+        return _Outcome(choice, actual=actual)
 
-    def _reconcile(
-        self, choice: _Choice, expected: TensorType, actual: TensorType, needed: tuple[Transform, ...]
+    def _tell(self, outcome: _Outcome, proposed: Proposed) -> None:
+        name, tensors, expected = outcome.choice.parameter.name, outcome.choice.tensors, outcome.choice.expected
+        actual = outcome.actual
+        if outcome.missing:
+            detail = missing_remedy(name, outcome.missing, proposed)
+            self.problems.append(BindingProblem("missing", name, tensors, detail, expected))
+        elif outcome.foreign:
+            detail = foreign_remedy(name, outcome.foreign)
+            self.problems.append(BindingProblem("foreign_dtype", name, tensors, detail, expected))
+        elif actual is None:
+            self.problems.append(BindingProblem("bad_transform", name, tensors, outcome.error, expected))
+        else:
+            self._differ(name, tensors, expected, actual, proposed)
+
+    def _differ(
+        self, name: str, tensors: tuple[str, ...], expected: TensorType, actual: TensorType, proposed: Proposed
     ) -> None:
-        name, tensors = choice.parameter.name, choice.tensors
-        fits = expected.shape == actual.shape
-        if not fits:
+        if expected.shape != actual.shape:
             detail = shape_remedy(name, expected, actual)
             self.problems.append(BindingProblem("wrong_shape", name, tensors, detail, expected, actual))
         if expected.dtype != actual.dtype and not is_widening(actual.dtype, expected.dtype):
             kind: ProblemKind = "wrong_dtype" if is_lossless_cast(actual.dtype, expected.dtype) else "lossy_cast"
-            detail = cast_remedy(name, expected, actual)
+            detail = cast_remedy(name, tensors, expected, actual, self.tensors, proposed)
             self.problems.append(BindingProblem(kind, name, tensors, detail, expected, actual))
-        elif fits:
-            self._bind(choice, (*needed, _CASTS[expected.dtype]))
 
-    def _bind(self, choice: _Choice, transforms: tuple[Transform, ...]) -> None:
-        parameter = choice.parameter
-        self.bindings.append(
-            ParameterBinding(parameter.name, parameter.dtype, parameter.shape, choice.tensors, transforms)
-        )
+
+def _bound(choice: _Choice, transforms: tuple[Transform, ...]) -> ParameterBinding:
+    parameter = choice.parameter
+    return ParameterBinding(parameter.name, parameter.dtype, parameter.shape, choice.tensors, transforms)

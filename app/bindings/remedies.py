@@ -1,43 +1,29 @@
 """What a binding problem means and what to do about it, in words and in rules a client can paste."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
-from typing import Any
 
-import re2
-
+from app.bindings.companions import Companion, TypedTensor, companion, is_quantised
+from app.bindings.fits import TURN
+from app.bindings.naming import plain
+from app.bindings.proposals import EXPORTED, Proposal, Proposed, is_square, named
+from app.bindings.report import ParameterBinding
+from app.bindings.rule_sets import literal
 from app.bindings.rules import FeedRule, Rule
-from app.bindings.transforms import TensorType
+from app.bindings.steps import TensorType
 from app.weights.dtypes import DTYPES, is_lossless_cast
 
 
-class SimilarNames:
-    """Finds, among tensors that feed nothing, one that a parameter may mean under another prefix."""
-
-    def __init__(self, tensors: Iterable[str]) -> None:
-        self._names = list(tensors)
-        self._by_tail: dict[str, str] | None = None
-
-    def of(self, name: str) -> str | None:
-        """Return the tensor whose dotted parts end with those of `name`, or the other way round."""
-        if self._by_tail is None:
-            self._by_tail = {tail: tensor for tensor in reversed(self._names) for tail in _tails(tensor)}
-        if name in self._by_tail:
-            return self._by_tail[name]
-        whole = set(self._names)
-        return next((tail for tail in _tails(name) if tail in whole), None)
-
-
-def missing_remedy(parameter: str, missing: Sequence[str], similar: SimilarNames) -> str:
-    """Say which tensors a parameter lacks, and which rule would find them under another prefix."""
-    what = f"{parameter} is fed by {_listed(missing)}, which the weights do not have."
-    tensor = similar.of(missing[0])
-    if tensor is None:
-        return f"{what} Upload a checkpoint that has it, or add a rule that names the tensor to use."
-    if missing[0] != parameter:
-        return f"{what} They have {tensor}: name that in the rule that matches {parameter}."
-    return f"{what} They have {tensor}: add the rule {_json(_rename(parameter, tensor))}."
+def missing_remedy(parameter: str, missing: Sequence[str], proposed: Proposed) -> str:
+    """Say which tensors a parameter lacks, and which rule would feed it, or why none can be told."""
+    what = f"{parameter} is fed by {named(missing)}, which the weights do not have."
+    proposal, doubt = proposed.by_parameter.get(parameter), proposed.doubts.get(parameter)
+    told = [_advice(proposal)] if proposal else []
+    told += [doubt.detail] if doubt else []
+    if told:
+        return " ".join([what, *told])
+    return f"{what} Upload a checkpoint that has it, or add a rule that names the tensor to use."
 
 
 def shape_remedy(parameter: str, expected: TensorType, actual: TensorType) -> str:
@@ -49,62 +35,184 @@ def shape_remedy(parameter: str, expected: TensorType, actual: TensorType) -> st
     if prod(expected.shape) == prod(actual.shape):
         reshape = {"op": "reshape", "shape": list(expected.shape)}
         return f"{what} If only the shape differs, add {_json(reshape)} to its rule."
+    if (resized := _resized(expected.shape, actual.shape)) is not None:
+        return f"{what} If it is a vocabulary that was padded, add {_json(resized)} to its rule."
     return (
         f"{what} Take a part of them with slice or split, join several with concat, "
         "or use weights trained for this definition."
     )
 
 
-def cast_remedy(parameter: str, expected: TensorType, actual: TensorType) -> str:
-    """Say why a cast is not made unasked, and how to ask for it."""
+def cast_remedy(
+    parameter: str,
+    names: Sequence[str],
+    expected: TensorType,
+    actual: TensorType,
+    tensors: Mapping[str, TypedTensor],
+    proposed: Proposed,
+) -> str:
+    """Say why a cast is not made unasked, and how to ask for it or what to do instead."""
     what = f"{parameter} is {expected.dtype}, but its tensors make {actual.dtype}"
-    why = (
-        "and such numbers usually want a scale first"
-        if is_lossless_cast(actual.dtype, expected.dtype)
-        else "and that cast loses precision or range"
-    )
+    proposal = proposed.by_parameter.get(parameter)
+    if any(is_quantised(name, tensors[name]) for name in names):
+        what = f"{what}, and such numbers usually want a scale first"
+        if proposal is not None:
+            return f"{what}. Dequantise them. {_advice(proposal)}"
+        scales = [name for name in tensors if (known := companion(name, tensors)) and known.of in names]
+        if scales:
+            return (
+                f"{what}. {named(scales)} belongs to {named(names)}: dequantise with the transform `dequantize`, "
+                "naming the scale behind the numbers in the rule and its axis or block, or do it before the upload."
+            )
+    elif is_lossless_cast(actual.dtype, expected.dtype):
+        what = f"{what}, and such numbers usually want a scale first"
+    else:
+        what = f"{what}, and that cast loses precision or range"
     cast = _json({"op": "cast", "dtype": expected.dtype})
-    return f"{what}, {why}. If it is meant, add {cast} to its rule."
+    return f"{what}. If it is meant, add {cast} to its rule."
 
 
 def foreign_remedy(parameter: str, foreign: Sequence[str]) -> str:
     """Say that tensors have element types that nothing is computed with here."""
     return (
-        f"{parameter} is fed by tensors of types that cannot be read: {_listed(foreign)}. "
+        f"{parameter} is fed by tensors of types that cannot be read: {named(foreign)}. "
         f"Convert them to one of {', '.join(DTYPES)} and upload them again."
     )
 
 
-def unexpected_remedy(tensor: str) -> str:
-    """Say that a tensor feeds nothing, and how to ignore it."""
-    ignore = _json({"ignore": re2.escape(tensor)})
-    return f"{tensor} feeds no parameter. If it is not needed, add the rule {ignore}."
+def unexpected_remedy(
+    tensor: str, known: Companion | None, proposed: Proposed, tensors: Mapping[str, TypedTensor]
+) -> str:
+    """Say that a tensor feeds nothing and what it seems to be; only what seems to be nothing may be ignored."""
+    what, proposal = f"{tensor} feeds no parameter.", proposed.by_tensor.get(tensor)
+    if known is not None:
+        advice = _belongs(tensor, known, tensors) if proposal is None else f"{_identity(known)} {_advice(proposal)}"
+        return f"{what} {advice}"
+    if proposal is not None:
+        return f"{what} It may be what {named(proposal.parameters)} lacks. {_advice(proposal)}"
+    if (doubt := proposed.tensor_doubts.get(tensor)) is not None:
+        return f"{what} {doubt.detail}"
+    return f"{what} If it is not needed, add the rule {_json({'ignore': literal(tensor)})}."
+
+
+def constant_remedy(tensor: str) -> str:
+    """Say that the definition has a tensor of this name as a constant, so that no weights change it."""
+    return (
+        f"{tensor} is a constant of the definition, so no engine of it would follow the value that is uploaded here. "
+        "If it was learnt, export the model so that it is a parameter, and register that as a new definition."
+    )
+
+
+def ignored_companion(tensor: str, known: Companion) -> str:
+    """Warn that a rule leaves out what another tensor means nothing without."""
+    return (
+        f"This rule ignores {tensor}, the {_noun(known)} {known.of or 'the model'}: the engine computes as if there "
+        "were none. Take the rule away unless that is meant."
+    )
+
+
+def unequal_warning(tensor: str, used: str) -> str:
+    """Warn of a tensor that is ignored as a copy of another and is none."""
+    return (
+        f"{tensor} is ignored because the definition uses {used} in its place, but the two differ. If the model was "
+        'trained with a head of its own, register it with "tie_word_embeddings": false in its config; if not, one of '
+        "the two is out of date."
+    )
+
+
+def square_warning(bindings: Sequence[ParameterBinding]) -> Iterator[str]:
+    """Warn of square matrices that are taken as they lie, although others under the same names are transposed.
+
+    What torch.onnx.export has renamed says nothing of how the rest lies.
+    """
+    kept = [one for one in bindings if not one.parameter.startswith(EXPORTED) and _is_namesake(one)]
+    if not any(TURN in one.transforms and not is_square(one.shape) for one in kept):
+        return
+    squares = [one.parameter for one in kept if is_square(one.shape) and TURN not in one.transforms]
+    if squares:
+        yield (
+            f"Rules transpose other matrices, but {named(squares)} is taken as it lies: it is square, so its shape "
+            "does not tell. If the checkpoint keeps it transposed as well, add it to the rule."
+        )
 
 
 def unused_remedy(rule: Rule) -> str:
     """Say what a rule that applied to nothing was meant to match."""
+    if rule.is_preset:
+        return "No rule of this preset finds its tensors, or earlier rules took them."
     if isinstance(rule, FeedRule):
         return f"No parameter is fed by the pattern {rule.parameter.text!r}: none matches, or earlier rules took them."
     return f"No unused tensor matches the pattern {rule.tensors.text!r}, or earlier rules took them."
 
 
-def _rename(parameter: str, tensor: str) -> dict[str, Any]:
-    """Return the rule that adds or drops the prefix in which the two names differ, for all parameters."""
-    if tensor.endswith(parameter):
-        prefix = tensor.removesuffix(parameter)
-        return {"parameter": "(.*)", "tensors": [prefix.replace("\\", "\\\\") + r"\1"]}
-    prefix = parameter.removesuffix(tensor)
-    return {"parameter": re2.escape(prefix) + "(.*)", "tensors": [r"\1"]}
+def _is_namesake(one: ParameterBinding) -> bool:
+    return len(one.tensors) == 1 and plain(one.parameter)[-1:] == plain(one.tensors[0])[-1:]
 
 
-def _tails(name: str) -> list[str]:
-    parts = name.split(".")
-    return [".".join(parts[start:]) for start in range(1, len(parts))]
+def _advice(proposal: Proposal) -> str:
+    return f"Add the rule {_json(dict(proposal.rule))}: {', and '.join(proposal.evidence)}."
 
 
-def _listed(names: Sequence[str], most: int = 4) -> str:
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+def _belongs(tensor: str, known: Companion, tensors: Mapping[str, TypedTensor]) -> str:
+    what = _identity(known)
+    if known.role in {"scale", "zero point", "quantisation data"}:
+        return (
+            f"{what} Those numbers mean nothing without it: dequantise them, in a rule that names the numbers, the "
+            "scale and the zero point if there is one, with the transform `dequantize`, or do it before the upload."
+        )
+    if known.role == "packed numbers":
+        return (
+            f"{what} Several of them share an integer (GPTQ, AWQ and the like): dequantise before the upload, with the "
+            "tool that has packed them."
+        )
+    if known.role == "activation scale":
+        return (
+            f"{what} An engine quantises activations by itself, if at all; once the weights are dequantised, leave it "
+            f"out of the upload or add the rule {_json({'ignore': literal(tensor)})}."
+        )
+    if known.role == "weight part":
+        return (
+            f"{what} The weight itself is computed from its parts: have the framework do that before saving, with "
+            "torch.nn.utils.remove_weight_norm, parametrize.remove_parametrizations or prune.remove."
+        )
+    return f"{what} {_merging(tensor, known, tensors)}"
+
+
+def _merging(tensor: str, known: Companion, tensors: Mapping[str, TypedTensor]) -> str:
+    merge = "Merge the adapter into the base weights before the upload, W + (alpha / r) B A (PEFT: merge_and_unload)"
+    if known.part not in {"lora_A", "lora_B"}:
+        return f"{merge}."
+    down, up = (tensor.replace(known.part, factor) for factor in ("lora_A", "lora_B"))
+    weight = f"{known.of}.weight" if known.of else "weight"
+    if down not in tensors or not tensors[down].shape:
+        return f"{merge}."
+    rank = tensors[down].shape[0]
+    return (
+        f"{merge}, or in a rule: {_json([weight, down, up])} as its tensors, and the transform "
+        f'{{"op": "merge_lora", "scale": S}} with S = alpha / {rank}, alpha as adapter_config.json has it.'
+    )
+
+
+def _identity(known: Companion) -> str:
+    return f"It is the {_noun(known)} {known.of or 'the model'}."
+
+
+def _noun(known: Companion) -> str:
+    if known.role == "adapter":
+        return f"{known.part} of a low-rank adapter of"
+    return f"part {known.part} of the weight of" if known.role == "weight part" else f"{known.role} of"
+
+
+def _resized(expected: Sequence[int], actual: Sequence[int]) -> dict[str, object] | None:
+    """Return the transform that lengthens or shortens the one axis in which two shapes differ."""
+    if len(expected) != len(actual):
+        return None
+    axes = [axis for axis, (one, other) in enumerate(zip(expected, actual, strict=True)) if one != other]
+    if axes != [0]:
+        return None
+    if expected[0] > actual[0]:
+        return {"op": "pad", "axis": 0, "size": expected[0]}
+    return {"op": "slice", "axis": 0, "start": 0, "stop": expected[0]}
 
 
 def _json(value: object) -> str:

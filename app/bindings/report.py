@@ -2,18 +2,21 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
+from app.bindings.contiguous import contiguous
+from app.bindings.proposals import Proposed
+from app.bindings.steps import TensorType, Transform, TransformError, apply_all
 from app.bindings.transform_json import transform_from_json
-from app.bindings.transforms import TensorType, Transform, TransformError, apply_all
 from app.json_digest import json_digest
 from app.weights.dtypes import numpy_dtype
 
 if TYPE_CHECKING:
-    from app.bindings.transforms import Array
+    from app.bindings.steps import Array
 
+NO_RULE: Final = -1  # of a warning
 ProblemKind = Literal[
     "missing", "unexpected", "wrong_shape", "wrong_dtype", "foreign_dtype", "lossy_cast", "bad_transform"
 ]
@@ -43,7 +46,7 @@ class ParameterBinding:
                 f"{self.parameter} is {TensorType(self.dtype, self.shape)}, but its tensors make "
                 f"{array.dtype}{list(array.shape)}: check the binding against these weights again"
             )
-        return array if array.flags.c_contiguous and array.flags.aligned else array.copy(order="C")
+        return array if array.flags.c_contiguous and array.flags.aligned else contiguous(array)
 
     def to_json(self) -> dict[str, Any]:
         """Return {parameter, dtype, shape, tensors, transforms}."""
@@ -107,8 +110,11 @@ class BindingProblem:
 
 
 @dataclass(frozen=True, slots=True)
-class UnusedRule:
-    """A rule, counted from 0, that applied to nothing; a warning, since rules are shared between checkpoints."""
+class BindingWarning:
+    """What may be wrong although the weights bind, and what to do about it.
+
+    `rule` counts from 0. It is NO_RULE if no rule of the request is the cause.
+    """
 
     rule: int
     detail: str
@@ -116,12 +122,16 @@ class UnusedRule:
 
 @dataclass(frozen=True)
 class BindingReport:
-    """The bindings of all parameters that can be bound, and every problem there is."""
+    """The bindings of all parameters that can be bound, and every problem there is.
+
+    `proposed` are the rules that would help. They are for whoever asked, and not kept with the report.
+    """
 
     bindings: tuple[ParameterBinding, ...]
     problems: tuple[BindingProblem, ...] = ()
     ignored: tuple[str, ...] = ()
-    warnings: tuple[UnusedRule, ...] = ()
+    warnings: tuple[BindingWarning, ...] = ()
+    proposed: Proposed = field(default=Proposed(), compare=False)
 
     @property
     def ok(self) -> bool:
@@ -139,7 +149,7 @@ class BindingReport:
             "ok": self.ok,
             "digest": self.digest,
             "problems": [problem.to_json() for problem in self.problems],
-            "warnings": [{"rule": unused.rule, "detail": unused.detail} for unused in self.warnings],
+            "warnings": [{"rule": warning.rule, "detail": warning.detail} for warning in self.warnings],
             "ignored": list(self.ignored),
             "bindings": list(self._bindings_json),
         }
@@ -160,7 +170,7 @@ class BindingReport:
             tuple(ParameterBinding.from_json(one) for one in value["bindings"]),
             tuple(BindingProblem.from_json(one) for one in value["problems"]),
             tuple(value["ignored"]),
-            tuple(UnusedRule(one["rule"], one["detail"]) for one in value["warnings"]),
+            tuple(BindingWarning(one["rule"], one["detail"]) for one in value["warnings"]),
         )
 
 

@@ -1,7 +1,10 @@
 r"""The rules a client gives for binding, and how their patterns and templates are read.
 
     {"parameter": PATTERN, "tensors": [TEMPLATE, ...], "transforms": [...]}   what feeds the parameters
-    {"ignore": PATTERN}                                                       tensors that feed nothing
+    {"ignore": PATTERN, "equal_to": PARAMETER}                                tensors that feed nothing
+    {"preset": NAME}                                                          rules of `presets`, by name
+
+With `equal_to`, a tensor that is ignored because a parameter has its values is warned of if it has others.
 
 A pattern is a regular expression that must match the whole name. RE2 matches it, in time linear in the
 name, so no pattern can hang the service; RE2 has neither look-around nor back-references. A template is
@@ -9,22 +12,25 @@ a tensor name in which \1 or \g<name> stand for groups of the pattern and \\ for
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import re2
 
+from app.bindings.presets import PRESETS
+from app.bindings.steps import Transform, TransformError
 from app.bindings.transform_json import transform_from_json
-from app.bindings.transforms import Transform, TransformError
 
-MAX_RULES = 256
+MAX_RULES = 4096
 MAX_PATTERN = 512
 MAX_TENSORS_PER_RULE = 128
 MAX_TRANSFORMS_PER_RULE = 32
 PATTERN_MEMORY = 1024 * 1024
 
+_ESCAPED = re.compile(r"\\(.)")
+_LITERAL = re.compile(r"(?:[^\\.+*?()|\[\]{}^$]|\\[^A-Za-z0-9])*")
 _REFERENCE = re.compile(r"\\(?:([1-9][0-9]?)|g<(\w{1,64})>|(\\)|(.?))")
 
 
@@ -50,8 +56,15 @@ class Pattern:
         options.max_mem = PATTERN_MEMORY
         return re2.compile(self.text.encode(), options)
 
+    @cached_property
+    def literal(self) -> str | None:
+        """The only name that it matches, or None if it is more than a name with special characters escaped."""
+        return _ESCAPED.sub(r"\1", self.text) if _LITERAL.fullmatch(self.text) else None
+
     def match(self, name: str) -> tuple[str, ...] | None:
         """Return the text of each group, the whole first and "" for one that took no part, or None."""
+        if self.literal is not None:
+            return (name,) if name == self.literal else None
         found = self._compiled.fullmatch(name.encode())
         if found is None:
             return None
@@ -60,6 +73,8 @@ class Pattern:
     @property
     def groups(self) -> Mapping[str, int]:
         """The number of each group by its name and by its number in decimal."""
+        if self.literal is not None:
+            return {"0": 0}
         named = {name.decode(): number for name, number in self._compiled.groupindex.items()}
         return {**named, **{str(number): number for number in range(self._compiled.groups + 1)}}
 
@@ -77,18 +92,26 @@ class Template:
 
 @dataclass(frozen=True, slots=True)
 class FeedRule:
-    """The tensors and transforms that feed each parameter whose name matches."""
+    """The tensors and transforms that feed each parameter whose name matches.
+
+    `index` is the rule's place in the list that it was read from. All rules of a preset have the preset's.
+    """
 
     parameter: Pattern
     tensors: tuple[Template, ...]
     transforms: tuple[Transform, ...] = ()
+    index: int = field(default=0, compare=False)
+    is_preset: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class IgnoreRule:
-    """Tensors that may feed nothing without being a problem."""
+    """Tensors that may feed nothing without being a problem, as they hold what feeds the parameter `equal_to`."""
 
     tensors: Pattern
+    equal_to: str | None = None
+    index: int = field(default=0, compare=False)
+    is_preset: bool = field(default=False, compare=False)
 
 
 Rule = FeedRule | IgnoreRule
@@ -98,20 +121,32 @@ def parse_rules(values: Sequence[Any]) -> tuple[Rule, ...]:
     """Read a client's rules; BindingRuleError names the first that is wrong and what it should be."""
     if len(values) > MAX_RULES:
         raise BindingRuleError(MAX_RULES, f"there are {len(values)} rules; give at most {MAX_RULES}")
-    return tuple(_rule(index, value) for index, value in enumerate(values))
+    return tuple(rule for index, value in enumerate(values) for rule in _rules(index, value))
+
+
+def _rules(index: int, value: object) -> Iterator[Rule]:
+    if not isinstance(value, Mapping) or value.keys() != {"preset"}:
+        yield replace(_rule(index, value), index=index)
+        return
+    name = value["preset"]
+    if not isinstance(name, str) or name not in PRESETS:
+        raise BindingRuleError(index, f"there is no preset {name!r:.60}; there is {', '.join(PRESETS)}")
+    for one in PRESETS[name]:
+        yield replace(_rule(index, one), index=index, is_preset=True)
 
 
 def _rule(index: int, value: object) -> Rule:
     try:
-        if isinstance(value, Mapping) and value.keys() == {"ignore"}:
-            return IgnoreRule(parse_pattern(value["ignore"]))
+        if isinstance(value, Mapping) and {"ignore"} <= value.keys() <= {"ignore", "equal_to"}:
+            return IgnoreRule(parse_pattern(value["ignore"]), _text(value["equal_to"]) if "equal_to" in value else None)
         if isinstance(value, Mapping) and {"parameter", "tensors"} <= value.keys() <= _FEED_KEYS:
             return _feed_rule(value)
     except (TransformError, _RuleFaultError) as error:
         raise BindingRuleError(index, str(error)) from error
     raise BindingRuleError(
         index,
-        'a rule is {"parameter": PATTERN, "tensors": [TEMPLATE, ...], "transforms": [...]} or {"ignore": PATTERN}',
+        'a rule is {"parameter": PATTERN, "tensors": [TEMPLATE, ...], "transforms": [...]}, {"ignore": PATTERN} or '
+        '{"preset": NAME}',
     )
 
 

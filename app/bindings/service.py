@@ -2,17 +2,27 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.bindings.binding import bind
-from app.bindings.report import BindingReport, ParameterBinding
-from app.bindings.rules import BindingRuleError, parse_rules
+from app.bindings.binding import bind, propose_for
+from app.bindings.embedded import (
+    EmbeddedWeights,
+    Read,
+    Samples,
+    ValuesOfEmbedded,
+    broken_mirrors,
+    broken_ties,
+)
+from app.bindings.proposals import Proposed
+from app.bindings.remedies import unequal_warning
+from app.bindings.report import NO_RULE, BindingReport, BindingWarning, ParameterBinding
+from app.bindings.rules import BindingRuleError, IgnoreRule, Rule, parse_rules
 from app.bindings.tables import Binding
 from app.database import JsonText, insert_into
 from app.definitions import service as definitions
@@ -21,9 +31,11 @@ from app.definitions.tables import Definition
 from app.errors import FieldError, Invalid
 from app.remembered import remembered
 from app.weights import service as weights
+from app.weights.manifest import TensorEntry, entries_from_json
 from app.weights.tables import WeightVersion
 
 KEPT_REPORTS = 16
+NONE_EMBEDDED = EmbeddedWeights({})
 MAX_KEPT_TENSORS = 10_000  # of a weight version whose report is kept: some megabytes
 
 
@@ -39,7 +51,8 @@ class TensorOutline(NamedTuple):
 class Pair:
     """A definition and the weights to bind to it, loaded, so that binding needs no session.
 
-    `tensors` are rows for `Manifest.from_json`.
+    `tensors` are rows for `Manifest.from_json`. `embedded` are the weights that the definition came with, if any,
+    and `constants` are the names of tensors that it keeps for itself.
     """
 
     definition: Definition
@@ -47,16 +60,73 @@ class Pair:
     parameters: tuple[Parameter, ...]
     tensors: list[Any]
     defaults: tuple[Any, ...]
+    embedded: EmbeddedWeights = NONE_EMBEDDED
+    constants: frozenset[str] = frozenset()
 
     def bind(self, rules: Sequence[Any]) -> BindingReport:
-        """Bind by these rules, then by the definition's own; Invalid "bad_rule" for one that cannot be used.
+        """Bind by these rules, then by the definition's own, and warn of values that do not go together.
 
-        Two versions of one model rarely differ in what binding looks at, so the last reports are kept.
+        Invalid "bad_rule" for a rule that cannot be used. Two versions of one model rarely differ in what binding looks
+        at, so the last reports are kept.
         """
-        tensors = tuple([TensorOutline(row[0], row[1], tuple(row[2])) for row in self.tensors])
+        report = self._bind(rules)
+        warnings = (*self._unequal(report, rules), *self._broken_ties(report))
+        return replace(report, warnings=report.warnings + warnings) if warnings else report
+
+    def check(self, rules: Sequence[Any], read: Read) -> BindingReport:
+        """Bind, and look at some values as well: matrices that were each other transposed may be tied."""
+        report = self.bind(rules)
+        if not report.ok or not self.embedded.mirrored:
+            return report
+        found = broken_mirrors(self.embedded, report.bindings, self._entries, Samples(read))
+        warnings = tuple(BindingWarning(NO_RULE, detail) for detail in found)
+        return replace(report, warnings=report.warnings + warnings)
+
+    def propose(self, rules: Sequence[Any], read: Read) -> tuple[list[Any], Proposed, BindingReport]:
+        """Return a whole rule set, what speaks for the proposed ones of them, and the report it leads to."""
+        report = self.bind(rules)
+        values = ValuesOfEmbedded(self.embedded, self._entries, Samples(read))
+        outlines = {tensor.name: tensor for tensor in self._outlines}
+        proposed = propose_for(report, self.parameters, outlines, self._parsed(rules), self.constants, values)
+        whole = [*(dict(one.rule) for one in proposed.proposals), *rules]
+        return whole, proposed, self.check(whole, read)
+
+    @property
+    def _entries(self) -> Mapping[str, TensorEntry]:
+        return {entry.name: entry for entry in entries_from_json(self.tensors)}
+
+    @property
+    def _outlines(self) -> tuple[TensorOutline, ...]:
+        return tuple([TensorOutline(row[0], row[1], tuple(row[2])) for row in self.tensors])
+
+    def _parsed(self, rules: Sequence[Any]) -> tuple[Rule, ...]:
+        return (*parse_rules(rules), *parse_rules(self.defaults))
+
+    def _unequal(self, report: BindingReport, rules: Sequence[Any]) -> Iterator[BindingWarning]:
+        """Yield a warning for each tensor that is ignored as a copy of another and is none."""
+        if not report.ignored or not any("equal_to" in rule for rule in (*rules, *self.defaults)):
+            return
+        entries, fed = self._entries, {one.parameter: one.tensors for one in report.bindings}
+        given = len(parse_rules(rules))
+        for at, rule in enumerate(self._parsed(rules)):
+            if not isinstance(rule, IgnoreRule) or rule.equal_to is None:
+                continue
+            for name in report.ignored:
+                used = fed.get(rule.equal_to, ())
+                if rule.tensors.match(name) and len(used) == 1 and entries[name].blake3 != entries[used[0]].blake3:
+                    index = rule.index if at < given else NO_RULE
+                    yield BindingWarning(index, unequal_warning(name, used[0]))
+
+    def _broken_ties(self, report: BindingReport) -> Iterator[BindingWarning]:
+        if report.ok and self.embedded.ties:
+            for detail in broken_ties(self.embedded, report.bindings, self._entries):
+                yield BindingWarning(NO_RULE, detail)
+
+    def _bind(self, rules: Sequence[Any]) -> BindingReport:
+        tensors = self._outlines
         binding = _bound_before if len(tensors) <= MAX_KEPT_TENSORS else _bound
         try:
-            return binding(self.parameters, tensors, json.dumps(rules), json.dumps(self.defaults))
+            return binding(self.parameters, tensors, json.dumps(rules), json.dumps(self.defaults), self.constants)
         except BindingRuleError as error:
             fault = FieldError(f"/rules/{error.index}", error.detail)
             raise Invalid(
@@ -74,7 +144,21 @@ def load(session: Session, model_id: int, definition: int, version: int) -> Pair
         definitions.load_parameters(session, found.id),
         weights.load_rows(session, weight_version.id),
         definitions.load_rules(session, found.id),
+        _embedded(session, model_id, found),
+        frozenset(one["name"] for one in (found.constants or {"listed": []})["listed"]),
     )
+
+
+def _embedded(session: Session, model_id: int, definition: Definition) -> EmbeddedWeights:
+    number = definition.weights
+
+    def read() -> EmbeddedWeights:
+        if number is None:
+            return NONE_EMBEDDED
+        rows = weights.load_rows(session, weights.get_weights(session, model_id, number).id)
+        return EmbeddedWeights({entry.name: entry for entry in entries_from_json(rows)})
+
+    return remembered(session, "embedded", definition.id, read)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +212,14 @@ def load_binding(session: Session, binding_id: int) -> StoredBinding:
 
 
 def _bound(
-    parameters: tuple[Parameter, ...], tensors: tuple[TensorOutline, ...], rules: str, defaults: str
+    parameters: tuple[Parameter, ...],
+    tensors: tuple[TensorOutline, ...],
+    rules: str,
+    defaults: str,
+    constants: frozenset[str],
 ) -> BindingReport:
     by_name = {tensor.name: tensor for tensor in tensors}
-    return bind(parameters, by_name, parse_rules(json.loads(rules)), parse_rules(json.loads(defaults)))
+    return bind(parameters, by_name, parse_rules(json.loads(rules)), parse_rules(json.loads(defaults)), constants)
 
 
 _bound_before = lru_cache(KEPT_REPORTS)(_bound)

@@ -1,87 +1,35 @@
-"""What may happen to checkpoint tensors on their way to a parameter.
+"""Transforms that move elements, and the cast: none of them computes.
 
-Each transform takes a list of tensors and gives a list of tensors: `Concat` joins them into one, every other one works
-on each. `infer` returns the resulting dtypes and shapes without computing values. `apply` computes the values as numpy
-does. Only `Concat`, a reshape of a strided view and a cast copy.
-
-`infer_all` leaves out a transform that changes nothing for the given tensors, such as a cast to their own dtype. If no
-transform is left, the values need no memory of their own.
+`Concat` joins tensors into one, `Divide` makes several of each, and `Each` treats every one differently; the others
+work on each alike. Only `Concat`, `Reorder`, a reshape of a strided view and a cast copy.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from app.bindings.steps import (
+    MAX_EXTENT,
+    MAX_RANK,
+    Step,
+    TensorType,
+    Transform,
+    TransformError,
+    along,
+    apply_all,
+    axis_of,
+    infer_all,
+    replaced,
+)
 from app.weights.dtypes import DTYPES, numpy_dtype
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    Array = np.ndarray[Any, np.dtype[Any]]
-
-MAX_RANK = 16
-MAX_EXTENT = 2**48
-
-
-class TransformError(ValueError):
-    """A transform is malformed, or does not fit its tensors. The text says what would fit."""
-
-
-class TensorType(NamedTuple):
-    """The dtype and shape of a tensor, as in "F32[384, 1536]"."""
-
-    dtype: str
-    shape: tuple[int, ...]
-
-    def __str__(self) -> str:
-        return f"{self.dtype}{list(self.shape)}"
-
-
-class Transform(Protocol):
-    """One step from checkpoint tensors to a parameter."""
-
-    op: ClassVar[str]
-
-    def infer(self, types: Sequence[TensorType]) -> tuple[TensorType, ...]:
-        """Return the dtypes and shapes that `apply` gives; raises TransformError if it would fail."""
-
-    def changes(self, types: Sequence[TensorType]) -> bool:
-        """Say whether `apply` changes anything about tensors of these types.
-
-        `types` must be ones that `infer` accepts.
-        """
-
-    def apply(self, arrays: "Sequence[Array]") -> "list[Array]":
-        """Return the transformed arrays, as views where possible."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return {"op": ..., and the fields}."""
-
-
-class _Step:
-    """What transforms share; their fields carry the names they have in JSON."""
-
-    __slots__ = ()
-    __match_args__: ClassVar[tuple[str, ...]]  # the names of the fields, by `dataclass`
-    op: ClassVar[str]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return {"op": ..., and the fields}."""
-        values = ((name, getattr(self, name)) for name in self.__match_args__)
-        return {"op": self.op, **{name: list(value) if isinstance(value, tuple) else value for name, value in values}}
-
-    def changes(self: Transform, types: Sequence[TensorType]) -> bool:
-        """Say whether `apply` changes anything about tensors of these types.
-
-        `types` must be ones that `infer` accepts. This is right only for a step that keeps the order of elements. Other
-        steps override it.
-        """
-        return self.infer(types) != tuple(types)
+    from app.bindings.steps import Array
 
 
 @dataclass(frozen=True, slots=True)
-class Transpose(_Step):
+class Transpose(Step):
     """Reorder the axes: axis i of the result is axis `perm[i]` of the tensor."""
 
     op: ClassVar[str] = "transpose"
@@ -112,7 +60,7 @@ class Transpose(_Step):
 
 
 @dataclass(frozen=True, slots=True)
-class Reshape(_Step):
+class Reshape(Step):
     """Give the elements, in row-major order, another shape; one extent may be -1, meaning the rest."""
 
     op: ClassVar[str] = "reshape"
@@ -148,7 +96,7 @@ class Reshape(_Step):
 
 
 @dataclass(frozen=True, slots=True)
-class Slice(_Step):
+class Slice(Step):
     """Take `start:stop:step` along one axis, with Python's meaning of all three."""
 
     op: ClassVar[str] = "slice"
@@ -166,13 +114,13 @@ class Slice(_Step):
         return tuple(self._sliced(one) for one in types)
 
     def _sliced(self, one: TensorType) -> TensorType:
-        axis = _axis(self.op, self.axis, one)
+        axis = axis_of(self.op, self.axis, one)
         extent = len(range(*self._range.indices(one.shape[axis])))
-        return TensorType(one.dtype, _replaced(one.shape, axis, extent))
+        return TensorType(one.dtype, replaced(one.shape, axis, extent))
 
     def changes(self, types: Sequence[TensorType]) -> bool:
         """Say whether anything is left out or the axis is reversed, even if it has one element."""
-        return self.step < 0 or _Step.changes(self, types)
+        return self.step < 0 or Step.changes(self, types)
 
     @property
     def _range(self) -> slice:
@@ -180,11 +128,11 @@ class Slice(_Step):
 
     def apply(self, arrays: "Sequence[Array]") -> "list[Array]":
         """Return sliced views."""
-        return [array[_along(self.axis, array.ndim, self._range)] for array in arrays]
+        return [array[along(self.axis, array.ndim, self._range)] for array in arrays]
 
 
 @dataclass(frozen=True, slots=True)
-class Split(_Step):
+class Split(Step):
     """Cut an axis into `sections` equal parts and take the one numbered `index`, counting from 0."""
 
     op: ClassVar[str] = "split"
@@ -204,13 +152,13 @@ class Split(_Step):
         return tuple(self._divided(one) for one in types)
 
     def _divided(self, one: TensorType) -> TensorType:
-        axis = _axis(self.op, self.axis, one)
+        axis = axis_of(self.op, self.axis, one)
         if one.shape[axis] % self.sections:
             raise TransformError(
                 f"split cannot cut axis {axis} of {one} into {self.sections} equal parts: "
                 "choose a divisor of its extent, or take unequal parts with slice"
             )
-        return TensorType(one.dtype, _replaced(one.shape, axis, one.shape[axis] // self.sections))
+        return TensorType(one.dtype, replaced(one.shape, axis, one.shape[axis] // self.sections))
 
     def apply(self, arrays: "Sequence[Array]") -> "list[Array]":
         """Return views of the chosen part."""
@@ -218,12 +166,12 @@ class Split(_Step):
         for array in arrays:
             extent = array.shape[self.axis] // self.sections
             chosen = slice(self.index * extent, (self.index + 1) * extent)
-            parts.append(array[_along(self.axis, array.ndim, chosen)])
+            parts.append(array[along(self.axis, array.ndim, chosen)])
         return parts
 
 
 @dataclass(frozen=True, slots=True)
-class Concat(_Step):
+class Concat(Step):
     """Join all tensors, in the order in which the rule names them, along an axis they have."""
 
     op: ClassVar[str] = "concat"
@@ -234,14 +182,14 @@ class Concat(_Step):
         if not types:
             raise TransformError("concat has no tensors to join: name at least one in the rule")
         first = types[0]
-        axis = _axis(self.op, self.axis, first)
+        axis = axis_of(self.op, self.axis, first)
         for other in types[1:]:
-            if _replaced(other.shape, axis, 0) != _replaced(first.shape, axis, 0) or other.dtype != first.dtype:
+            if replaced(other.shape, axis, 0) != replaced(first.shape, axis, 0) or other.dtype != first.dtype:
                 raise TransformError(
                     f"concat on axis {axis} cannot join {first} and {other}: dtypes and all other axes must "
                     "be equal; put a cast, reshape or transpose before it"
                 )
-        return (TensorType(first.dtype, _replaced(first.shape, axis, sum(one.shape[axis] for one in types))),)
+        return (TensorType(first.dtype, replaced(first.shape, axis, sum(one.shape[axis] for one in types))),)
 
     def apply(self, arrays: "Sequence[Array]") -> "list[Array]":
         """Return the joined tensors as one new array; one tensor is returned as it is."""
@@ -251,7 +199,7 @@ class Concat(_Step):
 
 
 @dataclass(frozen=True, slots=True)
-class Cast(_Step):
+class Cast(Step):
     """Convert the elements to another dtype as numpy does.
 
     A cast between floats rounds ties to even. A cast from float to integer truncates toward zero. A value out of range
@@ -277,43 +225,111 @@ class Cast(_Step):
             return [array.astype(numpy_dtype(self.dtype), order="C", copy=False) for array in arrays]
 
 
-def infer_all(transforms: Sequence[Transform], types: Sequence[TensorType]) -> tuple[TensorType, tuple[Transform, ...]]:
-    """Return the one dtype and shape that `transforms` give, and those of them that change anything.
+@dataclass(frozen=True, slots=True)
+class Reorder(Step):
+    """Cut an axis into equal sections and put them in another order: section i of the result was `order[i]`.
 
-    Raises TransformError if they do not give exactly one tensor.
+    In JSON the order may be told by letters: "ifco->iofc" makes ONNX's gates of an LSTM of PyTorch's.
     """
-    needed = []
-    for transform in transforms:
-        before, types = types, transform.infer(types)
-        if transform.changes(before):
-            needed.append(transform)
-    if len(types) != 1:
-        raise TransformError(f"{len(types)} tensors feed one parameter: join them with a concat transform")
-    return types[0], tuple(needed)
+
+    op: ClassVar[str] = "reorder"
+    axis: int
+    order: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.order or sorted(self.order) != list(range(len(self.order))):
+            raise TransformError(
+                f"reorder order {list(self.order)} must name the sections 0 to n-1 once each, or tell them by letters, "
+                'as in "ifco->iofc"'
+            )
+
+    def infer(self, types: Sequence[TensorType]) -> tuple[TensorType, ...]:
+        """Return the types as they are."""
+        for one in types:
+            axis = axis_of(self.op, self.axis, one)
+            if one.shape[axis] % len(self.order):
+                raise TransformError(
+                    f"reorder cannot cut axis {axis} of {one} into {len(self.order)} equal sections: choose another "
+                    "axis, or cut unequal parts with divide"
+                )
+        return tuple(types)
+
+    def changes(self, types: Sequence[TensorType]) -> bool:  # noqa: ARG002 - of whatever type
+        """Say whether any section moves."""
+        return list(self.order) != sorted(self.order)
+
+    def apply(self, arrays: "Sequence[Array]") -> "list[Array]":
+        """Return new arrays."""
+        import numpy as np  # noqa: PLC0415 - the API starts without numpy
+
+        count = len(self.order)
+        cut = [np.split(array, count, axis=self.axis) for array in arrays]
+        return [np.concatenate([parts[index] for index in self.order], axis=self.axis) for parts in cut]
 
 
-def apply_all(transforms: Sequence[Transform], arrays: "Sequence[Array]") -> "Array":
-    """Return what `transforms` make of these arrays; raises TransformError if more or less than one is left."""
-    for transform in transforms:
-        arrays = transform.apply(arrays)
-    if len(arrays) != 1:
-        raise TransformError(f"{len(arrays)} tensors feed one parameter: join them with a concat transform")
-    return arrays[0]
+@dataclass(frozen=True, slots=True)
+class Divide(Step):
+    """Cut each tensor along an axis into parts of these sizes, all of which go on, in their order."""
+
+    op: ClassVar[str] = "divide"
+    axis: int
+    sizes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.sizes or min(self.sizes) < 1:
+            raise TransformError(f"divide sizes {list(self.sizes)} must be one or more extents of 1 or more")
+
+    def infer(self, types: Sequence[TensorType]) -> tuple[TensorType, ...]:
+        """Return one type for each part."""
+        return tuple(part for one in types for part in self._parts(one))
+
+    def _parts(self, one: TensorType) -> list[TensorType]:
+        axis = axis_of(self.op, self.axis, one)
+        if one.shape[axis] != sum(self.sizes):
+            raise TransformError(
+                f"divide sizes {list(self.sizes)} do not fit axis {axis} of {one}: make their sum {one.shape[axis]}"
+            )
+        return [TensorType(one.dtype, replaced(one.shape, axis, size)) for size in self.sizes]
+
+    def apply(self, arrays: "Sequence[Array]") -> "list[Array]":
+        """Return views of the parts."""
+        parts = []
+        for array in arrays:
+            start = 0
+            for size in self.sizes:
+                parts.append(array[along(self.axis, array.ndim, slice(start, start + size))])
+                start += size
+        return parts
 
 
-def _axis(op: str, axis: int, tensor: TensorType) -> int:
-    rank = len(tensor.shape)
-    if not -rank <= axis < rank:
-        axes = f"its axes are 0 to {rank - 1}" if rank else "a scalar has no axes"
-        raise TransformError(f"{op} axis {axis} does not exist in {tensor}: {axes}")
-    return axis % rank
+@dataclass(frozen=True, slots=True)
+class Each(Step):
+    """Put each tensor through transforms of its own: the first through the first list, and so on."""
 
+    op: ClassVar[str] = "each"
+    transforms: tuple[tuple[Transform, ...], ...]
 
-def _replaced(shape: tuple[int, ...], axis: int, extent: int) -> tuple[int, ...]:
-    return (*shape[:axis], extent, *shape[axis + 1 :])
+    def infer(self, types: Sequence[TensorType]) -> tuple[TensorType, ...]:
+        """Return one type for each tensor."""
+        self._check(len(types))
+        return tuple(infer_all(steps, [one])[0] for steps, one in zip(self.transforms, types, strict=True))
 
+    def changes(self, types: Sequence[TensorType]) -> bool:
+        """Say whether any of the lists changes its tensor."""
+        return any(infer_all(steps, [one])[1] for steps, one in zip(self.transforms, types, strict=True))
 
-def _along(axis: int, rank: int, chosen: slice) -> tuple[slice, ...]:
-    whole = [slice(None)] * rank
-    whole[axis] = chosen
-    return tuple(whole)
+    def apply(self, arrays: "Sequence[Array]") -> "list[Array]":
+        """Return one array for each."""
+        self._check(len(arrays))
+        return [apply_all(steps, [array]) for steps, array in zip(self.transforms, arrays, strict=True)]
+
+    def _check(self, count: int) -> None:
+        if count != len(self.transforms):
+            raise TransformError(
+                f"each has {len(self.transforms)} lists of transforms for {count} tensors: give one list, which may "
+                "be empty, for each tensor"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return {"op": "each", "transforms": [[...], ...]}."""
+        return {"op": self.op, "transforms": [[one.to_json() for one in steps] for steps in self.transforms]}

@@ -17,8 +17,10 @@ from app.engines import fingerprint as digests
 from app.engines.queries import Values
 from app.engines.refit_reach import beyond, parameter_contents
 from app.engines.schemas import VerifyChoice
-from app.engines.tables import Engine
+from app.engines.tables import Engine, VerificationDefault
 from app.engines.targets import Target, settle_target
+from app.engines.verifications import settle_verification
+from app.engines.work import Verification
 from app.errors import FieldError, Invalid
 from app.fleet.refit_patterns import RefitPatterns
 from app.registry.tables import Model
@@ -34,8 +36,8 @@ class Order:
 
     Its definition, weights and target exist, and the weights bind. `target` says where the engine is made. `binding`
     holds the columns in which `report` is stored. Two orders have equal fingerprints if definition, weights, binding,
-    backend, profiles and options are equal. They have equal recipes if definition, backend, profiles, options and rules
-    are equal.
+    backend, profiles and options are equal. They have equal recipes if definition, backend, profiles and options are
+    equal.
     """
 
     model_id: int
@@ -74,25 +76,28 @@ def settle(
     return _order(model, pair, narrowed, profiles=canonical, options=settled, rules=rules)
 
 
-def settle_verify(asked: VerifyChoice | None, target: Target) -> VerifyChoice:
+def settle_verify(asked: VerifyChoice | None, target: Target, default: VerificationDefault | None) -> Verification:
     """Return how a new engine is verified: as asked, or against the reference if nothing was asked.
 
     If the device that makes the engine cannot run it, the engine is not verified. Raises Invalid "cannot_verify" if
     a verification was asked for all the same.
     """
     if target.runs:
-        return asked or VerifyChoice()
+        return settle_verification(asked or VerifyChoice(), default)
     if asked is not None and asked.against != "none":
         raise _cannot_verify(target, asked)
-    return VerifyChoice(against="none")
+    return Verification(against="none")
 
 
-def settle_refit(model: Model, pair: Pair, target: Target, parent: Engine, held: Values | None) -> Order:
+def settle_refit(
+    model: Model, pair: Pair, target: Target, parent: Engine, *, rules: Sequence[Any] | None, held: Values | None
+) -> Order:
     """Check all that a refit needs, and return its order; raises Invalid if the refit cannot be done.
 
-    The columns profiles, options and rules of `parent` must have been read. They were accepted for the parent, so they
-    are not checked again. `held` are the values of the parent's parameters. It is given if some parameter of the parent
-    may not be changeable by a refit.
+    The columns profiles, options and rules of `parent` must have been read. Its profiles and options were accepted
+    before, so they are not checked again. The weights are bound by `rules`, or by the parent's rules if that is None.
+    `held` are the values of the parent's parameters. It is given if some parameter of the parent may not be changeable
+    by a refit.
     """
     if not parent.refittable:
         raise Invalid(
@@ -101,7 +106,8 @@ def settle_refit(model: Model, pair: Pair, target: Target, parent: Engine, held:
             code="engine_not_refittable",
             errors=[FieldError("/engine", "not refittable")],
         )
-    order = _order(model, pair, target, profiles=parent.profiles, options=parent.options, rules=parent.rules)
+    by = parent.rules if rules is None else rules
+    order = _order(model, pair, target, profiles=parent.profiles, options=parent.options, rules=by)
     if held is not None and (names := parameters_out_of_reach(order, pair, held)):
         raise _out_of_reach_error(model, pair, parent, names)
     return order
@@ -152,9 +158,7 @@ def _order(
             profiles=profiles,
             options=options,
         ),
-        recipe=digests.recipe(
-            definition_digest=digest, backend=target.backend, profiles=profiles, options=options, rules=rules
-        ),
+        recipe=digests.recipe(definition_digest=digest, backend=target.backend, profiles=profiles, options=options),
     )
 
 

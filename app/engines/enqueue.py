@@ -14,8 +14,8 @@ from app.artifacts.service import keep, require
 from app.bindings import service as bindings
 from app.engines.checks import Order
 from app.engines.queries import Served, find_equal, find_parent
-from app.engines.schemas import VerifyChoice
 from app.engines.tables import Engine
+from app.engines.verifications import keep_blobs, require_blobs
 from app.engines.work import (
     BuildWork,
     Materialise,
@@ -24,6 +24,7 @@ from app.engines.work import (
     RunWork,
     UseEngine,
     Verification,
+    VerifyWork,
     Work,
 )
 from app.fleet.offers import Offer, fleet_offers
@@ -128,6 +129,22 @@ class RunPlacement:
 
 
 @dataclass(frozen=True, slots=True)
+class VerifyPlacement:
+    """Makes the job that verifies a published engine once more."""
+
+    work: VerifyWork
+    engine: Engine
+    offer: Offer
+
+    def place(self, session: Session) -> Job:
+        """Queue the job and keep the inputs that its work names for as long as the job."""
+        require_blobs(session, self.work.verify, "")
+        job = on_engine(self.work, self.engine, self.offer).place(session)
+        keep_blobs(session, self.work.verify, job)
+        return job
+
+
+@dataclass(frozen=True, slots=True)
 class EnginePlacement:
     """Makes the job that gives an order its engine: an equal engine if there is one and `reuse` is set, else a new one.
 
@@ -136,13 +153,14 @@ class EnginePlacement:
     """
 
     order: Order
-    verify: VerifyChoice
+    verify: Verification
     parent: Engine | None = None
     materialise: Materialise = "eager"
     reuse: bool = True
 
     def place(self, session: Session) -> Job:
         """Queue the job, or record a finished job that names the equal engine."""
+        require_blobs(session, self.verify, "/verify")
         equal = self.equal(session) if self.reuse else None
         return self.queue(session) if equal is None else self.reused(session, equal)
 
@@ -156,8 +174,10 @@ class EnginePlacement:
         return find_equal(session, self.order.model_id, self.order.fingerprint, Served(offer.versions, offer.platforms))
 
     def queue(self, session: Session) -> Job:
-        """Queue the job that makes the engine."""
-        return self._placement(session).place(session)
+        """Queue the job that makes the engine, and keep what it is verified with for as long as the job."""
+        job = self._placement(session).place(session)
+        keep_blobs(session, self.verify, job)
+        return job
 
     def reused(self, session: Session, equal: Engine) -> Job:
         """Record a finished job whose result is the equal engine.
@@ -185,7 +205,7 @@ class EnginePlacement:
             "binding_id": bindings.record(session, order.binding),
             "rules": list(order.rules),
             "fingerprint": order.fingerprint,
-            "verify": Verification(against=self.verify.against),
+            "verify": self.verify,
             "reuse": self.reuse,
         }
         if self.parent is not None:
@@ -222,7 +242,7 @@ class CheapestPlacement:
     """
 
     order: Order
-    verify: VerifyChoice
+    verify: Verification
     materialise: Materialise
     root_plans: Collection[str] | None = None
 
@@ -234,6 +254,7 @@ class CheapestPlacement:
         "chosen". A job that reuses is a finished one of kind "build" without that event.
         """
         order = self.order
+        require_blobs(session, self.verify, "/verify")
         wanted = EnginePlacement(order, self.verify, materialise=self.materialise)
         equal = wanted.equal(session)
         if equal is not None:

@@ -41,10 +41,15 @@ def recipe(
     backend: str,
     profiles: Sequence[Any],
     options: Mapping[str, Any],
-    rules: Sequence[Any],
 ) -> str:
-    """Return a digest of everything but the weights: engines of one recipe can be refitted into one another."""
-    return _digest(definition=definition_digest, backend=backend, profiles=profiles, options=options, rules=rules)
+    """Return a digest of what is compiled: engines of one recipe can be refitted into one another.
+
+    Neither weights nor binding rules are part of it.
+
+    Earlier releases digested the rules as well. An empty list in their place keeps the recipes of engines without
+    rules; a migration has digested the others again.
+    """
+    return _digest(definition=definition_digest, backend=backend, profiles=profiles, options=options, rules=[])
 
 
 def _digest(**content: object) -> str:

@@ -72,7 +72,6 @@ def publish_engine(session: Session, **made: Unpack[EngineRow]) -> int:
             backend=made["backend"],
             profiles=made["profiles"],
             options=made["options"],
-            rules=made["rules"],
         ),
         "refittable": made["facts"].refittable,
     }

@@ -1,6 +1,6 @@
 """Finding engines."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -11,6 +11,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session, aliased, undefer
 from app.bindings.tables import Binding
 from app.database import Database
 from app.engines.facts import EngineFacts, read_facts
+from app.engines.fingerprint import recipe as recipe_of
 from app.engines.lineage import Lineage, Relative, arrange
 from app.engines.tables import Engine
 from app.errors import NotFound
@@ -131,6 +132,21 @@ def load_values(session: Session, engine_id: int) -> Values:
     )
     engine_id, root_plan, binding, rows, facts = session.execute(statement).one()
     return Values(engine_id, root_plan, binding, rows, read_facts(facts))
+
+
+def find_verification(
+    session: Session,
+    model_id: int,
+    *,
+    definition_digest: str,
+    backend: str,
+    profiles: Sequence[Any],
+    options: Mapping[str, Any],
+) -> dict[str, Any] | None:
+    """Return the figures of the newest engine that differs in its weights at most, None if there is none."""
+    same = recipe_of(definition_digest=definition_digest, backend=backend, profiles=profiles, options=options)
+    statement = select(Engine.verification).where(Engine.model_id == model_id, Engine.recipe == same)
+    return session.scalar(statement.order_by(Engine.number.desc()).limit(1))
 
 
 def find_example(session: Session, model_id: int, definition: int, backend: str) -> Engine | None:

@@ -19,6 +19,7 @@ from app.engines.enqueue import (
     EnginePlacement,
     MaterialisePlacement,
     RunPlacement,
+    VerifyPlacement,
     loadable_engines,
     on_engine,
 )
@@ -28,7 +29,8 @@ from app.engines.queries import INPUTS, find_example, find_roots, get_engine, lo
 from app.engines.schemas import BenchmarkRequest, BuildRequest, EngineRequest, RefitRequest, RunRequest, VerifyRequest
 from app.engines.tables import Engine
 from app.engines.targets import Target, choose_target
-from app.engines.work import RunWork, Verification, VerifyWork
+from app.engines.verifications import find_default, settle_verification
+from app.engines.work import RunWork, VerifyWork
 from app.fleet.offers import Offer, fleet_offers
 from app.fleet.refit_patterns import RefitPatterns
 from app.jobs.submission import Placement
@@ -48,9 +50,10 @@ def request_build(database: Database, settings: Settings, model: str, body: Buil
         model_row = get_model(session, model)
         fleet = fleet_offers(session, settings)
         pair = bindings.load(session, model_row.id, body.definition, weights)
+        default = find_default(session, pair.definition.id)
     target = choose_target(fleet, body.backend, body.device)
     order = settle(model_row, pair, target, profiles=body.profiles, options=body.options, rules=body.rules)
-    return EnginePlacement(order, settle_verify(body.verify, order.target), reuse=body.reuse)
+    return EnginePlacement(order, settle_verify(body.verify, order.target, default), reuse=body.reuse)
 
 
 def request_refit(database: Database, settings: Settings, model: str, body: RefitRequest) -> Placement:
@@ -65,8 +68,9 @@ def request_refit(database: Database, settings: Settings, model: str, body: Refi
         pair = bindings.load(session, model_row.id, parent.definition, body.weights)
         may_be_fixed = RefitPatterns.given(parent.options) or read_facts(parent.facts).fixed_parameters
         held = load_values(session, parent.id) if may_be_fixed else None
-    order = settle_refit(model_row, pair, target, parent, held)
-    return EnginePlacement(order, body.verify, parent, body.materialise, body.reuse)
+        default = find_default(session, parent.definition_id)
+    order = settle_refit(model_row, pair, target, parent, rules=body.rules, held=held)
+    return EnginePlacement(order, settle_verification(body.verify, default), parent, body.materialise, body.reuse)
 
 
 def request_engine(database: Database, settings: Settings, model: str, body: EngineRequest) -> Placement:
@@ -83,6 +87,7 @@ def request_engine(database: Database, settings: Settings, model: str, body: Eng
         definition = body.definition or newest_definition(model_row)
         example = find_example(session, model_row.id, definition, target.backend)
         pair = bindings.load(session, model_row.id, definition, weights)
+        default = find_default(session, pair.definition.id)
     order = settle(
         model_row,
         pair,
@@ -91,7 +96,7 @@ def request_engine(database: Database, settings: Settings, model: str, body: Eng
         options=_given(body.options, example.options if example else {}),
         rules=_given(body.rules, example.rules if example else []),
     )
-    verify = settle_verify(body.verify, order.target)
+    verify = settle_verify(body.verify, order.target, default)
     return CheapestPlacement(order, verify, body.materialise, _root_plans(database, order, pair))
 
 
@@ -106,8 +111,9 @@ def request_verify(database: Database, settings: Settings, model: str, number: i
     """Return the placement that queues another verification of a published engine."""
     with database.reading() as session:
         engine, offer = _engine(session, settings, model, number)
-    work = VerifyWork(engine_id=engine.id, verify=Verification(against=body.against))
-    return on_engine(work, engine, offer)
+        default = find_default(session, engine.definition_id)
+    work = VerifyWork(engine_id=engine.id, verify=settle_verification(body, default))
+    return VerifyPlacement(work, engine, offer)
 
 
 def request_benchmark(database: Database, settings: Settings, model: str, body: BenchmarkRequest) -> Placement:

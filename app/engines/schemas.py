@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.artifacts.fields import Digest
-from app.engines.against import Against
+from app.engines.against import Against, Coverage, IfImpossible
 from app.engines.work import Materialise
 from app.http.fields import Number
 from app.http.request_body import RequestBody
@@ -67,15 +67,52 @@ RELATIVE: dict[str, Any] = {
 }
 
 
-class VerifyChoice(RequestBody):
+class ToleranceChoice(RequestBody):
+    """How far an output may lie from what is expected. A bound that is left out is the usual one of the precision."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"relative_l2": 0.001}]})
+
+    relative_l2: float | None = Field(None, ge=0, description="|a - b| / |b|.")
+    cosine: float | None = Field(None, ge=-1, le=1, description="a.b / (|a||b|), at least.")
+    max_abs: float | None = Field(None, ge=0, description="An output that differs nowhere by more is right.")
+
+
+class VerifyInputs(RequestBody):
+    """What a verification is done with."""
+
+    inputs: Digest | None = Field(
+        None,
+        description="A safetensors blob with one tensor per input. Left out: that which PUT "
+        "…/definitions/{version}/verification keeps, or else inputs that are made up.",
+    )
+    expected: Digest | None = Field(
+        None,
+        description="A safetensors blob with the outputs to expect of `inputs`, which then stand for the reference.",
+    )
+    tolerance: ToleranceChoice | None = Field(None, description="Left out: by the lowest precision computed in.")
+
+
+class VerifyChoice(VerifyInputs):
     """What a new engine is compared with before it is published; a failing engine never is."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"against": "reference"}]})
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"against": "reference"}, {"inputs": INPUTS, "tolerance": {"cosine": 0.999}}]}
+    )
 
     against: Against = Field(
         "reference",
         description="reference: an independent computation of the definition. rebuild: an engine compiled anew. "
         "finite: only that all outputs are finite. none: no check.",
+    )
+    if_impossible: IfImpossible = Field(
+        "fail",
+        description="What becomes of an engine whose definition itself cannot be computed on the inputs. publish: it "
+        "is published with `verification.ok` null and the reason.",
+    )
+    coverage: Coverage = Field(
+        "auto",
+        description="Whether to measure which parameters the verification sees (`verification.sees`). auto: builds do "
+        "for some seconds, refits take over what is known of the engine they start from. full: to the end.",
     )
 
 
@@ -119,6 +156,11 @@ class RefitRequest(RequestBody):
 
     engine: Number
     weights: Number
+    rules: list[Any] | None = Field(
+        None,
+        description="Binding rules; the definition's own apply after them. Left out: those of the engine. "
+        "Others are as good: a refit changes what feeds the parameters, whatever fed them before.",
+    )
     verify: VerifyChoice = VerifyChoice()
     materialise: Materialise = Field(
         "eager",
@@ -184,12 +226,24 @@ class BenchmarkRequest(RequestBody):
     layers: bool = Field(default=True, description="Whether to time each layer as well.")
 
 
-class VerifyRequest(RequestBody):
+class VerifyRequest(VerifyInputs):
     """What to compare the engine with."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"against": "rebuild"}]})
 
     against: Literal["reference", "rebuild", "finite"] = "reference"
+    coverage: Coverage = Field("auto", description="full: also measure which parameters the verification sees.")
+
+
+class DefaultVerification(RequestBody):
+    """What the engines of a definition are verified with if a request says nothing."""
+
+    model_config = ConfigDict(
+        from_attributes=True, json_schema_extra={"examples": [{"inputs": INPUTS, "tolerance": {"cosine": 0.999}}]}
+    )
+
+    inputs: Digest = Field(description="A safetensors blob with one tensor per input.")
+    tolerance: ToleranceChoice | None = None
 
 
 class EngineAnswer(BaseModel):

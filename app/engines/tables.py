@@ -37,7 +37,7 @@ class Engine(Base):
     device: Mapped[str]
     platform: Mapped[str]  # the machines on which its plan works, in the words of the workers' offers
     fingerprint: Mapped[str]
-    recipe: Mapped[str]  # the digest of everything but the weights
+    recipe: Mapped[str]  # the digest of what is compiled: of neither weights nor rules
     refittable: Mapped[bool]
     root_plan: Mapped[str]  # the digest of the plan that was compiled, before any refit
     # An engine that is not materialised has no plan of its own: it is loaded from the plan of the engine `base_id`.
@@ -60,6 +60,17 @@ class Engine(Base):
     def materialised(self) -> bool:
         """Whether its plan exists as a file; an engine that was refitted lazily has none at first."""
         return self.plan_digest is not None
+
+
+class VerificationDefault(Base):
+    """What the engines of a definition are verified with if a request says nothing."""
+
+    __tablename__ = "verification_defaults"
+
+    definition_id: Mapped[int] = mapped_column(ForeignKey("definitions.id"), primary_key=True)
+    inputs: Mapped[str] = mapped_column(ForeignKey("blobs.digest"))
+    tolerance: Mapped[dict[str, Any]]  # those bounds that are not the usual ones
+    updated_at: Mapped[datetime] = mapped_column(default=now)
 
 
 class TimingCache(Base):

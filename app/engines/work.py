@@ -9,9 +9,9 @@ import json
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
-from app.engines.against import Against
+from app.engines.against import Against, Coverage, IfImpossible
 from app.errors import ServiceError
 from app.jobs.kinds import Kind
 
@@ -60,11 +60,32 @@ class Work(BaseModel):
 
 
 class Verification(BaseModel):
-    """How the new engine is checked before it is published."""
+    """How the new engine is verified before it is published.
+
+    `inputs` and `expected` are the digests of safetensors files with inputs and with the outputs to expect of them.
+    `tolerance` has those bounds that are not the usual ones. A row holds only what is not as usual.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     against: Against = "reference"
+    inputs: str | None = None
+    expected: str | None = None
+    tolerance: dict[str, float] = {}
+    if_impossible: IfImpossible = "fail"
+    coverage: Coverage = "auto"
+
+    @property
+    def blobs(self) -> dict[str, str]:
+        """The blobs it needs, by the field that names each."""
+        named = {"inputs": self.inputs, "expected": self.expected}
+        return {name: digest for name, digest in named.items() if digest is not None}
+
+    @model_serializer(mode="wrap")
+    def _unusual(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = type(self).model_fields
+        row: dict[str, Any] = write(self)
+        return {name: value for name, value in row.items() if name == "against" or value != fields[name].default}
 
 
 class MakeEngine(Work):

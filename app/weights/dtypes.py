@@ -137,9 +137,12 @@ def is_lossless_cast(source: str, target: str) -> bool:
 def is_widening(source: str, target: str) -> bool:
     """Whether a cast is lossless and keeps the kind of number.
 
-    An 8-bit integer read as a float loses nothing but nearly always wants a scale, so it is no widening.
+    An 8-bit integer read as a float loses nothing but nearly always wants a scale, so it is no widening. Neither is an
+    8-bit float read as a longer one.
     """
     if not is_lossless_cast(source, target):
+        return False
+    if DTYPES[source].kind == "float" and DTYPES[source].bits == 8 and source != target:
         return False
     kinds = {DTYPES[source].kind, DTYPES[target].kind}
     return len(kinds) == 1 or kinds == {"int", "uint"}

@@ -1,11 +1,12 @@
 """Reads a checkpoint file that nobody vouches for, in whichever format its first bytes say."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Final
 
 from app.plugins import find_plugins
 from app.weights.checkpoint import MAX_TENSORS, START_BYTES, CheckpointError, CheckpointFormat, Read, TensorSlot
+from app.weights.foreign_files import explain
 
 FOLDER: Final = "app.weights.formats"
 GROUP: Final = "enginesmith.checkpoint_formats"
@@ -21,14 +22,22 @@ def read_slots(read: Read, size: int) -> list[TensorSlot]:
     known = checkpoint_formats()
     recognised = next((candidate for candidate in known.values() if candidate.recognises(start)), None)
     if recognised is None:
-        raise CheckpointError(
-            "unknown_format",
-            f"The file starts with {start[:SHOWN_BYTES]!r}, which is no format that is read here: {', '.join(known)}. "
-            "Convert the checkpoint to one of these and upload that.",
-        )
+        raise _unknown(read, size, start, known)
     slots = recognised.read_slots(read, size)
     _check(slots, size)
     return slots
+
+
+def _unknown(read: Read, size: int, start: bytes, known: Iterable[str]) -> CheckpointError:
+    told = explain(read, size, start)
+    if told is not None:
+        what, remedy = told
+        return CheckpointError("unknown_format", f"The file is {what}. {remedy}")
+    return CheckpointError(
+        "unknown_format",
+        f"The file starts with {start[:SHOWN_BYTES]!r}, which is no format that is read here: {', '.join(known)}. "
+        "Convert the checkpoint to one of these and upload that.",
+    )
 
 
 @cache

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,7 +8,8 @@ from app.bindings import binding
 from app.bindings.binding import bind
 from app.bindings.report import BindingReport
 from app.bindings.rules import BindingRuleError, parse_rules
-from app.bindings.transforms import Cast, TensorType
+from app.bindings.steps import TensorType
+from app.bindings.transforms import Cast
 from app.definitions.parameter import Parameter
 from app.weights.manifest import TensorEntry
 
@@ -179,18 +181,21 @@ def test_every_missing_source_of_a_concat_is_named() -> None:
 @pytest.mark.parametrize(
     ("parameter", "tensor", "rule"),
     [
-        ("layer.0.weight", "bert.layer.0.weight", {"parameter": "(.*)", "tensors": [r"bert.\1"]}),
-        ("bert.layer.0.weight", "layer.0.weight", {"parameter": r"bert\.(.*)", "tensors": [r"\1"]}),
+        ("layer.0.weight", "bert.layer.0.weight", {"parameter": "(.+)", "tensors": [r"bert.\1"]}),
+        ("bert.layer.0.weight", "layer.0.weight", {"parameter": r"bert\.(.+)", "tensors": [r"\1"]}),
     ],
 )
 def test_a_missing_prefix_is_answered_with_the_rule_that_works(
     parameter: str, tensor: str, rule: dict[str, Any]
 ) -> None:
     spec = ("F32", (1,))
-    report = _bind({parameter: spec}, {tensor: spec})
-    assert _kinds(report) == [("missing", parameter), ("unexpected", None)]
-    assert _bind({parameter: spec}, {tensor: spec}, [rule]).ok
-    assert str(rule["tensors"][0]).replace("\\", "\\\\") in report.problems[0].detail
+    parameters = {parameter: spec, parameter.replace("0", "1"): spec}
+    tensors = {tensor: spec, tensor.replace("0", "1"): spec}
+    report = _bind(parameters, tensors)
+    assert _kinds(report) == [("missing", name) for name in parameters] + [("unexpected", None)] * 2
+    assert [proposal.rule for proposal in report.proposed.proposals] == [rule]
+    assert all(json.dumps(rule) in problem.detail for problem in report.problems)
+    assert _bind(parameters, tensors, [rule]).ok
 
 
 def test_unexpected_tensors_can_be_ignored() -> None:

@@ -79,5 +79,5 @@ def test_names_under_another_prefix_are_answered_with_one_rule(slots: dict[str, 
     assert {problem.kind for problem in report.problems} == {"missing", "unexpected"}
     missing = [problem for problem in report.problems if problem.kind == "missing"]
     assert len(missing) == len(slots)
-    assert all(r'{"parameter": "bert\\.(.*)", "tensors": ["\\1"]}' in problem.detail for problem in missing)
+    assert all(r'{"parameter": "bert\\.(.+)", "tensors": ["\\1"]}' in problem.detail for problem in missing)
     assert bind(wanted, slots, parse_rules([{"parameter": r"bert\.(.*)", "tensors": [r"\1"]}])).ok

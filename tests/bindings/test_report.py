@@ -6,17 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.bindings.report import BindingProblem, BindingReport, ParameterBinding, UnusedRule
-from app.bindings.transforms import (
-    Cast,
-    Concat,
-    Reshape,
-    Slice,
-    Split,
-    TensorType,
-    TransformError,
-    Transpose,
-)
+from app.bindings.report import BindingProblem, BindingReport, BindingWarning, ParameterBinding
+from app.bindings.steps import TensorType, TransformError
+from app.bindings.transforms import Cast, Concat, Reshape, Slice, Split, Transpose
 from app.weights.dtypes import DTYPES
 
 names = st.text(min_size=1, max_size=20)
@@ -51,7 +43,7 @@ reports = st.builds(
     st.lists(bindings).map(tuple),
     st.lists(faults).map(tuple),
     st.lists(names).map(tuple),
-    st.lists(st.builds(UnusedRule, st.integers(0, 9), st.text())).map(tuple),
+    st.lists(st.builds(BindingWarning, st.integers(0, 9), st.text())).map(tuple),
 )
 
 
@@ -107,6 +99,6 @@ def test_the_digest_is_over_what_feeds_what_alone() -> None:
     one, other = _binding(), _binding(Cast("F32"))
     second = ParameterBinding("b", "F32", (1,), ("b",))
     plain = BindingReport((one, second))
-    assert plain.digest == BindingReport((second, one), warnings=(UnusedRule(0, "x"),)).digest
+    assert plain.digest == BindingReport((second, one), warnings=(BindingWarning(0, "x"),)).digest
     assert plain.digest != BindingReport((other, second)).digest
     assert plain.digest.startswith("sha256:")

@@ -129,3 +129,36 @@ def test_a_number_that_no_database_holds_is_refused(client: TestClient, number: 
     answer = client.post(CHECK, json={"definition": number, "weights": number})
     assert answer.status_code == 422
     assert [fault["pointer"] for fault in answer.json()["errors"]] == ["/definition", "/weights"]
+
+
+def test_a_check_and_a_proposal_tell_the_rules_that_would_help(client: TestClient) -> None:
+    number = _weights(
+        client, model__dense__weight=np.zeros((3, 2), np.float32), model__dense__bias=np.zeros(2, np.float32)
+    )
+    body = {"definition": 1, "weights": number, "rules": [{"ignore": "nothing"}]}
+    checked = _check(client, number)
+    assert not checked["ok"]
+    assert checked["unclear"] == []
+    answer = client.post("/v1/models/m/bindings/propose", json=body)
+    assert answer.status_code == 200, answer.text
+    proposed = answer.json()
+    turned = {
+        "parameter": r"dense\.weight",
+        "tensors": ["model.dense.weight"],
+        "transforms": [{"op": "transpose", "perm": [1, 0]}],
+    }
+    plain = {"parameter": r"dense\.bias", "tensors": ["model.dense.bias"]}
+    assert proposed["ok"]
+    assert [one["rule"] for one in proposed["proposals"]] == [turned, plain]
+    assert proposed["proposals"] == checked["proposals"]
+    assert proposed["rules"] == [turned, plain, {"ignore": "nothing"}]
+    assert proposed["report"] == _check(client, number, proposed["rules"])
+
+
+def test_a_proposal_with_a_doubt_is_not_ok(client: TestClient) -> None:
+    number = _weights(client, x=np.zeros((2, 3), np.float32), y=np.zeros((2, 3), np.float32), b=np.zeros(2, np.float32))
+    body = {"definition": 1, "weights": number}
+    proposed = client.post("/v1/models/m/bindings/propose", json=body).json()
+    assert not proposed["ok"]
+    assert [(one["parameters"], one["tensors"]) for one in proposed["unclear"]] == [(["dense.weight"], ["x", "y"])]
+    assert [one["parameters"] for one in proposed["proposals"]] == [["dense.bias"]]

@@ -6,8 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.bindings import rules
-from app.bindings.rules import BindingRuleError, FeedRule, IgnoreRule, Pattern, parse_rules
+from app.bindings.binding import bind
+from app.bindings.rules import BindingRuleError, FeedRule, IgnoreRule, Pattern, parse_pattern, parse_rules
+from app.bindings.service import TensorOutline
 from app.bindings.transforms import Transpose
+from app.definitions.parameter import Parameter
 
 
 def _expanded(pattern: str, template: str, name: str) -> str:
@@ -99,5 +102,34 @@ def test_a_wrong_rule_is_named_with_what_it_should_be(value: Any, match: str) ->
 
 
 def test_there_may_be_only_so_many_rules() -> None:
-    with pytest.raises(BindingRuleError, match="at most 256"):
+    with pytest.raises(BindingRuleError, match="at most 4096"):
         parse_rules([{"ignore": "a"}] * (rules.MAX_RULES + 1))
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("fc", "fc"),
+        (r"a\.b", "a.b"),
+        (r"onnx::MatMul_1", "onnx::MatMul_1"),
+        (r"a\\b", r"a\b"),
+        (r"\[x\]", "[x]"),
+        ("a.b", None),
+        ("(a)", None),
+        (r"\d", None),
+        ("a|b", None),
+        ("a{2}", None),
+    ],
+)
+def test_a_pattern_that_is_a_name_is_known_to_be_one(text: str, name: str | None) -> None:
+    pattern = parse_pattern(text)
+    assert pattern.literal == name
+    assert name is None or pattern.match(name) == (name,)
+
+
+def test_rules_for_one_name_and_for_many_apply_in_their_order() -> None:
+    rules = parse_rules([{"parameter": "a.*", "tensors": ["x"]}, {"parameter": "ab", "tensors": ["y"]}])
+    tensors = {name: TensorOutline(name, "F32", (1,)) for name in "xy"}
+    report = bind([Parameter("ab", (1,), "F32")], tensors, rules)
+    assert report.bindings[0].tensors == ("x",)
+    assert bind([Parameter("ab", (1,), "F32")], tensors, rules[::-1]).bindings[0].tensors == ("y",)

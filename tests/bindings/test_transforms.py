@@ -7,20 +7,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
+from app.bindings.arithmetic import AddScaled, Dequantize, MergeLora, Pad
+from app.bindings.steps import TensorType, Transform, TransformError, apply_all, infer_all
 from app.bindings.transform_json import transform_from_json
-from app.bindings.transforms import (
-    Cast,
-    Concat,
-    Reshape,
-    Slice,
-    Split,
-    TensorType,
-    Transform,
-    TransformError,
-    Transpose,
-    apply_all,
-    infer_all,
-)
+from app.bindings.transforms import Cast, Concat, Divide, Each, Reorder, Reshape, Slice, Split, Transpose
 from app.weights.dtypes import DTYPES, numpy_dtype
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -161,6 +151,10 @@ def test_a_single_array_is_not_copied(transform: Transform) -> None:
         (Concat(0), [(2, 3), (2, 4)], "cannot join"),
         (Concat(0), [(2, 3), (2,)], "cannot join"),
         (Concat(0), [()], "axis 0 does not exist in F32.*a scalar has no axes"),
+        (Reorder(0, (1, 0)), [(3,)], "2 equal sections"),
+        (Divide(0, (1, 1)), [(3,)], "make their sum 3"),
+        (Each(((), ())), [(3,)], "2 lists of transforms for 1 tensors"),
+        (Pad(0, 2), [(3,)], "shorter than axis 0"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_any_value_is_read(
@@ -168,6 +162,50 @@ def test_what_does_not_fit_is_refused_before_any_value_is_read(
 ) -> None:
     with pytest.raises(TransformError, match=match):
         transform.infer([TensorType("F32", shape) for shape in types])
+
+
+def test_transforms_within_each_are_read_a_few_levels_deep() -> None:
+    value: dict[str, Any] = {"op": "cast", "dtype": "F32"}
+    for _ in range(4):
+        value = {"op": "each", "transforms": [[value]]}
+    assert transform_from_json(value).to_json() == value
+    with pytest.raises(TransformError, match="deep"):
+        transform_from_json({"op": "each", "transforms": [[value]]})
+
+
+@given(st.data(), st.integers(1, 4), st.integers(0, 1))
+def test_reorder_takes_sections_in_another_order(data: st.DataObject, count: int, axis: int) -> None:
+    order = tuple(data.draw(st.permutations(range(count))))
+    array = np.arange(count * count * 2, dtype=np.float32).reshape(count, -1) if axis else np.arange(count * 2.0)
+    axis = min(axis, array.ndim - 1) if array.shape[-1] % count == 0 else 0
+    parts = np.split(array.astype(np.float32), count, axis=axis)
+    _check(Reorder(axis, order), [array.astype(np.float32)], [np.concatenate([parts[i] for i in order], axis=axis)])
+
+
+def test_gates_are_told_by_letters() -> None:
+    """PyTorch keeps an LSTM's gates as input, forget, cell, output; ONNX as input, output, forget, cell."""
+    torch = np.repeat(np.arange(4, dtype=np.float32), 3)
+    transform = transform_from_json({"op": "reorder", "axis": 0, "order": "ifco->iofc"})
+    (onnx,) = transform.apply([torch])
+    assert onnx[::3].tolist() == [0, 3, 1, 2]
+
+
+def test_parts_of_a_tensor_may_each_be_treated_differently() -> None:
+    """A fused [q, k, v] of unlike heads becomes [v, k, q transposed twice], as numpy would have it."""
+    fused = np.arange(32, dtype=np.float32).reshape(8, 4)
+    turned = (Transpose((1, 0)),)
+    steps = (Divide(0, (4, 2, 2)), Each((turned, (), (Slice(0, None, None, -1),))), Concat(0))
+    actual, needed = infer_all(steps, [_type(fused)])
+    expected = np.concatenate([fused[:4].T, fused[4:6], fused[6:][::-1]])
+    assert (actual, needed) == (_type(expected), steps)
+    np.testing.assert_array_equal(apply_all(steps, [fused]), expected)
+
+
+def test_what_makes_a_tensor_many_times_as_large_is_refused() -> None:
+    with pytest.raises(TransformError, match="pad by less"):
+        infer_all([Pad(0, 2**40)], [TensorType("F32", (4,))])
+    with pytest.raises(TransformError, match="pad by less"):
+        infer_all([Each(((Pad(0, 2**40), Slice(0, 0, 4)),))], [TensorType("F32", (4,))])
 
 
 def test_concat_refuses_mixed_dtypes() -> None:
@@ -182,7 +220,11 @@ def test_several_tensors_need_a_concat() -> None:
         apply_all((), [np.zeros(1)] * 2)
 
 
-ALL = [Transpose((1, 0)), Reshape((2, -1)), Slice(0, 1), Slice(-1, None, 4, 2), Split(0, 3, 1), Concat(1), Cast("F16")]
+ALL = [
+    Transpose((1, 0)), Reshape((2, -1)), Slice(0, 1), Slice(-1, None, 4, 2), Split(0, 3, 1), Concat(1), Cast("F16"),
+    Reorder(0, (0, 2, 3, 1)), Divide(-1, (1, 2)), Each(((Transpose((1, 0)), Cast("F32")), ())), Pad(0, 8, 0.5),
+    Dequantize(), Dequantize(1), Dequantize(0, (128, 128)), AddScaled(0.5), MergeLora(2.0),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("transform", ALL)
@@ -211,6 +253,18 @@ def test_comes_back_from_json(transform: Transform) -> None:
         ({"op": "reshape", "shape": [-2]}, "extents of 0 to 281474976710656"),
         ({"op": "split", "axis": 0, "sections": 0, "index": 0}, "sections must be 1 or more"),
         ({"op": "split", "axis": 0, "sections": 2, "index": 2}, "index from 0"),
+        ({"op": "reorder", "axis": 0, "order": [0, 2]}, "0 to n-1 once each"),
+        ({"op": "reorder", "axis": 0, "order": "ifco"}, "letters as in"),
+        ({"op": "reorder", "axis": 0, "order": "ifco->iofx"}, "letters as in"),
+        ({"op": "divide", "axis": 0, "sizes": []}, "extents of 1 or more"),
+        ({"op": "each", "transforms": [{"op": "cast", "dtype": "F32"}]}, "list of lists"),
+        ({"op": "each", "transforms": [[{"op": "turn"}]]}, "op is one of"),
+        ({"op": "each", "transforms": [[]] * 200}, "use fewer"),
+        ({"op": "pad", "axis": 0, "size": -1}, "0 or more"),
+        ({"op": "pad", "axis": 0, "size": 1, "value": float("nan")}, "finite"),
+        ({"op": "dequantize", "block": [0, 1]}, "extents of 1 or more"),
+        ({"op": "merge_lora", "scale": float("inf")}, "finite"),
+        ({"op": "add_scaled", "scale": True}, "a number"),
     ],
 )
 def test_a_transform_that_cannot_be_read_says_what_is_wrong(value: object, match: str) -> None:

@@ -159,6 +159,32 @@ def test_a_refit_keeps_the_rules_profiles_and_options_of_its_parent(bench: Workb
     assert job.result["engine"] == child
 
 
+def test_a_refit_takes_rules_of_its_own(bench: Workbench) -> None:
+    bench.add_worker()
+    bench.add_weights(tensor("model.w", (4, 8), "other"), tensor("model.b", (4,), "b2"))
+    parent = built(bench, profiles=PROFILES)
+    with pytest.raises(Invalid) as unbound:
+        bench.submit(request_refit, RefitRequest(engine=parent, weights=2))
+    assert unbound.value.code == "binding_failed"
+    job = bench.submit(request_refit, RefitRequest(engine=parent, weights=2, rules=RENAME))
+    request = bench.request_of(job)
+    assert (job.kind, request["rules"]) == ("refit", RENAME)
+    fed = {one.parameter: one.tensors for one in bench.binding_of(request["binding_id"]).bindings}
+    assert fed == {"w": ("model.w",), "b": ("model.b",)}
+    child = bench.engine(bench.publish(job))
+    assert child.recipe == bench.engine(parent).recipe
+    back = bench.submit(request_refit, RefitRequest(engine=child.number, weights=1, rules=[]))
+    assert back.result is not None
+    assert back.result["engine"] == parent
+
+
+def test_rules_of_a_refit_that_cannot_be_read_are_refused_where_they_stand(bench: Workbench) -> None:
+    parent = built(bench)
+    with pytest.raises(Invalid) as caught:
+        bench.submit(request_refit, RefitRequest(engine=parent, weights=1, rules=[{"nonsense": 1}]))
+    assert [fault.pointer for fault in caught.value.errors] == ["/rules/0"]
+
+
 def test_an_engine_that_cannot_be_refitted_is_refused_with_the_way_out(bench: Workbench) -> None:
     bench.add_epoch(2)
     number = bench.publish(bench.submit(request_build, BUILD), refittable=False)
@@ -326,7 +352,6 @@ class TestCheapestWay:
         [
             {"profiles": PROFILES},
             {"options": {"optimization": "none"}},
-            {"rules": [{"ignore": "head"}]},
             {"definition": 2},
         ],
     )
@@ -339,6 +364,18 @@ class TestCheapestWay:
         built(bench)
         job = bench.submit(request_engine, EngineRequest.model_validate({"definition": 1, "weights": 2, **other}))
         assert job.kind == "build"
+
+    def test_refits_an_engine_that_was_bound_by_other_rules(self, bench: Workbench) -> None:
+        bench.add_weights(tensor("model.w", (4, 8), "other"), tensor("model.b", (4,), "b1"))
+        plain = built(bench)
+        job = bench.submit(request_engine, EngineRequest(weights=2, rules=RENAME))
+        assert (job.kind, bench.request_of(job)["parent_id"]) == ("refit", bench.engine(plain).id)
+        renamed = bench.publish(job)
+        back = bench.submit(request_engine, EngineRequest(weights=1, rules=[{"ignore": "head"}]))
+        assert back.state == "succeeded"  # as it is bound like the first, it is the first
+        bench.add_epoch(2)
+        again = bench.submit(request_engine, EngineRequest(weights=3, rules=[]))
+        assert (again.kind, bench.request_of(again)["parent_id"]) == ("refit", bench.engine(renamed).id)
 
     def test_does_not_refit_an_engine_of_another_backend(self, bench: Workbench) -> None:
         bench.add_epoch(2)

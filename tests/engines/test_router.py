@@ -126,6 +126,30 @@ def test_the_weights_are_bound_with_no_session_open(
         ("runs", {"engine": 10**30, "inputs": digest_of("x")}, (422, "invalid_request", ["/engine"])),
         (f"engines/{10**30}/verify", {}, (422, "invalid_request", ["/path/number"])),
         ("builds", {"definition": 1, "weights": 1, "verify": {"against": "luck"}}, (422, "invalid_request", None)),
+        *[
+            ("builds", {"definition": 1, "weights": 1, "verify": verify}, expected)
+            for verify, expected in (
+                ({"inputs": "x"}, (422, "invalid_request", ["/verify/inputs"])),
+                ({"inputs": digest_of("x")}, (422, "blob_not_found", ["/verify/inputs"])),
+                ({"expected": digest_of("x")}, (422, "invalid_verify", ["/verify/expected"])),
+                (
+                    {"against": "finite", "inputs": digest_of("x"), "expected": digest_of("x")},
+                    (422, "invalid_verify", ["/verify/expected"]),
+                ),
+                ({"against": "none", "inputs": digest_of("x")}, (422, "invalid_verify", ["/verify/against"])),
+                ({"tolerance": {"cosine": 1.5}}, (422, "invalid_request", ["/verify/tolerance/cosine"])),
+                ({"tolerance": {"relative": 1.5}}, (422, "invalid_request", ["/verify/tolerance/relative"])),
+                ({"if_impossible": "shrug"}, (422, "invalid_request", ["/verify/if_impossible"])),
+            )
+        ],
+        (
+            "refits",
+            {"engine": 1, "weights": 1, "verify": {"inputs": digest_of("x")}, "reuse": False},
+            (422, "blob_not_found", ["/verify/inputs"]),
+        ),
+        ("engines", {"weights": 1, "verify": {"inputs": digest_of("x")}}, (422, "blob_not_found", ["/verify/inputs"])),
+        ("engines/1/verify", {"inputs": digest_of("x")}, (422, "blob_not_found", ["/inputs"])),
+        ("engines/1/verify", {"expected": digest_of("x")}, (422, "invalid_verify", ["/expected"])),
         ("refits", {"engine": 9, "weights": 1}, (404, "engine_not_found", [])),
         ("refits", {"engine": 1, "weights": 9}, (404, "weights_not_found", [])),
         ("refits", {"engine": 1, "weights": 2}, (422, "binding_failed", ["/weights"])),

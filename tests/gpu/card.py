@@ -14,6 +14,7 @@ from tests.workers.networks import Network
 from workers.channel.messages import (
     Build,
     Built,
+    Check,
     EngineFile,
     Materialise,
     Materialised,
@@ -80,7 +81,7 @@ class Card:
         self, parent: EngineFile, sources: Sources, *, lazily: bool = False, against: Against = "none"
     ) -> tuple[Refitted, EngineFile]:
         plan = str(self.folder / f"{uuid4().hex}.plan")
-        refitted = self.engines.do(Refit(parent, sources, None if lazily else plan, against))
+        refitted = self.engines.do(Refit(parent, sources, None if lazily else plan, Check(against)))
         assert isinstance(refitted, Refitted)
         if refitted.plan is None:
             return refitted, replace(parent, parameters=sources, plan_parameters=parent.held)
@@ -98,6 +99,6 @@ class Card:
         return read_tensors(f"{stem}.out")
 
     def verify(self, engine: EngineFile, against: Against = "reference") -> Verified:
-        found = self.engines.do(Verify(engine, against))
+        found = self.engines.do(Verify(engine, Check(against)))
         assert isinstance(found, Verified)
         return found

@@ -44,7 +44,9 @@ def test_wide_dtypes(source: str, target: str, lossless: bool) -> None:  # noqa:
 
 def test_widening_keeps_the_kind_of_number() -> None:
     assert is_widening("BF16", "F32")
-    assert is_widening("F8_E4M3", "F16")
+    assert is_widening("F8_E4M3", "F8_E4M3")
+    assert not is_widening("F8_E4M3", "F16")
+    assert not is_widening("F8_E5M2", "F32")
     assert is_widening("I32", "I64")
     assert is_widening("U8", "I16")
     assert not is_widening("I8", "F32")

@@ -14,6 +14,7 @@ from workers.channel.host import EngineHost
 from workers.channel.messages import (
     Build,
     Built,
+    Check,
     EngineFile,
     LogLine,
     Message,
@@ -68,8 +69,8 @@ class Hosting:
         self.call(Run(engine, str(self.folder / "in.safetensors"), str(outputs)), Ran)
         return read_tensors(str(outputs))
 
-    def verify(self, engine: EngineFile, against: Against = "reference") -> Verified:
-        return self.call(Verify(engine, against), Verified)
+    def verify(self, engine: EngineFile, against: Against = "reference", **changes: Any) -> Verified:  # noqa: ANN401 - fields of Check
+        return self.call(Verify(engine, Check(against, **changes)), Verified)
 
 
 def direct(network: Network, weights: Weights, inputs: Mapping[str, Array]) -> dict[str, Array]:

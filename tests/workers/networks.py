@@ -12,7 +12,7 @@ from blake3 import blake3
 from onnx import TensorProto, helper, numpy_helper
 
 from app.bindings.report import ParameterBinding
-from app.bindings.transforms import Transform
+from app.bindings.steps import Transform
 from app.definitions.construction import construct
 from app.definitions.parameter import InputSpec, Parameter
 from app.definitions.profiles import Profile, Range
@@ -106,7 +106,7 @@ def attention(path: Path, width: int = 16, heads: int = 2, vocabulary: int = 32)
     square = ("F32", (width, width))
     parameters: dict[str, tuple[str, tuple[int, ...]]] = {"embeddings": ("F32", (vocabulary, width))}
     nodes = [helper.make_node("Gather", ["embeddings", "ids"], ["x"])]
-    constants = {
+    constants: dict[str, Array] = {
         "split": np.array([0, 0, heads, width // heads]),
         "join": np.array([0, 0, width]),
         "scale": np.array((width // heads) ** -0.5, np.float32),
@@ -137,8 +137,34 @@ def attention(path: Path, width: int = 16, heads: int = 2, vocabulary: int = 32)
         helper.make_node("Mul", ["n", "g2"], ["g3"]),
         helper.make_node("Mul", ["g3", "half"], ["y"]),
     ]
-    ids = InputSpec("ids", "I64", ("batch", "sequence"), vocabulary)
+    ids = InputSpec("ids", "I64", ("batch", "sequence"), vocabulary, -vocabulary)
     return network_of(path, nodes, parameters, (ids,), {"y": "F32"}, constants)
+
+
+def quantised(path: Path, width: int = 64, depth: int = 3) -> Network:
+    """(quantise, dequantise, MatMul) * depth, of weights and of what is computed, as quantisers export them."""
+    nodes: list[onnx.NodeProto] = []
+
+    def rounded(value: str, scale: str, zero: str) -> str:
+        nodes.append(helper.make_node("QuantizeLinear", [value, scale, zero], [f"{value}.q"]))
+        nodes.append(helper.make_node("DequantizeLinear", [f"{value}.q", scale, zero], [f"{value}.d"]))
+        return f"{value}.d"
+
+    parameters: dict[str, tuple[str, tuple[int, ...]]] = {}
+    last = rounded("x", "scale", "zero")
+    for layer in range(depth):
+        parameters[f"{layer}.weight"] = ("F32", (width, width))
+        weight = rounded(f"{layer}.weight", "weight_scale", "weight_zero")
+        nodes.append(helper.make_node("MatMul", [last, weight], [f"m{layer}"]))
+        last = rounded(f"m{layer}", "scale", "zero")
+    nodes.append(helper.make_node("Identity", [last], ["y"]))
+    constants: dict[str, Array] = {
+        "scale": np.array(0.02, np.float32),
+        "zero": np.array(128, np.uint8),
+        "weight_scale": np.array(0.01, np.float32),
+        "weight_zero": np.array(0, np.int8),
+    }
+    return network_of(path, nodes, parameters, (InputSpec("x", "F32", ("n", width)),), {"y": "F32"}, constants)
 
 
 def from_config(model: Path, path: Path) -> Network:

@@ -7,12 +7,12 @@ messages back, and then one outcome or one `BackendError`. Files travel as paths
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from app.bindings.report import ParameterBinding
 from app.definitions.parameter import InputSpec
 from app.definitions.profiles import Profile
-from app.engines.against import Against
+from app.engines.against import Against, IfImpossible
 
 DEVICE_FAILED = "device_failed"  # the code of an error after which a device's engine host is replaced
 
@@ -105,6 +105,29 @@ def _make_picklable(value: "EngineFile | Build") -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Check:
+    """How an engine is verified.
+
+    `inputs` is the path of a safetensors file with the inputs, None if they are to be made up: as `made_up` says, which
+    is what another verification of the same definition told, or else as can be guessed. `expected` is the path of one
+    with the outputs to expect, which then stand for what `against` says. `tolerance` has those bounds that are not the
+    usual ones. `if_impossible` says what becomes of an engine whose definition cannot be run on the inputs.
+    `coverage_s` are the seconds to measure for which parameters the verification sees, 0 for not at all.
+    """
+
+    against: Against = "reference"
+    inputs: str | None = None
+    expected: str | None = None
+    tolerance: Mapping[str, float] = field(default_factory=dict)
+    if_impossible: IfImpossible = "fail"
+    coverage_s: float = 0.0
+    made_up: Mapping[str, Any] | None = None
+
+
+UNVERIFIED = Check("none")
+
+
+@dataclass(frozen=True, slots=True)
 class Build:
     """Compile the definition with these parameters, write the plan to the path `plan` and verify the engine.
 
@@ -119,7 +142,7 @@ class Build:
     profiles: tuple[Profile, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     timing_cache: str | None = None
-    against: Against = "none"
+    check: Check = UNVERIFIED
 
     def __post_init__(self) -> None:
         _make_picklable(self)
@@ -149,7 +172,7 @@ class Refit:
     parent: EngineFile
     parameters: tuple[ParameterSource, ...]
     plan: str | None
-    against: Against = "none"
+    check: Check = UNVERIFIED
 
     def engine(self, refitted: "Refitted") -> EngineFile:
         """Return what loads the new engine: its own plan, or else its parent's with the values to refit it with."""
@@ -177,10 +200,10 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Verify:
-    """Compare an engine's outputs on fixed inputs with an independent computation of the same definition."""
+    """Compare an engine's outputs with an independent computation of the same definition."""
 
     engine: EngineFile
-    against: Against = "reference"
+    check: Check = Check()
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,27 +300,55 @@ class Ran:
 class OutputDifference:
     """One output of an engine against the same output of what it is verified against, computed in float64.
 
-    `relative_l2` is |a - b| / |b|; `cosine` is a.b / (|a||b|). A figure is None if no comparison was made or if a value
-    is not finite.
+    `relative_l2` is |a - b| / |b|; `cosine` is a.b / (|a||b|); a figure that does not exist is None (no comparison
+    was made, or no value is finite). `finite` says whether the engine's values all are. `unequal` counts the places
+    where only one of the two is finite, or where they are not and differ.
     """
 
     max_abs: float | None
     relative_l2: float | None
     cosine: float | None
     finite: bool
+    unequal: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """Which parameters a verification sees: it would fail if one of them were another.
+
+    `parameters` of the `of` there are do so if their values change by 1% of their root mean square. `tried` were looked
+    at in `seconds`. `unseen` names those that it does not see, and of these `unseen_swapped` even with the values
+    of another parameter of their shape. `in_part` names tables of which only the rows that the inputs look up are seen.
+    `saturated` are outputs whose values hardly vary.
+    """
+
+    parameters: int
+    of: int
+    tried: int
+    unseen: tuple[str, ...]
+    unseen_swapped: tuple[str, ...]
+    in_part: tuple[str, ...]
+    saturated: tuple[str, ...]
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What a verification found. `inputs` is a digest of the fixed inputs; `detail` says in words why it is not ok."""
+    """What a verification found; `ok` is None if it was impossible, as `detail` says.
 
-    ok: bool
-    against: Against
+    `against` is "expected" if outputs were given. `inputs` digests the inputs, and `made_up` says how they were made,
+    unless they were given. `detail` says in words why it is not ok. `sees` is None if it was not measured.
+    """
+
+    ok: bool | None
+    against: Against | Literal["expected"]
     outputs: Mapping[str, OutputDifference]
     tolerance: Mapping[str, Any]
     inputs: str
     detail: str
     timings: Mapping[str, float]
+    made_up: Mapping[str, Any] | None = None
+    sees: Sight | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,7 +90,7 @@ def _memory_free(device: str) -> int:
 def _takes_much_memory(request: Request) -> bool:
     """Whether the request may have run a compiler or the reference."""
     return isinstance(request, Build | Verify | Benchmark) or (
-        isinstance(request, Refit) and request.against in {"reference", "rebuild"}
+        isinstance(request, Refit) and request.check.against in {"reference", "rebuild"}
     )
 
 

@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from app.engines.against import Against
 from workers.channel.messages import (
     BackendError,
     Benchmark,
     Build,
     Built,
+    Check,
     EngineFile,
     Materialise,
     Materialised,
@@ -35,10 +35,11 @@ from workers.engine_host.backends import catalog
 from workers.engine_host.backends.base import Backend, LoadedEngine, MergesTimings
 from workers.engine_host.backends.stopwatch import Stopwatch
 from workers.engine_host.latency import benchmark
+from workers.engine_host.references import References
 from workers.engine_host.resident import ResidentEngines
 from workers.engine_host.run_inputs import check_inputs
 from workers.engine_host.tensors import ParameterFiles, read_tensors, write_tensors
-from workers.engine_host.verification import References, verify
+from workers.engine_host.verification import verify
 
 T = TypeVar("T")
 
@@ -83,12 +84,12 @@ class Engines:
             case Build():
                 built, engine = with_room(lambda: self._build(request))
                 self._report(PlanWritten(built.plan, built.plan_digest))
-                return replace(built, verification=self._verification(engine, request.against))
+                return replace(built, verification=self._verification(engine, request.check))
             case Refit():
                 refitted, engine = with_room(lambda: self._refit(request))
                 if refitted.plan is None and request.plan is not None:
-                    return self._materialised_refit(refitted, engine, request.plan, request.against)
-                return replace(refitted, verification=self._verification(engine, request.against))
+                    return self._materialised_refit(refitted, engine, request.plan, request.check)
+                return replace(refitted, verification=self._verification(engine, request.check))
             case Materialise():
                 return self._materialise(request.engine, request.plan, beside=lambda _writing: None)[0]
             case MergeTimings():
@@ -129,7 +130,7 @@ class Engines:
         self._keep(loaded, engine)
         return refitted, engine
 
-    def _materialised_refit(self, refitted: Refitted, engine: EngineFile, plan: str, against: Against) -> Refitted:
+    def _materialised_refit(self, refitted: Refitted, engine: EngineFile, plan: str, check: Check) -> Refitted:
         """Verify an engine that was just refitted, while its plan is digested and written.
 
         If the device has no room for that, the engine is loaded from its new plan and verified. To refit another engine
@@ -138,7 +139,7 @@ class Engines:
 
         def verification(writing: Future[Materialised]) -> Verified | None:
             return self._verification(
-                engine, against, lambda: replace(engine, plan=writing.result().plan, plan_parameters=None)
+                engine, check, lambda: replace(engine, plan=writing.result().plan, plan_parameters=None)
             )
 
         made, verified = self._materialise(engine, plan, verification)
@@ -176,28 +177,27 @@ class Engines:
             self._report(PlanWritten(made.plan, made.plan_digest))
 
     def _verification(
-        self, engine: EngineFile, against: Against, reloaded: Callable[[], EngineFile] | None = None
+        self, engine: EngineFile, check: Check, reloaded: Callable[[], EngineFile] | None = None
     ) -> Verified | None:
         """Verify an engine that was just made. If there is no room, give up all engines and verify `reloaded`."""
-        if against == "none":
+        if check.against == "none":
             return None
         files = iter((lambda: engine, reloaded or (lambda: engine)))
-        return self._resident.with_room(lambda: self._verify(Verify(next(files)(), against)))
+        return self._resident.with_room(lambda: self._verify(Verify(next(files)(), check)))
 
     def _verify(self, request: Verify) -> Verified:
         """Verify; an engine that fails is given up, because it may hold other weights than its key says."""
         backend = self.backend(request.engine.backend)
         engine = self._loaded(request.engine)
         found = verify(request, engine, backend, self._references, self._scratch, self._report)
-        if not found.ok:
+        if found.ok is False:
             self._resident.drop(request.engine.key)
         return found
 
     def _run(self, request: Run) -> Outcome:
         watch = Stopwatch(self._report)
         inputs = read_tensors(request.inputs)
-        can = self.backend(request.engine.backend).offered.capabilities
-        negative = bool(can.get("negative_indices", False))
+        negative = self.backend(request.engine.backend).offered.negative_indices
         check_inputs(inputs, request.engine.inputs, request.engine.profiles, negative_indices=negative)
         with watch.phase("load"):
             engine = self._loaded(request.engine)

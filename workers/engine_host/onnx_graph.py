@@ -13,12 +13,13 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper
 
-from app.definitions.graph_walk import reads
+from app.definitions.graph_walk import reads, with_subgraphs
 from app.definitions.tensor_data import DTYPE_NAMES
 from app.weights.dtypes import DTYPES
 from workers.channel.messages import BackendError
 from workers.engine_host.tensors import StoredValue
 
+QUANTISERS = {"QuantizeLinear", "DynamicQuantizeLinear"}
 ROOT = "/"  # external locations are relative; relative to the root they may name any file of ours
 
 
@@ -125,6 +126,28 @@ def check_values(parameters: Mapping[str, TensorProto], values: Mapping[str, Sto
     ]
     if wrong:
         raise BackendError("wrong_weights", f"{_listed(wrong)}. Check the binding against these weights again.")
+
+
+def quantises(graph: GraphProto) -> bool:
+    """Return whether the graph quantises values that it computes, and not only initializers."""
+    fixed = {one.name for one in graph.initializer}
+    return any(
+        node.op_type in QUANTISERS and node.input[0] not in fixed for node in with_subgraphs(graph.node) if node.input
+    )
+
+
+def tables(graph: GraphProto) -> frozenset[str]:
+    """Return what the graph only looks rows up in, by Gather and its kin, or by a Slice whose bounds it computes."""
+    fixed = {one.name for one in graph.initializer}
+    fixed.update(name for node in graph.node if node.op_type == "Constant" for name in node.output)
+    looked_up: set[str] = set()
+    otherwise: set[str] = {one.name for one in graph.output}
+    for node in with_subgraphs(graph.node):
+        is_sliced = node.op_type == "Slice" and not fixed.issuperset(node.input[1:3])
+        is_lookup = is_sliced or node.op_type in {"Gather", "GatherElements", "GatherND"}
+        looked_up.update(node.input[:1] if is_lookup else ())
+        otherwise.update(node.input[1:] if is_lookup else node.input)
+    return frozenset(looked_up - otherwise)
 
 
 def operators(graph: GraphProto) -> dict[str, int]:

@@ -1,9 +1,10 @@
-"""What is fed to an engine: a client's inputs, checked, or fixed ones to verify it with."""
+"""What is fed to an engine: a client's inputs, checked, or made-up ones to verify it with."""
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 
@@ -12,6 +13,19 @@ from app.definitions.profiles import Profile, opt_shapes
 from app.weights.dtypes import DTYPES, numpy_dtype
 from workers.channel.messages import BackendError
 from workers.engine_host.tensors import Array, dtype_name, raw
+
+# How the values are made up that nothing else settles.
+Values = Literal["normal", "positive", "zeros"]
+
+# What single numbers are, by a word of the input's name. Without one a float lies in [0.5, 1).
+SETTINGS: tuple[tuple[frozenset[str], float], ...] = (
+    (frozenset({"sr", "samplerate", "samplingrate"}), 16_000),
+    (frozenset({"threshold", "confidence", "iou"}), 0.5),
+    (frozenset({"temperature", "scale", "ratio", "penalty", "speed", "factor", "alpha", "beta"}), 1.0),
+)
+MASKS = frozenset({"mask", "masks"})
+LENGTHS = frozenset({"len", "lens", "length", "lengths"})
+POSITIONS = frozenset({"position", "positions", "pos"})
 
 
 def check_inputs(
@@ -24,14 +38,16 @@ def check_inputs(
     """Raise BackendError "bad_inputs", naming every fault at once, unless an engine can take these arrays.
 
     Names, dtypes, ranks and fixed dimensions must be those of the definition, equal symbols must have equal
-    sizes, indices must lie inside what they index, and with profiles the shapes must lie within one of them.
-    `negative_indices` says whether the backend counts negative indices from the end.
+    sizes, indices must lie inside what they index, and with profiles the shapes must lie within one of them. A negative
+    index counts from the end if the definition allows it (`InputSpec.low`) and the backend computes it so
+    (`negative_indices`).
     """
     faults = [*_name_faults(arrays, specs)]
     given = [spec for spec in specs if spec.name in arrays]
     sizes: dict[str, tuple[int, str]] = {}
     for spec in given:
-        faults += _faults(arrays[spec.name], spec if negative_indices else replace(spec, low=0), sizes)
+        faults += _faults(arrays[spec.name], spec, sizes)
+        faults += _index_faults(arrays[spec.name], spec, negative=negative_indices)
     if not faults and profiles:
         faults += _profile_faults(arrays, profiles)
     if faults:
@@ -39,16 +55,24 @@ def check_inputs(
 
 
 def fixed_inputs(
-    specs: Sequence[InputSpec], profiles: Sequence[Profile], shapes: Mapping[str, tuple[int, ...]] | None = None
+    specs: Sequence[InputSpec],
+    profiles: Sequence[Profile],
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    *,
+    values: Values = "normal",
+    seed: int = 0,
 ) -> dict[str, Array]:
     """Return the inputs a definition is verified and measured with: the same for the same arguments, everywhere.
 
-    Inputs that `shapes` leaves out have the shapes of `opt_shapes`. Values come from PCG64 seeded by the
-    input's name: floats are standard normal, integers uniform in [0, high). Integers without `high` and booleans are
-    ones, as masks need.
+    Inputs that `shapes` leaves out have the shapes of `opt_shapes`. Random values come from PCG64 seeded by the
+    input's name and `seed`. Floats are standard normal, or their magnitudes if `values` is "positive"; a single one is
+    what its name says (see `SETTINGS`), and masks are ones. Integers with `high` are uniform in [0, high). A length
+    is the longest size there is, positions count up, and any other integer is one, or zero if `values` is "zeros".
+    Booleans are true.
     """
     shapes = {**opt_shapes(specs, profiles), **(shapes or {})}
-    return {spec.name: _fixed(spec, shapes[spec.name]) for spec in specs}
+    longest = max((size for spec in specs for size in _free_sizes(spec, shapes[spec.name])), default=1)
+    return {spec.name: _fixed(spec, shapes[spec.name], longest, values, seed) for spec in specs}
 
 
 def digest_of(arrays: Mapping[str, Array]) -> str:
@@ -81,11 +105,16 @@ def _faults(array: Array, spec: InputSpec, sizes: dict[str, tuple[int, str]]) ->
             settled, owner = sizes.setdefault(dim, (size, spec.name))
             if settled != size:
                 yield f"dimension {axis} ({dim}) of input {spec.name} is {size}, but {settled} in {owner}"
-    if spec.high is not None and array.size and DTYPES[dtype_name(array)].kind in {"int", "uint"}:
-        low, high = int(array.min()), int(array.max())
-        if low < spec.low or high >= spec.high:
-            wrong = low if low < spec.low else high
-            yield f"input {spec.name} holds {wrong}; its values must lie in [{spec.low}, {spec.high})"
+
+
+def _index_faults(array: Array, spec: InputSpec, *, negative: bool) -> Iterator[str]:
+    if spec.high is None or not array.size or DTYPES[dtype_name(array)].kind not in {"int", "uint"}:
+        return
+    bound = spec.low if negative else 0
+    low, high = int(array.min()), int(array.max())
+    if low < bound or high >= spec.high:
+        wrong = low if low < bound else high
+        yield f"input {spec.name} holds {wrong}; its values must lie in [{bound}, {spec.high})"
 
 
 def _profile_faults(arrays: Mapping[str, Array], profiles: Sequence[Profile]) -> list[str]:
@@ -105,17 +134,61 @@ def _outside(arrays: Mapping[str, Array], profile: Profile) -> list[str]:
     ]
 
 
-def _fixed(spec: InputSpec, shape: tuple[int, ...]) -> Array:
+def _free_sizes(spec: InputSpec, shape: tuple[int, ...]) -> Iterator[int]:
+    """Yield the sizes of an input's dynamic dimensions but the batch; a length's own is one."""
+    if LENGTHS & _words(spec.name):
+        return
+    first = 0 if len(shape) == 1 else 1
+    yield from (size for dim, size in list(zip(spec.shape, shape, strict=True))[first:] if isinstance(dim, str))
+
+
+def _fixed(spec: InputSpec, shape: tuple[int, ...], longest: int, values: Values, seed: int) -> Array:
     kind, dtype = DTYPES[spec.dtype].kind, numpy_dtype(spec.dtype)
-    random = np.random.Generator(np.random.PCG64(int.from_bytes(hashlib.sha256(spec.name.encode()).digest()[:16])))
-    values: np.ndarray[Any, np.dtype[Any]]
     if kind == "float":
-        values = random.standard_normal(shape)
-    elif kind != "bool" and spec.high:
-        values = random.integers(0, min(spec.high, np.iinfo(dtype).max), shape)
-    else:
-        values = np.ones(shape)
-    return values.astype(dtype)
+        return _fixed_floats(spec, shape, values, seed).astype(dtype)
+    if kind != "bool" and spec.high:
+        return _random(spec.name, seed).integers(0, min(spec.high, np.iinfo(dtype).max), shape).astype(dtype)
+    if kind == "bool":
+        return np.ones(shape, dtype)
+    return _fixed_integers(spec, shape, longest, values).astype(dtype)
+
+
+def _fixed_floats(spec: InputSpec, shape: tuple[int, ...], values: Values, seed: int) -> Array:
+    random = _random(spec.name, seed)
+    if all(dim == 1 for dim in spec.shape):
+        setting = _setting(spec.name)
+        return random.uniform(0.5, 1.0, shape) if setting is None else np.full(shape, setting)
+    if MASKS & _words(spec.name):
+        return np.ones(shape)
+    made = random.standard_normal(shape)
+    return np.abs(made) if values == "positive" else made
+
+
+def _fixed_integers(spec: InputSpec, shape: tuple[int, ...], longest: int, values: Values) -> Array:
+    words, setting = _words(spec.name), _setting(spec.name)
+    if setting is not None and all(dim == 1 for dim in spec.shape):
+        return np.full(shape, setting)
+    if LENGTHS & words:
+        return np.full(shape, longest)
+    if POSITIONS & words and shape:
+        return np.broadcast_to(np.arange(shape[-1]), shape)
+    return np.zeros(shape) if values == "zeros" else np.ones(shape)
+
+
+def _random(name: str, seed: int) -> np.random.Generator:
+    text = f"{name}#{seed}" if seed else name
+    return np.random.Generator(np.random.PCG64(int.from_bytes(hashlib.sha256(text.encode()).digest()[:16])))
+
+
+def _setting(name: str) -> float | None:
+    words = _words(name)
+    return next((value for known, value in SETTINGS if known & words), None)
+
+
+def _words(name: str) -> set[str]:
+    """Return the words of a name such as "attention_mask" or "inputLength", and each two neighbours as one."""
+    parts = [part.lower() for part in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)]
+    return {*parts, *(a + b for a, b in pairwise(parts))}
 
 
 def _type(spec: InputSpec) -> str:

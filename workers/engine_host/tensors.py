@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from app.bindings.transforms import TransformError
+from app.bindings.steps import TransformError
 from app.weights.checkpoint import CheckpointError
 from app.weights.dtypes import DTYPES, numpy_dtype
 from app.weights.dtypes import view as view_buffer

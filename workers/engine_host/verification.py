@@ -1,211 +1,289 @@
-"""Whether an engine computes what its definition says: both are run on the same fixed inputs and compared.
+"""Whether an engine computes what its definition says: both are run on the same inputs and compared."""
 
-The reference is the definition as it stands, with none of its operators fused or folded, in an onnxruntime session
-that takes the weights as inputs. So it shares with an onnxruntime engine neither the optimised graph, nor the
-kernels' packed weights, nor the way the weights got there: had it any of these in common, a fault there would
-show up on both sides and the comparison would prove nothing. As weights are its inputs, one session serves every weight
-version of a definition, and a refit is verified at the price of a run.
-"""
-
-import hashlib
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from cachetools import LRUCache
-
-from app.weights.dtypes import DTYPES
+from app.definitions.parameter import InputSpec
 from workers.channel.messages import (
+    DEVICE_FAILED,
+    DEVICE_OUT_OF_MEMORY,
     BackendError,
     Build,
+    Check,
     EngineFile,
-    OutputDifference,
-    ParameterSource,
     Report,
+    Sight,
     Verified,
     Verify,
 )
-from workers.engine_host import onnx_graph
 from workers.engine_host.backends.base import Arrays, Backend, LoadedEngine
 from workers.engine_host.backends.stopwatch import Stopwatch
-from workers.engine_host.run_inputs import digest_of, fixed_inputs
-from workers.engine_host.tensors import Array, MappedFiles, ParameterFiles
+from workers.engine_host.comparison import (
+    Tolerance,
+    difference,
+    fault_of,
+    finiteness_fault,
+    says_something,
+    tolerance_of,
+)
+from workers.engine_host.coverage import measure, widest
+from workers.engine_host.impossible import Impossible, given_do_not_fit, no_guess_fits, no_reference
+from workers.engine_host.references import Reference, References
+from workers.engine_host.run_inputs import check_inputs, digest_of
+from workers.engine_host.tensors import Array, read_tensors
+from workers.engine_host.trials import Trial, longer, trials
 
-INFINITIES = {"float16": 0x7C00, "bfloat16": 0x7F80}  # as bits, by dtype
-SIGN = 0x8000
-KEPT_REFERENCES = 8  # sessions without weights, a few hundred kilobytes each
+TRYING_S = 30.0  # what no shape is found for in this time may fail for another reason
 
 
 @dataclass(frozen=True, slots=True)
-class Tolerance:
-    """How far outputs may lie from the reference, by the lowest precision that is computed in.
+class Fed:
+    """The inputs of a verification. `trial` says how they were made up, None if they were given.
 
-    `max_abs` decides alone where outputs are all but zero, so that a relative error means nothing. Each bound is
-    some tens of units in the last place of that dtype, as fused operators round less often and in other order.
+    `expected` are the outputs to expect, as far as they are known without another engine.
     """
 
-    dtype: str
-    relative_l2: float
-    cosine: float
-    max_abs: float
-
-
-TOLERANCES = (
-    Tolerance("F8_E5M2", 2.5e-1, 0.97, 1e-2),
-    Tolerance("F8_E4M3", 1.5e-1, 0.98, 1e-2),
-    Tolerance("BF16", 5e-2, 0.998, 1e-3),
-    Tolerance("F16", 1e-2, 0.9999, 1e-4),
-    Tolerance("F32", 1e-4, 0.999999, 1e-6),
-    Tolerance("F64", 1e-9, 0.999999999, 1e-12),
-)
-
-
-class References:
-    """Runs definitions as they stand; keeps the sessions of the last few, which hold no weights."""
-
-    def __init__(self, files: ParameterFiles) -> None:
-        self._files = files
-        self._sessions: LRUCache[str, tuple[Any, dict[str, Any]]] = LRUCache(KEPT_REFERENCES)
-
-    def run(self, engine: EngineFile, inputs: Arrays) -> dict[str, Array]:
-        """Return the definition's outputs with the engine's parameters; BackendError where it cannot be run."""
-        from workers.engine_host import onnxruntime_session as ort_session  # noqa: PLC0415 - only a verification needs the runtime
-
-        session, parameters = self._session(engine.definition)
-        values = self._files.locate(engine.parameters)
-        onnx_graph.check_values(parameters, values)
-        mapped = MappedFiles()
-        weights = {name: mapped.view(values[name]) for name in parameters}
-        return ort_session.run_session(session, {**inputs, **weights})
-
-    def _session(self, definition: str) -> tuple[Any, dict[str, Any]]:
-        """Return a definition's session and the parameters it takes."""
-        data = Path(definition).read_bytes()
-        key = hashlib.sha256(data).hexdigest()
-        if key not in self._sessions:
-            self._sessions[key] = _open(data)
-        return self._sessions[key]
-
-
-def _open(definition: bytes) -> tuple[Any, dict[str, Any]]:
-    from workers.engine_host import onnxruntime_session as ort_session  # noqa: PLC0415 - only a verification needs the runtime
-
-    model = onnx_graph.parse(definition)
-    bare = onnx_graph.serialize(onnx_graph.with_parameters_as_inputs(model))
-    try:
-        session = ort_session.open_session(bare, ort_session.reference_options())
-    except ort_session.ORT_ERRORS as error:
-        raise ort_session.explained(error, "reference_failed") from error
-    return session, onnx_graph.parameters_of(model)
+    inputs: Arrays
+    trial: Trial | None
+    expected: Mapping[str, Array] | None = None
+    sees: Sight | None = None
 
 
 def verify(
     request: Verify, engine: LoadedEngine, backend: Backend, references: References, scratch: Path, report: Report
 ) -> Verified:
-    """Run and compare as `request.against` says.
+    """Run and compare as `request.check` says; see `Check`.
 
     "reference": the definition as it stands, with the same weights. "rebuild": an engine built afresh, whose plan lies
     in `scratch` meanwhile. "finite": no comparison, outputs must hold no NaN and no infinity. "none": nothing is run.
+
+    Raises BackendError "verification_impossible" if the definition cannot be computed on the inputs, unless the engine
+    is to be published all the same.
     """
-    tolerance = tolerance_of(request.engine.parameters, request.engine.options)
-    bounds = {name: getattr(tolerance, name) for name in Tolerance.__slots__}
-    if request.against == "none":
-        return Verified(ok=True, against="none", outputs={}, tolerance=bounds, inputs="", detail="", timings={})
+    check = request.check
+    tolerance = _tolerance(request, references)
     watch = Stopwatch(report)
-    inputs = fixed_inputs(request.engine.inputs, request.engine.profiles)
-    others: dict[str, Callable[[], Mapping[str, Array]]] = {
-        "reference": lambda: references.run(request.engine, inputs),
-        "rebuild": lambda: _rebuilt(request.engine, backend, scratch, report).run(inputs),
-        "finite": dict,
-    }
+    if check.against == "none":
+        return Verified(
+            ok=True, against="none", outputs={}, tolerance=asdict(tolerance), inputs="", detail="", timings={}
+        )
+    try:
+        fed = _fed(request, engine, backend, references, tolerance, watch)
+    except Impossible as error:
+        if check.if_impossible == "fail":
+            raise error.error from error
+        return Verified(None, _against(check), {}, asdict(tolerance), "", error.error.detail, watch.seconds)
     with watch.phase("verify"):
-        outputs = engine.run(inputs)
-        expected = others[request.against]()
-        differences = {name: difference(array, expected.get(name)) for name, array in outputs.items()}
-    faults = [fault for name, one in differences.items() if (fault := fault_of(name, one, tolerance))]
+        outputs = engine.run(fed.inputs)
+        expected = fed.expected
+        if check.against == "rebuild" and expected is None:
+            expected = _rebuilt(request.engine, backend, scratch, report).run(fed.inputs)
+    return _compared(check, fed, outputs, expected, tolerance, watch)
+
+
+def _tolerance(request: Verify, references: References) -> Tolerance:
+    engine, check = request.engine, request.check
+    is_quantised = check.against == "reference" and references.is_quantised(engine.definition)
+    return tolerance_of(engine.parameters, engine.options, is_quantised=is_quantised).given(check.tolerance)
+
+
+def _compared(
+    check: Check,
+    fed: Fed,
+    outputs: Mapping[str, Array],
+    expected: Mapping[str, Array] | None,
+    tolerance: Tolerance,
+    watch: Stopwatch,
+) -> Verified:
+    with watch.phase("verify"):
+        differences = {name: difference(array, (expected or {}).get(name)) for name, array in outputs.items()}
+        if expected is None:
+            faults = [finiteness_fault(name, one) for name, one in differences.items()]
+        else:
+            faults = [fault_of(name, one, tolerance) for name, one in differences.items()]
+            faults += [*_emptiness(outputs), *_missing(outputs, expected)]
+    detail = "; ".join(filter(None, faults))
     return Verified(
-        ok=not faults,
-        against=request.against,
+        ok=not detail,
+        against=_against(check),
         outputs=differences,
-        tolerance=bounds,
-        inputs=digest_of(inputs),
-        detail="; ".join(faults),
+        tolerance=asdict(tolerance),
+        inputs=digest_of(fed.inputs),
+        detail=detail,
         timings=watch.seconds,
+        made_up=None if fed.trial is None else fed.trial.to_json(),
+        sees=fed.sees,
     )
 
 
-def tolerance_of(parameters: Sequence[ParameterSource], options: Mapping[str, Any]) -> Tolerance:
-    """Return the tolerance for the lowest precision that is computed in; that of F32 where no parameter is a float.
-
-    It is that of the parameters, unless the build options let the compiler choose F16, or TF32, whose mantissa has
-    no more bits than that of F16.
-    """
-    dtypes = {one.binding.dtype for one in parameters if DTYPES[one.binding.dtype].kind == "float"} or {"F32"}
-    if options.get("precision") == "fp16" or options.get("tf32"):
-        dtypes.add("F16")
-    return next(one for one in TOLERANCES if one.dtype in dtypes)
+def _emptiness(outputs: Mapping[str, Array]) -> list[str]:
+    """Say that there is nothing to compare. Outputs without any element are right if they have the right shape."""
+    if says_something(outputs) or not any(array.size for array in outputs.values()):
+        return []
+    return ["the outputs hold nothing but NaN and infinity, so the comparison says nothing"]
 
 
-def difference(actual: Array, expected: Array | None) -> OutputDifference:
-    """Return how far `actual` lies from `expected`; None compares with nothing and only looks for NaN and infinity."""
-    finite = is_finite(actual)
-    if expected is None:
-        return OutputDifference(None, None, None, finite)
-    if actual.shape != expected.shape or actual.dtype != expected.dtype:
-        raise BackendError(
-            "outputs_differ",
-            f"The engine gives {actual.dtype}{list(actual.shape)} where the definition gives "
-            f"{expected.dtype}{list(expected.shape)}. Build it again.",
-        )
-    a, b = (array.astype(np.float64).ravel() for array in (actual, expected))
-    finite = finite and is_finite(b)
-    if not finite:
-        return OutputDifference(None, None, None, finite)
-    return _distance(a, b)
+def _missing(outputs: Mapping[str, Array], expected: Mapping[str, Array]) -> list[str]:
+    if not expected.keys() & outputs.keys():
+        return [f"no output is expected: give at least one of {', '.join(sorted(outputs))}"]
+    return [f"the engine has no output {name}, which is expected" for name in sorted(expected.keys() - outputs.keys())]
 
 
-def is_finite(array: Array) -> bool:
-    """Return whether an array holds neither NaN nor infinity.
-
-    Floats of 16 bits are looked at as integers, as numpy has vector code for these only: NaN and infinity have the
-    largest magnitudes, of either sign.
-    """
-    infinity = INFINITIES.get(array.dtype.name)
-    if infinity is None or not array.size:
-        return bool(np.isfinite(array).all())
-    return bool(array.view(np.int16).max() < infinity and array.view(np.uint16).max() < infinity + SIGN)
+def _against(check: Check) -> Any:  # noqa: ANN401 - a literal of `Verified`
+    return "expected" if check.expected is not None else check.against
 
 
-def fault_of(name: str, one: OutputDifference, tolerance: Tolerance) -> str:
-    """Say why an output is out of tolerance, or nothing where it is not."""
-    if not one.finite:
-        return f"output {name} holds NaN or infinity"
-    if one.max_abs is None or one.max_abs <= tolerance.max_abs:
-        return ""
-    if one.relative_l2 is None or one.relative_l2 > tolerance.relative_l2:
-        return f"output {name} differs by {one.relative_l2} in relative L2, {tolerance.relative_l2} is allowed"
-    if one.cosine is None or one.cosine < tolerance.cosine:
-        return f"output {name} has cosine {one.cosine}, {tolerance.cosine} is needed"
-    return ""
+def _fed(
+    request: Verify,
+    engine: LoadedEngine,
+    backend: Backend,
+    references: References,
+    tolerance: Tolerance,
+    watch: Stopwatch,
+) -> Fed:
+    """Return inputs that the definition can be run on, with what to expect of them. Raises Impossible."""
+    check = request.check
+    if check.against in {"rebuild", "finite"}:
+        with watch.phase("verify"):
+            given = None if check.inputs is None else Fed(_given(request, backend, check.inputs), None)
+            return given or _runnable(request, engine, references)
+    with watch.phase("verify"):
+        reference = _opened(request, references)
+        fed = _found(request, backend, reference)
+    if not check.coverage_s or reference is None:
+        return fed
+    with watch.phase("coverage"):
+        return _covered(request, reference, fed, tolerance)
 
 
-def _distance(
-    a: "np.ndarray[Any, np.dtype[np.float64]]", b: "np.ndarray[Any, np.dtype[np.float64]]"
-) -> OutputDifference:
-    max_abs = float(np.abs(a - b).max(initial=0.0))
-    norm_a, norm_b = _norm(a), _norm(b)
-    if not max_abs:
-        return OutputDifference(0.0, 0.0, 1.0, finite=True)
-    relative = _norm(a - b) / norm_b if norm_b else None
-    cosine = float((a * b).sum()) / (norm_a * norm_b) if norm_a and norm_b else None
-    return OutputDifference(max_abs, relative, cosine, finite=True)
+def _opened(request: Verify, references: References) -> Reference | None:
+    """Open the reference. If outputs are given it is only good for coverage, and is done without if it fails."""
+    try:
+        return references.open(request.engine)
+    except BackendError as error:
+        if request.check.expected is not None:
+            return None
+        if error.code not in {"reference_failed", "not_implemented", "invalid_graph"}:
+            raise
+        raise Impossible(no_reference(error)) from error
 
 
-def _norm(a: Array) -> float:
-    return float(np.sqrt(np.square(a).sum()))
+def _found(request: Verify, backend: Backend, reference: Reference | None) -> Fed:
+    check = request.check
+    if check.inputs is not None:
+        inputs = _given(request, backend, check.inputs)
+        if check.expected is not None:
+            return Fed(inputs, None, read_tensors(check.expected))
+        if reference is not None:
+            try:
+                return Fed(inputs, None, reference.run(inputs))
+            except BackendError as error:
+                raise Impossible(given_do_not_fit(error)) from error
+    if reference is None:
+        raise BackendError("bad_inputs", "Outputs are expected of inputs that were not given. Give `inputs` as well.")
+    return _made_up(request, reference)
+
+
+def _given(request: Verify, backend: Backend, path: str | None) -> Arrays:
+    inputs = read_tensors(path or "")
+    try:
+        negative = backend.offered.negative_indices
+        check_inputs(inputs, request.engine.inputs, request.engine.profiles, negative_indices=negative)
+    except BackendError as error:
+        raise BackendError("bad_inputs", f"The inputs to verify with do not fit: {error.detail}") from error
+    return inputs
+
+
+def _made_up(request: Verify, reference: Reference) -> Fed:
+    """Make inputs up that the definition can be run on; what was found is remembered for other weights."""
+    engine, check = request.engine, request.check
+    key = "trial", repr(engine.profiles)
+    known = Trial.from_json(check.made_up) if check.made_up else reference.found.get(key)
+    tried: list[Trial] = []
+    first: BackendError | None = None
+    deadline = time.monotonic() + TRYING_S
+    for trial in [*([known] if known else []), *trials(engine.inputs, engine.profiles)]:
+        if time.monotonic() > deadline:
+            break
+        tried.append(trial)
+        inputs = trial.inputs(engine.inputs)
+        try:
+            outputs = reference.run(inputs)
+        except BackendError as error:
+            first = first or error
+            continue
+        fed = _that_says_something(engine.inputs, reference, Fed(inputs, trial, outputs))
+        reference.found[key] = fed.trial
+        return fed
+    raise Impossible(no_guess_fits(engine.inputs, tried, first))
+
+
+def _that_says_something(specs: tuple[InputSpec, ...], reference: Reference, fed: Fed) -> Fed:
+    """Return inputs of the same shapes without negative values if nothing finite comes of what there is."""
+    if fed.trial is None or fed.expected is None or says_something(fed.expected):
+        return fed
+    positive = Trial(fed.trial.shapes, "positive", fed.trial.seed)
+    inputs = positive.inputs(specs)
+    try:
+        outputs = reference.run(inputs)
+    except BackendError:
+        return fed
+    return Fed(inputs, positive, outputs) if says_something(outputs) else fed
+
+
+def _runnable(request: Verify, engine: LoadedEngine, references: References) -> Fed:
+    """Return made-up inputs that the engine takes. If it takes the first ones the reference is not asked."""
+    specs, profiles = request.engine.inputs, request.engine.profiles
+    trial = trials(specs, profiles)[0]
+    inputs = trial.inputs(specs)
+    try:
+        engine.run(inputs)
+    except BackendError as error:
+        if error.code in {DEVICE_FAILED, DEVICE_OUT_OF_MEMORY}:
+            raise
+        reference = _opened(request, references)
+        fed = _made_up(request, reference) if reference is not None else Fed(inputs, trial)
+        if fed.trial == trial:
+            raise error from None  # the definition takes them: it is the engine's own fault
+        return Fed(fed.inputs, fed.trial)
+    return Fed(inputs, trial)
+
+
+def _covered(request: Verify, reference: Reference, fed: Fed, tolerance: Tolerance) -> Fed:
+    """Measure what the comparison would notice, and take other made-up inputs if it notices more of them."""
+    key = "sight", digest_of(fed.inputs), tolerance, request.check.coverage_s
+    if key not in reference.found:
+        reference.found[key] = _measured(request, reference, fed, tolerance)
+    sight, trial = reference.found[key]
+    if trial == fed.trial:
+        return Fed(fed.inputs, fed.trial, fed.expected, sight)
+    inputs = trial.inputs(request.engine.inputs)
+    reference.found["trial", repr(request.engine.profiles)] = trial
+    return Fed(inputs, trial, reference.run(inputs), sight)
+
+
+def _measured(request: Verify, reference: Reference, fed: Fed, tolerance: Tolerance) -> tuple[Sight, Trial | None]:
+    seconds = request.check.coverage_s
+    try:
+        sight = measure(reference, fed.inputs, tolerance, seconds)
+    except BackendError:  # the outputs were given, and the reference cannot be run on these inputs
+        return Sight(0, len(reference.weights), 0, (), (), (), (), 0.0), fed.trial
+    if fed.trial is None or not sight.unseen or sight.seconds >= seconds / 2:
+        return sight, fed.trial
+    others = list(_others(request, fed.trial))
+    return widest(reference, request.engine.inputs, tolerance, (sight, fed.trial), others, seconds - sight.seconds)
+
+
+def _others(request: Verify, trial: Trial) -> list[Trial]:
+    """Return inputs that may see more: other values, and other shapes of the profiles."""
+    specs, profiles = request.engine.inputs, request.engine.profiles
+    shapes = [one.shapes for one in trials(specs, profiles)] if profiles else [longer(specs, trial.shapes)]
+    larger = [Trial(one, trial.values, trial.seed) for one in shapes if one != trial.shapes]
+    return [Trial(trial.shapes, trial.values, trial.seed + 1), *larger[:2]]
 
 
 def _rebuilt(engine: EngineFile, backend: Backend, scratch: Path, report: Report) -> LoadedEngine:

@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from app.definitions.profiles import parse_profiles
+from app.engines.queries import find_verification
 from app.engines.work import BuildWork
 from app.errors import ServiceError
 from app.jobs.lease import Claim
@@ -16,15 +17,22 @@ from workers.jobs.publication import EngineSpec, Origin, VerifiedEngine, equal_e
 from workers.jobs.steps import Ready, Steps
 from workers.jobs.stored import Sources, load_definition, load_weights
 from workers.jobs.timing_cache import NewTimings, PlatformTimings
+from workers.jobs.verify import check_of, is_known
 from workers.jobs.watch import Watch
 from workers.jobs.worker import Worker
+
+COVERAGE_S = 10.0  # what a verification sees is measured once, beside the writing of the plan
 
 
 @dataclass(frozen=True, slots=True)
 class BuildInput:
-    """What is compiled, and the timing cache of this device's platform; None if no timing cache is used."""
+    """What is compiled, and the timing cache of this device's platform; None if no timing cache is used.
+
+    `earlier` is what the verification of an engine found that differs in its weights at most, if there is one.
+    """
 
     spec: EngineSpec
+    earlier: Mapping[str, Any] | None
     timings: PlatformTimings | None
 
 
@@ -51,16 +59,25 @@ def load(session: Session, held: Claim, work: BuildWork, worker: Worker) -> Buil
         return ready
     _check_verifiable(work, worker)
     spec = _spec(session, work)
-    return BuildInput(spec, timing_cache.find(session, worker, work.backend, spec.options))
+    earlier = find_verification(
+        session,
+        held.model_id,
+        definition_digest=spec.definition.digest,
+        backend=spec.backend,
+        profiles=spec.profiles,
+        options=spec.options,
+    )
+    return BuildInput(spec, earlier, timing_cache.find(session, worker, work.backend, spec.options))
 
 
 def compute(job: BuildInput, worker: Worker, watch: Watch) -> BuiltEngine:
     """Compile and verify."""
     cache = timing_cache.fetch(job.timings, worker, watch)
-    request = watch.during(_request, job.spec, worker.sources, str(watch.folder / "plan"), cache)
+    request = watch.during(_request, job, worker.sources, str(watch.folder / "plan"), cache)
     with plan_put(worker, watch) as put:
         built = watch.ask(request, Built, put.begin)
-        engine = new_engine(worker, watch, built, put.end(built.plan_digest), Origin(built.platform, built.plan_digest))
+        plan, origin = put.end(built.plan_digest), Origin(built.platform, built.plan_digest)
+        engine = new_engine(worker, watch, built, plan, origin, job.spec.verify, job.earlier)
         return BuiltEngine(engine, timing_cache.put(job.timings, built.timing_cache, worker, watch))
 
 
@@ -90,11 +107,13 @@ def _spec(session: Session, work: BuildWork) -> EngineSpec:
         options=work.options,
         rules=work.rules,
         fingerprint=work.fingerprint,
-        against=work.verify.against,
+        verify=work.verify,
     )
 
 
-def _request(spec: EngineSpec, sources: Sources, plan: str, cache: str | None) -> Build:
+def _request(job: BuildInput, sources: Sources, plan: str, cache: str | None) -> Build:
+    spec, earlier = job.spec, job.earlier
+    seconds = 0.0 if is_known(spec.verify, earlier) else COVERAGE_S
     return Build(
         backend=spec.backend,
         definition=str(sources.store.local_path(spec.definition.digest)),
@@ -104,7 +123,7 @@ def _request(spec: EngineSpec, sources: Sources, plan: str, cache: str | None) -
         profiles=parse_profiles(spec.profiles, spec.definition.inputs),
         options=spec.options,
         timing_cache=cache,
-        against=spec.against,
+        check=check_of(spec.verify, sources.store, coverage_s=seconds, earlier=earlier),
     )
 
 

@@ -9,11 +9,10 @@ from typing import Any, Literal
 
 from sqlalchemy.orm import Session
 
-from app.engines.against import Against
 from app.engines.facts import EngineFacts, read_facts
 from app.engines.publish import publish_engine
 from app.engines.queries import Served, find_equal
-from app.engines.work import MakeEngine
+from app.engines.work import MakeEngine, Verification
 from app.jobs.lease import Claim
 from workers.channel.messages import Built, PlanWritten, Refitted
 from workers.jobs.steps import Ready
@@ -34,7 +33,7 @@ class EngineSpec:
     options: dict[str, Any]
     rules: list[Any]
     fingerprint: str
-    against: Against
+    verify: Verification
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +77,20 @@ def equal_engine(session: Session, held: Claim, work: MakeEngine, served: Served
 
 
 def new_engine(
-    worker: Worker, watch: Watch, made: Built | Refitted, plan: StoredPlan | None, origin: Origin
+    worker: Worker,
+    watch: Watch,
+    made: Built | Refitted,
+    plan: StoredPlan | None,
+    origin: Origin,
+    verify: Verification,
+    earlier: Mapping[str, Any] | None,
 ) -> VerifiedEngine:
-    """Gather what is to be published; an engine that failed its verification never is: VerificationFailed."""
-    verification = passed(made.verification)
+    """Gather what is to be published; an engine that failed its verification never is: VerificationFailed.
+
+    `verify` is what was asked of its verification, and `earlier` what was found at an engine of other weights.
+    """
+    verification = passed(made.verification, verify, earlier)
+    checked = {"verify": 0.0} if made.verification is None else dict(made.verification.timings)
     return VerifiedEngine(
         origin=origin,
         plan=plan,
@@ -89,7 +98,7 @@ def new_engine(
         device=worker.device,
         facts=read_facts(made.facts),
         verification=verification,
-        timings=dict(made.timings) | {"verify": verification.get("seconds", 0.0), "total": watch.seconds},
+        timings=dict(made.timings) | checked | {"total": watch.seconds},
     )
 
 

@@ -12,6 +12,7 @@ from workers.jobs.plans import PlanVerifier
 from workers.jobs.publication import EngineSpec, Origin, VerifiedEngine, equal_engine, new_engine, plan_put, publish_as
 from workers.jobs.steps import Ready, Steps
 from workers.jobs.stored import Sources, StoredEngine, engine_file, load_engine, load_weights
+from workers.jobs.verify import check_of
 from workers.jobs.watch import Watch
 from workers.jobs.worker import Worker
 
@@ -39,7 +40,7 @@ def compute(job: RefitInput, worker: Worker, watch: Watch) -> VerifiedEngine:
     with plan_put(worker, watch, job.parent.plan) as put:
         refitted = watch.ask(request, Refitted, put.begin)
         plan = None if refitted.plan_digest is None else put.end(refitted.plan_digest)
-        made = new_engine(worker, watch, refitted, plan, origin)
+        made = new_engine(worker, watch, refitted, plan, origin, job.spec.verify, job.parent.verification)
     return replace(made, facts=made.facts.told(changed=refitted.changed, warm=refitted.warm))
 
 
@@ -59,13 +60,14 @@ def _spec(session: Session, work: RefitWork, parent: StoredEngine) -> EngineSpec
         options=dict(parent.options),
         rules=work.rules,
         fingerprint=work.fingerprint,
-        against=work.verify.against,
+        verify=work.verify,
     )
 
 
 def _request(job: RefitInput, sources: Sources, plans: PlanVerifier, plan: str) -> Refit:
     parent = engine_file(job.parent, sources, plans)
-    return Refit(parent, sources.of(job.spec.weights), plan if job.materialise else None, job.spec.against)
+    check = check_of(job.spec.verify, sources.store, earlier=job.parent.verification)
+    return Refit(parent, sources.of(job.spec.weights), plan if job.materialise else None, check)
 
 
 STEPS = Steps(RefitWork, load, compute, publish)

@@ -83,6 +83,7 @@ class StoredEngine:
     profiles: tuple[Profile, ...]
     profiles_json: list[Any]
     options: Mapping[str, Any]
+    verification: Mapping[str, Any]
 
     @property
     def plan(self) -> StoredPlan:
@@ -115,7 +116,7 @@ def load_weights(session: Session, weights_id: int, binding_id: int) -> BoundWei
 
 def load_engine(session: Session, engine_id: int) -> StoredEngine:
     """Read an engine by its key."""
-    columns = (Engine.profiles, Engine.options)
+    columns = (Engine.profiles, Engine.options, Engine.verification)
     engine = session.get_one(Engine, engine_id, options=[undefer(column) for column in columns])
     definition = load_definition(session, engine.definition_id)
     return StoredEngine(
@@ -130,6 +131,7 @@ def load_engine(session: Session, engine_id: int) -> StoredEngine:
         profiles=parse_profiles(engine.profiles, definition.inputs),
         profiles_json=engine.profiles,
         options=engine.options,
+        verification=engine.verification,
     )
 
 

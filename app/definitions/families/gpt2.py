@@ -55,7 +55,9 @@ def default_rules(config: "Gpt2Config", dtype: str) -> list[Mapping[str, Any]]:
     """
     rules: list[Mapping[str, Any]] = [{"ignore": r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)"}]
     feeds = [("(.*)", r"\1"), ("(.*)", r"transformer.\1")]
-    if config.is_tied or not config.has_head:
+    if config.is_tied:
+        rules.append({"ignore": r"lm_head\.weight", "equal_to": "wte.weight"})
+    elif not config.has_head:
         rules.append({"ignore": r"lm_head\.weight"})
     if config.is_tied:
         feeds.append((r"wte\.weight", HEAD))

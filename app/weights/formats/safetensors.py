@@ -23,8 +23,13 @@ ALIGNMENT = 8  # of the data; no dtype has larger elements
 
 
 def recognises(start: bytes) -> bool:
-    """Whether the file starts with the length of a header that could be read, or has a JSON object behind it."""
-    return int.from_bytes(start[:PREFIX_BYTES], "little") <= MAX_HEADER_BYTES or start[PREFIX_BYTES:].startswith(b"{")
+    """Whether the file starts with the length of a header that could be read, or has a JSON object behind it.
+
+    A file that is JSON from its first byte on is no checkpoint, whatever stands at that place.
+    """
+    if int.from_bytes(start[:PREFIX_BYTES], "little") <= MAX_HEADER_BYTES:
+        return True
+    return start[PREFIX_BYTES:].startswith(b"{") and not start.startswith((b"{", b"["))
 
 
 def read_slots(read: Read, size: int) -> list[TensorSlot]:

@@ -23,7 +23,7 @@ from app.definitions.parameter import InputSpec
 from tests.workers.hosting import Hosting
 from tests.workers.networks import Network, bound, checkpoint, network_of, perceptron
 from workers.channel.host import EngineHost, EngineHostDied
-from workers.channel.messages import BackendError, Build, EngineFile, Progress, Request, Residency, Run, Verify
+from workers.channel.messages import BackendError, Build, Check, EngineFile, Progress, Request, Residency, Run, Verify
 from workers.channel.process import EngineHostProcess
 from workers.channel.wire import Reply
 from workers.engine_host import child
@@ -134,7 +134,7 @@ def test_what_is_built_to_compare_with_lies_in_the_childs_folder_and_goes_with_i
         os.kill(child, signal.SIGKILL)
 
     with pytest.raises(Canceled if how == "canceled" else EngineHostDied):
-        call(hosting, Verify(stuck, "rebuild"), end_once_it_builds)
+        call(hosting, Verify(stuck, Check("rebuild")), end_once_it_builds)
     assert not list((tmp_path / "scratch").iterdir())
 
 

@@ -17,6 +17,7 @@ from workers.channel.messages import (
     Benchmark,
     Build,
     Built,
+    Check,
     EngineFile,
     Materialise,
     Materialised,
@@ -173,7 +174,7 @@ def test_a_plan_to_compare_with_lies_in_the_scratch_folder_and_is_removed(
     monkeypatch.setattr(backend, "build", build)
     report = str(tmp_path / "report.json")
     requests: dict[str, Request] = {
-        "verify": Verify(parent, "rebuild"),
+        "verify": Verify(parent, Check("rebuild")),
         "benchmark": Benchmark(parent, iterations=1, warmup=0, report=report, against_not_refittable=True),
     }
     with pytest.raises(BackendError, match="build_failed"):
@@ -235,7 +236,7 @@ def test_an_engine_is_verified_while_its_plan_is_written(
     parent = built_by(engines, network, versions[0], tmp_path / "plan")
     backend.heard.clear()
 
-    refitted = engines.do(Refit(parent, versions[1], str(tmp_path / "refitted"), "reference"))
+    refitted = engines.do(Refit(parent, versions[1], str(tmp_path / "refitted"), Check("reference")))
 
     assert isinstance(refitted, Refitted)
     assert refitted.verification is not None
@@ -256,7 +257,7 @@ def test_a_plan_for_which_there_is_no_room_is_made_of_an_engine_loaded_anew(
     parent = built_by(engines, network, versions[0], tmp_path / "plan")
     backend.faults = [full()]
 
-    refitted = engines.do(Refit(parent, versions[1], str(tmp_path / "refitted"), "finite"))
+    refitted = engines.do(Refit(parent, versions[1], str(tmp_path / "refitted"), Check("finite")))
 
     assert isinstance(refitted, Refitted)
     assert backend.serialized == 2
@@ -292,7 +293,7 @@ def test_a_plan_is_told_of_though_its_engine_cannot_be_verified(
     backend.heard.clear()
     monkeypatch.setattr(HeldWeights, "run", broken)
     with pytest.raises(BackendError, match="run_failed"):
-        engines.do(Refit(parent, versions[1], str(tmp_path / "refitted"), "finite"))
+        engines.do(Refit(parent, versions[1], str(tmp_path / "refitted"), Check("finite")))
     assert backend.heard == ["verify", "PlanWritten"]  # whoever puts it into the store leaves it to collection
     assert (tmp_path / "refitted").exists()
 
@@ -407,5 +408,5 @@ def test_a_verification_without_room_looks_at_the_plan_that_was_written(
 
     monkeypatch.setattr(HeldWeights, "run", run_once_there_is_room)
     with pytest.raises(BackendError, match=r"does not hold the 1\.bias"):
-        engines.do(Refit(parent, versions[1], str(tmp_path / "refitted"), "reference"))
+        engines.do(Refit(parent, versions[1], str(tmp_path / "refitted"), Check("reference")))
     assert backend.loaded == [str(tmp_path / "refitted")]

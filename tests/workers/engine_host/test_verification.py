@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -9,17 +10,21 @@ import pytest
 from app.bindings.transforms import Cast
 from app.definitions.parameter import InputSpec
 from app.definitions.profiles import Range
+from app.definitions.tensor_data import ONNX_TYPES
 from app.engines.against import Against
 from app.weights.dtypes import numpy_dtype
 from tests.workers.hosting import Hosting
-from tests.workers.networks import attention, bound, checkpoint, network_of, perceptron
+from tests.workers.networks import attention, bound, checkpoint, network_of, perceptron, quantised
 from tests.workers.processes import status_bytes
 from workers.channel.messages import BackendError, EngineFile, OutputDifference
-from workers.engine_host import verification
+from workers.engine_host import references as held
+from workers.engine_host.comparison import difference, fault_of, is_finite, tolerance_of
+from workers.engine_host.onnx_graph import quantises
+from workers.engine_host.references import References
 from workers.engine_host.run_inputs import digest_of, fixed_inputs
-from workers.engine_host.tensors import ParameterFiles
-from workers.engine_host.verification import References, difference, fault_of, is_finite, tolerance_of
+from workers.engine_host.tensors import ParameterFiles, write_tensors
 
+Array = np.ndarray[Any, np.dtype[Any]]
 F32 = tolerance_of((), {})
 
 
@@ -69,17 +74,120 @@ def test_other_kinds_of_verification(hosting: Hosting, engine: EngineFile, again
         assert verified.outputs["y"] == OutputDifference(None, None, None, finite=True)
 
 
-@pytest.mark.parametrize("against", ["reference", "finite"])
-def test_nan_is_never_ok(hosting: Hosting, tmp_path: Path, against: Against) -> None:
-    network = perceptron(tmp_path / "definition.onnx")
+def suppressing(hosting: Hosting, suppressed: float) -> EngineFile:
+    """An engine whose output holds this value in its fourth column."""
+    network = perceptron(hosting.folder / "suppressing.onnx")
     weights = network.weights(1)
-    weights["1.bias"][3] = np.nan
+    weights["1.bias"][3] = suppressed
+    sources = bound(network, checkpoint(hosting.folder / "suppressing.safetensors", weights))
+    return hosting.build(network, sources)[1]
+
+
+@pytest.mark.parametrize("suppressed", [np.nan, np.inf])
+def test_what_is_not_finite_as_in_the_reference_is_equal_to_it(hosting: Hosting, suppressed: float) -> None:
+    engine = suppressing(hosting, suppressed)
+    found = hosting.verify(engine)
+    assert found.ok
+    assert (found.outputs["y"].finite, found.outputs["y"].unequal) == (False, 0)
+    assert found.outputs["y"].relative_l2 is not None
+
+    refused = hosting.verify(engine, "finite")
+    assert (refused.ok, refused.detail) == (False, "output y holds NaN or infinity")
+
+
+def test_outputs_that_are_nan_and_nothing_else_are_never_ok(hosting: Hosting, tmp_path: Path) -> None:
+    network = perceptron(tmp_path / "definition.onnx")
+    weights = network.weights(1) | {"1.bias": np.full(8, np.nan, np.float32)}
     _, engine = hosting.build(network, bound(network, checkpoint(tmp_path / "a.safetensors", weights)))
+    found = hosting.verify(engine)
+    assert not found.ok
+    assert "says nothing" in found.detail
 
-    verified = hosting.verify(engine, against)
 
-    assert not verified.ok
-    assert "NaN" in verified.detail
+def given(hosting: Hosting, name: str, **arrays: Array) -> str:
+    path = str(hosting.folder / f"{name}.safetensors")
+    write_tensors(path, arrays)
+    return path
+
+
+def test_inputs_of_the_client_are_taken(hosting: Hosting, engine: EngineFile) -> None:
+    ids = np.arange(6).reshape(1, 6)
+    found = hosting.verify(engine, inputs=given(hosting, "in", ids=ids))
+    assert found.ok
+    assert (found.made_up, found.inputs) == (None, digest_of({"ids": ids}))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "fault"),
+    [
+        ({"idz": np.zeros((1, 4), np.int64)}, "input ids I64"),
+        ({"ids": np.zeros((1, 4), np.float32)}, "ids is F32, not I64"),
+        ({"ids": np.zeros((1, 4, 2), np.int64)}, "3 dimensions, not 2"),
+        ({"ids": np.full((1, 4), 99)}, "holds 99"),
+    ],
+)
+def test_inputs_of_the_client_that_do_not_fit_are_named(
+    hosting: Hosting, engine: EngineFile, arrays: dict[str, Array], fault: str
+) -> None:
+    with pytest.raises(BackendError, match="The inputs to verify with do not fit") as caught:
+        hosting.verify(engine, inputs=given(hosting, "in", **arrays))
+    assert caught.value.code == "bad_inputs"
+    assert fault in caught.value.detail
+
+
+def test_outputs_that_the_client_expects_stand_for_the_reference(hosting: Hosting, engine: EngineFile) -> None:
+    inputs = {"ids": np.arange(6).reshape(1, 6)}
+    outputs = hosting.run(engine, inputs)
+    path = given(hosting, "ids", **inputs)
+
+    found = hosting.verify(engine, inputs=path, expected=given(hosting, "y", **outputs))
+    assert (found.ok, found.against) == (True, "expected")
+    wrong = hosting.verify(engine, inputs=path, expected=given(hosting, "y2", y=outputs["y"] * 1.01))
+    assert not wrong.ok
+    lenient = hosting.verify(
+        engine,
+        inputs=path,
+        expected=given(hosting, "y2", y=(outputs["y"] * 1.01).astype(np.float32)),
+        tolerance={"relative_l2": 0.02, "cosine": 0.99},
+    )
+    assert lenient.ok
+    assert (lenient.tolerance["relative_l2"], lenient.tolerance["max_abs"]) == (0.02, F32.max_abs)
+    other = hosting.verify(engine, inputs=path, expected=given(hosting, "y3", y=outputs["y"], z=outputs["y"]))
+    assert "no output z" in other.detail
+    nothing = hosting.verify(engine, inputs=path, expected=given(hosting, "none"))
+    assert (nothing.ok, nothing.detail) == (False, "no output is expected: give at least one of y")
+    with pytest.raises(BackendError, match="is expected"):
+        hosting.verify(engine, inputs=path, expected=given(hosting, "y4", y=outputs["y"][:, :5]))
+
+
+def test_inputs_of_the_client_that_the_definition_cannot_run_on_are_no_fault_of_the_engine(
+    hosting: Hosting, tmp_path: Path
+) -> None:
+    nodes = [onnx.helper.make_node("Reshape", ["x", "s"], ["r"]), onnx.helper.make_node("Mul", ["r", "w"], ["y"])]
+    inputs, constants = (InputSpec("x", "F32", ("n",)),), {"s": np.array([-1, 7], np.int64)}
+    network = network_of(tmp_path / "net.onnx", nodes, {"w": ("F32", (1,))}, inputs, {"y": "F32"}, constants)
+    _, engine = hosting.build(network, bound(network, checkpoint(tmp_path / "w.safetensors", network.weights(1))))
+    eight, seven = (given(hosting, str(n), x=np.ones(n, np.float32)) for n in (8, 7))
+
+    assert hosting.verify(engine, inputs=seven).ok
+    with pytest.raises(BackendError, match=r"verify\.inputs gives"):
+        hosting.verify(engine, inputs=eight)
+    assert hosting.verify(engine, inputs=eight, if_impossible="publish").ok is None
+
+
+@pytest.mark.parametrize("dtype", ["BOOL", "I32", "U8"])
+def test_outputs_of_every_kind_are_compared(hosting: Hosting, tmp_path: Path, dtype: str) -> None:
+    nodes = [onnx.helper.make_node("Mul", ["x", "w"], ["m"])]
+    nodes.append(onnx.helper.make_node("Cast", ["m"], ["y"], to=ONNX_TYPES[dtype]))
+    network = network_of(
+        tmp_path / "net.onnx", nodes, {"w": ("F32", (1,))}, (InputSpec("x", "F32", ("n", 4)),), {"y": dtype}
+    )
+    weights = {"w": np.array([9.0], np.float32)}
+    _, engine = hosting.build(network, bound(network, checkpoint(tmp_path / "w.safetensors", weights)))
+    assert hosting.verify(engine).ok
+    path = given(hosting, "x", x=np.ones((1, 4), np.float32))
+    wrong = given(hosting, "y", y=np.zeros((1, 4), numpy_dtype(dtype)))
+    assert not hosting.verify(engine, inputs=path, expected=wrong).ok
 
 
 def test_transformed_weights_are_verified(hosting: Hosting, tmp_path: Path) -> None:
@@ -188,8 +296,14 @@ def test_differences_are_computed_in_float64() -> None:
         ([1.0, 0.0], [0.0, 0.0], "relative L2"),
         ([1.0, 2.1], [1.0, 2.0], "relative L2"),
         ([-1.0, -2.0], [1.0, 2.0], "relative L2"),
-        ([np.inf, 2.0], [np.inf, 2.0], "NaN or infinity"),
-        ([1.0, 2.0], [1.0, np.nan], "NaN or infinity"),
+        ([np.inf, 2.0], [np.inf, 2.0], ""),
+        ([np.nan, 2.0], [-np.nan, 2.0], ""),
+        ([np.inf, 2.0], [np.inf, 2.1], "relative L2"),
+        ([np.inf, 2.0], [-np.inf, 2.0], "at 1 places and not as expected"),
+        ([np.inf, 2.0], [np.nan, 2.0], "not as expected"),
+        ([np.inf, 2.0], [1.0, 2.0], "not as expected"),
+        ([1.0, 2.0], [1.0, np.nan], "not as expected"),
+        ([], [], ""),
     ],
 )
 def test_what_is_out_of_tolerance(actual: list[float], expected: list[float], fault: str) -> None:
@@ -225,6 +339,35 @@ def test_the_tolerance_of_an_engine_goes_by_its_options(hosting: Hosting, engine
     assert hosting.verify(replace(engine, options={"precision": "fp16"})).tolerance["dtype"] == "F16"
 
 
+def test_what_is_quantised_may_be_a_step_off_at_many_places(hosting: Hosting, tmp_path: Path) -> None:
+    """The engine multiplies integers, the reference what they stand for, and both round each value again."""
+    network = quantised(tmp_path / "quantised.onnx")
+    weights = {name: value * np.float32(0.3) for name, value in network.weights(1).items()}
+    _, engine = hosting.build(network, bound(network, checkpoint(tmp_path / "a.safetensors", weights)))
+    found = hosting.verify(engine)
+    assert found.ok, found.detail
+    assert found.tolerance["dtype"] == "I8"
+    assert (found.outputs["y"].relative_l2 or 0) > F32.relative_l2
+
+    other = {"1.weight": weights["1.weight"].T.copy()}
+    tensors = {one.name: one.tensors[0] for one in engine.parameters}
+    held = checkpoint(tmp_path / "b.safetensors", other)["1.weight"]
+    claimed = replace(tensors["1.weight"], blake3=held.blake3)  # the engine is found by what it holds
+    _, refitted = hosting.refit(network, engine, bound(network, tensors | {"1.weight": held}))
+    wrong = hosting.verify(replace(refitted, parameters=bound(network, tensors | {"1.weight": claimed})))
+    assert not wrong.ok
+
+
+def test_a_graph_that_only_stores_quantised_weights_is_as_exact_as_any() -> None:
+    weight_only = [onnx.helper.make_node("QuantizeLinear", ["w", "s"], ["q"])]
+    computed = [onnx.helper.make_node("QuantizeLinear", ["x", "s"], ["q"])]
+    w = onnx.TensorProto(name="w")
+    assert [quantises(onnx.helper.make_graph(one, "g", [], [], [w])) for one in (weight_only, computed)] == [
+        False,
+        True,
+    ]
+
+
 def test_the_lowest_precision_sets_the_tolerance(hosting: Hosting, tmp_path: Path) -> None:
     nodes = [onnx.helper.make_node("Cast", ["h"], ["f"], to=onnx.TensorProto.FLOAT)]
     nodes += [onnx.helper.make_node("Add", ["f", "w"], ["s"]), onnx.helper.make_node("Add", ["s", "x"], ["y"])]
@@ -239,7 +382,7 @@ def test_the_lowest_precision_sets_the_tolerance(hosting: Hosting, tmp_path: Pat
 def test_of_the_definitions_run_as_reference_those_used_last_stay_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verification, "KEPT_REFERENCES", 2)
+    monkeypatch.setattr(held, "KEPT_REFERENCES", 2)
     definitions = [str(perceptron(tmp_path / f"{width}.onnx", width=width).path) for width in (8, 16, 32)]
     first, second, third = definitions
     references = References(ParameterFiles(tmp_path))

@@ -443,5 +443,5 @@ def test_a_refit_asks_its_host_for_what_the_client_asked(net: Service, host: Hos
     net.result("/refits", {"engine": 1, "weights": weights, "materialise": "lazy", "reuse": False})
     net.result("/refits", {"engine": 1, "weights": weights, "reuse": False})
     net.result("/refits", {"engine": 1, "weights": weights, "reuse": False, "verify": {"against": "finite"}})
-    asked = [(one.plan is not None, one.against) for one in requests if isinstance(one, Refit)]
+    asked = [(one.plan is not None, one.check.against) for one in requests if isinstance(one, Refit)]
     assert asked == [(False, "reference"), (True, "reference"), (True, "finite")]

@@ -36,6 +36,11 @@ class Offered:
     loads: tuple[str, ...]
     capabilities: Mapping[str, Any]
 
+    @property
+    def negative_indices(self) -> bool:
+        """Whether a negative index counts from the end, as ONNX says of Gather; False if nothing is told of it."""
+        return bool(self.capabilities.get("negative_indices", False))
+
 
 class LoadedEngine(Protocol):
     """An engine that is ready to run."""

@@ -8,16 +8,19 @@ from workers.channel.messages import Progress, Report
 
 
 class Stopwatch:
-    """Reports each phase as it begins, and adds up the seconds of each phase."""
+    """Reports each phase as it begins, and adds up the seconds of each. A phase that goes on is reported once."""
 
     def __init__(self, report: Report) -> None:
         self.seconds: dict[str, float] = {}
         self._report = report
+        self._told = ""
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Add the time of the block to the phase `name`, whether or not the block succeeds."""
-        self._report(Progress(name))
+        if name != self._told:
+            self._report(Progress(name))
+            self._told = name
         started = time.perf_counter()
         try:
             yield

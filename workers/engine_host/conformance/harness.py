@@ -12,7 +12,7 @@ from onnx import TensorProto
 from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
 
 from app.bindings.report import ParameterBinding
-from app.bindings.transforms import Transform
+from app.bindings.steps import Transform
 from app.definitions.parameter import InputSpec
 from app.definitions.profiles import Range
 from app.definitions.tensor_data import external_tensor

@@ -310,10 +310,19 @@ def test_every_fault_of_the_inputs_is_named(hosting: Hosting, tmp_path: Path) ->
     dtype = refusal({"ids": np.zeros((2, 8, 1), np.int32)})
     assert "ids is I32, not I64" in dtype
     assert "has 3 dimensions, not 2" in dtype
-    assert "holds 32; its values must lie in [0, 32)" in refusal({"ids": np.full((2, 8), 32)})
-    assert "holds -1" in refusal({"ids": np.full((2, 8), -1)})
+    assert "holds 32; its values must lie in [-32, 32)" in refusal({"ids": np.full((2, 8), 32)})
+    assert "holds -33" in refusal({"ids": np.full((2, 8), -33)})
     assert "[2, 17] is not between [1, 4] and [4, 16]" in refusal({"ids": np.zeros((2, 17), np.int64)})
     assert hosting.run(engine, {"ids": np.zeros((4, 16), np.int64)})["y"].shape == (4, 16, 16)
+
+
+def test_a_negative_index_counts_from_the_end(hosting: Hosting, tmp_path: Path) -> None:
+    network = attention(tmp_path / "definition.onnx")
+    sources = bound(network, checkpoint(tmp_path / "a.safetensors", network.weights(1)))
+    _, engine = hosting.build(network, sources)
+    last, first = (hosting.run(engine, {"ids": np.full((1, 2), index)})["y"] for index in (31, 0))
+    np.testing.assert_array_equal(hosting.run(engine, {"ids": np.full((1, 2), -1)})["y"], last)
+    np.testing.assert_array_equal(hosting.run(engine, {"ids": np.full((1, 2), -32)})["y"], first)
 
 
 def test_inputs_that_are_no_safetensors_file_are_refused(hosting: Hosting, tmp_path: Path) -> None:

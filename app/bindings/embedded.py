@@ -1,0 +1,272 @@
+"""What the weights that a definition came with tell of others: which tensor is which parameter, and what is tied."""
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+from typing import TYPE_CHECKING, Final
+
+from blake3 import blake3
+
+from app.bindings.report import ParameterBinding
+from app.bindings.rule_sets import literal, template
+from app.bindings.steps import Transform
+from app.bindings.transforms import Transpose
+from app.weights.dtypes import DTYPES, numpy_dtype, view
+from app.weights.manifest import TensorEntry
+
+if TYPE_CHECKING:
+    from app.bindings.steps import Array
+
+Read = Callable[[str, int, int], bytes]  # digest of a blob, offset and length in bytes
+
+SIDE: Final = 16  # rows and columns that are compared of a matrix
+SPAN_BYTES: Final = 512 * 1024  # read at once to get a few columns of these rows
+READING_S: Final = 2.0
+ALIKE: Final = 0.9  # cosine of values that were trained from the same
+UNLIKE: Final = 0.5  # and of others, whose expectation is 0
+MAX_HASHED_BYTES: Final = 64 * 1024 * 1024  # of a constant that is made to be compared
+MAX_PAIRS: Final = 256
+
+
+@dataclass(frozen=True)
+class EmbeddedWeights:
+    """The tensors that a definition's parameters had at first, by the parameters' names."""
+
+    entries: Mapping[str, TensorEntry]
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @cached_property
+    def ties(self) -> tuple[tuple[str, ...], ...]:
+        """Groups of matrices of equal values; those that are all zeros or all ones are equal by chance."""
+        groups: dict[tuple[str, tuple[int, ...], str], list[str]] = defaultdict(list)
+        for name, entry in self.entries.items():
+            if len(entry.shape) > 1:
+                groups[entry.dtype, entry.shape, entry.blake3].append(name)
+        return tuple(
+            tuple(names) for names in groups.values() if len(names) > 1 and not _is_constant(self.entries[names[0]])
+        )
+
+    @cached_property
+    def mirrored(self) -> tuple[tuple[str, str], ...]:
+        """Pairs of matrices whose shapes are each other's transposed, as many as are worth a look."""
+        by_shape: dict[tuple[int, ...], list[str]] = defaultdict(list)
+        for name, entry in self.entries.items():
+            if len(entry.shape) == 2 and min(entry.shape) > 1:
+                by_shape[entry.shape].append(name)
+        pairs = [
+            (one, other)
+            for shape, names in by_shape.items()
+            for one in names
+            for other in by_shape.get(shape[::-1], ())
+            if one < other
+        ]
+        return tuple(pairs[:MAX_PAIRS])
+
+
+@dataclass
+class Samples:
+    """Some values of stored tensors, read on first use, for READING_S seconds at most."""
+
+    read: Read
+    values: dict[tuple[str, int], "Array | None"] = field(default_factory=dict)
+    deadline: float = field(default_factory=lambda: time.monotonic() + READING_S)
+
+    def of(self, entry: TensorEntry) -> "Array | None":
+        """Return the first values of a tensor as F64: SIDE by SIDE of a matrix, at most; None if time is up."""
+        key = entry.blob, entry.offset
+        if key not in self.values:
+            is_readable = entry.dtype in DTYPES and entry.nbytes and time.monotonic() < self.deadline
+            self.values[key] = self._read(entry) if is_readable else None
+        return self.values[key]
+
+    def _read(self, entry: TensorEntry) -> "Array":
+        import numpy as np  # noqa: PLC0415 - the API starts without numpy
+
+        rows = entry.shape[0] if len(entry.shape) > 1 else 1
+        columns = prod(entry.shape) // rows
+        side = SIDE if len(entry.shape) > 1 else SIDE * SIDE
+        kept = min(rows, SIDE), min(columns, side)
+        size = DTYPES[entry.dtype].itemsize
+        if kept[0] * columns * size <= SPAN_BYTES:
+            raw = self.read(entry.blob, entry.offset, kept[0] * columns * size)
+            return view(raw, entry.dtype, (kept[0], columns))[:, : kept[1]].astype(np.float64)
+        starts = (entry.offset + row * columns * size for row in range(kept[0]))
+        pieces = [self.read(entry.blob, start, kept[1] * size) for start in starts]
+        return view(b"".join(pieces), entry.dtype, kept).astype(np.float64)
+
+
+@dataclass
+class ValuesOfEmbedded:
+    """Compares tensors with the values that the parameters had at first (see `KnownValues`)."""
+
+    embedded: EmbeddedWeights
+    tensors: Mapping[str, TensorEntry]
+    samples: Samples
+    stacks: dict[tuple[tuple[str, ...], tuple[int, ...]], "_Stack"] = field(default_factory=dict)
+
+    def partner(self, parameter: str, tensors: tuple[str, ...]) -> tuple[str, bool, str] | None:
+        """Return the one tensor whose values are the parameter's, whether transposed, and how that is known."""
+        mine = self.embedded.entries.get(parameter)
+        if mine is None:
+            return None
+        stack = self._stack(tensors, mine.shape)
+        equal = stack.equal.get((mine.dtype, mine.shape, mine.blake3), ())
+        if len(equal) == 1:
+            return equal[0], False, f"{equal[0]} has the very values of {parameter} in the definition's own weights"
+        sample = self.samples.of(mine)
+        found = None if sample is None else stack.closest(sample)
+        if found is None:
+            return None
+        name, turned, score = found
+        return name, turned, _closeness(parameter, name, score, turned=turned)
+
+    def is_transposed(self, parameter: str, tensor: str) -> tuple[bool, str] | None:
+        """Say whether a square tensor lies the other way round than the parameter, and how that is known."""
+        found = self.partner(parameter, (tensor,))
+        return None if found is None else found[1:]
+
+    def _stack(self, tensors: tuple[str, ...], shape: tuple[int, ...]) -> "_Stack":
+        key = tensors, shape
+        if key not in self.stacks:
+            self.stacks[key] = _Stack.of([self.tensors[name] for name in tensors], shape, self.samples)
+        return self.stacks[key]
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """The tensors of one shape or of it transposed: their digests, and their sampled values as rows of length 1."""
+
+    equal: Mapping[tuple[str, tuple[int, ...], str], Sequence[str]]
+    ways: Sequence[tuple[str, bool]]  # the name of each row, and whether it is transposed
+    rows: "Array | None"
+
+    @classmethod
+    def of(cls, entries: Sequence[TensorEntry], shape: tuple[int, ...], samples: Samples) -> "_Stack":
+        import numpy as np  # noqa: PLC0415 - the API starts without numpy
+
+        equal: dict[tuple[str, tuple[int, ...], str], list[str]] = defaultdict(list)
+        ways, rows = [], []
+        for entry in entries:
+            equal[entry.dtype, entry.shape, entry.blake3].append(entry.name)
+            sample = samples.of(entry)
+            if sample is None:
+                continue
+            if entry.shape == shape:
+                ways.append((entry.name, False))
+                rows.append(_unit(sample))
+            if len(shape) == 2 and entry.shape == shape[::-1]:
+                ways.append((entry.name, True))
+                rows.append(_unit(sample.T))
+        return cls(equal, ways, np.stack(rows) if rows else None)
+
+    def closest(self, sample: "Array") -> tuple[str, bool, float] | None:
+        """Return the one row that is alike while all others are unlike."""
+        if self.rows is None:
+            return None
+        scores = self.rows @ _unit(sample)
+        best = int(scores.argmax())
+        others = sorted(scores.tolist())[:-1]
+        if scores[best] < ALIKE or (others and others[-1] > UNLIKE):
+            return None
+        return *self.ways[best], float(scores[best])
+
+
+def broken_ties(
+    embedded: EmbeddedWeights, bindings: Sequence[ParameterBinding], tensors: Mapping[str, TensorEntry]
+) -> Iterator[str]:
+    """Yield a warning for each group of parameters that had equal values at first and have not any more."""
+    fed = {one.parameter: one for one in bindings}
+    for names in embedded.ties:
+        groups: dict[object, list[str]] = defaultdict(list)
+        for name in names:
+            if name in fed:
+                groups[_content(fed[name], tensors)].append(name)
+        if len(groups) > 1:
+            members = [group[0] for group in groups.values()]
+            fresh = next((name for name in members if _has_changed(embedded, fed[name], tensors)), members[0])
+            stale = next(name for name in members if name != fresh)
+            yield _tie(fed[fresh], stale, "had equal values", ())
+
+
+def broken_mirrors(
+    embedded: EmbeddedWeights,
+    bindings: Sequence[ParameterBinding],
+    tensors: Mapping[str, TensorEntry],
+    samples: Samples,
+) -> Iterator[str]:
+    """Yield a warning for each matrix that was another one transposed at first, of which one alone has changed since.
+
+    Only some values of them are compared.
+    """
+    fed = {one.parameter: one for one in bindings}
+    for one, other in embedded.mirrored:
+        if one not in fed or other not in fed:
+            continue
+        changed = [name for name in (one, other) if _has_changed(embedded, fed[name], tensors)]
+        if len(changed) == 1 and _mirror(samples.of(embedded.entries[one]), samples.of(embedded.entries[other])):
+            stale = other if changed[0] == one else one
+            yield _tie(fed[changed[0]], stale, "were each other transposed", (Transpose((1, 0)),))
+
+
+def _tie(fresh: ParameterBinding, stale: str, were: str, turn: tuple[Transform, ...]) -> str:
+    rule = {
+        "parameter": literal(stale),
+        "tensors": [template(name) for name in fresh.tensors],
+        "transforms": [one.to_json() for one in (*fresh.transforms, *turn)],
+    }
+    return (
+        f"{fresh.parameter} and {stale} {were} in the weights that the definition came with, and differ in these. If "
+        f"they are tied, {stale} is out of date: add the rule {json.dumps(rule)}."
+    )
+
+
+def _content(one: ParameterBinding, tensors: Mapping[str, TensorEntry]) -> object:
+    return one.transforms, tuple(
+        (tensors[name].dtype, tensors[name].shape, tensors[name].blake3) for name in one.tensors
+    )
+
+
+def _has_changed(embedded: EmbeddedWeights, one: ParameterBinding, tensors: Mapping[str, TensorEntry]) -> bool:
+    """Whether a parameter is fed by anything else than its first values as they are."""
+    is_same = len(one.tensors) == 1 and _same(embedded.entries[one.parameter], tensors[one.tensors[0]])
+    return bool(one.transforms) or not is_same
+
+
+def _same(one: TensorEntry, other: TensorEntry) -> bool:
+    return (one.dtype, one.shape, one.blake3) == (other.dtype, other.shape, other.blake3)
+
+
+def _is_constant(entry: TensorEntry) -> bool:
+    """Whether all elements of a tensor are 0 or all are 1."""
+    if entry.nbytes > MAX_HASHED_BYTES or entry.dtype not in DTYPES:
+        return False
+    import numpy as np  # noqa: PLC0415 - the API starts without numpy
+
+    one = np.ones((), numpy_dtype(entry.dtype)).tobytes()
+    count = prod(entry.shape)
+    return entry.blake3 in {blake3(bytes(entry.nbytes)).hexdigest(), blake3(one * count).hexdigest()}
+
+
+def _mirror(one: "Array | None", other: "Array | None") -> bool:
+    return one is not None and other is not None and one.shape == other.T.shape and bool((one == other.T).all())
+
+
+def _unit(sample: "Array") -> "Array":
+    """Return the values in a row of length 1; of length 0 if they have none that could be compared."""
+    import numpy as np  # noqa: PLC0415 - the API starts without numpy
+
+    row = sample.reshape(-1)
+    length = float(np.linalg.norm(row))
+    return row / length if length and np.isfinite(length) else np.zeros_like(row)
+
+
+def _closeness(parameter: str, tensor: str, score: float, *, turned: bool) -> str:
+    way = "transposed, " if turned else ""
+    how = "equal" if score > 1 - 1e-12 else f"are close to (cosine {score:.3f})"
+    return f"some values of {tensor}, {way}{how} those of {parameter} in the definition's own weights"

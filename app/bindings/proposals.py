@@ -1,0 +1,327 @@
+"""Rules that would bind what is not bound yet, each with what speaks for it, and what cannot be told.
+
+A rule is proposed only if a single tensor comes into question. If several do, or if nothing says how a square matrix
+lies, that is said instead: a guess would bind, and compute something else.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+from app.bindings.companions import TypedTensor
+from app.bindings.fits import TURN, Fit, Fits, extents
+from app.bindings.naming import Namesake, kind, namesakes, plain
+from app.bindings.rule_sets import Fed, RuleFor, rule_set
+from app.bindings.steps import TensorType, Transform
+from app.definitions.parameter import Parameter
+
+MAX_NAMED = 5
+EXPORTED = "onnx::"  # how torch.onnx.export starts a name it makes up: it has transposed such a matrix
+
+
+class KnownValues(Protocol):
+    """What is known of values: those of the definition's embedded weights, and those of the tensors."""
+
+    def partner(self, parameter: str, tensors: tuple[str, ...]) -> tuple[str, bool, str] | None:
+        """Return the one tensor whose values are the parameter's, whether transposed, and how that is known."""
+
+    def is_transposed(self, parameter: str, tensor: str) -> tuple[bool, str] | None:
+        """Say whether a square tensor lies the other way round than the parameter, and how that is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A parameter that is not bound. `tensors` are those that its rule found, none if one of them is missing."""
+
+    parameter: Parameter
+    tensors: tuple[str, ...] = ()
+    transforms: tuple[Transform, ...] = ()
+
+    @property
+    def type(self) -> TensorType:
+        """The type that it wants."""
+        return TensorType(self.parameter.dtype, self.parameter.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A rule, what speaks for it, the parameters it would bind, and the tensors that it would feed them with."""
+
+    rule: Mapping[str, Any]
+    evidence: tuple[str, ...]
+    parameters: tuple[str, ...]
+    tensors: frozenset[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return {rule, evidence, parameters}."""
+        return {"rule": dict(self.rule), "evidence": list(self.evidence), "parameters": list(self.parameters)}
+
+
+@dataclass(frozen=True, slots=True)
+class Unclear:
+    """What cannot be told: which of `tensors` feed `parameters`, or which way round they lie."""
+
+    parameters: tuple[str, ...]
+    tensors: tuple[str, ...]
+    detail: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return {parameters, tensors, detail}."""
+        return {"parameters": list(self.parameters), "tensors": list(self.tensors), "detail": self.detail}
+
+
+@dataclass(frozen=True)
+class Proposed:
+    """Rules and what is unclear besides."""
+
+    proposals: tuple[Proposal, ...] = ()
+    unclear: tuple[Unclear, ...] = ()
+
+    @cached_property
+    def by_parameter(self) -> Mapping[str, Proposal]:
+        """The proposal that would bind each parameter."""
+        return {name: one for one in reversed(self.proposals) for name in one.parameters}
+
+    @cached_property
+    def by_tensor(self) -> Mapping[str, Proposal]:
+        """The first proposal that uses each tensor."""
+        return {name: one for one in reversed(self.proposals) for name in one.tensors}
+
+    @cached_property
+    def doubts(self) -> Mapping[str, Unclear]:
+        """What is unclear of each parameter."""
+        return {name: one for one in reversed(self.unclear) for name in one.parameters}
+
+    @cached_property
+    def tensor_doubts(self) -> Mapping[str, Unclear]:
+        """What is unclear of each tensor."""
+        return {name: one for one in reversed(self.unclear) for name in one.tensors}
+
+
+def propose(
+    wanted: Sequence[Wanted],
+    bound: Mapping[str, tuple[str, ...]],
+    parameters: Sequence[Parameter],
+    tensors: Mapping[str, TypedTensor],
+    spare: Collection[str],
+    values: KnownValues | None = None,
+) -> Proposed:
+    """Return rules for what is `wanted`.
+
+    `bound` says which tensors feed the parameters that are bound as they are, and `spare` which tensors feed nothing
+    and stand for themselves.
+    """
+    return _Proposer(bound, parameters, tensors, values).propose(wanted, spare)
+
+
+@dataclass
+class _Proposer:
+    bound: Mapping[str, tuple[str, ...]]
+    parameters: Sequence[Parameter]
+    tensors: Mapping[str, TypedTensor]
+    values: KnownValues | None
+    fed: list[Fed] = field(default_factory=list)
+    unclear: list[Unclear] = field(default_factory=list)
+    taken: set[str] = field(default_factory=set)
+    settled: set[str] = field(default_factory=set)
+    doubted: set[str] = field(default_factory=set)  # square matrices of which that is said
+    turned: bool = False  # whether any tensor of a parameter's own name lies the other way round
+
+    def __post_init__(self) -> None:
+        self.fits = Fits(self.tensors)
+
+    def propose(self, wanted: Sequence[Wanted], spare: Collection[str]) -> Proposed:
+        for one in wanted:
+            if one.tensors:
+                self._mend(one)
+        missing = {one.parameter.name: one for one in wanted if not one.tensors}
+        self._by_name(missing, spare)
+        self._by_value(missing, spare)
+        self._by_shape(missing, spare)
+        self._squares()
+        rules = rule_set(self.fed, self.bound, [parameter.name for parameter in self.parameters])
+        return Proposed(tuple(_proposal(one) for one in rules), tuple(self.unclear))
+
+    def _mend(self, one: Wanted) -> None:
+        """Find what is lacking between a parameter and the tensors of its rule."""
+        if len(one.tensors) == 1 and not one.transforms and (fits := self.fits.of(one.type, one.tensors[0])):
+            told = self._layout(one.parameter.name, one.tensors[0]) if len(fits) > 1 else None
+            self._feed(one, one.tensors[0], fits[told[0] if told else 0], (told[1],) if told else ())
+
+    def _by_name(self, missing: Mapping[str, Wanted], spare: Collection[str]) -> None:
+        for name, found in namesakes(missing, spare).items():
+            one = missing[name]
+            fitting = [known for known in found if self.fits.of(one.type, known.tensor)]
+            if len(fitting) == 1 and (fitting[0].is_whole or fitting[0].support > 1):
+                self._named(one, fitting[0])
+            elif len(fitting) > 1:
+                self._say([name], [known.tensor for known in fitting], "their names end alike")
+
+    def _named(self, one: Wanted, known: Namesake) -> None:
+        fits, name = self.fits.of(one.type, known.tensor), one.parameter.name
+        told = self._layout(name, known.tensor) if len(fits) > 1 else None
+        fit = fits[0] if told is None else fits[told[0]]
+        self._feed(one, known.tensor, fit, (_alike(name, known.tensor), *([told[1]] if told else [])))
+        if len(fits) > 1 and told is None and name.startswith(EXPORTED):
+            self._say_square([name], [known.tensor])
+
+    def _candidates(self, missing: Mapping[str, Wanted], spare: Collection[str]) -> dict[str, tuple[str, ...]]:
+        """Return, for each parameter that nothing is said of, the free tensors that fit by shape and kind.
+
+        Parameters of one type and kind have the very same ones.
+        """
+        by_extents: dict[tuple[int, ...], list[str]] = defaultdict(list)
+        for tensor in spare:
+            if tensor not in self.taken:
+                by_extents[extents(self.tensors[tensor].shape)].append(tensor)
+        groups: dict[tuple[TensorType, str], tuple[str, ...]] = {}
+        found = {}
+        for name, one in missing.items():
+            if name in self.settled:
+                continue
+            key = one.type, kind(name)
+            if key not in groups:
+                near = by_extents.get(extents(one.type.shape), ())
+                groups[key] = tuple(t for t in near if kind(t) in {"", key[1] or kind(t)} and self.fits.of(one.type, t))
+            found[name] = groups[key]
+        return found
+
+    def _by_value(self, missing: Mapping[str, Wanted], spare: Collection[str]) -> None:
+        if self.values is None:
+            return
+        for name, candidates in self._candidates(missing, spare).items():
+            found = self.values.partner(name, candidates) if candidates else None
+            if found is not None and found[0] not in self.taken:
+                tensor, is_turned, evidence = found
+                fits = self.fits.of(missing[name].type, tensor)
+                fit = next((fit for fit in fits if (TURN in fit[1]) == is_turned), fits[0])
+                self._feed(missing[name], tensor, fit, (evidence,))
+
+    def _by_shape(self, missing: Mapping[str, Wanted], spare: Collection[str]) -> None:
+        by_parameter = self._candidates(missing, spare)
+        groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
+        for name, found in by_parameter.items():
+            groups[found].append(name)
+        rivals: dict[str, list[str]] = defaultdict(list)
+        for found, names in groups.items():
+            for tensor in found:
+                rivals[tensor] += names
+        for found, names in groups.items():
+            wanting = list(dict.fromkeys(other for tensor in found for other in rivals[tensor]))
+            if len(found) == len(wanting) == 1:
+                self._shaped(missing[names[0]], found[0])
+            elif found and not self.settled.issuperset(names):
+                tensors = sorted({tensor for other in wanting for tensor in by_parameter[other]})
+                self._say(wanting, tensors, "their shapes fit")
+
+    def _shaped(self, one: Wanted, tensor: str) -> None:
+        fits, name = self.fits.of(one.type, tensor), one.parameter.name
+        only = f"{tensor} alone of all tensors that feed nothing fits {name}, and fits no other parameter"
+        if len(fits) > 1:
+            fit = next((fit for fit in fits if TURN in fit[1]), fits[0]) if name.startswith(EXPORTED) else fits[0]
+            self._feed(one, tensor, fit, (only, *_convention(name)))
+            self._say_square([name], [tensor])
+        else:
+            self._feed(one, tensor, fits[0], (only, *_convention(name)))
+
+    def _feed(self, one: Wanted, tensor: str, fit: Fit, why: tuple[str, ...]) -> None:
+        tensors, transforms, evidence = fit
+        self.turned |= TURN in transforms and plain(tensor)[-1:] == plain(one.parameter.name)[-1:]
+        self.taken.update(tensors)
+        self.settled.add(one.parameter.name)
+        self.fed.append(Fed(one.parameter.name, tensors, transforms, (*why, *evidence)))
+
+    def _layout(self, parameter: str, tensor: str) -> tuple[bool, str] | None:
+        return None if self.values is None else self.values.is_transposed(parameter, tensor)
+
+    def _squares(self) -> None:
+        """Look at the square matrices, whose shape does not tell how they lie.
+
+        Those under their parameters' very names are doubted only if other matrices of the checkpoint lie otherwise.
+        Those under other names are doubted unless a matrix that is not square shows that all lie as they should.
+        """
+        shapes = {parameter.name: parameter for parameter in self.parameters}
+        doubted = self._bound_squares(shapes) if self.turned or self.values is not None else []
+        is_upright = not self.turned and any(_shows_layout(*one) for one in self._matrices(shapes))
+        for one in self.fed:
+            name, tensor = one.parameter, one.tensors[0]
+            is_open = is_square(shapes[name].shape) and TURN not in one.transforms and name not in self.doubted
+            is_known = is_upright or (name == tensor and not self.turned)
+            if is_open and not is_known and self._layout(name, tensor) is None:
+                doubted.append((name, tensor))
+        if doubted:
+            self._say_square([name for name, _ in doubted], [tensor for _, tensor in doubted])
+
+    def _bound_squares(self, shapes: Mapping[str, Parameter]) -> list[tuple[str, str]]:
+        """Turn those that are bound and lie the other way round by their values, and return those that may."""
+        doubted = []
+        for name, tensors in self.bound.items():
+            if len(tensors) != 1 or not is_square(shapes[name].shape) or plain(name)[-1:] != plain(tensors[0])[-1:]:
+                continue
+            told = self._layout(name, tensors[0])
+            if told is None and self.turned:
+                doubted.append((name, tensors[0]))
+            elif told is not None and told[0]:
+                self._feed(Wanted(shapes[name]), tensors[0], (tensors, (TURN,), (told[1],)), ())
+        return doubted
+
+    def _matrices(self, shapes: Mapping[str, Parameter]) -> list[tuple[str, tuple[int, ...]]]:
+        names = [*self.bound, *(one.parameter for one in self.fed if TURN not in one.transforms)]
+        return [(name, shapes[name].shape) for name in names]
+
+    def _say(self, parameters: Sequence[str], tensors: Sequence[str], why: str) -> None:
+        detail = (
+            f"It cannot be told which of {named(tensors)} feeds {named(parameters)}: {why}. Name the tensor of each "
+            "in a rule, or upload weights whose names tell it."
+        )
+        self.settled.update(parameters)
+        self.unclear.append(Unclear(tuple(parameters), tuple(tensors), detail))
+
+    def _say_square(self, parameters: Sequence[str], tensors: Sequence[str]) -> None:
+        detail = (
+            f"It cannot be told by the shape of {named(tensors)} whether to transpose for {named(parameters)}: square "
+            "matrices look alike either way. See how the checkpoint keeps its other matrices, and compare outputs with "
+            "the framework's."
+        )
+        self.doubted.update(parameters)
+        self.settled.update(parameters)
+        self.unclear.append(Unclear(tuple(parameters), tuple(tensors), detail))
+
+
+def _proposal(one: RuleFor) -> Proposal:
+    parameters = tuple(member.parameter for member in one.members)
+    evidence = tuple(dict.fromkeys(told for member in one.members[:1] for told in member.evidence))
+    return Proposal(
+        one.rule, evidence, parameters, frozenset(name for member in one.members for name in member.tensors)
+    )
+
+
+def _shows_layout(name: str, shape: Sequence[int]) -> bool:
+    """Whether a parameter is a matrix that is no table, which all conventions keep alike, and not square."""
+    is_table = "emb" in name or plain(name)[-2:-1] in {("wte",), ("wpe",)}
+    return len(shape) == 2 and min(shape) > 1 and shape[0] != shape[1] and not is_table
+
+
+def is_square(shape: Sequence[int]) -> bool:
+    """Whether a shape is that of a matrix which looks the same transposed."""
+    return len(shape) == 2 and shape[0] == shape[1] > 1
+
+
+def _alike(parameter: str, tensor: str) -> str:
+    if plain(parameter) == plain(tensor):
+        return f"{tensor} is {parameter} but for what wrappers or older releases call it"
+    return f"{tensor} and {parameter} end alike"
+
+
+def _convention(parameter: str) -> tuple[str, ...]:
+    return (
+        ("torch.onnx.export transposes a Linear's weight and renames it so",) if parameter.startswith(EXPORTED) else ()
+    )
+
+
+def named(names: Sequence[str], most: int = MAX_NAMED) -> str:
+    """List a few names."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,154 @@
+"""What a file is that is no checkpoint, by its first or last bytes, and what to upload instead.
+
+The magic numbers are those of the formats' own documents: zip (PKWARE APPNOTE, 4.3.7), npy (NEP 1), GGUF (ggml's
+`gguf.md`), HDF5 (File Format Specification, III.A), git-lfs (`docs/spec.md`), TensorFlow's `table.cc`, POSIX tar.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from app.weights.checkpoint import Read
+
+TAIL_BYTES: Final = 8
+NAME_OFFSET: Final = 30  # of the first file's name in a zip archive
+TAR_MAGIC_OFFSET: Final = 257
+TABLE_MAGIC: Final = bytes.fromhex("57fb808b247547db")  # the last bytes of a TensorFlow checkpoint's index
+
+_TORCH = "Load it with torch.load(..., weights_only=True) and write its state dict with safetensors.torch.save_file."
+_NUMPY = "Load it with numpy.load and write its arrays with safetensors.numpy.save_file."
+_KERAS = "Load the model and write its variables by name with safetensors.numpy.save_file."
+_TENSORFLOW = "Read it with tf.train.load_checkpoint and write its variables with safetensors.numpy.save_file."
+_UNPACK = "Unpack it and upload the checkpoint files in it."
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The first bytes of a file, and its last eight."""
+
+    head: bytes
+    tail: bytes
+
+
+def explain(read: Read, size: int, start: bytes) -> tuple[str, str] | None:
+    """Say what a file of `size` bytes that starts with `start` is, and what to do; None if that cannot be told."""
+    seen = Start(start, read(max(0, size - TAIL_BYTES), min(size, TAIL_BYTES)))
+    for what, remedy, matches in _KINDS:
+        if matches(seen):
+            return what, remedy
+    return None
+
+
+def _begins(*magic: bytes) -> Callable[[Start], bool]:
+    return lambda seen: seen.head.startswith(magic)
+
+
+def _is_zip_of(*names: bytes) -> Callable[[Start], bool]:
+    def matches(seen: Start) -> bool:
+        length = int.from_bytes(seen.head[26:28], "little")
+        first = seen.head[NAME_OFFSET : NAME_OFFSET + length]
+        return seen.head.startswith(b"PK\x03\x04") and first.endswith(names)
+
+    return matches
+
+
+def _is_onnx(seen: Start) -> bool:
+    """A ModelProto starts with its ir_version, a small number, and the tag of one of its next fields."""
+    return len(seen.head) > 2 and seen.head[0] == 0x08 and 1 <= seen.head[1] <= 32 and seen.head[2] in _MODEL_TAGS
+
+
+_MODEL_TAGS: Final = frozenset({0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42})
+
+
+def _is_text(*words: bytes) -> Callable[[Start], bool]:
+    def matches(seen: Start) -> bool:
+        text = seen.head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+        return text.startswith(words)
+
+    return matches
+
+
+def _is_json_with(*keys: bytes) -> Callable[[Start], bool]:
+    def matches(seen: Start) -> bool:
+        return _is_json(seen) and any(b'"' + key + b'"' in seen.head for key in keys)
+
+    return matches
+
+
+def _is_json(seen: Start) -> bool:
+    text = seen.head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if not text.startswith((b"{", b"[")):
+        return False
+    try:
+        json.loads(text)
+    except UnicodeDecodeError:
+        return False
+    except ValueError:
+        return text[1:].lstrip()[:1] in b'"{[]}'  # cut off behind the bytes that are looked at
+    return True
+
+
+_KINDS: Final[tuple[tuple[str, str, Callable[[Start], bool]], ...]] = (
+    (
+        "a git-lfs pointer, which stands for the real file",
+        "Fetch the file itself with git lfs pull (or download it from the hub) and upload that.",
+        _begins(b"version https://git-lfs.github.com/"),
+    ),
+    (
+        "the index of a sharded checkpoint (index.json), which holds no tensors",
+        "Leave it out and give all the shards that its weight_map lists in `files`.",
+        _is_json_with(b"weight_map"),
+    ),
+    (
+        "a JSON document that reports an error, saved in place of the download",
+        "Check the address and the credentials, download the checkpoint again, and upload that.",
+        _is_json_with(b"error", b"errors", b"message", b"detail"),
+    ),
+    ("a JSON document, such as a config", "Upload the safetensors files that belong to it.", _is_json),
+    (
+        "an HTML page, most likely an error or a login page saved in place of the download",
+        "Download the checkpoint again with what the site asks for, and upload that.",
+        _is_text(b"<!doctype html", b"<html", b"<head", b"<body"),
+    ),
+    (
+        "an XML document, most likely the error of an object store saved in place of the download",
+        "Download the checkpoint again with what the store asks for, and upload that.",
+        _is_text(b"<?xml", b"<error"),
+    ),
+    (
+        "a PyTorch checkpoint (a zip archive with a pickle in it)",
+        _TORCH,
+        _is_zip_of(b"/data.pkl", b"/version", b"/.format_version", b"/byteorder", b"/.storage_alignment"),
+    ),
+    ("a numpy archive (.npz)", _NUMPY, _is_zip_of(b".npy")),
+    ("a Keras model (.keras, a zip archive)", _KERAS, _is_zip_of(b"metadata.json", b"config.json", b".weights.h5")),
+    ("a zip archive", _UNPACK, _begins(b"PK\x03\x04", b"PK\x05\x06")),
+    ("a numpy array (.npy)", _NUMPY, _begins(b"\x93NUMPY")),
+    (
+        "a GGUF file, whose tensors are quantised for llama.cpp",
+        "Upload the model's safetensors files instead; a GGUF file cannot be turned back without loss.",
+        _begins(b"GGUF", b"lmgg", b"tjgg", b"fmgg"),
+    ),
+    ("an HDF5 file, as Keras writes them (.h5)", _KERAS, _begins(b"\x89HDF\r\n\x1a\n")),
+    ("a PyTorch checkpoint (a pickle)", _TORCH, _begins(*(bytes((0x80, protocol)) for protocol in range(2, 6)))),
+    ("a TensorFlow Lite model", _KERAS, lambda seen: seen.head[4:8] == b"TFL3"),
+    (
+        "a TensorRT engine",
+        "Engines are made here, never taken: upload the weights it was built from as safetensors.",
+        _begins(b"ftrt", b"ptrt"),
+    ),
+    ("a TensorFlow checkpoint's index", _TENSORFLOW, lambda seen: seen.tail == TABLE_MAGIC),
+    (
+        "an ONNX model",
+        "Register it with POST /v1/models/<model>/definitions as `onnx`; the weights in it become a weight version.",
+        _is_onnx,
+    ),
+    (
+        "a compressed file",
+        "Decompress it and upload what is in it.",
+        _begins(b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ\x00", b"\x04\x22\x4d\x18"),
+    ),
+    ("a 7-Zip or RAR archive", _UNPACK, _begins(b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07")),
+    ("a tar archive", _UNPACK, lambda seen: seen.head[TAR_MAGIC_OFFSET : TAR_MAGIC_OFFSET + 5] == b"ustar"),
+)

@@ -1,0 +1,140 @@
+import numpy as np
+import pytest
+
+from app.bindings.companions import companion
+from app.bindings.service import TensorOutline
+from tests.bindings.checkpoints import Array, Bench
+
+ZEROS = np.zeros((4, 4), np.float32)
+
+
+def known(name: str, **beside: str) -> tuple[str, str] | None:
+    """Role and owner of a tensor, beside others of these dtypes."""
+    tensors = {other: TensorOutline(other, dtype, (4, 4)) for other, dtype in beside.items()}
+    found = companion(name, {name: TensorOutline(name, "F32", ()), **tensors})
+    return None if found is None else (found.role, found.of)
+
+
+@pytest.mark.parametrize(
+    ("name", "beside", "role"),
+    [
+        ("fc.weight_scale", {"fc.weight": "F8_E4M3"}, "scale"),
+        ("fc.weight_scale_inv", {"fc.weight": "F8_E5M2"}, "scale"),
+        ("fc.weight_scale_2", {"fc.weight": "U8"}, "scale"),
+        ("fc.scale_weight", {"fc.weight": "F8_E4M3"}, "scale"),
+        ("fc.SCB", {"fc.weight": "I8"}, "scale"),
+        ("fc.scales", {"fc.qweight": "I32"}, "scale"),
+        ("fc.qzeros", {"fc.qweight": "I32"}, "zero point"),
+        ("fc.weight_zero_point", {"fc.weight": "I8"}, "zero point"),
+        ("fc.g_idx", {"fc.qweight": "I32"}, "quantisation data"),
+        ("fc.weight.absmax", {"fc.weight": "U8"}, "scale"),
+        ("fc.weight.quant_state.bitsandbytes__nf4", {"fc.weight": "U8"}, "quantisation data"),
+        ("fc.input_scale", {"fc.weight": "F8_E4M3"}, "activation scale"),
+        ("w_scale", {"w": "I8"}, "scale"),
+    ],
+)
+def test_what_belongs_to_quantised_numbers_is_known_by_its_name(name: str, beside: dict[str, str], role: str) -> None:
+    assert known(name, **beside) == (role, next(iter(beside)))
+
+
+@pytest.mark.parametrize("name", ["norm.scale", "logit_scale", "w_scale", "conv.zeros", "alpha", "rezero.alpha"])
+def test_a_scale_beside_no_quantised_numbers_is_a_tensor_like_any_other(name: str) -> None:
+    assert known(name, w="F32", **{"norm.weight": "F32", "conv.weight": "F16"}) is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "base_model.model.q.lora_A.weight", "base_model.model.q.lora_B.weight", "q.lora_A.default.weight",
+        "base_model.model.q.lora_magnitude_vector.default.weight", "lora_unet_q.lora_down.weight", "q.lora_up.weight",
+        "q.lora_linear_layer.up.weight", "q_lora.down.weight", "q.lora_embedding_A", "q.dora_scale", "q.hada_w1_a",
+        "q.lokr_w2",
+    ],
+)  # fmt: skip
+def test_the_factors_of_an_adapter_are_known_with_their_module(name: str) -> None:
+    assert known(name) == ("adapter", "q")
+
+
+def test_alpha_is_an_adapters_beside_its_factors_only() -> None:
+    assert known("lora_te_q.alpha", **{"lora_te_q.lora_down.weight": "F32"}) == ("adapter", "q")
+    assert known("q.alpha") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("c.weight_g", "c.weight_v"),
+        ("c.parametrizations.weight.original0", "c.parametrizations.weight.original1"),
+        ("c.weight_mask", "c.weight_orig"),
+    ],
+)
+def test_the_parts_of_a_weight_are_known_beside_each_other(name: str, other: str) -> None:
+    assert known(name, **{other: "F32"}) == ("weight part", "c")
+    assert known(name) is None
+
+
+COMPANIONS: dict[str, dict[str, Array]] = {
+    "scale": {"w": np.zeros((4, 4), np.int8), "w_scale": np.ones((3,), np.float32)},
+    "adapter": {"w": ZEROS, "w.lora_A.weight": ZEROS[:2], "w.lora_B.weight": ZEROS[:, :2]},
+    "packed": {"w": ZEROS, "w.qweight": np.zeros((4, 4), np.int32)},
+    "part": {"w": ZEROS, "w.weight_g": ZEROS, "w.weight_v": ZEROS},
+}
+
+
+@pytest.mark.parametrize("kind", COMPANIONS)
+def test_no_companion_is_advised_to_be_ignored(kind: str) -> None:
+    report = Bench({"w": ZEROS}, COMPANIONS[kind]).check()
+    assert not report.ok
+    assert all("ignore" not in problem.detail for problem in report.problems)
+
+
+def test_an_adapter_is_to_be_merged_and_the_rule_says_how() -> None:
+    report = Bench(
+        {"q.weight": ZEROS}, {"q.weight": ZEROS, "q.lora_A.weight": ZEROS[:2], "q.lora_B.weight": ZEROS[:, :2]}
+    )
+    (down, _) = report.check().problems
+    assert '["q.weight", "q.lora_A.weight", "q.lora_B.weight"]' in down.detail
+    assert "S = alpha / 2" in down.detail
+
+
+def test_merging_by_the_rule_that_is_told_gives_the_merged_weight() -> None:
+    random = np.random.default_rng(0)
+    weight, down, up = (random.integers(-4, 4, shape).astype(np.float32) for shape in ((4, 6), (2, 6), (4, 2)))
+    bench = Bench({"q.weight": weight}, {"q.weight": weight, "q.lora_A.weight": down, "q.lora_B.weight": up})
+    merge = {"op": "merge_lora", "scale": 16 / 2}
+    tensors = ["q.weight", "q.lora_A.weight", "q.lora_B.weight"]
+    report = bench.check({"parameter": r"q\.weight", "tensors": tensors, "transforms": [merge]})
+    assert (report.ok, report.warnings) == (True, ())
+    np.testing.assert_array_equal(bench.bound(report)["q.weight"], weight + 8 * up @ down)
+
+
+@pytest.mark.parametrize(("kind", "pattern"), [("adapter", r".*lora.*"), ("part", r"w\.weight_.")])
+def test_ignoring_a_companion_is_possible_and_warned_of(kind: str, pattern: str) -> None:
+    report = Bench({"w": ZEROS}, COMPANIONS[kind]).check({"ignore": pattern})
+    assert report.ok
+    assert {warning.rule for warning in report.warnings} == {0}
+    assert "computes as if there were none" in report.warnings[0].detail
+
+
+def test_ignoring_a_scale_and_casting_its_numbers_is_possible_and_warned_of() -> None:
+    cast = {"parameter": "w", "tensors": ["w"], "transforms": [{"op": "cast", "dtype": "F32"}]}
+    report = Bench({"w": ZEROS}, COMPANIONS["scale"]).check({"ignore": "w_scale"}, cast)
+    assert report.ok
+    assert "the scale of w" in report.warnings[0].detail
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
+def test_eight_bit_floats_without_a_scale_are_refused_as_integers_are(dtype: str) -> None:
+    import ml_dtypes  # noqa: PLC0415
+
+    report = Bench({"w": ZEROS}, {"w": ZEROS.astype(getattr(ml_dtypes, dtype))}).check()
+    (problem,) = report.problems
+    assert problem.kind == "wrong_dtype"
+    assert "want a scale first" in problem.detail
+
+
+def test_a_constant_of_the_definition_is_not_to_be_ignored() -> None:
+    bench = Bench({"w": ZEROS}, {"w": ZEROS, "logit_scale": np.zeros((), np.float32)}, constants=["logit_scale"])
+    (problem,) = bench.check().problems
+    assert "constant of the definition" in problem.detail
+    assert "ignore" not in problem.detail

@@ -1,0 +1,145 @@
+"""Which parameters a verification would notice a change of."""
+
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from app.definitions.parameter import InputSpec
+from app.definitions.profiles import Range
+from app.weights.dtypes import numpy_dtype
+from tests.workers.hosting import Hosting
+from tests.workers.networks import Network, attention, bound, checkpoint, network_of
+from workers.channel.messages import EngineFile, Sight
+from workers.engine_host.coverage import changed, is_saturated
+from workers.engine_host.onnx_graph import tables
+
+Parameters = dict[str, tuple[str, tuple[int, ...]]]
+X = (InputSpec("x", "F32", ("n", 8)),)
+
+
+def built(hosting: Hosting, network: Network, weights: dict[str, Any] | None = None, **changes: Any) -> EngineFile:  # noqa: ANN401 - fields of Build
+    values = weights or network.weights(1)
+    return hosting.build(network, bound(network, checkpoint(hosting.folder / "w.safetensors", values)), **changes)[1]
+
+
+def sees(hosting: Hosting, engine: EngineFile, **check: Any) -> Sight:  # noqa: ANN401 - fields of Check
+    found = hosting.verify(engine, coverage_s=60.0, **check)
+    assert found.ok, found.detail
+    assert found.sees is not None
+    return found.sees
+
+
+def test_every_parameter_that_outputs_depend_on_is_seen(hosting: Hosting, tmp_path: Path) -> None:
+    """A bias of the keys adds the same to all scores of a query, which softmax takes away."""
+    network = attention(tmp_path / "net.onnx")
+    sight = sees(hosting, built(hosting, network))
+    assert (sight.parameters, sight.of, sight.tried) == (10, 11, 11)
+    assert (sight.unseen, sight.unseen_swapped) == (("k.bias",), ())
+    assert sight.in_part == ("embeddings",)
+
+
+def test_what_nothing_is_computed_from_is_named(hosting: Hosting, tmp_path: Path) -> None:
+    """The branch behind the rectifier is dead, whatever its weights are, and so is a swap."""
+    parameters: Parameters = dict.fromkeys(("alive", "dead.1", "dead.2"), ("F32", (8,)))
+    nodes = [
+        helper.make_node("Add", ["dead.1", "dead.2"], ["d"]),
+        helper.make_node("Relu", ["d"], ["r"]),
+        helper.make_node("Mul", ["x", "alive"], ["a"]),
+        helper.make_node("Add", ["a", "r"], ["y"]),
+    ]
+    network = network_of(tmp_path / "net.onnx", nodes, parameters, X, {"y": "F32"})
+    weights = {name: np.full(8, -9 if "dead" in name else 1, np.float32) for name in parameters}
+    weights["dead.1"][0] = -8
+    sight = sees(hosting, built(hosting, network, weights))
+    assert (sight.parameters, sight.unseen) == (1, ("dead.1", "dead.2"))
+    assert sight.unseen_swapped == ("dead.1",)  # the other would change places with the one alive
+
+
+def test_an_output_that_is_saturated_is_said_to_be(hosting: Hosting, tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Mul", ["x", "w"], ["m"]),
+        helper.make_node("Add", ["m", "b"], ["s"]),
+        helper.make_node("Sigmoid", ["s"], ["y"]),
+    ]
+    parameters: Parameters = {"w": ("F32", (8,)), "b": ("F32", (8,))}
+    network = network_of(tmp_path / "net.onnx", nodes, parameters, X, {"y": "F32"})
+    weights = {"w": np.ones(8, np.float32), "b": np.full(8, 80, np.float32)}
+    sight = sees(hosting, built(hosting, network, weights))
+    assert (sight.parameters, sight.saturated) == (0, ("y",))
+
+
+def test_inputs_are_chosen_that_see_more(hosting: Hosting, tmp_path: Path) -> None:
+    """A sequence of one has nothing to attend to, so neither queries nor keys show."""
+    network = attention(tmp_path / "net.onnx")
+    profile = {"ids": Range((1, 1), (1, 1), (1, 16))}
+    engine = built(hosting, network, profiles=(profile,))
+
+    found = hosting.verify(engine, coverage_s=60.0)
+    assert found.made_up is not None
+    assert found.made_up["shapes"] == {"ids": [1, 16]}
+    assert found.sees is not None
+    assert found.sees.unseen == ("k.bias",)
+    again = hosting.verify(engine, made_up=found.made_up)
+    assert (again.inputs, again.sees) == (found.inputs, None)
+
+
+def test_it_is_measured_once_for_a_definition_and_its_inputs(hosting: Hosting, tmp_path: Path) -> None:
+    engine = built(hosting, attention(tmp_path / "net.onnx"))
+    assert sees(hosting, engine) == sees(hosting, engine)
+
+
+def test_it_stops_when_its_time_is_over(hosting: Hosting, tmp_path: Path) -> None:
+    found = hosting.verify(built(hosting, attention(tmp_path / "net.onnx")), coverage_s=1e-9)
+    assert found.ok
+    assert found.sees is not None
+    assert (found.sees.parameters, found.sees.of, found.sees.tried) == (0, 11, 0)
+
+
+@pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"])
+def test_a_change_is_of_a_hundredth_as_far_as_the_dtype_allows(dtype: str) -> None:
+    value = np.array([[1.0, -1.0, 1.0], [-1.0, 1.0, 1.0]]).astype(numpy_dtype(dtype))
+    before, after = value.astype(np.float64), changed(value).astype(np.float64)
+    step = max(0.01, float(ml_dtypes.finfo(value.dtype).eps))  # type: ignore[no-untyped-call]
+    np.testing.assert_allclose(np.abs(after - before), step, rtol=0.6)
+    assert changed(value).dtype == value.dtype
+
+
+def test_integers_change_by_one_at_least_and_stay_in_their_range() -> None:
+    value = np.array([-128, 0, 5, 127], np.int8)
+    after = changed(value)
+    assert after.dtype == np.int8
+    assert np.abs(after.astype(int) - value.astype(int)).max() == 1
+    assert (changed(np.array([10_000, -10_000])) != [10_000, -10_000]).all()
+    assert changed(np.array([True, False])).tolist() == [False, True]
+
+
+def test_zeros_change_and_what_is_not_finite_stays() -> None:
+    assert (changed(np.zeros(4, np.float32)) != 0).all()
+    after = changed(np.array([np.inf, np.nan, 1.0], np.float32))
+    assert (np.isposinf(after[0]), np.isnan(after[1]), after[2] != 1) == (True, True, True)
+    assert changed(np.zeros(0, np.float32)).size == 0
+
+
+def test_only_floats_that_hardly_vary_are_saturated() -> None:
+    assert is_saturated(np.array([0.0] * 9 + [1.0], np.float32))
+    assert not is_saturated(np.linspace(0, 1, 10, dtype=np.float32))
+    assert not is_saturated(np.zeros(9, np.int64))
+    assert not is_saturated(np.zeros(1, np.float32))
+
+
+def test_a_table_that_is_used_whole_elsewhere_is_seen_whole() -> None:
+    look_up = helper.make_node("Gather", ["table", "ids"], ["rows"])
+    head = helper.make_node("MatMul", ["rows", "table"], ["logits"])
+    assert tables(helper.make_graph([look_up], "g", [], [])) == {"table"}
+    assert tables(helper.make_graph([look_up, head], "g", [], [])) == set()
+
+
+def test_a_slice_looks_rows_up_if_its_bounds_are_computed() -> None:
+    sliced = helper.make_node("Slice", ["table", "start", "end"], ["rows"])
+    bounds = [TensorProto(name="start"), TensorProto(name="end")]
+    assert tables(helper.make_graph([sliced], "g", [], [], bounds[:1])) == {"table"}
+    assert tables(helper.make_graph([sliced], "g", [], [], bounds)) == set()

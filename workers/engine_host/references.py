@@ -1,0 +1,98 @@
+"""Definitions computed as they stand, which engines are compared with.
+
+The reference is the definition with none of its operators fused or folded, in an onnxruntime session that takes the
+weights as inputs. So it shares with an onnxruntime engine neither the optimised graph, nor the kernels' packed
+weights, nor the way the weights got there: had it any of these in common, a fault there would show up on both sides
+and the comparison would prove nothing. As weights are its inputs, one session serves every weight version of a
+definition, and a refit is verified at the price of a run.
+"""
+
+import hashlib
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cachetools import LRUCache
+
+from workers.channel.messages import EngineFile
+from workers.engine_host import onnx_graph
+from workers.engine_host.backends.base import Arrays
+from workers.engine_host.tensors import Array, MappedFiles, ParameterFiles
+
+KEPT_REFERENCES = 8  # sessions without weights, a few hundred kilobytes each
+KEPT_ANSWERS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class _Session:
+    """A definition's session and parameters. `found` keeps what was found out about it with any weights."""
+
+    session: Any
+    parameters: Mapping[str, Any]
+    tables: frozenset[str]
+    found: dict[Hashable, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A definition with weights. `tables` are those of which only rows that inputs name are used.
+
+    `found` is shared by all weight versions of the definition.
+    """
+
+    weights: Mapping[str, Array]
+    tables: frozenset[str]
+    found: dict[Hashable, Any]
+    _session: Any
+
+    def run(self, inputs: Arrays, others: Arrays | None = None) -> dict[str, Array]:
+        """Return the outputs; `others` are values for some of the parameters. BackendError where it cannot be run."""
+        from workers.engine_host import onnxruntime_session as ort_session  # noqa: PLC0415 - only a verification needs the runtime
+
+        return ort_session.run_session(self._session, {**inputs, **self.weights, **(others or {})})
+
+
+class References:
+    """Opens references; keeps the sessions of the last few definitions, which hold no weights."""
+
+    def __init__(self, files: ParameterFiles) -> None:
+        self._files = files
+        self._sessions: LRUCache[str, _Session] = LRUCache(KEPT_REFERENCES)
+        self._quantised: LRUCache[str, bool] = LRUCache(KEPT_ANSWERS)
+
+    def open(self, engine: EngineFile) -> Reference:
+        """Return the engine's definition with the engine's parameters; raises BackendError if no runtime takes it."""
+        one = self._session(engine.definition)
+        values = self._files.locate(engine.parameters)
+        onnx_graph.check_values(one.parameters, values)
+        mapped = MappedFiles()
+        weights = {name: mapped.view(values[name]) for name in one.parameters}
+        return Reference(weights, one.tables & weights.keys(), one.found, one.session)
+
+    def is_quantised(self, definition: str) -> bool:
+        """Return whether the definition at this path quantises what it computes, not only its weights."""
+        data = Path(definition).read_bytes()
+        key = hashlib.sha256(data).hexdigest()
+        if key not in self._quantised:
+            self._quantised[key] = onnx_graph.quantises(onnx_graph.parse(data).graph)
+        return self._quantised[key]
+
+    def _session(self, definition: str) -> _Session:
+        data = Path(definition).read_bytes()
+        key = hashlib.sha256(data).hexdigest()
+        if key not in self._sessions:
+            self._sessions[key] = _open(data)
+        return self._sessions[key]
+
+
+def _open(definition: bytes) -> _Session:
+    from workers.engine_host import onnxruntime_session as ort_session  # noqa: PLC0415 - only a verification needs the runtime
+
+    model = onnx_graph.parse(definition)
+    bare = onnx_graph.serialize(onnx_graph.with_parameters_as_inputs(model))
+    try:
+        session = ort_session.open_session(bare, ort_session.reference_options())
+    except ort_session.ORT_ERRORS as error:
+        raise ort_session.explained(error, "reference_failed") from error
+    return _Session(session, onnx_graph.parameters_of(model), onnx_graph.tables(model.graph))
