@@ -1,0 +1,182 @@
+"""A weightless graph as an expression: what it computes of which parameters, whatever its values and nodes are called.
+
+A term is an operator with its attributes and the terms that it reads. Equal terms are one term, and Identity is none.
+A body of If, Loop or Scan belongs to the term of its node: its outputs are read by that term, and an argument of it is
+known by its position and by how deep the body is nested. So two graphs compute the same if their outputs are the same
+terms, once it is said which parameter is which.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Final
+
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
+
+from app.definitions.external_data import is_external
+from app.definitions.graph_walk import attribute_graphs
+from app.definitions.rejection import Rejected
+from app.definitions.tensor_data import DTYPE_NAMES
+
+# Two inputs may change places without any change to the result, bit by bit.
+COMMUTATIVE: Final = frozenset({"Add", "Mul"})
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """`key` tells what is computed, `reads` are the numbers of earlier terms.
+
+    `shown` is for messages. `parameter` is the name of the parameter that the term is, if it is one.
+    """
+
+    key: tuple[object, ...]
+    reads: tuple[int, ...] = ()
+    shown: str = ""
+    parameter: str | None = None
+
+    @property
+    def is_commutative(self) -> bool:
+        """Whether the order of what the term reads means nothing."""
+        return self.key[0] in COMMUTATIVE and len(self.reads) == 2
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """The terms of a graph, each behind those that it reads, and the numbers of its outputs by name."""
+
+    terms: Sequence[Term]
+    outputs: Mapping[str, int]
+
+    def colours(self, labels: Mapping[str, str] | None = None) -> list[bytes]:
+        """Return for each term a digest of all that it is computed of.
+
+        Parameters of equal dtype and shape are the same to it, unless `labels` tells them apart.
+        """
+        marks, colours = labels or {}, list[bytes]()
+        for term in self.terms:
+            reads = [colours[number] for number in term.reads]
+            if term.is_commutative:
+                reads.sort()
+            start = repr((term.key, marks.get(term.parameter or ""))).encode()
+            colours.append(blake2b(b"".join([*reads, start]), digest_size=16).digest())
+        return colours
+
+    def told_apart_by(self, numbers: Sequence[int]) -> list[str]:
+        """Return the names of the parameters that not all inputs of one of these terms are computed of, sorted."""
+        names = set[str]()
+        for number in numbers:
+            inputs = [set(self.parameters_of([one])) for one in self.terms[number].reads]
+            names |= set.union(*inputs) - set.intersection(*inputs)
+        return sorted(names)
+
+    def parameters_of(self, numbers: Sequence[int]) -> list[str]:
+        """Return the names of the parameters that these terms are computed of, sorted."""
+        seen, pending = set(numbers), list(numbers)
+        while pending:
+            for number in self.terms[pending.pop()].reads:
+                if number not in seen:
+                    seen.add(number)
+                    pending.append(number)
+        return sorted(name for number in seen if (name := self.terms[number].parameter) is not None)
+
+
+def expression_of(model: ModelProto) -> Expression:
+    """Return what a canonical model computes; its names must be unique over all of its graphs (`unique_names`)."""
+    made = _Terms()
+    for value in model.graph.input:
+        tensor = value.type.tensor_type
+        sizes = tuple(dim.dim_value or "?" for dim in tensor.shape.dim)
+        kind = f"{DTYPE_NAMES.get(tensor.elem_type)} [{', '.join(map(str, sizes))}]"
+        shown = f"the input {value.name!r:.80}, {kind}"
+        made.add(value.name, Term(("input", value.name, tensor.elem_type, sizes), shown=shown))
+    made.take(model.graph, depth=0)
+    return Expression(made.terms, {value.name: made.number(value.name) for value in model.graph.output})
+
+
+@dataclass(slots=True)
+class _Terms:
+    terms: list[Term] = field(default_factory=list)
+    _numbers: dict[tuple[object, ...], int] = field(default_factory=dict)
+    _by_name: dict[str, int] = field(default_factory=dict)
+
+    def add(self, name: str, term: Term) -> None:
+        """Give a value its term, which may be there already."""
+        reads = tuple(sorted(term.reads)) if term.is_commutative else term.reads
+        number = self._numbers.setdefault((term.key, reads, term.parameter), len(self.terms))
+        if number == len(self.terms):
+            self.terms.append(term)
+        self._by_name[name] = number
+
+    def number(self, name: str) -> int:
+        if name not in self._by_name:
+            raise Rejected(
+                "graph_differs",
+                f"The value {name[:80]!r} is read before it is computed. Sort the nodes, as exporters do.",
+            )
+        return self._by_name[name]
+
+    def take(self, graph: GraphProto, *, depth: int) -> None:
+        """Add the initializers and the nodes of a graph."""
+        for tensor in graph.initializer:
+            self.add(tensor.name, _tensor_term(tensor, tensor.name))
+        for node in graph.node:
+            self._take_node(node, depth)
+
+    def _take_node(self, node: NodeProto, depth: int) -> None:
+        if node.op_type == "Identity":
+            self._by_name[node.output[0]] = self.number(node.input[0])
+        elif node.op_type == "Constant" and node.attribute[0].name == "value":
+            self.add(node.output[0], _tensor_term(node.attribute[0].t, node.output[0]))
+        else:
+            self._take_operator(node, depth)
+
+    def _take_operator(self, node: NodeProto, depth: int) -> None:
+        reads = [self._read(name) for name in _without_trailing(node.input)]
+        outputs = _without_trailing(node.output)
+        attributes: list[object] = []
+        for attribute in node.attribute:
+            bodies = list(attribute_graphs(attribute))
+            attributes.append(_attribute_key(attribute, bodies))
+            for number, body in enumerate(bodies):
+                reads += self._body(body, f"{attribute.name}.{number}", depth + 1)
+        shown = f"{node.op_type} {node.name or outputs[0]!r:.80}"
+        key = (node.op_type, node.domain, tuple(attributes), len(outputs))
+        self.add(outputs[0], Term(key, tuple(reads), shown))
+        first = self._by_name[outputs[0]]
+        for position, name in enumerate(outputs[1:], 1):
+            self.add(name, Term(("output", position), (first,), f"output {position} of {shown}"))
+
+    def _body(self, graph: GraphProto, place: str, depth: int) -> list[int]:
+        for position, value in enumerate(graph.input):
+            argument = Term(("argument", depth, place, position), shown=f"the argument {value.name!r:.80}")
+            self.add(value.name, argument)
+        self.take(graph, depth=depth)
+        return [self.number(value.name) for value in graph.output]
+
+    def _read(self, name: str) -> int:
+        if not name:
+            self.add("", Term(("absent",), shown="no input"))
+        return self.number(name)
+
+
+def _tensor_term(tensor: TensorProto, name: str) -> Term:
+    kind = f"{DTYPE_NAMES[tensor.data_type]} {list(tensor.dims)}"
+    if is_external(tensor):
+        key = ("parameter", tensor.data_type, tuple(tensor.dims))
+        return Term(key, shown=f"the parameter {name!r:.200}, {kind}", parameter=name)
+    values = blake2b(tensor.raw_data, digest_size=16).hexdigest()
+    return Term(("constant", tensor.data_type, tuple(tensor.dims), values), shown=f"the constant {name!r:.200}, {kind}")
+
+
+def _attribute_key(attribute: AttributeProto, bodies: Sequence[GraphProto]) -> object:
+    if bodies:
+        return attribute.name, tuple((len(one.input), len(one.output)) for one in bodies)
+    return attribute.name, blake2b(attribute.SerializeToString(deterministic=True), digest_size=16).hexdigest()
+
+
+def _without_trailing(names: Sequence[str]) -> list[str]:
+    """Return names up to the last one that is given."""
+    kept = list(names)
+    while kept and not kept[-1]:
+        kept.pop()
+    return kept
