@@ -14,9 +14,10 @@ from typing import Final
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from app.definitions.external_data import is_external
-from app.definitions.graph_walk import attribute_graphs
+from app.definitions.graph_walk import attribute_graphs, constant_tensor
 from app.definitions.rejection import Rejected
-from app.definitions.tensor_data import DTYPE_NAMES
+from app.definitions.tensor_data import DTYPE_NAMES, element_count, tensor_bytes
+from app.weights.dtypes import DTYPES
 
 # Two inputs may change places without any change to the result, bit by bit.
 COMMUTATIVE: Final = frozenset({"Add", "Mul"})
@@ -42,10 +43,14 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """The terms of a graph, each behind those that it reads, and the numbers of its outputs by name."""
+    """The terms of a graph, each behind those that it reads, and the numbers of its outputs by name.
+
+    `scalars` are the constants that are taken for parameters, by name.
+    """
 
     terms: Sequence[Term]
     outputs: Mapping[str, int]
+    scalars: Mapping[str, TensorProto] = field(default_factory=dict)
 
     def colours(self, labels: Mapping[str, str] | None = None) -> list[bytes]:
         """Return for each term a digest of all that it is computed of.
@@ -65,8 +70,8 @@ class Expression:
         """Return the names of the parameters that not all inputs of one of these terms are computed of, sorted."""
         names = set[str]()
         for number in numbers:
-            inputs = [set(self.parameters_of([one])) for one in self.terms[number].reads]
-            names |= set.union(*inputs) - set.intersection(*inputs)
+            first, *others = [self.parameters_of([one]) for one in self.terms[number].reads]
+            names.update(*(set(first) ^ set(one) for one in others))
         return sorted(names)
 
     def parameters_of(self, numbers: Sequence[int]) -> list[str]:
@@ -80,9 +85,12 @@ class Expression:
         return sorted(name for number in seen if (name := self.terms[number].parameter) is not None)
 
 
-def expression_of(model: ModelProto) -> Expression:
-    """Return what a canonical model computes; its names must be unique over all of its graphs (`unique_names`)."""
-    made = _Terms()
+def expression_of(model: ModelProto, *, scalars_are_parameters: bool = False) -> Expression:
+    """Return what a canonical model computes; its names must be unique over all of its graphs (`unique_names`).
+
+    Floating-point constants of one element are values of the graph, or `scalars` that count as parameters.
+    """
+    made = _Terms(scalars_are_parameters)
     for value in model.graph.input:
         tensor = value.type.tensor_type
         sizes = tuple(dim.dim_value or "?" for dim in tensor.shape.dim)
@@ -90,11 +98,14 @@ def expression_of(model: ModelProto) -> Expression:
         shown = f"the input {value.name!r:.80}, {kind}"
         made.add(value.name, Term(("input", value.name, tensor.elem_type, sizes), shown=shown))
     made.take(model.graph, depth=0)
-    return Expression(made.terms, {value.name: made.number(value.name) for value in model.graph.output})
+    outputs = {value.name: made.number(value.name) for value in model.graph.output}
+    return Expression(made.terms, outputs, made.scalars)
 
 
 @dataclass(slots=True)
 class _Terms:
+    scalars_are_parameters: bool
+    scalars: dict[str, TensorProto] = field(default_factory=dict)
     terms: list[Term] = field(default_factory=list)
     _numbers: dict[tuple[object, ...], int] = field(default_factory=dict)
     _by_name: dict[str, int] = field(default_factory=dict)
@@ -118,17 +129,23 @@ class _Terms:
     def take(self, graph: GraphProto, *, depth: int) -> None:
         """Add the initializers and the nodes of a graph."""
         for tensor in graph.initializer:
-            self.add(tensor.name, _tensor_term(tensor, tensor.name))
+            self._take_tensor(tensor, tensor.name)
         for node in graph.node:
             self._take_node(node, depth)
 
     def _take_node(self, node: NodeProto, depth: int) -> None:
         if node.op_type == "Identity":
             self._by_name[node.output[0]] = self.number(node.input[0])
-        elif node.op_type == "Constant" and node.attribute[0].name == "value":
-            self.add(node.output[0], _tensor_term(node.attribute[0].t, node.output[0]))
+        elif node.op_type == "Constant" and (tensor := constant_tensor(node)) is not None:
+            self._take_tensor(tensor, node.output[0])
         else:
             self._take_operator(node, depth)
+
+    def _take_tensor(self, tensor: TensorProto, name: str) -> None:
+        is_scalar = self.scalars_are_parameters and _is_scalar(tensor)
+        if is_scalar:
+            self.scalars[name] = tensor
+        self.add(name, _parameter(tensor, name) if is_scalar or is_external(tensor) else _constant(tensor, name))
 
     def _take_operator(self, node: NodeProto, depth: int) -> None:
         reads = [self._read(name) for name in _without_trailing(node.input)]
@@ -159,13 +176,24 @@ class _Terms:
         return self.number(name)
 
 
-def _tensor_term(tensor: TensorProto, name: str) -> Term:
-    kind = f"{DTYPE_NAMES[tensor.data_type]} {list(tensor.dims)}"
-    if is_external(tensor):
-        key = ("parameter", tensor.data_type, tuple(tensor.dims))
-        return Term(key, shown=f"the parameter {name!r:.200}, {kind}", parameter=name)
-    values = blake2b(tensor.raw_data, digest_size=16).hexdigest()
-    return Term(("constant", tensor.data_type, tuple(tensor.dims), values), shown=f"the constant {name!r:.200}, {kind}")
+def _is_scalar(tensor: TensorProto) -> bool:
+    is_float = DTYPES[DTYPE_NAMES[tensor.data_type]].kind == "float"
+    return is_float and element_count(tensor) == 1 and not is_external(tensor)
+
+
+def _parameter(tensor: TensorProto, name: str) -> Term:
+    key = ("parameter", tensor.data_type, tuple(tensor.dims))
+    return Term(key, shown=f"the parameter {name!r:.200}, {_kind(tensor)}", parameter=name)
+
+
+def _constant(tensor: TensorProto, name: str) -> Term:
+    values = blake2b(tensor_bytes(tensor), digest_size=16).hexdigest()
+    key = ("constant", tensor.data_type, tuple(tensor.dims), values)
+    return Term(key, shown=f"the constant {name!r:.200}, {_kind(tensor)}")
+
+
+def _kind(tensor: TensorProto) -> str:
+    return f"{DTYPE_NAMES[tensor.data_type]} {list(tensor.dims)}"
 
 
 def _attribute_key(attribute: AttributeProto, bodies: Sequence[GraphProto]) -> object:

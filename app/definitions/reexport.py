@@ -39,10 +39,40 @@ def _matched(definition: ModelProto, split: SplitModel, files: Mapping[str, Path
     """Return the weights by the names of the definition's parameters."""
     model = _in_opset(split.model, opset_of(definition))
     read_interface(model)
-    digest_of = _digests(split.weights, files)
-    names = PlaceMatching(expression_of(definition), expression_of(model), digest_of).weights_by_parameter()
-    names |= _unplaced(definition, names.keys(), split.weights)
-    return {parameter: split.weights[name] for parameter, name in names.items()}
+    try:
+        found = _by_place(definition, model, split.weights, files)
+    except Rejected as rejected:
+        found = _with_scalars_by_place(definition, model, split.weights, files, rejected)
+    return found | _by_name(definition, found.keys(), split.weights)
+
+
+def _by_place(
+    definition: ModelProto, model: ModelProto, weights: Mapping[str, TensorProto], files: Mapping[str, Path]
+) -> dict[str, TensorProto]:
+    names = PlaceMatching(expression_of(definition), expression_of(model), _digests(weights, files))
+    return {parameter: weights[name] for parameter, name in names.weights_by_parameter().items()}
+
+
+def _with_scalars_by_place(
+    definition: ModelProto,
+    model: ModelProto,
+    weights: Mapping[str, TensorProto],
+    files: Mapping[str, Path],
+    rejected: Rejected,
+) -> dict[str, TensorProto]:
+    """Let the definition say which scalars are learnt, which names tell else; raise `rejected` if that is no help."""
+    mine = expression_of(definition, scalars_are_parameters=True)
+    other = expression_of(model, scalars_are_parameters=True)
+    leaves = {**weights, **other.scalars}
+    try:
+        names = PlaceMatching(mine, other, _digests(leaves, files)).weights_by_parameter()
+    except Rejected:
+        raise rejected from None
+    found = {parameter: leaves[name] for parameter, name in names.items()}
+    for name, scalar in mine.scalars.items():
+        if name in found and _values(found.pop(name), files) != tensor_bytes(scalar):
+            raise rejected
+    return found
 
 
 def _in_opset(model: ModelProto, opset: int) -> ModelProto:
@@ -54,7 +84,9 @@ def _in_opset(model: ModelProto, opset: int) -> ModelProto:
         ) from rejected
 
 
-def _unplaced(definition: ModelProto, placed: Collection[str], weights: Mapping[str, TensorProto]) -> dict[str, str]:
+def _by_name(
+    definition: ModelProto, placed: Collection[str], weights: Mapping[str, TensorProto]
+) -> dict[str, TensorProto]:
     """Return, by name alone, those parameters that no output is computed of; Rejected if there are others."""
     rest = [one for one in definition.graph.initializer if is_external(one) and one.name not in placed]
     missing = [one.name for one in rest if one.name not in weights or not _is_alike(one, weights[one.name])]
@@ -62,7 +94,7 @@ def _unplaced(definition: ModelProto, placed: Collection[str], weights: Mapping[
         raise graph_differs(
             [f"no output is computed of the parameters {shown(missing)}, and the file has no such weights"]
         )
-    return {one.name: one.name for one in rest}
+    return {one.name: weights[one.name] for one in rest}
 
 
 def _is_alike(one: TensorProto, other: TensorProto) -> bool:
@@ -74,9 +106,13 @@ def _digests(weights: Mapping[str, TensorProto], files: Mapping[str, Path]) -> C
 
     def digest_of(name: str) -> str:
         if name not in digests:
-            copy = TensorProto()
-            copy.CopyFrom(weights[name])
-            digests[name] = blake2b(tensor_bytes(embedded(copy, files))).hexdigest()
+            digests[name] = blake2b(_values(weights[name], files)).hexdigest()
         return digests[name]
 
     return digest_of
+
+
+def _values(tensor: TensorProto, files: Mapping[str, Path]) -> bytes:
+    copy = TensorProto()
+    copy.CopyFrom(tensor)
+    return tensor_bytes(embedded(copy, files))
