@@ -1,15 +1,10 @@
 """Makes a weight version of another ONNX export of a definition's model."""
 
-from sqlalchemy import select
-from sqlalchemy.orm import Session
-
 from app.artifacts import service as artifacts
 from app.artifacts.store import ArtifactStore
 from app.database import Database
 from app.definitions import onnx_upload, sandbox
-from app.definitions.service import get_definition
-from app.definitions.tables import Definition
-from app.errors import FieldError, Invalid
+from app.definitions.service import get_definition, newest_definition
 from app.registry import service as registry
 from app.settings import Settings
 from app.weights import service as weights
@@ -32,28 +27,14 @@ def create_weights(
         Unavailable: the process that parses could not be started.
     """
     with database.transaction() as session:
-        model_id = registry.get_model(session, model_name).id
-        digest = _definition(session, model_id, request.definition).digest
+        model = registry.get_model(session, model_name)
+        model_id = model.id
+        digest = get_definition(session, model_id, request.definition or newest_definition(model)).digest
         artifacts.require(session, onnx_upload.blobs_by_pointer(onnx, request.external_data), "")
     manifest = _match(database, store, settings, onnx, digest, request)
     unsaved = weights.UnsavedWeights.of(manifest)
     with database.transaction() as session:
         return weights.register(session, model_id, unsaved, label=request.label)
-
-
-def _definition(session: Session, model_id: int, version: int | None) -> Definition:
-    if version is not None:
-        return get_definition(session, model_id, version)
-    newest = select(Definition).where(Definition.model_id == model_id).order_by(Definition.version.desc()).limit(1)
-    found = session.scalar(newest)
-    if found is None:
-        raise Invalid(
-            "The model has no definition that the weights of an ONNX file could be matched to. Make one of the file "
-            "with POST /v1/models/<model>/definitions: its weights become a version, too.",
-            code="definition_required",
-            errors=[FieldError("/onnx", "needs a definition to be matched to")],
-        )
-    return found
 
 
 def _match(

@@ -19,6 +19,7 @@ from app.definitions.tables import Definition
 from app.errors import FieldError, Invalid, NotFound
 from app.http.pagination import PageQuery, Rows, list_rows
 from app.registry import service as registry
+from app.registry.tables import Model
 from app.remembered import remembered
 from app.settings import Settings
 from app.weights import service as weights
@@ -78,6 +79,16 @@ def get_definition(session: Session, model_id: int, version: int) -> Definition:
             code="definition_not_found",
         )
     return found
+
+
+def newest_definition(model: Model) -> int:
+    """Return the number of a model's newest definition; NotFound."""
+    if model.last_definition == 0:
+        raise NotFound(
+            f"Model '{model.name}' has no definition yet. Make one with POST /v1/models/{model.name}/definitions.",
+            code="definition_not_found",
+        )
+    return model.last_definition
 
 
 def load_parameters(session: Session, definition_id: int) -> tuple[Parameter, ...]:

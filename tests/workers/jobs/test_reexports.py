@@ -163,9 +163,19 @@ def test_a_definition_is_the_newest_or_the_one_that_is_asked_for(net: Service, n
     assert_computes(refitted(net, {"onnx": net.upload(first.SerializeToString()), "definition": 1}), first)
 
 
-def test_a_model_without_definitions_is_told_how_to_make_one(client: TestClient, net: Service) -> None:
+def test_an_export_is_converted_to_the_opset_of_the_definition(net: Service, network: Network) -> None:
+    first = net.upload(with_weights(network, network.weights(seed=1)))
+    assert net.post("/definitions", {"onnx": first, "opset": 18})["source"]["converted_from"] == 17
+    other = renamed(export(network, network.weights(seed=6)), {"q.weight": "a"})
+    version = net.post("/weights", {"onnx": net.upload(other.SerializeToString()), "definition": 2})["version"]
+    engine = net.result("/builds", {"definition": 2, "weights": version})["engine"]
+    assert_computes(run(net, engine), other)
+
+
+def test_a_model_without_the_definition_is_told_how_to_make_one(client: TestClient, net: Service) -> None:
     client.post("/v1/models", json={"name": "empty"}).raise_for_status()
     digest = net.upload(b"anything")
-    assert client.post("/v1/models/empty/weights", json={"onnx": digest}).json()["code"] == "definition_required"
-    missing = client.post(PATH, json={"onnx": digest, "definition": 7})
-    assert (missing.status_code, missing.json()["code"]) == (404, "definition_not_found")
+    for path, body in (("/v1/models/empty/weights", {}), (PATH, {"definition": 7})):
+        answer = client.post(path, json={"onnx": digest, **body})
+        assert (answer.status_code, answer.json()["code"]) == (404, "definition_not_found")
+        assert "Make one with POST" in answer.json()["detail"]
