@@ -8,13 +8,16 @@ terms, once it is said which parameter is which.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from hashlib import blake2b
 from typing import Final
 
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
+from onnx.defs import get_schema
 
 from app.definitions.external_data import is_external
 from app.definitions.graph_walk import attribute_graphs, constant_tensor
+from app.definitions.onnx_file import opset_of
 from app.definitions.rejection import Rejected
 from app.definitions.tensor_data import DTYPE_NAMES, element_count, tensor_bytes
 from app.weights.dtypes import DTYPES
@@ -90,7 +93,7 @@ def expression_of(model: ModelProto, *, scalars_are_parameters: bool = False) ->
 
     Floating-point constants of one element are values of the graph, or `scalars` that count as parameters.
     """
-    made = _Terms(scalars_are_parameters)
+    made = _Terms(opset_of(model), scalars_are_parameters)
     for value in model.graph.input:
         tensor = value.type.tensor_type
         sizes = tuple(dim.dim_value or "?" for dim in tensor.shape.dim)
@@ -104,6 +107,7 @@ def expression_of(model: ModelProto, *, scalars_are_parameters: bool = False) ->
 
 @dataclass(slots=True)
 class _Terms:
+    opset: int
     scalars_are_parameters: bool
     scalars: dict[str, TensorProto] = field(default_factory=dict)
     terms: list[Term] = field(default_factory=list)
@@ -151,7 +155,10 @@ class _Terms:
         reads = [self._read(name) for name in _without_trailing(node.input)]
         outputs = _without_trailing(node.output)
         attributes: list[object] = []
+        defaults = _defaults(node.op_type, self.opset)
         for attribute in node.attribute:
+            if defaults.get(attribute.name) == attribute.SerializeToString(deterministic=True):
+                continue
             bodies = list(attribute_graphs(attribute))
             attributes.append(_attribute_key(attribute, bodies))
             for number, body in enumerate(bodies):
@@ -174,6 +181,13 @@ class _Terms:
         if not name:
             self.add("", Term(("absent",), shown="no input"))
         return self.number(name)
+
+
+@cache
+def _defaults(operator: str, opset: int) -> Mapping[str, bytes]:
+    """Return the attributes that an operator has if they are left out, as some exporters do."""
+    attributes = get_schema(operator, opset, "").attributes.values()
+    return {one.name: one.default_value.SerializeToString(deterministic=True) for one in attributes}
 
 
 def _is_scalar(tensor: TensorProto) -> bool:

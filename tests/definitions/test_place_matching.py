@@ -150,6 +150,15 @@ def test_the_order_of_nodes_and_of_the_inputs_of_a_sum_means_nothing(match: Matc
     assert match(nodes[0], mine, nodes[1], other) == {"w": "v", "b": "c"}
 
 
+def test_an_attribute_that_says_what_is_the_default_means_nothing(match: Match) -> None:
+    mine, other = {"a": square()}, {"p": square()}
+    given = make_node("Gemm", ["x", "p"], ["y"], alpha=1.0, transA=0)
+    assert match([make_node("Gemm", ["x", "a"], ["y"])], mine, [given], other) == {"a": "p"}
+    halved = make_node("Gemm", ["x", "p"], ["y"], alpha=0.5)
+    with pytest.raises(Rejected, match="Gemm 'y' of the definition and Gemm 'y' of the file have other attributes"):
+        match([make_node("Gemm", ["x", "a"], ["y"])], mine, [halved], other)
+
+
 def test_a_weight_that_was_two_parameters_feeds_both(match: Match) -> None:
     assert match(layers("a", "b"), {"a": square(), "b": square()}, layers("p", "p"), {"p": square()}) == {
         "a": "p",
