@@ -33,7 +33,7 @@ def random_graph(chance: random.Random) -> list[Node]:
 
 
 def exported_again(chance: random.Random, nodes: Sequence[Node]) -> list[Node]:
-    """Rename weights, turn inputs of sums and products around, and sometimes let a node read another value."""
+    """Rename weights, turn inputs of sums and products around, and sometimes change what a node reads."""
     kept = chance.choice([0, 0.5, 1])
     weights = sorted({name for _, reads, _ in nodes for name in reads if name.endswith(".weight")})
     names = {name: name if chance.random() < kept else f"other{number}" for number, name in enumerate(weights)}
@@ -44,7 +44,8 @@ def exported_again(chance: random.Random, nodes: Sequence[Node]) -> list[Node]:
     if chance.random() < 0.3:
         place = chance.randrange(len(other))
         operator, reads, output = other[place]
-        other[place] = (operator, (*reads[:-1], chance.choice([*names.values(), "x"])), output)
+        changed = reads[::-1] if chance.random() < 0.5 else (*reads[:-1], chance.choice([*names.values(), "x"]))
+        other[place] = (operator, changed, output)
     return other
 
 
