@@ -16,10 +16,11 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 from onnx.defs import get_schema
 
 from app.definitions.external_data import is_external
-from app.definitions.graph_walk import attribute_graphs, constant_tensor
+from app.definitions.graph_walk import attribute_graphs
 from app.definitions.onnx_file import opset_of
 from app.definitions.rejection import Rejected
 from app.definitions.tensor_data import DTYPE_NAMES, element_count, tensor_bytes
+from app.definitions.weight_split import constant_tensor
 from app.weights.dtypes import DTYPES
 
 # Two inputs may change places without any change to the result, bit by bit.

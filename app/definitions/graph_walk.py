@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
-from onnx.helper import make_tensor
 
 
 def with_subgraphs(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
@@ -33,18 +32,6 @@ def attribute_graphs(attribute: AttributeProto) -> Iterator[GraphProto]:
     if attribute.HasField("g"):
         yield attribute.g
     yield from attribute.graphs
-
-
-def constant_tensor(node: NodeProto) -> TensorProto | None:
-    """Return the tensor that a Constant node gives, if it may be a weight; integers given as attributes may not be."""
-    attribute: AttributeProto = node.attribute[0]
-    if attribute.name == "value":
-        return attribute.t
-    if attribute.name == "value_float":
-        return make_tensor("", TensorProto.FLOAT, [], [attribute.f])
-    if attribute.name == "value_floats":
-        return make_tensor("", TensorProto.FLOAT, [len(attribute.floats)], list(attribute.floats))
-    return None
 
 
 def all_tensors(model: ModelProto) -> Iterator[TensorProto]:

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto
-from onnx.helper import make_node
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
+from onnx.helper import make_node, make_tensor
 
 from app.definitions.canonical_graph import canonical_model
 from app.definitions.constants import Constant
 from app.definitions.external_data import embedded
-from app.definitions.graph_walk import attribute_graphs, attribute_tensors, constant_tensor
+from app.definitions.graph_walk import attribute_graphs, attribute_tensors
 from app.definitions.limits import MAX_CONSTANT_BYTES
 from app.definitions.onnx_file import opset_of
 from app.definitions.rejection import Rejected
@@ -131,6 +131,18 @@ class _Found:
                 copy = f"{value.name}/output"
                 graph.node.append(make_node("Identity", [value.name], [copy], name=copy))
                 value.name = copy
+
+
+def constant_tensor(node: NodeProto) -> TensorProto | None:
+    """Return the tensor that a Constant node gives, if it may be a weight; integers given as attributes may not."""
+    attribute: AttributeProto = node.attribute[0]
+    if attribute.name == "value":
+        return attribute.t
+    if attribute.name == "value_float":
+        return make_tensor("", TensorProto.FLOAT, [], [attribute.f])
+    if attribute.name == "value_floats":
+        return make_tensor("", TensorProto.FLOAT, [len(attribute.floats)], list(attribute.floats))
+    return None
 
 
 def _check_names(graph: GraphProto) -> None:
