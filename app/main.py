@@ -16,6 +16,7 @@ from app.backends import backend_names
 from app.bindings.router import router as bindings_router
 from app.database import Database
 from app.definitions.router import router as definitions_router
+from app.definitions.weights_router import router as new_weights_router
 from app.engines.router import router as engines_router
 from app.engines.verification_router import router as verification_router
 from app.fleet.router import router as fleet_router
@@ -38,6 +39,7 @@ ROUTERS = (
     aliases_router,
     artifacts_router,
     definitions_router,
+    new_weights_router,
     weights_router,
     bindings_router,
     engines_router,

@@ -37,10 +37,12 @@ def _limit(*, address_space: int, file_size: int, cpu_s: int, open_files: int, *
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
     from app.definitions.construction import construct  # noqa: PLC0415 - loads onnx, which the limits shall cover
+    from app.definitions.reexport import match_export  # noqa: PLC0415
     from app.definitions.rejection import Rejected  # noqa: PLC0415
 
+    task = request["task"]
     try:
-        return {"made": construct(request["task"])}
+        return {"made": match_export(task) if "definition" in task else construct(task)}
     except Rejected as rejected:
         errors = [{"pointer": error.pointer, "detail": error.detail} for error in rejected.errors]
         return {"rejected": {"code": rejected.code, "detail": rejected.detail, "errors": errors}}

@@ -54,6 +54,17 @@ class MadeDefinition:
     external: tuple[ExternalRange, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """The weights of another export under the names of a definition's parameters.
+
+    `weights` is a safetensors file, or None if all of them lie in external data files, as `external` says.
+    """
+
+    weights: Path | None
+    external: tuple[ExternalRange, ...]
+
+
 @contextmanager
 def construct_from_file(
     path: Path, scratch: Path, external_data: Mapping[str, Path] = MappingProxyType({}), opset: int | None = None
@@ -62,8 +73,7 @@ def construct_from_file(
 
     `external_data` are the files that its data lie in, by location. Raises Invalid or Unavailable.
     """
-    files = {location: str(file.resolve()) for location, file in external_data.items()}
-    task = {"file": str(path.resolve()), "external_data": files, "opset": opset}
+    task = {"file": str(path.resolve()), "external_data": _resolved(external_data), "opset": opset}
     with _construct(task, child_limits(path.stat().st_size), scratch) as made:
         yield made
 
@@ -79,12 +89,38 @@ def construct_from_config(
 
 
 @contextmanager
+def match_export(
+    path: Path, definition: Path, scratch: Path, external_data: Mapping[str, Path] = MappingProxyType({})
+) -> Iterator[Matched]:
+    """Match the weights of an ONNX file to the parameters of a definition's graph, and yield what matched.
+
+    The files are removed when the block ends. Raises Invalid or Unavailable.
+    """
+    task = {
+        "file": str(path.resolve()),
+        "definition": str(definition.resolve()),
+        "external_data": _resolved(external_data),
+    }
+    limits = child_limits(path.stat().st_size + definition.stat().st_size)
+    with scratch_folder(scratch, "definition") as folder:
+        directory = folder.resolve()
+        weights = directory / "weights.safetensors"
+        answer = _ask({**task, "weights": str(weights)}, limits, directory)
+        external = tuple(ExternalRange.from_json(row) for row in answer["external"])
+        yield Matched(weights if weights.exists() else None, external)
+
+
+@contextmanager
 def _construct(task: Mapping[str, Any], limits: ChildLimits, scratch: Path) -> Iterator[MadeDefinition]:
     with scratch_folder(scratch, "definition") as folder:
         directory = folder.resolve()
         graph, weights = directory / "definition.onnx", directory / "weights.safetensors"
         answer = _ask({**task, "graph": str(graph), "weights": str(weights)}, limits, directory)
         yield _made(answer, graph, weights)
+
+
+def _resolved(files: Mapping[str, Path]) -> dict[str, str]:
+    return {location: str(file.resolve()) for location, file in files.items()}
 
 
 def _ask(task: Mapping[str, Any], limits: ChildLimits, directory: Path) -> Mapping[str, Any]:

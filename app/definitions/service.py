@@ -1,9 +1,7 @@
 """Definitions: weightless graphs, made from ONNX files or from families, never changed."""
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import bindparam, select
@@ -12,20 +10,19 @@ from sqlalchemy.orm import Session
 from app.artifacts import service as artifacts
 from app.artifacts.store import ArtifactStore
 from app.database import Database
-from app.definitions import sandbox
+from app.definitions import onnx_upload, sandbox
 from app.definitions.family import family_names
 from app.definitions.parameter import InputSpec, Parameter
 from app.definitions.sandbox import MadeDefinition
 from app.definitions.schemas import DefinitionRequest
 from app.definitions.tables import Definition
-from app.errors import FieldError, Invalid, NotFound, json_pointer
+from app.errors import FieldError, Invalid, NotFound
 from app.http.pagination import PageQuery, Rows, list_rows
 from app.registry import service as registry
+from app.registry.tables import Model
 from app.remembered import remembered
 from app.settings import Settings
 from app.weights import service as weights
-from app.weights.checkpoint import CheckpointError
-from app.weights.manifest import Manifest, TensorEntry
 
 BY_NUMBER = select(Definition).where(
     Definition.model_id == bindparam("model"), Definition.version == bindparam("version")
@@ -54,10 +51,10 @@ def create_definition(
     with database.transaction() as session:
         model_id = registry.get_model(session, model_name).id
         if request.onnx is not None:
-            artifacts.require(session, _blobs(request), "")
+            artifacts.require(session, onnx_upload.blobs_by_pointer(request.onnx, request.external_data), "")
     with _construct(store, settings, request) as made:
         source = _source(request, made)
-        manifest = _store_weights(database, store, made, request.external_data)
+        manifest = onnx_upload.store_weights(database, store, made.weights, made.external, request.external_data)
         unsaved = None if manifest is None else weights.UnsavedWeights.of(manifest)
         digest, size = store.put_file(made.graph)
         artifacts.record_upload(database, store, digest, size)
@@ -82,6 +79,16 @@ def get_definition(session: Session, model_id: int, version: int) -> Definition:
             code="definition_not_found",
         )
     return found
+
+
+def newest_definition(model: Model) -> int:
+    """Return the number of a model's newest definition; NotFound."""
+    if model.last_definition == 0:
+        raise NotFound(
+            f"Model '{model.name}' has no definition yet. Make one with POST /v1/models/{model.name}/definitions.",
+            code="definition_not_found",
+        )
+    return model.last_definition
 
 
 def load_parameters(session: Session, definition_id: int) -> tuple[Parameter, ...]:
@@ -112,8 +119,8 @@ def _construct(
     store: ArtifactStore, settings: Settings, request: DefinitionRequest
 ) -> AbstractContextManager[MadeDefinition]:
     if request.onnx is not None:
-        file = _local_file(store, settings, request.onnx)
-        external = {location: store.local_path(digest) for location, digest in request.external_data.items()}
+        file = onnx_upload.local_file(store, settings, request.onnx)
+        external = onnx_upload.local_files(store, request.external_data)
         return sandbox.construct_from_file(file, settings.scratch_dir, external, request.opset)
     family, families = str(request.family), family_names()
     if family not in families:
@@ -128,52 +135,11 @@ def _construct(
     )
 
 
-def _local_file(store: ArtifactStore, settings: Settings, digest: str) -> Path:
-    size = store.size(digest) or 0
-    if size > settings.max_onnx_bytes:
-        raise Invalid(
-            f"The ONNX file has {size} bytes; at most {settings.max_onnx_bytes} are parsed. Upload the graph with "
-            "small or no weights and the weights as safetensors, or have ENGINESMITH_MAX_ONNX_BYTES raised.",
-            code="onnx_too_large",
-            errors=[FieldError("/onnx", f"larger than {settings.max_onnx_bytes} bytes")],
-        )
-    return store.local_path(digest)
-
-
-def _blobs(request: DefinitionRequest) -> dict[str, str]:
-    """Return the digest of each file of a request, by its pointer."""
-    external = {json_pointer("external_data", location): digest for location, digest in request.external_data.items()}
-    return {"/onnx": str(request.onnx), **external}
-
-
 def _source(request: DefinitionRequest, made: MadeDefinition) -> dict[str, Any]:
     if request.onnx is None:
         return made.source
     external = {"external_data": request.external_data} if request.external_data else {}
     return {"onnx": request.onnx, **external, **made.source}
-
-
-def _store_weights(
-    database: Database, store: ArtifactStore, made: MadeDefinition, files: Mapping[str, str]
-) -> Manifest | None:
-    """Return the weights that a file brought; those in external data are ranges of the files as they were uploaded."""
-    if made.weights is None and not made.external:
-        return None
-    try:
-        return Manifest.of(
-            [
-                *(_store_file(database, store, made.weights) if made.weights is not None else ()),
-                *(weights.hash_range(store, files[external.location], external.slot) for external in made.external),
-            ]
-        )
-    except CheckpointError as error:
-        raise Invalid(f"The weights of the ONNX file: {error.detail}", code=error.code) from error
-
-
-def _store_file(database: Database, store: ArtifactStore, path: Path) -> list[TensorEntry]:
-    digest, size = store.put_file(path)
-    artifacts.record_upload(database, store, digest, size)
-    return weights.index_file(database, store, digest)
 
 
 def _insert(

@@ -112,7 +112,7 @@ class _Found:
                     self._count_bytes(byte_count(tensor))
                     embedded(tensor, self._files)
             return True
-        value = _tensor_of(node)
+        value = constant_tensor(node)
         if value is not None:
             return self._keeps(value, node.output[0], "node")
         is_read = self._rule.is_read(node.output[0])
@@ -156,7 +156,7 @@ class _Found:
                 value.name = copy
 
 
-def _tensor_of(node: NodeProto) -> TensorProto | None:
+def constant_tensor(node: NodeProto) -> TensorProto | None:
     """Return the tensor that a Constant node gives, if it may be a weight; integers given as attributes may not."""
     count = len(node.attribute)
     if count != 1:

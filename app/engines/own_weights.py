@@ -1,11 +1,10 @@
 """The weights that a definition is built with if a request names none."""
 
 from app.database import Database
-from app.definitions.service import get_definition
+from app.definitions.service import get_definition, newest_definition
 from app.definitions.tables import Definition
-from app.errors import FieldError, Invalid, NotFound
+from app.errors import FieldError, Invalid
 from app.registry.service import get_model
-from app.registry.tables import Model
 from app.weights import service as weights
 
 
@@ -27,16 +26,6 @@ def weights_of_definition(database: Database, model: str, definition: int | None
         raise _required(model, found)
     with database.transaction() as session:
         return weights.register(session, owner.id, weights.UnsavedWeights.of(weights.NO_TENSORS))[0].version
-
-
-def newest_definition(model: Model) -> int:
-    """Return the number of a model's newest definition; raises NotFound if the model has none."""
-    if model.last_definition == 0:
-        raise NotFound(
-            f"Model '{model.name}' has no definition yet. Make one with POST /v1/models/{model.name}/definitions.",
-            code="definition_not_found",
-        )
-    return model.last_definition
 
 
 def _required(model: str, definition: Definition) -> Invalid:

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from app.bindings import service as bindings
 from app.bindings.service import Pair
 from app.database import Database
-from app.definitions.service import get_definition, inputs_of
+from app.definitions.service import get_definition, inputs_of, newest_definition
 from app.engines.benchmarks import settle_benchmark
 from app.engines.checks import Order, parameters_out_of_reach, settle, settle_refit, settle_verify
 from app.engines.enqueue import (
@@ -24,7 +24,7 @@ from app.engines.enqueue import (
     on_engine,
 )
 from app.engines.facts import read_facts
-from app.engines.own_weights import newest_definition, weights_of_definition
+from app.engines.own_weights import weights_of_definition
 from app.engines.queries import INPUTS, find_example, find_roots, get_engine, load_values
 from app.engines.schemas import BenchmarkRequest, BuildRequest, EngineRequest, RefitRequest, RunRequest, VerifyRequest
 from app.engines.tables import Engine

@@ -1,10 +1,9 @@
-"""Calls on weight versions."""
+"""Calls that read weight versions. What makes them also knows definitions (`app.definitions.weights_router`)."""
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Path, Query
 
-from app.artifacts.dependencies import StoreDep
 from app.database import Database
 from app.http.dependencies import DatabaseDep, SessionDep
 from app.http.fields import Number
@@ -14,33 +13,12 @@ from app.registry import service as registry
 from app.weights import service
 from app.weights.diff import diff
 from app.weights.manifest import Manifest
-from app.weights.schemas import DiffAnswer, TensorAnswer, TensorChangeAnswer, WeightsAnswer, WeightsRequest
+from app.weights.schemas import DiffAnswer, TensorAnswer, TensorChangeAnswer, WeightsAnswer
 
 router = APIRouter(prefix="/models/{model}/weights", tags=["weights"])
 
 Version = Annotated[Number, Path(description="The number of the weight version.")]
 From = Annotated[Number, Query(alias="from", description="The version to compare with.")]
-
-
-@router.post(
-    "",
-    status_code=201,
-    summary="Make a weight version",
-    response_model=WeightsAnswer,
-    responses={
-        200: {"model": WeightsAnswer, "description": "The model already has a version of the same content."},
-        **problems(404, 422),
-    },
-)
-def create_weights(model: str, body: WeightsRequest, database: DatabaseDep, store: StoreDep, response: Response) -> Any:
-    """Upload the safetensors files first, with PUT /v1/blobs/<digest>. With `base`, only changed tensors are needed.
-
-    Every tensor is checked and hashed; the same content as an earlier version is that version again.
-    """
-    version, created = service.create_weights(database, store, model, body.files, base=body.base, label=body.label)
-    response.status_code = 201 if created else 200
-    response.headers["Location"] = f"/v1/models/{model}/weights/{version.version}"
-    return version
 
 
 @router.get("", summary="List weight versions", response_model=Listing[WeightsAnswer], responses=problems(404, 422))

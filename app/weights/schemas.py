@@ -1,9 +1,9 @@
 """Weight versions as clients see them."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.artifacts.fields import Digest
 from app.http.fields import Number
@@ -21,6 +21,7 @@ TENSOR: dict[str, Any] = {
     "offset": 11848,
     "nbytes": 46881792,
 }
+EXPORT_REQUEST: dict[str, Any] = {"onnx": "sha256:" + "3c" * 32, "definition": 1, "label": "epoch 3"}
 VERSION: dict[str, Any] = {
     "version": 2,
     "digest": "sha256:6ab13cbb2b5e1f8bb1f21dd8e9e8cfe7bdb8b4b2e7e9b07a2b8d7d7e1c1e3a55",
@@ -39,13 +40,38 @@ CHANGE: dict[str, Any] = {
 
 
 class WeightsRequest(RequestBody):
-    """The uploaded safetensors files of a version: all shards, or only what changed from `base`."""
+    """The uploaded safetensors files of a version: all shards, or only what changed from `base`. Or an ONNX file."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"files": [FILE], "base": 1, "label": "epoch 2"}]})
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"files": [FILE], "base": 1, "label": "epoch 2"}, EXPORT_REQUEST]}
+    )
 
-    files: list[Digest] = Field(min_length=1, max_length=1000)
+    files: list[Digest] = Field(default=[], min_length=1, max_length=1000)
     base: Number | None = Field(None, description="The version whose other tensors this one keeps.")
     label: str | None = Field(None, max_length=200)
+    onnx: Digest | None = Field(
+        None,
+        description="Another ONNX export of the definition's model, instead of `files`. Its weights may have other "
+        "names and another order; the version has them under the names of the definition's parameters.",
+    )
+    definition: Number | None = Field(
+        None, description="The definition that `onnx` is matched to; the model's newest unless given."
+    )
+    external_data: dict[str, Digest] = Field(
+        {},
+        description="The files that hold data of the ONNX file, each by the location that the ONNX file has for it.",
+        max_length=1000,
+    )
+
+    @model_validator(mode="after")
+    def _check_one_source(self) -> Self:
+        if bool(self.files) == (self.onnx is not None):
+            raise ValueError("give either `files` or `onnx`")
+        if self.onnx is not None and self.base is not None:
+            raise ValueError("`base` goes with `files`; an ONNX file has all weights")
+        if self.onnx is None and (self.definition is not None or self.external_data):
+            raise ValueError("`definition` and `external_data` go with `onnx`")
+        return self
 
 
 class WeightsAnswer(BaseModel):

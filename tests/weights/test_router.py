@@ -108,6 +108,24 @@ def test_a_wrong_request_points_at_the_field(
     assert [error["pointer"] for error in answer.json()["errors"]] == [pointer]
 
 
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({}, "either `files` or `onnx`"),
+        ({"files": ["sha256:" + "0" * 64], "onnx": "sha256:" + "0" * 64}, "either `files` or `onnx`"),
+        ({"onnx": "sha256:" + "0" * 64, "base": 1}, "`base` goes with `files`"),
+        ({"files": ["sha256:" + "0" * 64], "definition": 1}, "go with `onnx`"),
+        ({"files": ["sha256:" + "0" * 64], "external_data": {"a": "sha256:" + "0" * 64}}, "go with `onnx`"),
+    ],
+)
+def test_fields_that_do_not_go_together_are_refused(
+    client: TestClient, model: str, body: dict[str, Any], words: str
+) -> None:
+    answer = client.post(f"{model}/weights", json=body)
+    assert answer.status_code == 422
+    assert words in answer.text
+
+
 @pytest.mark.parametrize("path", ["", "/tensors", "/diff?from=1"])
 def test_a_version_that_no_database_holds_is_refused(client: TestClient, model: str, path: str) -> None:
     answer = client.get(f"{model}/weights/{10**30}{path}")

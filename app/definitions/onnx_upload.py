@@ -1,0 +1,69 @@
+"""An uploaded ONNX file and its external data files: where they lie, and what becomes of the weights in them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from app.artifacts import service as artifacts
+from app.artifacts.store import ArtifactStore
+from app.database import Database
+from app.definitions.parameter import ExternalRange
+from app.errors import FieldError, Invalid, json_pointer
+from app.settings import Settings
+from app.weights import service as weights
+from app.weights.checkpoint import CheckpointError
+from app.weights.manifest import Manifest, TensorEntry
+
+
+def blobs_by_pointer(onnx: str, external_data: Mapping[str, str]) -> dict[str, str]:
+    """Return the digest of each file of a request, by its pointer."""
+    external = {json_pointer("external_data", location): digest for location, digest in external_data.items()}
+    return {"/onnx": onnx, **external}
+
+
+def local_file(store: ArtifactStore, settings: Settings, digest: str) -> Path:
+    """Return where an ONNX file lies on this machine; Invalid if it is larger than the service parses."""
+    size = store.size(digest) or 0
+    if size > settings.max_onnx_bytes:
+        raise Invalid(
+            f"The ONNX file has {size} bytes; at most {settings.max_onnx_bytes} are parsed. Upload the graph with "
+            "small or no weights and the weights as safetensors, or have ENGINESMITH_MAX_ONNX_BYTES raised.",
+            code="onnx_too_large",
+            errors=[FieldError("/onnx", f"larger than {settings.max_onnx_bytes} bytes")],
+        )
+    return store.local_path(digest)
+
+
+def local_files(store: ArtifactStore, external_data: Mapping[str, str]) -> dict[str, Path]:
+    """Return where external data files lie on this machine, by location."""
+    return {location: store.local_path(digest) for location, digest in external_data.items()}
+
+
+def store_weights(
+    database: Database,
+    store: ArtifactStore,
+    inside: Path | None,
+    external: Sequence[ExternalRange],
+    files: Mapping[str, str],
+) -> Manifest | None:
+    """Return the weights that an ONNX file brought; None if it brought none.
+
+    `inside` is a file of those that lay in it. `external` are ranges of `files` as they were uploaded, whose digests
+    come by location. Raises Invalid if a tensor is not acceptable.
+    """
+    if inside is None and not external:
+        return None
+    try:
+        return Manifest.of(
+            [
+                *(_store_file(database, store, inside) if inside is not None else ()),
+                *(weights.hash_range(store, files[one.location], one.slot) for one in external),
+            ]
+        )
+    except CheckpointError as error:
+        raise Invalid(f"The weights of the ONNX file: {error.detail}", code=error.code) from error
+
+
+def _store_file(database: Database, store: ArtifactStore, path: Path) -> list[TensorEntry]:
+    digest, size = store.put_file(path)
+    artifacts.record_upload(database, store, digest, size)
+    return weights.index_file(database, store, digest)
