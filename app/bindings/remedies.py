@@ -102,8 +102,8 @@ def unexpected_remedy(
     if weight != tensor and weight in tensors and _may_be_learnt(tensors[tensor]):
         return (
             f"{what} It is kept beside {weight}. If the layer computes with it, the definition has no place for it, "
-            "and an engine without it gives other outputs: fold it into the weight before the upload, or export the model "
-            f"again. Only if nothing computes with it, {ignoring}"
+            "and an engine without it gives other outputs: fold it into the weight before the upload, or export the "
+            f"model again. Only if nothing computes with it, {ignoring}"
         )
     return f"{what} If it is not needed, {ignoring}"
 
