@@ -99,7 +99,8 @@ WEIGHTS: Final[Mapping[str, frozenset[int]]] = MappingProxyType(
 # What is added to the int32 that these make is a bias.
 INTEGER_PRODUCTS: Final = frozenset({"ConvInteger", "MatMulInteger"})
 
-# Integers wider than 8 bits are weights only here and where `INTEGER_PRODUCTS` says: a quantised bias is int32, a zero point may be int16.
+# Integers wider than 8 bits are weights only here, and as such a bias. A quantised bias is int32, a zero
+# point may be int16.
 INTEGER_WEIGHTS: Final[Mapping[str, frozenset[int]]] = MappingProxyType(
     {
         "DequantizeLinear": frozenset({0, 2}),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, numpy_helper
 from onnx.helper import make_function, make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
+from safetensors.numpy import save
 
 from app.definitions import limits, sandbox
 from app.definitions.onnx_file import load_model
@@ -296,3 +297,17 @@ def test_functions_of_another_opset_are_converted_to_the_models(tmp_path: Path) 
     path = tmp_path / "model.onnx"
     path.write_bytes(model.SerializeToString())
     assert [node.op_type for node in load_model(path).graph.node if node.op_type != "Constant"] == ["Squeeze"]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n", "git lfs pull"),
+        (b"<html><body>Not found", "an HTML page"),
+        (save({"w": np.zeros(4, np.float32)}), "a safetensors file"),
+    ],
+)
+def test_says_what_a_file_is_that_is_no_model(data: bytes, words: str, tmp_path: Path) -> None:
+    found = refusal(data, tmp_path)
+    assert found.code == "not_onnx"
+    assert words in found.detail
