@@ -306,7 +306,7 @@ def test_the_clients_rules_stay_behind_the_proposed_ones() -> None:
 
 def test_few_values_are_alike_by_chance() -> None:
     mean, variance = np.array([1, 2, 3], np.float32), np.array([3, 0, -1], np.float32)
-    bench = Bench({"bn.a": variance, "bn.b": mean}, {"x": variance * 0.9 + 0.1, "y": mean + 0.2})
+    bench = Bench({"bn.a": variance, "bn.b": mean}, {"x": variance * 0.9 + 0.1, "y": mean + 0.2}, embedded=True)
     rules, proposed, _ = bench.pair.propose([], bench.read)
     assert rules == []
     assert "It cannot be told" in proposed.unclear[0].detail
