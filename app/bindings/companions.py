@@ -10,7 +10,15 @@ from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
 Role = Literal[
-    "packed numbers", "scale", "zero point", "activation scale", "quantisation data", "adapter", "weight part"
+    "packed numbers",
+    "scale",
+    "absolute maximum",
+    "zero point",
+    "activation scale",
+    "quantisation data",
+    "adapter",
+    "weight part",
+    "recurrent part",
 ]
 
 
@@ -37,13 +45,14 @@ _PACKED: Final = ("qweight", "weight_packed")  # several numbers in each I32
 _ROLES: Final[tuple[tuple[Role, re.Pattern[str]], ...]] = (
     ("activation scale", re.compile(r"(.+?)[._]((?:input|output|k|v|q|act(?:ivation)?)_(?:global_)?scale(?:_inv)?)")),
     ("zero point", re.compile(r"(.+?)[._](zero_points?|zeros|qzeros|zp)")),
-    ("scale", re.compile(r"(.+?)[._]((?:global_|outer_)?scales?(?:_inv|_2|_inverse)?|scale_weight|SCB|absmax)")),
+    ("scale", re.compile(r"(.+?)[._]((?:global_|outer_)?scales?(?:_inv|_2|_inverse)?|scale_weight)")),
+    ("absolute maximum", re.compile(r"(.+?)[._](SCB|absmax)")),
     ("quantisation data", re.compile(r"(.+?)[._](quant_map|nested_\w+|quant_state\..+|g_idx|weight_format)")),
 )
 _ADAPTER: Final = re.compile(
     r"(?:(.+?)[._])?"
     r"(lora_(?:A|B|E|a|b|up|down|mid|alpha|ranknum|embedding_A|embedding_B|magnitude_vector)|lora_linear_layer\.(?:up|down)"
-    r"|lora\.(?:up|down)|dora_scale|hada_[wt]\d(?:_[ab])?|lokr_[wt]\d(?:_[ab])?|ia3_l)"
+    r"|lora\.(?:up|down)|dora_scale|hada_[wt]\d(?:_[ab])?|lokr_[wt]\d(?:_[ab])?|ia3_l|b?oft_(?:blocks|diag|r|R|s)|vera_(?:A|B|lambda_[bd])|diff(?:_b)?)"
     r"(?:\.(?!weight$|bias$)\w+)?(?:\.(?:weight|bias))?"
 )
 _ALPHA: Final = re.compile(r"(.+)\.(alpha|scaling)")
@@ -55,12 +64,17 @@ _PARTS: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
     (re.compile(r"(.+)\.(parametrizations\.weight\.original1)"), "parametrizations.weight.original0"),
     (re.compile(r"(.+)\.(weight_mask)"), "weight_orig"),
     (re.compile(r"(.+)\.(weight_orig)"), ""),
+    (re.compile(r"(.+)\.(weight_[uv])"), "weight_orig"),
+    (re.compile(r"(.+)\.(parametrizations\.\w+\.original)"), ""),
+    (re.compile(r"(.+)\.(parametrizations\.\w+\.\d+\..+)"), ""),
 )
+_RECURRENT: Final = re.compile(r"(?:(.+)\.)?((?:weight|bias)_(?:ih|hh)_l\d+(?:_reverse)?)")
 
 
 # Any companion's name has one of these in it; most tensors of a checkpoint have none.
 _HINT: Final = re.compile(
-    "scale|SCB|absmax|zero|zp|quant|nested_|g_idx|weight_|qweight|lora|hada_|lokr_|ia3_l|alpha|scaling|original"
+    "scale|SCB|absmax|zero|zp|quant|nested_|g_idx|weight_|bias_|qweight|lora|hada_|lokr_|ia3_l|alpha|scaling|original"
+    "|oft_|vera_|diff|parametrizations"
 )
 
 
@@ -101,7 +115,7 @@ _SUFFIXES: Final = tuple(
     for separator in "._"
     for word in (
         "scale", "scale_inv", "scale_inverse", "scales", "scale_2", "global_scale", "outer_scale", "scale_weight",
-        "SCB", "absmax", "zero_point", "zero_points", "zeros", "qzeros", "zp",
+        "zero_point", "zero_points", "zeros", "qzeros", "zp",
     )
 )  # fmt: skip
 
@@ -128,6 +142,11 @@ def _of_module(name: str, tensors: Mapping[str, TypedTensor]) -> Companion | Non
     return None
 
 
+def is_recurrent(name: str) -> bool:
+    """Whether PyTorch calls a weight of an LSTM or GRU so, whose gates ONNX puts in another order."""
+    return _RECURRENT.fullmatch(name) is not None
+
+
 _BESIDE_ALPHA: Final = ("lora_down", "lora_up", "lora_A", "lora_B")
 
 
@@ -136,4 +155,5 @@ def _of_weight(name: str, tensors: Mapping[str, TypedTensor]) -> Companion | Non
         match = pattern.fullmatch(name)
         if match is not None and (not other or f"{match[1]}.{other}" in tensors):
             return Companion("weight part", match[1], match[2])
-    return None
+    match = _RECURRENT.fullmatch(name)
+    return Companion("recurrent part", match[1] or "", match[2]) if match is not None else None

@@ -28,6 +28,7 @@ SPAN_BYTES: Final = 512 * 1024  # read at once to get a few columns of these row
 READING_S: Final = 2.0
 ALIKE: Final = 0.9  # cosine of values that were trained from the same
 UNLIKE: Final = 0.5  # and of others, whose expectation is 0
+MIN_ALIKE: Final = 16  # values that are compared: fewer are alike by chance
 MAX_HASHED_BYTES: Final = 64 * 1024 * 1024  # of a constant that is made to be compared
 MAX_PAIRS: Final = 256
 
@@ -167,7 +168,7 @@ class _Stack:
 
     def closest(self, sample: "Array") -> tuple[str, bool, float] | None:
         """Return the one row that is alike while all others are unlike."""
-        if self.rows is None:
+        if self.rows is None or sample.size < MIN_ALIKE:
             return None
         scores = self.rows @ _unit(sample)
         best = int(scores.argmax())

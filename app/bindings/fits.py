@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from app.bindings.arithmetic import Dequantize
-from app.bindings.companions import TypedTensor, is_quantised, scales_of
+from app.bindings.companions import TypedTensor, is_quantised, is_recurrent, scales_of
 from app.bindings.steps import TensorType, Transform, TransformError, infer_all
 from app.bindings.transforms import Cast, Reshape, Transpose
 from app.weights.dtypes import DTYPES
@@ -24,7 +24,7 @@ class Fits:
     def of(self, wanted: TensorType, tensor: str) -> list[Fit]:
         """Return one way, none, or two if the tensor is square: as it lies first, then transposed."""
         one = self._tensors[tensor]
-        if one.dtype not in DTYPES:
+        if one.dtype not in DTYPES or (is_recurrent(tensor) and one.shape != wanted.shape):
             return []
         if is_quantised(tensor, one) and one.dtype != wanted.dtype:
             scaled = self._dequantised(tensor, one)

@@ -9,7 +9,13 @@ from typing import Final
 WRAPPERS: Final = frozenset(
     {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "base_model", "base_layer"}
 )
-OLDER: Final[Mapping[str, str]] = {"gamma": "weight", "beta": "bias"}  # TensorFlow's words for a LayerNorm's
+# TensorFlow's words for what a normalisation keeps.
+OLDER: Final[Mapping[str, str]] = {
+    "gamma": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}
 LEAVES: Final = frozenset({"weight", "bias", "running_mean", "running_var"})
 MIN_TAIL: Final = 2  # segments that have to be equal: many names end in "weight"
 

@@ -1,10 +1,11 @@
 """What a binding problem means and what to do about it, in words and in rules a client can paste."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 
-from app.bindings.companions import Companion, TypedTensor, companion, is_quantised
+from app.bindings.companions import Companion, Role, TypedTensor, companion, is_quantised
 from app.bindings.fits import TURN
 from app.bindings.naming import plain
 from app.bindings.proposals import EXPORTED, Proposal, Proposed, is_square, named
@@ -58,7 +59,11 @@ def cast_remedy(
         what = f"{what}, and such numbers usually want a scale first"
         if proposal is not None:
             return f"{what}. Dequantise them. {_advice(proposal)}"
-        scales = [name for name in tensors if (known := companion(name, tensors)) and known.of in names]
+        beside = {name: known for name in tensors if (known := companion(name, tensors)) and known.of in names}
+        for known in beside.values():
+            if known.role == "absolute maximum":
+                return f"{what}. {_belongs(known.of, known, tensors)}"
+        scales = list(beside)
         if scales:
             return (
                 f"{what}. {named(scales)} belongs to {named(names)}: dequantise with the transform `dequantize`, "
@@ -92,7 +97,15 @@ def unexpected_remedy(
         return f"{what} It may be what {named(proposal.parameters)} lacks. {_advice(proposal)}"
     if (doubt := proposed.tensor_doubts.get(tensor)) is not None:
         return f"{what} {doubt.detail}"
-    return f"{what} If it is not needed, add the rule {_json({'ignore': literal(tensor)})}."
+    ignoring = f"add the rule {_json({'ignore': literal(tensor)})}."
+    weight = f"{tensor.rpartition('.')[0]}.weight"
+    if weight != tensor and weight in tensors and _may_be_learnt(tensors[tensor]):
+        return (
+            f"{what} It is kept beside {weight}. If the layer computes with it, the definition has no place for it, "
+            "and an engine without it gives other outputs: fold it into the weight before the upload, or export the "
+            f"model again. Only if nothing computes with it, {ignoring}"
+        )
+    return f"{what} If it is not needed, {ignoring}"
 
 
 def constant_remedy(tensor: str) -> str:
@@ -145,6 +158,10 @@ def unused_remedy(rule: Rule) -> str:
     return f"No unused tensor matches the pattern {rule.tensors.text!r}, or earlier rules took them."
 
 
+def _may_be_learnt(one: TypedTensor) -> bool:
+    return one.dtype in DTYPES and DTYPES[one.dtype].kind == "float"
+
+
 def _is_namesake(one: ParameterBinding) -> bool:
     return len(one.tensors) == 1 and plain(one.parameter)[-1:] == plain(one.tensors[0])[-1:]
 
@@ -155,27 +172,37 @@ def _advice(proposal: Proposal) -> str:
 
 def _belongs(tensor: str, known: Companion, tensors: Mapping[str, TypedTensor]) -> str:
     what = _identity(known)
-    if known.role in {"scale", "zero point", "quantisation data"}:
-        return (
-            f"{what} Those numbers mean nothing without it: dequantise them, in a rule that names the numbers, the "
-            "scale and the zero point if there is one, with the transform `dequantize`, or do it before the upload."
-        )
-    if known.role == "packed numbers":
-        return (
-            f"{what} Several of them share an integer (GPTQ, AWQ and the like): dequantise before the upload, with the "
-            "tool that has packed them."
-        )
     if known.role == "activation scale":
         return (
             f"{what} An engine quantises activations by itself, if at all; once the weights are dequantised, leave it "
             f"out of the upload or add the rule {_json({'ignore': literal(tensor)})}."
         )
-    if known.role == "weight part":
-        return (
-            f"{what} The weight itself is computed from its parts: have the framework do that before saving, with "
-            "torch.nn.utils.remove_weight_norm, parametrize.remove_parametrizations or prune.remove."
-        )
-    return f"{what} {_merging(tensor, known, tensors)}"
+    if known.role == "recurrent part":
+        return f"{what} {_gates(tensor, known, tensors)}"
+    return f"{what} {_WHAT_TO_DO.get(known.role) or _merging(tensor, known, tensors)}"
+
+
+_WITH_SCALE = (
+    "Those numbers mean nothing without it: dequantise them, in a rule that names the numbers, the "
+    "scale and the zero point if there is one, with the transform `dequantize`, or do it before the upload."
+)
+_WHAT_TO_DO: Mapping[Role, str] = {
+    "scale": _WITH_SCALE,
+    "zero point": _WITH_SCALE,
+    "quantisation data": _WITH_SCALE,
+    "packed numbers": (
+        "Several of them share an integer (GPTQ, AWQ and the like): dequantise before the upload, with the "
+        "tool that has packed them."
+    ),
+    "absolute maximum": (
+        "That is no scale yet: bitsandbytes keeps the largest magnitude, 127 times the scale of 8-bit "
+        "integers, and codes of its own for 4 bits. Dequantise before the upload, with its own functions."
+    ),
+    "weight part": (
+        "The weight itself is computed from its parts: have the framework do that before saving, with "
+        "torch.nn.utils.remove_weight_norm, remove_spectral_norm, parametrize.remove_parametrizations or prune.remove."
+    ),
+}
 
 
 def _merging(tensor: str, known: Companion, tensors: Mapping[str, TypedTensor]) -> str:
@@ -193,6 +220,28 @@ def _merging(tensor: str, known: Companion, tensors: Mapping[str, TypedTensor]) 
     )
 
 
+def _gates(tensor: str, known: Companion, tensors: Mapping[str, TypedTensor]) -> str:
+    """Say how PyTorch's weights of a recurrent layer become the W, R and B of ONNX."""
+    rows = tensors[tensor].shape[0] if tensors[tensor].shape else 0
+    inner = tensors.get(tensor.replace(known.part, re.sub("(weight|bias)_[ih]h", "weight_hh", known.part)))
+    hidden = inner.shape[1] if inner is not None and len(inner.shape) == 2 else 0
+    order = _GATES.get(rows // hidden if hidden and rows % hidden == 0 else 0)
+    steps = [{"op": "reorder", "axis": 0, "order": order}] if order else []
+    if known.part.startswith("bias"):
+        names = [tensor.replace(known.part, re.sub("_[ih]h_", f"_{way}_", known.part)) for way in ("ih", "hh")]
+        told = [*steps, {"op": "concat", "axis": 0}, {"op": "reshape", "shape": [1, 2 * rows]}]
+    else:
+        names, told = [tensor], [*steps, {"op": "reshape", "shape": [1, *tensors[tensor].shape]}]
+    return (
+        "ONNX keeps the gates in another order than PyTorch, and both biases in one tensor. Name the parameter of the "
+        f"operator in a rule with {_json(names)} as its tensors and the transforms {_json(told)}. If the layer runs "
+        "both ways, join what belongs to the directions with concat along axis 0."
+    )
+
+
+_GATES = {4: "ifco->iofc", 3: "rzh->zrh"}  # of an LSTM and of a GRU, by their number
+
+
 def _identity(known: Companion) -> str:
     return f"It is the {_noun(known)} {known.of or 'the model'}."
 
@@ -200,6 +249,8 @@ def _identity(known: Companion) -> str:
 def _noun(known: Companion) -> str:
     if known.role == "adapter":
         return f"{known.part} of a low-rank adapter of"
+    if known.role == "recurrent part":
+        return f"{known.part} of the recurrent layer"
     return f"part {known.part} of the weight of" if known.role == "weight part" else f"{known.role} of"
 
 

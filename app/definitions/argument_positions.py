@@ -96,7 +96,11 @@ WEIGHTS: Final[Mapping[str, frozenset[int]]] = MappingProxyType(
     }
 )
 
-# Integers wider than 8 bits are weights only here: a quantised bias is int32, a zero point may be int16.
+# What is added to the int32 that these make is a bias.
+INTEGER_PRODUCTS: Final = frozenset({"ConvInteger", "MatMulInteger"})
+
+# Integers wider than 8 bits are weights only here, and as such a bias. A quantised bias is int32, a zero
+# point may be int16.
 INTEGER_WEIGHTS: Final[Mapping[str, frozenset[int]]] = MappingProxyType(
     {
         "DequantizeLinear": frozenset({0, 2}),

@@ -13,7 +13,7 @@ Key = tuple[str, str, str]  # domain, name, overload
 
 
 def inline_functions(model: ModelProto) -> ModelProto:
-    """Replace every call of a local function by its nodes.
+    """Replace every call of a local function by its nodes, converted to the model's opset if theirs is another.
 
     Raises:
         Rejected: functions call each other in a circle, too deeply, or would become too many nodes: forty functions
@@ -29,7 +29,7 @@ def inline_functions(model: ModelProto) -> ModelProto:
             "too_large_graph",
             f"With its functions inlined the graph has more than {MAX_NODES} nodes. Split the model up.",
         )
-    return inline_local_functions(model)
+    return inline_local_functions(model, convert_version=True)
 
 
 def _sizes(

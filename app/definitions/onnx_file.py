@@ -13,7 +13,8 @@ from app.definitions.graph_walk import attribute_graphs, attribute_tensors, with
 from app.definitions.limits import MAX_NODES, MAX_OPSET, MAX_SUBGRAPH_DEPTH, MAX_TENSORS, MIN_OPSET
 from app.definitions.rejection import Rejected
 from app.definitions.tensor_data import check_tensor
-from app.weights.checkpoint import MAX_NAME_LENGTH, is_safe_name
+from app.weights.checkpoint import MAX_NAME_LENGTH, START_BYTES, is_safe_name
+from app.weights.foreign_files import explain
 
 DEFAULT_DOMAINS = {"", "ai.onnx"}
 MAX_SHOWN = 80  # characters of a refused name
@@ -27,10 +28,16 @@ def load_model(path: Path, files: Mapping[str, Path] | None = None) -> ModelProt
     Raises:
         Rejected: the file is no ONNX model, uses what is not supported, or asks for more than the limits allow.
     """
-    model = ModelProto()
+    model, data = ModelProto(), path.read_bytes()
     try:
-        model.ParseFromString(path.read_bytes())
+        model.ParseFromString(data)
     except DecodeError as error:
+        if (what := _other_format(data)) is not None:
+            raise Rejected(
+                "not_onnx",
+                f"The file is no ONNX model but {what}. Upload the .onnx file itself: fetch it with git lfs pull if a "
+                "pointer lies in its place, or export the model with torch.onnx.export.",
+            ) from error
         raise Rejected(
             "not_onnx",
             "The file is no ONNX model: it is truncated, nested deeper than 100 levels, or something else entirely. "
@@ -47,6 +54,14 @@ def load_model(path: Path, files: Mapping[str, Path] | None = None) -> ModelProt
         check_structure(model, external)
     _check_operators(model)
     return model
+
+
+def _other_format(data: bytes) -> str | None:
+    """Say what a file is that is no ONNX model, if its first bytes tell."""
+    if data[8:9] == b"{" and int.from_bytes(data[:8], "little") < len(data):
+        return "a safetensors file, which holds weights and no graph"
+    told = explain(lambda offset, size: data[offset : offset + size], len(data), data[:START_BYTES])
+    return None if told is None or told[0] == "an ONNX model" else told[0]
 
 
 def opset_of(model: ModelProto) -> int:

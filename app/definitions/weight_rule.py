@@ -7,7 +7,8 @@ A tensor is a parameter unless a reason below keeps it in the graph. The reasons
    (`argument_positions.SETTINGS`), directly or through arithmetic on such values (`SETTING_ARITHMETIC`). A compiler
    wants these values when it compiles.
 3. "integer": it holds integers of more than 8 bits, or booleans, and no operator takes it as a quantised weight, bias
-   or zero point (`INTEGER_WEIGHTS`): such tensors are indices, sizes and masks.
+   or zero point (`INTEGER_WEIGHTS`) or makes the sums that it is added to (`INTEGER_PRODUCTS`): such tensors are
+   indices, sizes and masks.
 4. "empty": it has no elements.
 
 A tensor of one element is a weight if an operator has a weight at that position (`WEIGHTS`): a bias of one channel, a
@@ -34,6 +35,7 @@ from onnx import GraphProto, NodeProto, TensorProto
 
 from app.definitions.argument_positions import (
     EPSILON_ARITHMETIC,
+    INTEGER_PRODUCTS,
     INTEGER_WEIGHTS,
     NEEDS_EPSILON,
     SCALAR_SETTINGS,
@@ -79,6 +81,7 @@ class WeightRule:
         self._outputs = {value.name for value in graph.output}
         self._branch_outputs = set(_branch_outputs(graph.node))
         self._settings = _settings(graph.node)
+        self._integer_biases = set(_integer_biases(graph.node))
 
     def is_read(self, name: str) -> bool:
         """Whether any node or graph output has a use for the value."""
@@ -93,6 +96,8 @@ class WeightRule:
         if name in self._settings:
             return "setting"
         uses = self._uses.get(name, [])
+        if name in self._integer_biases:
+            return None
         if not _is_numeric(tensor, uses):
             return "integer"
         elements = prod(tensor.dims)
@@ -132,6 +137,15 @@ def _branch_outputs(nodes: Iterable[NodeProto]) -> Iterable[str]:
         for attribute in node.attribute:
             for graph in attribute_graphs(attribute):
                 yield from (value.name for value in graph.output)
+
+
+def _integer_biases(nodes: Iterable[NodeProto]) -> Iterable[str]:
+    """Yield what is added to the sums of a quantised product before they are scaled."""
+    found = list(with_subgraphs(nodes))
+    sums = {node.output[0] for node in found if node.op_type in INTEGER_PRODUCTS}
+    for node in found:
+        if node.op_type == "Add" and sums.intersection(node.input):
+            yield from set(node.input) - sums
 
 
 def _settings(nodes: Iterable[NodeProto]) -> set[str]:

@@ -14,6 +14,8 @@ from app.weights.checkpoint import Read
 TAIL_BYTES: Final = 8
 NAME_OFFSET: Final = 30  # of the first file's name in a zip archive
 TAR_MAGIC_OFFSET: Final = 257
+MIN_TEXT: Final = 8  # characters
+MAX_CHARACTER_BYTES: Final = 4
 TABLE_MAGIC: Final = bytes.fromhex("57fb808b247547db")  # the last bytes of a TensorFlow checkpoint's index
 
 _TORCH = "Load it with torch.load(..., weights_only=True) and write its state dict with safetensors.torch.save_file."
@@ -76,6 +78,20 @@ def _is_json_with(*keys: bytes) -> Callable[[Start], bool]:
     return matches
 
 
+def _is_json_error(seen: Start) -> bool:
+    """Whether it starts as servers answer: a config may have such a key further down, a vocabulary such a word."""
+    text = seen.head.lstrip(b"\xef\xbb\xbf \t\r\n{")
+    return _is_json(seen) and text.startswith((b'"error"', b'"errors"', b'"message"', b'"detail"', b'"statusCode"'))
+
+
+def _is_plain_text(seen: Start) -> bool:
+    if seen.head.startswith((b"\xff\xfe", b"\xfe\xff")):  # UTF-16
+        return True
+    text = seen.head.decode("utf-8", errors="ignore")  # it may be cut off inside a character
+    is_whole = len(seen.head) - len(text.encode()) < MAX_CHARACTER_BYTES
+    return is_whole and len(text) > MIN_TEXT and all(one.isprintable() or one in "\t\r\n\ufeff" for one in text)
+
+
 def _is_json(seen: Start) -> bool:
     text = seen.head.lstrip(b"\xef\xbb\xbf \t\r\n")
     if not text.startswith((b"{", b"[")):
@@ -103,7 +119,12 @@ _KINDS: Final[tuple[tuple[str, str, Callable[[Start], bool]], ...]] = (
     (
         "a JSON document that reports an error, saved in place of the download",
         "Check the address and the credentials, download the checkpoint again, and upload that.",
-        _is_json_with(b"error", b"errors", b"message", b"detail"),
+        _is_json_error,
+    ),
+    (
+        "the config of an adapter (adapter_config.json), which holds no tensors",
+        "Merge the adapter into its base model (PEFT: merge_and_unload) and upload the weights of that.",
+        _is_json_with(b"peft_type"),
     ),
     ("a JSON document, such as a config", "Upload the safetensors files that belong to it.", _is_json),
     (
@@ -151,4 +172,9 @@ _KINDS: Final[tuple[tuple[str, str, Callable[[Start], bool]], ...]] = (
     ),
     ("a 7-Zip or RAR archive", _UNPACK, _begins(b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07")),
     ("a tar archive", _UNPACK, lambda seen: seen.head[TAR_MAGIC_OFFSET : TAR_MAGIC_OFFSET + 5] == b"ustar"),
+    (
+        "a text, such as a README or what a server answered in place of the download",
+        "Download the checkpoint itself again, and upload that.",
+        _is_plain_text,
+    ),
 )

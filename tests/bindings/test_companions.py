@@ -1,3 +1,7 @@
+import json
+import re
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -22,12 +26,12 @@ def known(name: str, **beside: str) -> tuple[str, str] | None:
         ("fc.weight_scale_inv", {"fc.weight": "F8_E5M2"}, "scale"),
         ("fc.weight_scale_2", {"fc.weight": "U8"}, "scale"),
         ("fc.scale_weight", {"fc.weight": "F8_E4M3"}, "scale"),
-        ("fc.SCB", {"fc.weight": "I8"}, "scale"),
+        ("fc.SCB", {"fc.weight": "I8"}, "absolute maximum"),
         ("fc.scales", {"fc.qweight": "I32"}, "scale"),
         ("fc.qzeros", {"fc.qweight": "I32"}, "zero point"),
         ("fc.weight_zero_point", {"fc.weight": "I8"}, "zero point"),
         ("fc.g_idx", {"fc.qweight": "I32"}, "quantisation data"),
-        ("fc.weight.absmax", {"fc.weight": "U8"}, "scale"),
+        ("fc.weight.absmax", {"fc.weight": "U8"}, "absolute maximum"),
         ("fc.weight.quant_state.bitsandbytes__nf4", {"fc.weight": "U8"}, "quantisation data"),
         ("fc.input_scale", {"fc.weight": "F8_E4M3"}, "activation scale"),
         ("w_scale", {"w": "I8"}, "scale"),
@@ -48,7 +52,7 @@ def test_a_scale_beside_no_quantised_numbers_is_a_tensor_like_any_other(name: st
         "base_model.model.q.lora_A.weight", "base_model.model.q.lora_B.weight", "q.lora_A.default.weight",
         "base_model.model.q.lora_magnitude_vector.default.weight", "lora_unet_q.lora_down.weight", "q.lora_up.weight",
         "q.lora_linear_layer.up.weight", "q_lora.down.weight", "q.lora_embedding_A", "q.dora_scale", "q.hada_w1_a",
-        "q.lokr_w2",
+        "q.lokr_w2", "q.diff", "q.diff_b", "q.oft_blocks", "q.vera_lambda_b",
     ],
 )  # fmt: skip
 def test_the_factors_of_an_adapter_are_known_with_their_module(name: str) -> None:
@@ -66,6 +70,7 @@ def test_alpha_is_an_adapters_beside_its_factors_only() -> None:
         ("c.weight_g", "c.weight_v"),
         ("c.parametrizations.weight.original0", "c.parametrizations.weight.original1"),
         ("c.weight_mask", "c.weight_orig"),
+        ("c.weight_u", "c.weight_orig"),
     ],
 )
 def test_the_parts_of_a_weight_are_known_beside_each_other(name: str, other: str) -> None:
@@ -78,6 +83,13 @@ COMPANIONS: dict[str, dict[str, Array]] = {
     "adapter": {"w": ZEROS, "w.lora_A.weight": ZEROS[:2], "w.lora_B.weight": ZEROS[:, :2]},
     "packed": {"w": ZEROS, "w.qweight": np.zeros((4, 4), np.int32)},
     "part": {"w": ZEROS, "w.weight_g": ZEROS, "w.weight_v": ZEROS},
+    "spectral norm": {
+        "w.parametrizations.weight.original": ZEROS,
+        "w.parametrizations.weight.0._u": ZEROS[0],
+        "w.parametrizations.weight.0._v": ZEROS[0],
+    },
+    "absolute maximum": {"w": np.zeros((4, 4), np.int8), "w.SCB": ZEROS[0]},
+    "recurrent part": {"rnn.weight_ih_l0": ZEROS},
 }
 
 
@@ -86,6 +98,62 @@ def test_no_companion_is_advised_to_be_ignored(kind: str) -> None:
     report = Bench({"w": ZEROS}, COMPANIONS[kind]).check()
     assert not report.ok
     assert all("ignore" not in problem.detail for problem in report.problems)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "shape", "saved"),
+    [
+        ("fc.weight", (4, 4), {"fc.parametrizations.weight.original": ZEROS}),
+        ("fc.weight", (4, 4), {"fc.weight": ZEROS.astype(np.int8), "fc.SCB": ZEROS[0]}),
+        ("onnx::LSTM_1", (1, 4, 4), {"lstm.weight_ih_l0": ZEROS}),
+    ],
+)
+def test_what_would_compute_something_else_is_not_proposed(
+    parameter: str, shape: tuple[int, ...], saved: dict[str, Array]
+) -> None:
+    bench = Bench({parameter: np.zeros(shape, np.float32)}, saved)
+    assert bench.pair.propose([], bench.read)[0] == []
+    details = [problem.detail for problem in bench.check().problems]
+    assert not any("Add the rule" in detail or '"ignore"' in detail for detail in details)
+
+
+def test_largest_magnitudes_are_told_from_scales() -> None:
+    details = [problem.detail for problem in Bench({"w": ZEROS}, COMPANIONS["absolute maximum"]).check().problems]
+    assert "127 times the scale" in details[0]
+
+
+@pytest.mark.parametrize(("kind", "gates"), [("LSTM", 4), ("GRU", 3)])
+def test_the_steps_that_are_told_make_onnxs_weights_of_pytorchs_recurrent_layer(kind: str, gates: int) -> None:
+    random, order = np.random.default_rng(0), {"LSTM": [0, 3, 1, 2], "GRU": [1, 0, 2]}[kind]
+    rows = {name: random.standard_normal((gates * 3, width)).astype(np.float32) for name, width in SIZES.items()}
+    saved = {f"rnn.{name}_l0": value if value.shape[1] > 1 else value[:, 0] for name, value in rows.items()}
+    ours = {name: np.concatenate([np.split(one, gates)[at] for at in order]) for name, one in rows.items()}
+    expected = {"W": ours["weight_ih"][None], "R": ours["weight_hh"][None]}
+    expected["B"] = np.concatenate([ours["bias_ih"], ours["bias_hh"]])[:, 0][None]
+    bench = Bench({name: np.zeros_like(value) for name, value in expected.items()}, saved)
+    told = {one.tensors[0]: one.detail for one in bench.check().problems if one.kind == "unexpected"}
+    feeding = {"W": "rnn.weight_ih_l0", "R": "rnn.weight_hh_l0", "B": "rnn.bias_hh_l0"}
+    report = bench.check(*({"parameter": name, **_steps(told[tensor])} for name, tensor in feeding.items()))
+    assert report.ok
+    for name, value in bench.bound(report).items():
+        np.testing.assert_array_equal(value, expected[name])
+
+
+SIZES = {"weight_ih": 4, "weight_hh": 3, "bias_ih": 1, "bias_hh": 1}
+
+
+def _steps(detail: str) -> dict[str, Any]:
+    """Read the tensors and the transforms out of a remedy."""
+    tensors, transforms = re.findall(r"(?:with|transforms) (\[.*?\])(?= as|\. If)", detail)
+    return {"tensors": json.loads(tensors), "transforms": json.loads(transforms)}
+
+
+def test_a_learnt_tensor_beside_a_weight_is_not_said_to_be_needless() -> None:
+    saved: dict[str, Array] = {"fc.weight": ZEROS, "fc.adapter_down": ZEROS, "fc.steps": np.zeros(1, np.int64)}
+    learnt, steps = [problem.detail for problem in Bench({"fc.weight": ZEROS}, saved).check().problems]
+    assert "kept beside fc.weight" in learnt
+    assert "gives other outputs" in learnt
+    assert steps.startswith("fc.steps feeds no parameter. If it is not needed, add the rule")
 
 
 def test_an_adapter_is_to_be_merged_and_the_rule_says_how() -> None:

@@ -260,7 +260,6 @@ QUANTISED: dict[str, tuple[dict[str, Any], Callable[[Array, Arrays], Array]]] = 
         lambda q, s: q * s["fc.weight_scale"],
     ),
     "a flat scale per row": ({"fc.scale": matrix(300)}, lambda q, s: q * s["fc.scale"][:, None]),
-    "bitsandbytes": ({"fc.SCB": matrix(300)}, lambda q, s: q * s["fc.SCB"][:, None]),
     "blocks": (
         {"fc.weight_scale_inv": matrix(3, 2)},
         lambda q, s: q * s["fc.weight_scale_inv"].repeat(128, 0).repeat(128, 1)[:300, :200],
@@ -303,3 +302,21 @@ def test_the_clients_rules_stay_behind_the_proposed_ones() -> None:
     rules, _, report = bench.pair.propose(mine, bench.read)
     assert rules == [{"parameter": r"a\.w", "tensors": ["m.a.w"]}, *mine]
     assert report.ok
+
+
+def test_few_values_are_alike_by_chance() -> None:
+    mean, variance = np.array([1, 2, 3], np.float32), np.array([3, 0, -1], np.float32)
+    bench = Bench({"bn.a": variance, "bn.b": mean}, {"x": variance * 0.9 + 0.1, "y": mean + 0.2}, embedded=True)
+    rules, proposed, _ = bench.pair.propose([], bench.read)
+    assert rules == []
+    assert "It cannot be told" in proposed.unclear[0].detail
+
+
+def test_moving_statistics_are_running_ones() -> None:
+    names = {"moving_mean": "running_mean", "moving_variance": "running_var", "gamma": "weight", "beta": "bias"}
+    saved = {f"bn.{name}": matrix(3) for name in names}
+    bench = Bench({f"bn.{ours}": matrix(3) for ours in names.values()}, saved)
+    rules, _, report = bench.pair.propose([], bench.read)
+    assert report.ok
+    bound = bench.bound(bench.check(*rules))
+    assert all((bound[f"bn.{ours}"] == saved[f"bn.{theirs}"]).all() for theirs, ours in names.items())

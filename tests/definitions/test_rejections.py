@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, numpy_helper
 from onnx.helper import make_function, make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
+from safetensors.numpy import save
 
 from app.definitions import limits, sandbox
+from app.definitions.onnx_file import load_model
 from app.errors import Invalid
 
 Make = Callable[..., ModelProto]
@@ -322,3 +324,33 @@ def test_inlines_functions_that_do_not(tmp_path: Path) -> None:
         model = ModelProto.FromString(made.graph.read_bytes())
     assert [node.op_type for node in model.graph.node] == ["Relu"] * 8
     assert not model.functions
+
+
+def test_functions_of_another_opset_are_converted_to_the_models(tmp_path: Path) -> None:
+    squeeze = [make_node("Squeeze", ["a"], ["b"], axes=[0])]
+    function = make_function("f", "first", ["a"], ["b"], squeeze, [make_opsetid("", 11)])
+    value = make_tensor_value_info("x", TensorProto.FLOAT, [1, 4])
+    graph = make_graph(
+        [make_node("first", ["x"], ["y"], domain="f")],
+        "g",
+        [value],
+        [make_tensor_value_info("y", TensorProto.FLOAT, [4])],
+    )
+    model = make_model(graph, functions=[function], opset_imports=[make_opsetid("", 17), make_opsetid("f", 1)])
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    assert [node.op_type for node in load_model(path).graph.node if node.op_type != "Constant"] == ["Squeeze"]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n", "git lfs pull"),
+        (b"<html><body>Not found", "an HTML page"),
+        (save({"w": np.zeros(4, np.float32)}), "a safetensors file"),
+    ],
+)
+def test_says_what_a_file_is_that_is_no_model(data: bytes, words: str, tmp_path: Path) -> None:
+    found = refusal(data, tmp_path)
+    assert found.code == "not_onnx"
+    assert words in found.detail

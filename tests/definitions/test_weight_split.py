@@ -131,6 +131,24 @@ def test_indices_are_constants_and_scales_of_quantised_weights_are_weights(tiny_
     assert embedded(split) == {"table"}
 
 
+def test_an_integer_bias_of_a_quantised_product_is_a_weight(tiny_model: Make) -> None:
+    nodes = [
+        make_node("MatMulInteger", ["q", "w"], ["p"]),
+        make_node("Add", ["p", "bias"], ["s"]),
+        make_node("Add", ["s", "offset"], ["t"]),
+        make_node("Cast", ["t"], ["y"], to=TensorProto.FLOAT),
+    ]
+    tensors = [
+        initializer("q", np.eye(4), np.int8),
+        initializer("w", np.eye(4), np.int8),
+        initializer("bias", [7] * 4, np.int32),
+        initializer("offset", [1] * 4, np.int32),
+    ]
+    split = split_weights(tiny_model(nodes, tensors))
+    assert list(split.weights) == ["bias", "q", "w"]
+    assert embedded(split) == {"offset"}
+
+
 def test_a_single_8_bit_integer_is_a_weight_only_if_it_is_quantised(tiny_model: Make) -> None:
     nodes = [
         make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),

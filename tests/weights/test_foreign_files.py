@@ -92,3 +92,21 @@ def test_what_is_no_checkpoint_is_called_by_its_name_with_what_to_upload(raw: by
 
 def test_text_that_looks_like_nothing_is_told_by_its_first_bytes() -> None:
     assert "starts with b'\\xff\\xff" in refusal(b"\xff" * 40)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"Entry not found, dear reader", "a text"),
+        ("a note".encode("utf-16"), "a text"),
+        (("# Model\n" + "é" * START_BYTES).encode(), "a text"),
+        (b'{"model_type": "bert", "message": 1}', "such as a config"),
+        (b'{"[PAD]": 0, "error": 1}', "such as a config"),
+        (b'{"error": "not found"}', "reports an error"),
+        (b'{"peft_type": "LORA", "r": 8}', "merge_and_unload"),
+    ],
+)
+def test_texts_are_told_from_configs_and_errors(data: bytes, words: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        read_slots(lambda offset, size: data[offset : offset + size], len(data))
+    assert words in str(caught.value)

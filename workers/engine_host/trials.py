@@ -13,10 +13,11 @@ from app.weights.dtypes import DTYPES
 from workers.engine_host.run_inputs import Values, fixed_inputs
 from workers.engine_host.tensors import Array
 
-LENGTHS = (512, 1, 2, 4, 8, 32, 64, 128, 256, 640, 1024, 4096, 16_000, 48_000)
+LENGTHS = (512, 1, 2, 4, 8, 32, 64, 128, 256, 640, 1024, 4096, 16_000, 44_100, 48_000)
 LONGEST_OF_TOKENS = 512  # attention over tokens or pixels takes memory by the square of their number
 MAX_ELEMENTS = 2**25  # of all inputs together
 CHANNELS = (3, 1)  # of an image
+SIDES = (224, 640, 384, 112, 160, 299, 336, 448, 518, 512)  # of an image, as common networks have them
 WIDTHS = (1, 3, 4, 8, 32, 64, 80, 128, 256, 512)  # of one dimension alone
 MAX_TRIALS = 192
 MAX_SUMS = 24
@@ -58,7 +59,8 @@ def trials(specs: Sequence[InputSpec], profiles: Sequence[Profile]) -> list[Tria
 
     With profiles, the shapes are their `opt`, `min` and `max`. Otherwise a dimension whose symbol is written as a sum
     of others has that size. Dimensions have the sizes of `opt_shapes`, then a batch is one, one dimension is the
-    sum of two others, all that are no batch have a size of `LENGTHS`, and at last one alone has one of `WIDTHS`.
+    sum of two others, all that are no batch have a size of `LENGTHS`, images have sides of `SIDES`, and at last one
+    alone has one of `WIDTHS`.
     """
     shapes = list(_of_profiles(specs, profiles)) if profiles else list(_guesses(specs))
     unique = list({tuple(one.items()): one for one in shapes}.values())
@@ -105,6 +107,9 @@ def _sizes(specs: Sequence[InputSpec]) -> Iterator[Sizes]:
     for length in LENGTHS:
         long = {name: length for name in lengths if length <= LONGEST_OF_TOKENS or _is_signal(name, specs)}
         yield from (base | long for base in (usual, single))
+    for side in SIDES:
+        sided = {name: side for name in usual if _is_side(name, specs)}
+        yield from (single | sided | dict.fromkeys(map(str, channels), number) for number in CHANNELS)
     for length in LENGTHS:
         yield {name: length for name in usual if length <= LONGEST_OF_TOKENS} or usual
     for name in usual:
@@ -141,6 +146,11 @@ def _is_batch(symbol: str, specs: Sequence[InputSpec]) -> bool:
     if "batch" in symbol.lower():
         return True
     return all(spec.shape.index(symbol) == 0 and len(spec.shape) > 1 for spec in specs if symbol in spec.shape)
+
+
+def _is_side(symbol: str, specs: Sequence[InputSpec]) -> bool:
+    """Whether a symbol is the height or the width of an image."""
+    return any(len(spec.shape) == 4 and symbol in spec.shape[2:] for spec in specs)
 
 
 def _is_signal(symbol: str, specs: Sequence[InputSpec]) -> bool:
