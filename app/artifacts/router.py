@@ -54,15 +54,16 @@ async def upload_blob(
 ) -> Response:
     """The body is the content, as `curl -T FILE` sends it.
 
-    It is stored as it arrives and kept if its digest is the one in the path. A blob that is there already is
-    answered at once, without reading the body: ask with HEAD, or send `Expect: 100-continue`, to spare sending it.
+    It is stored as it arrives and kept if its digest is the one in the path. A blob that is there already is read and
+    digested; if its bytes are right, the answer comes without reading the body: ask with HEAD, or send
+    `Expect: 100-continue`, to spare sending it. If they are damaged, the body replaces them.
     """
     limit = _limit(request, settings)
     if limit > settings.max_blob_bytes:
         detail = too_large(settings.max_blob_bytes)
         return problem_response(413, TooLarge.title, detail, TooLarge.code, headers=_unread(request))
     if await run_in_threadpool(service.touch, database, digest):
-        size = await run_in_threadpool(store.size, digest)
+        size = await run_in_threadpool(service.whole_size, store, digest)
         if size is not None:
             return _answer(digest, size, 200, _unread(request))
     try:

@@ -55,6 +55,21 @@ def test_a_recorded_blob_whose_file_was_lost_is_taken_again(uploaded: TestClient
     assert uploaded.get(URL).content == BYTES
 
 
+def damaged(files: LocalStore, content: bytes) -> None:
+    path = files.local_path(DIGEST)
+    path.chmod(0o644)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("content", [b"\0" * len(BYTES), BYTES[:-1], b""])
+def test_a_known_blob_that_was_damaged_is_replaced(uploaded: TestClient, files: LocalStore, content: bytes) -> None:
+    damaged(files, content)
+    assert uploaded.put(URL, content=b"other").status_code == 422
+    assert uploaded.put(URL, content=BYTES).status_code == 201
+    assert uploaded.get(URL).content == files.local_path(DIGEST).read_bytes() == BYTES
+    assert uploaded.put(URL, content=BYTES).status_code == 200
+
+
 def test_other_bytes_answer_422(client: TestClient, files: LocalStore) -> None:
     answer = client.put(URL, content=b"other")
     assert (answer.status_code, answer.json()["code"]) == (422, "digest_mismatch")

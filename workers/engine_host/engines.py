@@ -78,7 +78,22 @@ class Engines:
         If the device's memory does not suffice, all resident engines are given up and the request is tried once more.
         The verification of an engine that was built or refitted is tried again by itself. In a build, the backend also
         tries what comes after the compilation again by itself, so that nothing is compiled twice.
+
+        Stored tensors are checked while they are used. If one is damaged, the request has failed, whatever came of it.
         """
+        try:
+            return self._carry_out(request)
+        finally:
+            self._settle()
+
+    def _settle(self) -> None:
+        try:
+            self._files.settle()
+        except BackendError:
+            self._resident.clear()  # one of them holds what was read
+            raise
+
+    def _carry_out(self, request: Request) -> Outcome:
         with_room = self._resident.with_room
         match request:
             case Build():

@@ -7,7 +7,7 @@ computed once into a scratch file, one parameter at a time, and is a byte range 
 import mmap
 import os
 import weakref
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from app.weights.dtypes import DTYPES, numpy_dtype
 from app.weights.dtypes import view as view_buffer
 from app.weights.formats.safetensors import arrange, read_slots
 from workers.channel.messages import BackendError, ParameterSource, TensorFile
+from workers.engine_host.stored_bytes import StoredBytes
 
 Array = np.ndarray[Any, np.dtype[Any]]
 MAX_NAMED = 5
@@ -69,6 +70,7 @@ class ParameterFiles:
 
     def __init__(self, scratch: Path) -> None:
         self._scratch = scratch
+        self._stored = StoredBytes()
         self._made: weakref.WeakValueDictionary[Hashable, StoredValue] = weakref.WeakValueDictionary()
 
     def locate(
@@ -76,15 +78,28 @@ class ParameterFiles:
     ) -> dict[str, StoredValue]:
         """Return the value of every parameter by name; `step(done, total)` is told of each one computed.
 
-        Raises BackendError "file_failed" where a file is missing, "weights_unreadable" where it is shorter than it
-        should be, and "transform_failed" where a transform does not fit its tensors.
+        The bytes of the stored tensors are checked meanwhile, see `settle`. Raises BackendError "file_failed" if a file
+        is missing, "weights_unreadable" if it is too short, and "transform_failed" if a transform does not fit its
+        tensors.
         """
-        check_files(tensor for source in sources for tensor in source.tensors)
+        self._stored.begin(sources)
         values = {source.name: value for source in sources if (value := _direct(source) or self._known(source))}
         missing = [source for source in sources if source.name not in values]
         if missing:
             values |= self._make(missing, step or _ignore)
         return values
+
+    def settle(self) -> None:
+        """Wait until the bytes of all tensors that values were made of are checked.
+
+        Raises BackendError "weights_damaged" if some are not those that were uploaded. Nothing that was made since the
+        last call may be used then.
+        """
+        try:
+            self._stored.settle()
+        except BackendError:
+            self._made.clear()
+            raise
 
     def _known(self, source: ParameterSource) -> StoredValue | None:
         return self._made.get(source.content)
@@ -118,26 +133,6 @@ class MappedFiles:
             with Path(path).open("rb") as file:
                 self._maps[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return self._maps[path]
-
-
-def check_files(tensors: Iterable[TensorFile]) -> None:
-    """Raise BackendError "file_failed" where a file is missing, "weights_unreadable" where it is too short.
-
-    A mapped file that is too short kills the process that reads past its end, so this comes first.
-    """
-    ends: dict[str, int] = {}
-    for tensor in tensors:
-        ends[tensor.path] = max(ends.get(tensor.path, 0), tensor.offset + tensor.nbytes)
-    for path, end in ends.items():
-        try:
-            size = Path(path).stat().st_size
-        except OSError as error:
-            raise BackendError("file_failed", f"{path}: {error.strerror}") from error  # a copy is fetched again
-        if size < end:
-            raise BackendError("weights_unreadable", f"{path} has {size} bytes, {end} are needed. {_UPLOAD}")
-
-
-_UPLOAD = "The artifact store lost or damaged it; upload the file again."
 
 
 def raw(array: Array) -> Array:
