@@ -20,7 +20,7 @@ from app.bindings.embedded import (
     broken_ties,
 )
 from app.bindings.proposals import Proposed
-from app.bindings.remedies import unequal_warning
+from app.bindings.remedies import non_finite_warning, unequal_warning
 from app.bindings.report import NO_RULE, BindingReport, BindingWarning, ParameterBinding
 from app.bindings.rules import BindingRuleError, IgnoreRule, Rule, parse_rules
 from app.bindings.tables import Binding
@@ -70,7 +70,7 @@ class Pair:
         at, so the last reports are kept.
         """
         report = self._bind(rules)
-        warnings = (*self._unequal(report, rules), *self._broken_ties(report))
+        warnings = (*self._unequal(report, rules), *self._broken_ties(report), *self._non_finite(report))
         return replace(report, warnings=report.warnings + warnings) if warnings else report
 
     def check(self, rules: Sequence[Any], read: Read) -> BindingReport:
@@ -90,6 +90,17 @@ class Pair:
         proposed = propose_for(report, self.parameters, outlines, self._parsed(rules), self.constants, values)
         whole = [*(dict(one.rule) for one in proposed.proposals), *rules]
         return whole, proposed, self.check(whole, read)
+
+    def non_finite(self, report: BindingReport) -> list[str]:
+        """Return, sorted, the tensors that feed parameters and hold NaN or infinities, as far as that was counted."""
+        fed = {name for one in report.bindings for name in one.tensors}
+        return sorted(name for name, _, _ in self.weights.non_finite or () if name in fed)
+
+    def _non_finite(self, report: BindingReport) -> Iterator[BindingWarning]:
+        names = frozenset(self.non_finite(report))
+        if names:
+            rows = [row for row in self.weights.non_finite or () if row[0] in names]
+            yield BindingWarning(NO_RULE, non_finite_warning(rows))
 
     @property
     def _entries(self) -> Mapping[str, TensorEntry]:

@@ -49,7 +49,15 @@ def request_build(database: Database, settings: Settings, model: str, body: Buil
         pair = bindings.load(session, owner.id, body.definition, weights)
         default = find_default(session, pair.definition.id)
     target = choose_target(fleet, body.backend, body.device)
-    order = settle(owner, pair, target, profiles=body.profiles, options=body.options, rules=body.rules)
+    order = settle(
+        owner,
+        pair,
+        target,
+        profiles=body.profiles,
+        options=body.options,
+        rules=body.rules,
+        allow_non_finite=body.allow_non_finite,
+    )
     return EnginePlacement(order, settle_verify(body.verify, order.target, default), reuse=body.reuse)
 
 
@@ -63,7 +71,9 @@ def request_refit(database: Database, settings: Settings, model: str, body: Refi
         is_partly = RefitPatterns.given(parent.options) or read_facts(parent.facts).fixed_parameters
         held = load_values(session, parent.id) if is_partly else None
         default = find_default(session, parent.definition_id)
-    order = settle_refit(owner, pair, target, parent, rules=body.rules, held=held)
+    order = settle_refit(
+        owner, pair, target, parent, rules=body.rules, allow_non_finite=body.allow_non_finite, held=held
+    )
     return EnginePlacement(order, settle_verification(body.verify, default), parent, body.materialise, body.reuse)
 
 
@@ -89,6 +99,7 @@ def request_engine(database: Database, settings: Settings, model: str, body: Eng
         profiles=_given(body.profiles, example.profiles if example else []),
         options=_given(body.options, example.options if example else {}),
         rules=_given(body.rules, example.rules if example else []),
+        allow_non_finite=body.allow_non_finite,
     )
     verify = settle_verify(body.verify, order.target, default)
     return CheapestPlacement(order, verify, body.materialise, _root_plans(database, order, pair))
