@@ -14,7 +14,9 @@ from typing import Any
 from uuid import uuid4
 
 import numpy as np
+from cachetools import LRUCache
 
+from app.bindings.cast_losses import CastLosses, counting_losses
 from app.bindings.steps import TransformError
 from app.weights.checkpoint import CheckpointError
 from app.weights.dtypes import DTYPES, numpy_dtype
@@ -25,6 +27,7 @@ from workers.engine_host.stored_bytes import StoredBytes
 
 Array = np.ndarray[Any, np.dtype[Any]]
 MAX_NAMED = 5
+KEPT_LOSSES = 10_000
 ALIGNMENT = 64  # bytes, a cache line: what vector loads like best
 NAMES = {numpy_dtype(name): name for name in DTYPES}
 
@@ -72,6 +75,7 @@ class ParameterFiles:
         self._scratch = scratch
         self._stored = StoredBytes()
         self._made: weakref.WeakValueDictionary[Hashable, StoredValue] = weakref.WeakValueDictionary()
+        self._lost: LRUCache[Hashable, CastLosses] = LRUCache(KEPT_LOSSES)
 
     def locate(
         self, sources: Sequence[ParameterSource], step: Callable[[int, int], None] | None = None
@@ -88,6 +92,10 @@ class ParameterFiles:
         if missing:
             values |= self._make(missing, step or _ignore)
         return values
+
+    def losses(self, sources: Sequence[ParameterSource]) -> dict[str, CastLosses]:
+        """Return what casts lost, by parameter, as far as the parameters' values were computed in this process."""
+        return {source.name: lost for source in sources if (lost := self._lost.get(source.content)) is not None}
 
     def settle(self) -> None:
         """Wait until the bytes of all tensors that values were made of are checked.
@@ -109,11 +117,18 @@ class ParameterFiles:
         values = {}
         for index, source in enumerate(sources):
             step(index, len(sources))
-            value = self._known(source) or scratch.append(_compute(source, files), source.binding.dtype)
+            value = self._known(source) or scratch.append(self._computed(source, files), source.binding.dtype)
             self._made[source.content] = value
             values[source.name] = value
         scratch.close()
         return values
+
+    def _computed(self, source: ParameterSource, files: "MappedFiles") -> Array:
+        with counting_losses() as losses:
+            array = _compute(source, files)
+        if losses:
+            self._lost[source.content] = losses
+        return array
 
 
 class MappedFiles:
