@@ -205,6 +205,22 @@ def test_expect_100_continue_spares_sending_a_known_blob(live: LiveServer) -> No
     assert b"connection: close" in answer.lower()
 
 
+def test_a_client_that_tires_of_waiting_for_the_check_of_a_known_blob_keeps_its_connection(
+    live: LiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = f"PUT {URL} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {len(BYTES)}\r\n\r\n".encode()
+    with live.connect() as connection:
+        connection.sendall(head)
+        assert connection.recv(4096) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(BYTES)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 201")
+        monkeypatch.setattr("app.artifacts.router.CLIENT_PATIENCE_S", 0.0)
+        connection.sendall(head + BYTES)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        connection.sendall(f"HEAD {URL} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+
+
 def test_curl_uploads_downloads_and_resumes(live: LiveServer, tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     source.write_bytes(BYTES)

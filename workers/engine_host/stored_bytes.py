@@ -92,7 +92,8 @@ class StoredBytes:
         except OSError as error:
             raise BackendError("file_failed", f"{path}: {error.strerror}") from error  # a copy is fetched again
         if found.st_size < end:
-            raise BackendError("weights_unreadable", f"{path} has {found.st_size} bytes, {end} are needed. {_UPLOAD}")
+            detail = f"{path} has {found.st_size} bytes, {end} are needed. {_UPLOAD}"
+            raise DamagedFile("weights_unreadable", detail, path)
         identity = FileIdentity(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
         known = self._files.get(path)
         if known is None or known.identity != identity:
