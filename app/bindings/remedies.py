@@ -221,12 +221,18 @@ def _json(value: object) -> str:
     return json.dumps(value)
 
 
-def non_finite_warning(rows: Sequence[tuple[str, int, int]]) -> str:
-    """Say which tensors hold NaN or infinities; `rows` are (name, NaN, infinities)."""
+def non_finite_warning(rows: Sequence[tuple[str, int, int]], *, meant: bool) -> str:
+    """Say which tensors hold NaN or infinities; `rows` are (name, NaN, infinities).
+
+    `meant` says that the definition's own weights have as many.
+    """
     shown = [f"{name} ({nan} NaN, {inf} infinite)" for name, nan, inf in rows[:MAX_NON_FINITE]]
     more = f" and {len(rows) - len(shown)} more" if len(rows) > len(shown) else ""
+    what = f"Parameters are fed by tensors with elements that are not finite: {', '.join(shown)}{more}."
+    if meant:
+        return f"{what} The definition's own weights have as many there, so they are taken to be meant."
     return (
-        f"Parameters are fed by tensors with elements that are not finite: {', '.join(shown)}{more}. "
+        f"{what} "
         'If they are meant, ask for the engine with "allow_non_finite": true. Otherwise upload a checkpoint that was '
         "saved before the training diverged."
     )

@@ -131,11 +131,12 @@ def _contents(report: BindingReport, rows: Sequence[Any]) -> dict[str, Hashable]
 
 
 def _report(model: Model, pair: Pair, rules: Sequence[Any], *, allow_non_finite: bool) -> BindingReport:
-    """Bind; raises Invalid if the weights do not bind, or hold NaN or infinities that are not allowed."""
+    """Bind; raises Invalid if the weights do not bind, or hold NaN or infinities that are neither meant nor allowed."""
     report = pair.bind(rules)
     if not report.ok:
         raise _binding_failed(model, pair, report)
-    if not allow_non_finite and (names := pair.non_finite(report)):
+    names = [name for name, meant in pair.non_finite(report).items() if not meant]
+    if names and not allow_non_finite:
         raise _non_finite(pair, names)
     return report
 

@@ -86,6 +86,21 @@ def test_a_report_names_those_that_feed_parameters(net: Service, diverged: Array
     assert "spare" not in warning["detail"]
 
 
+def test_infinities_that_the_definition_came_with_are_meant(
+    client: TestClient, worker: Worker, network: Network
+) -> None:
+    mask = np.array([-np.inf, 0, -np.inf, 0, 0, 0, 0, 0], np.float32)
+    net = service_with(client, worker, network, {**network.weights(seed=1), NAN: mask})
+    report = net.post("/bindings/check", {"definition": 1, "weights": 1})
+    assert any(f"{NAN} (0 NaN, 2 infinite)" in one["detail"] and "meant" in one["detail"] for one in report["warnings"])
+    assert net.result("/builds", {"definition": 1, "weights": 1})["engine"] == 1
+    moved = net.add_weights({NAN: mask[::-1] + 0})
+    assert net.result("/refits", {"engine": 1, "weights": moved})["engine"] == 2
+    for worse in (np.full(8, -np.inf, np.float32), np.where(np.isinf(mask), np.nan, mask)):
+        answer = net.client.post("/v1/models/net/refits", json={"engine": 1, "weights": net.add_weights({NAN: worse})})
+        assert answer.json()["code"] == "non_finite_weights"
+
+
 def test_what_feeds_no_parameter_is_not_refused(net: Service) -> None:
     spare = net.add_weights({"spare": np.full(4, np.inf, np.float32)})
     assert net.result("/builds", {"definition": 1, "weights": spare, "rules": [{"ignore": "spare"}]})["engine"] == 2
