@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from rich.console import Console
@@ -42,6 +43,7 @@ from workers.channel.messages import (
     Verified,
     Verify,
 )
+from workers.engine_host import stored_bytes
 from workers.engine_host.engines import Engines
 from workers.engine_host.tensors import Array, MappedFiles, write_tensors
 from workers.jobs.plans import PlanVerifier
@@ -132,7 +134,8 @@ class Bench:
             # The engine is found by the digests of what it holds; the reference reads what the weight version says.
             said = {name: replace(self.model.files[name], blake3=file.blake3) for name, file in held.items()}
             claimed = replace(self._engine, parameters=self._all(said), plan=plan)
-            found = self._verified(claimed, Check(made_up=self._made_up))
+            with patch.object(stored_bytes, "_check", lambda _tensors: None):  # it would refuse what is claimed here
+                found = self._verified(claimed, Check(made_up=self._made_up))
         except BackendError:
             return Fault(self.model.name, kind, names, change, "refused")
         return Fault(self.model.name, kind, names, change, self._judged(found, names, change))

@@ -90,7 +90,7 @@ class ArtifactCache:
         if actual != digest:
             self._files.delete(actual)
             raise Unavailable(
-                f"What the store returned for {digest} has the digest {actual}. Delete it there and upload it again.",
+                f"What the store returned for {digest} has the digest {actual}. Upload it again, which replaces it.",
                 code="blob_damaged",
             )
 

@@ -143,6 +143,10 @@ class LocalStore:
             return True
         return False
 
+    def discard_copy(self, _digest: str) -> bool:
+        """See `ArtifactStore`. What lies here is the artifact itself."""
+        return False
+
     def delete(self, digest: str) -> None:
         """See `ArtifactStore`."""
         self._path(digest).unlink(missing_ok=True)

@@ -116,6 +116,11 @@ class RemoteStore:
         """See `ArtifactStore`."""
         return self._cache.holding()
 
+    def discard_copy(self, digest: str) -> bool:
+        """See `ArtifactStore`."""
+        self._cache.drop(digest)
+        return True
+
     def delete(self, digest: str) -> None:
         """See `ArtifactStore`."""
         with suppress(FileNotFoundError), _store_errors():

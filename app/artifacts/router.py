@@ -1,5 +1,6 @@
 """Calls on blobs."""
 
+import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Request, Response
@@ -23,6 +24,7 @@ from app.settings import Settings
 router = APIRouter(prefix="/blobs", tags=["blobs"])
 
 SEEN_LATELY = 0.25  # a share of the grace period; a blob that is read again within it is not marked as seen again
+CLIENT_PATIENCE_S = 1.0  # for which a client waits for "100 Continue" before it sends its body all the same
 CLIENT_CLOSED_REQUEST = 499  # nginx's status, in logs and metrics, for a request whose client has gone
 BINARY: dict[str, Any] = {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}, "example": "test"}}
 HEADERS: dict[str, Any] = {
@@ -54,17 +56,19 @@ async def upload_blob(
 ) -> Response:
     """The body is the content, as `curl -T FILE` sends it.
 
-    It is stored as it arrives and kept if its digest is the one in the path. A blob that is there already is
-    answered at once, without reading the body: ask with HEAD, or send `Expect: 100-continue`, to spare sending it.
+    It is stored as it arrives and kept if its digest is the one in the path. A blob that is there already is read and
+    digested; if its bytes are right, the answer comes without reading the body: ask with HEAD, or send
+    `Expect: 100-continue`, to spare sending it. If they are damaged, the body replaces them.
     """
     limit = _limit(request, settings)
     if limit > settings.max_blob_bytes:
         detail = too_large(settings.max_blob_bytes)
         return problem_response(413, TooLarge.title, detail, TooLarge.code, headers=_unread(request))
+    began = time.monotonic()
     if await run_in_threadpool(service.touch, database, digest):
-        size = await run_in_threadpool(store.size, digest)
+        size = await run_in_threadpool(service.whole_size, store, digest)
         if size is not None:
-            return _answer(digest, size, 200, _unread(request))
+            return _answer(digest, size, 200, _unread(request, time.monotonic() - began))
     try:
         size = await store.put_stream(request.stream(), expected=digest, limit=limit)
     except ClientDisconnect:
@@ -116,14 +120,16 @@ def _limit(request: Request, settings: Settings) -> int:
     return int(announced) if announced.isdecimal() else settings.max_blob_bytes
 
 
-def _unread(request: Request) -> dict[str, str]:
+def _unread(request: Request, after_s: float = 0.0) -> dict[str, str]:
     """Return the headers of an answer that is given before the body is read.
 
-    A client that waits for "100 Continue" never sends its body after this answer. The connection then has no defined
-    next byte, so it is closed. Any other client is sending already. To close its connection would reset it before the
-    client sees the answer, so the server reads the body and discards it.
+    A client that waits for "100 Continue" never sends its body after this answer, unless it has tired of waiting, as
+    curl and others do after a second. The connection then has no defined next byte, so it is closed. Any other client
+    is sending already. To close its connection would reset it before the client sees the answer, so the server reads
+    the body and discards it. `after_s` are the seconds that the client has waited.
     """
-    return {"Connection": "close"} if request.headers.get("expect", "").lower() == "100-continue" else {}
+    waits = request.headers.get("expect", "").lower() == "100-continue" and after_s < CLIENT_PATIENCE_S
+    return {"Connection": "close"} if waits else {}
 
 
 def _answer(digest: str, size: int, status: int, headers: dict[str, str]) -> Response:

@@ -1,5 +1,6 @@
 """Recording artifacts and what needs them, and removing those that nothing needs."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -13,8 +14,10 @@ from app.artifacts.digest import file_digest
 from app.artifacts.store import ArtifactStore
 from app.artifacts.tables import Blob, BlobUse
 from app.database import Database, insert_into, now
-from app.errors import FieldError, Invalid, Unavailable
+from app.errors import FieldError, Invalid, NotFound, Unavailable
+from app.settings import MIB
 
+READ_BYTES = 4 * MIB
 log = structlog.get_logger()
 
 
@@ -108,6 +111,25 @@ def touch(database: Database, digest: str, *, unless_seen_within_s: float = 0.0)
     with database.transaction() as session:
         result = session.execute(update(Blob).where(Blob.digest == digest).values(seen_at=now()).returning(Blob.size))
         return result.first() is not None
+
+
+def whole_size(store: ArtifactStore, digest: str) -> int | None:
+    """Read an artifact and return its size in bytes; None if it is missing, or its bytes have another digest.
+
+    An artifact may be damaged while it lies in the store: by its disk, or by somebody who writes into it.
+    """
+    size = store.size(digest)
+    if size is None:
+        return None
+    sha256 = hashlib.sha256()
+    try:
+        for chunk in store.iter_bytes(digest, 0, size, READ_BYTES):
+            sha256.update(chunk)
+    except (NotFound, Unavailable) as error:
+        if error.code not in {"blob_not_found", "blob_damaged"}:
+            raise
+        return None
+    return size if f"sha256:{sha256.hexdigest()}" == digest else None
 
 
 def record_upload(database: Database, store: ArtifactStore, digest: str, size: int) -> None:

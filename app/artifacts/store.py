@@ -60,6 +60,9 @@ class ArtifactStore(Protocol):
     def holding(self) -> AbstractContextManager[None]:
         """Until the block ends, evict no file that `local_path` returns during the block, in whichever thread."""
 
+    def discard_copy(self, digest: str) -> bool:
+        """Remove this machine's copy, which is damaged, so that it is fetched again; False if there are no copies."""
+
     def delete(self, digest: str) -> None:
         """Remove the artifact if it is there."""
 

@@ -15,6 +15,8 @@ from app.bindings.rules import FeedRule, Rule
 from app.bindings.steps import TensorType
 from app.weights.dtypes import DTYPES, is_lossless_cast
 
+MAX_NON_FINITE = 10  # tensors that a warning names
+
 
 def missing_remedy(parameter: str, missing: Sequence[str], proposed: Proposed) -> str:
     """Say which tensors a parameter lacks, and which rule would feed it, or why none can be told."""
@@ -268,3 +270,20 @@ def _resized(expected: Sequence[int], actual: Sequence[int]) -> dict[str, object
 
 def _json(value: object) -> str:
     return json.dumps(value)
+
+
+def non_finite_warning(rows: Sequence[tuple[str, int, int]], *, meant: bool) -> str:
+    """Say which tensors hold NaN or infinities; `rows` are (name, NaN, infinities).
+
+    `meant` says that the definition's own weights have as many.
+    """
+    shown = [f"{name} ({nan} NaN, {inf} infinite)" for name, nan, inf in rows[:MAX_NON_FINITE]]
+    more = f" and {len(rows) - len(shown)} more" if len(rows) > len(shown) else ""
+    what = f"Parameters are fed by tensors with elements that are not finite: {', '.join(shown)}{more}."
+    if meant:
+        return f"{what} The definition's own weights have as many there, so they are taken to be meant."
+    return (
+        f"{what} "
+        'If they are meant, ask for the engine with "allow_non_finite": true. Otherwise upload a checkpoint that was '
+        "saved before the training diverged."
+    )

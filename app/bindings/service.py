@@ -20,7 +20,7 @@ from app.bindings.embedded import (
     broken_ties,
 )
 from app.bindings.proposals import Proposed
-from app.bindings.remedies import unequal_warning
+from app.bindings.remedies import non_finite_warning, unequal_warning
 from app.bindings.report import NO_RULE, BindingReport, BindingWarning, ParameterBinding
 from app.bindings.rules import BindingRuleError, IgnoreRule, Rule, parse_rules
 from app.bindings.tables import Binding
@@ -32,6 +32,7 @@ from app.errors import FieldError, Invalid
 from app.remembered import remembered
 from app.weights import service as weights
 from app.weights.manifest import TensorEntry, entries_from_json
+from app.weights.non_finite import NonFinite
 from app.weights.tables import WeightVersion
 
 KEPT_REPORTS = 16
@@ -70,7 +71,7 @@ class Pair:
         at, so the last reports are kept.
         """
         report = self._bind(rules)
-        warnings = (*self._unequal(report, rules), *self._broken_ties(report))
+        warnings = (*self._unequal(report, rules), *self._broken_ties(report), *self._non_finite(report))
         return replace(report, warnings=report.warnings + warnings) if warnings else report
 
     def check(self, rules: Sequence[Any], read: Read) -> BindingReport:
@@ -90,6 +91,29 @@ class Pair:
         proposed = propose_for(report, self.parameters, outlines, self._parsed(rules), self.constants, values)
         whole = [*(dict(one.rule) for one in proposed.proposals), *rules]
         return whole, proposed, self.check(whole, read)
+
+    def non_finite(self, report: BindingReport) -> dict[str, bool]:
+        """Return the tensors that feed parameters and hold NaN or infinities, as far as that was counted.
+
+        Each is True if its infinities are meant, as a mask's are: it has no NaN, and the parameter has as many
+        infinities in the definition's own weights.
+        """
+        counts = {name: NonFinite(nan, inf) for name, nan, inf in self.weights.non_finite or ()}
+        found: dict[str, bool] = {}
+        for one in report.bindings if counts else ():
+            held = {name: counts[name] for name in one.tensors if name in counts}
+            own = self.embedded.entries.get(one.parameter)
+            own_inf = own.non_finite.inf if own is not None and own.non_finite is not None else 0
+            meant = not any(each.nan for each in held.values()) and sum(each.inf for each in held.values()) <= own_inf
+            found |= {name: meant and found.get(name, True) for name in held}
+        return dict(sorted(found.items()))
+
+    def _non_finite(self, report: BindingReport) -> Iterator[BindingWarning]:
+        found = self.non_finite(report)
+        for meant in (False, True):
+            rows = [row for row in self.weights.non_finite or () if found.get(row[0]) is meant]
+            if rows:
+                yield BindingWarning(NO_RULE, non_finite_warning(rows, meant=meant))
 
     @property
     def _entries(self) -> Mapping[str, TensorEntry]:
@@ -155,8 +179,9 @@ def _embedded(session: Session, model_id: int, definition: Definition) -> Embedd
     def read() -> EmbeddedWeights:
         if number is None:
             return NONE_EMBEDDED
-        rows = weights.load_rows(session, weights.get_weights(session, model_id, number).id)
-        return EmbeddedWeights({entry.name: entry for entry in entries_from_json(rows)})
+        version = weights.get_weights(session, model_id, number)
+        entries = entries_from_json(weights.load_rows(session, version.id), version.non_finite)
+        return EmbeddedWeights({entry.name: entry for entry in entries})
 
     return remembered(session, "embedded", definition.id, read)
 

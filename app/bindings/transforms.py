@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from app.bindings.cast_losses import counting
 from app.bindings.steps import (
     MAX_EXTENT,
     MAX_RANK,
@@ -222,7 +223,11 @@ class Cast(Step):
         import numpy as np  # noqa: PLC0415 - the API starts without numpy
 
         with np.errstate(all="ignore"):  # a lossy cast was asked for in so many words
-            return [array.astype(numpy_dtype(self.dtype), order="C", copy=False) for array in arrays]
+            cast = [array.astype(numpy_dtype(self.dtype), order="C", copy=False) for array in arrays]
+            if (losses := counting()) is not None:
+                for before, after in zip(arrays, cast, strict=True):
+                    losses.count(before, after, self.dtype)
+            return cast
 
 
 @dataclass(frozen=True, slots=True)

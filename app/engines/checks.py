@@ -61,6 +61,7 @@ def settle(
     profiles: Sequence[Any],
     options: Mapping[str, Any],
     rules: Sequence[Any],
+    allow_non_finite: bool,
 ) -> Order:
     """Check all that a build needs, and return its order; raises Invalid with a pointer to each fault.
 
@@ -73,7 +74,8 @@ def settle(
     if narrowed.needs_profiles and not canonical:
         _check_static(narrowed.backend, inputs)
     _check_patterns(model, pair, settled)
-    return _order(model, pair, narrowed, profiles=canonical, options=settled, rules=rules)
+    report = _report(model, pair, rules, allow_non_finite=allow_non_finite)
+    return _order(model, pair, narrowed, profiles=canonical, options=settled, rules=rules, report=report)
 
 
 def settle_verify(asked: VerifyChoice | None, target: Target, default: VerificationDefault | None) -> Verification:
@@ -90,7 +92,14 @@ def settle_verify(asked: VerifyChoice | None, target: Target, default: Verificat
 
 
 def settle_refit(
-    model: Model, pair: Pair, target: Target, parent: Engine, *, rules: Sequence[Any] | None, held: Values | None
+    model: Model,
+    pair: Pair,
+    target: Target,
+    parent: Engine,
+    *,
+    rules: Sequence[Any] | None,
+    allow_non_finite: bool,
+    held: Values | None,
 ) -> Order:
     """Check all that a refit needs, and return its order; raises Invalid if the refit cannot be done.
 
@@ -107,7 +116,8 @@ def settle_refit(
             errors=[FieldError("/engine", "not refittable")],
         )
     by = parent.rules if rules is None else rules
-    order = _order(model, pair, target, profiles=parent.profiles, options=parent.options, rules=by)
+    report = _report(model, pair, by, allow_non_finite=allow_non_finite)
+    order = _order(model, pair, target, profiles=parent.profiles, options=parent.options, rules=by, report=report)
     if held is not None and (names := parameters_out_of_reach(order, pair, held)):
         raise _out_of_reach_error(model, pair, parent, names)
     return order
@@ -127,6 +137,17 @@ def _contents(report: BindingReport, rows: Sequence[Any]) -> dict[str, Hashable]
     return parameter_contents(report, Manifest.from_json(rows).tensors)
 
 
+def _report(model: Model, pair: Pair, rules: Sequence[Any], *, allow_non_finite: bool) -> BindingReport:
+    """Bind; raises Invalid if the weights do not bind, or hold NaN or infinities that are neither meant nor allowed."""
+    report = pair.bind(rules)
+    if not report.ok:
+        raise _binding_failed(model, pair, report)
+    names = [name for name, meant in pair.non_finite(report).items() if not meant]
+    if names and not allow_non_finite:
+        raise _non_finite(pair, names)
+    return report
+
+
 def _order(
     model: Model,
     pair: Pair,
@@ -135,10 +156,8 @@ def _order(
     profiles: Sequence[Any],
     options: Mapping[str, Any],
     rules: Sequence[Any],
+    report: BindingReport,
 ) -> Order:
-    report = pair.bind(rules)
-    if not report.ok:
-        raise _binding_failed(model, pair, report)
     digest = pair.definition.digest
     return Order(
         model_id=model.id,
@@ -219,6 +238,17 @@ def _binding_failed(model: Model, pair: Pair, report: BindingReport) -> Invalid:
         "report and lets you try rules until it is ok.",
         code="binding_failed",
         errors=[FieldError("/weights", problem.detail) for problem in report.problems[:MAX_FAULTS]],
+    )
+
+
+def _non_finite(pair: Pair, names: Sequence[str]) -> Invalid:
+    count = len(names)
+    named = ", ".join(names[:MAX_NAMED]) + (f" and {count - MAX_NAMED} more" if count > MAX_NAMED else "")
+    return Invalid(
+        f"Weights {pair.weights.version} would feed NaN or infinities to parameters: {named}. Upload a checkpoint that "
+        'was saved before the training diverged. If they are meant, as in a mask, ask with "allow_non_finite": true.',
+        code="non_finite_weights",
+        errors=[FieldError("/weights", f"{name} is not finite") for name in names[:MAX_FAULTS]],
     )
 
 

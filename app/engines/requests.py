@@ -52,7 +52,15 @@ def request_build(database: Database, settings: Settings, model: str, body: Buil
         pair = bindings.load(session, model_row.id, body.definition, weights)
         default = find_default(session, pair.definition.id)
     target = choose_target(fleet, body.backend, body.device)
-    order = settle(model_row, pair, target, profiles=body.profiles, options=body.options, rules=body.rules)
+    order = settle(
+        model_row,
+        pair,
+        target,
+        profiles=body.profiles,
+        options=body.options,
+        rules=body.rules,
+        allow_non_finite=body.allow_non_finite,
+    )
     return EnginePlacement(order, settle_verify(body.verify, order.target, default), reuse=body.reuse)
 
 
@@ -69,7 +77,9 @@ def request_refit(database: Database, settings: Settings, model: str, body: Refi
         may_be_fixed = RefitPatterns.given(parent.options) or read_facts(parent.facts).fixed_parameters
         held = load_values(session, parent.id) if may_be_fixed else None
         default = find_default(session, parent.definition_id)
-    order = settle_refit(model_row, pair, target, parent, rules=body.rules, held=held)
+    order = settle_refit(
+        model_row, pair, target, parent, rules=body.rules, allow_non_finite=body.allow_non_finite, held=held
+    )
     return EnginePlacement(order, settle_verification(body.verify, default), parent, body.materialise, body.reuse)
 
 
@@ -95,6 +105,7 @@ def request_engine(database: Database, settings: Settings, model: str, body: Eng
         profiles=_given(body.profiles, example.profiles if example else []),
         options=_given(body.options, example.options if example else {}),
         rules=_given(body.rules, example.rules if example else []),
+        allow_non_finite=body.allow_non_finite,
     )
     verify = settle_verify(body.verify, order.target, default)
     return CheapestPlacement(order, verify, body.materialise, _root_plans(database, order, pair))

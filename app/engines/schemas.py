@@ -23,6 +23,7 @@ WEIGHTS = (
     "Left out: those embedded in the definition's ONNX file. A definition without parameters needs none. One of a "
     "family has none embedded (`weights_required`)."
 )
+NON_FINITE = "true: take weights that feed NaN or infinities to parameters, which are refused otherwise."
 PROFILE: dict[str, Any] = {"input_ids": {"min": [1, 1], "opt": [4, 64], "max": [32, 256]}}
 RULE: dict[str, Any] = {"parameter": r"encoder\.(.*)", "tensors": [r"bert.encoder.\1"]}
 INPUTS = "sha256:3f1c5a7e" + "0b" * 28
@@ -147,6 +148,7 @@ class BuildRequest(RequestBody):
     )
     verify: VerifyChoice | None = Field(None, description=VERIFY)
     reuse: bool = Field(default=True, description="false: compile although an equal engine exists.")
+    allow_non_finite: bool = Field(default=False, description=NON_FINITE)
 
 
 class RefitRequest(RequestBody):
@@ -168,6 +170,7 @@ class RefitRequest(RequestBody):
         "…/materialise has done later.",
     )
     reuse: bool = Field(default=True, description="false: refit although an equal engine exists.")
+    allow_non_finite: bool = Field(default=False, description=NON_FINITE)
 
 
 class EngineRequest(RequestBody):
@@ -190,6 +193,7 @@ class EngineRequest(RequestBody):
     options: Options | None = None
     verify: VerifyChoice | None = Field(None, description=VERIFY)
     materialise: Materialise = Field("eager", description="lazy: as in a refit, if that is the cheapest way.")
+    allow_non_finite: bool = Field(default=False, description=NON_FINITE)
 
 
 class RunRequest(RequestBody):

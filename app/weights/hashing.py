@@ -1,30 +1,41 @@
-"""Digests of the tensors of one file, from one pass over its bytes."""
+"""Digests of the tensors of one file, and their NaN and infinities, from one pass over its bytes."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from blake3 import blake3
 
 from app.weights.checkpoint import CheckpointError, TensorSlot
+from app.weights.non_finite import NonFinite, NonFiniteCounter
 
 
-def hash_tensors(slots: Sequence[TensorSlot], chunks: Iterable[bytes]) -> list[str]:
-    """Return the BLAKE3 of each tensor's bytes.
+@dataclass(frozen=True, slots=True)
+class TensorContent:
+    """What was found out about a tensor's bytes: their BLAKE3, and how many elements are not finite."""
+
+    blake3: str
+    non_finite: NonFinite
+
+
+def hash_tensors(slots: Sequence[TensorSlot], chunks: Iterable[bytes]) -> list[TensorContent]:
+    """Return what each tensor's bytes are.
 
     `slots` are in the order of their bytes. `chunks` are the file's bytes from the first slot's offset on, in pieces
     of any size; no more than one is held. Raises CheckpointError if they end too early.
     """
     data = _Bytes(chunks)
-    digests: list[str] = []
+    contents: list[TensorContent] = []
     end = slots[0].offset if slots else 0
     for slot in slots:
         for _ in data.take(slot.offset - end, slot.name):  # what lies between two tensors belongs to none
             pass
-        hasher = blake3(max_threads=blake3.AUTO)
+        hasher, counter = blake3(max_threads=blake3.AUTO), NonFiniteCounter(slot.dtype)
         for piece in data.take(slot.nbytes, slot.name):
             hasher.update(piece)
-        digests.append(hasher.hexdigest())
+            counter.update(piece)
+        contents.append(TensorContent(hasher.hexdigest(), counter.found))
         end = slot.end
-    return digests
+    return contents
 
 
 class _Bytes:

@@ -1,17 +1,21 @@
 """The named tensors of a weight version, each with the byte range that holds it."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
 from app.json_digest import json_digest
+from app.weights.non_finite import FINITE, NonFinite
 
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """One tensor: `blake3` is of its bytes, which start at `offset` of the file with digest `blob`."""
+    """One tensor: `blake3` is of its bytes, which start at `offset` of the file with digest `blob`.
+
+    `non_finite` is None if nobody has counted. It is no part of a manifest's rows, see `non_finite_to_json`.
+    """
 
     name: str
     dtype: str
@@ -20,6 +24,7 @@ class TensorEntry:
     blob: str
     offset: int
     nbytes: int
+    non_finite: NonFinite | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -58,9 +63,9 @@ class Manifest:
         return entries_to_json(self.tensors.values())
 
     @classmethod
-    def from_json(cls, rows: Sequence[Any]) -> "Manifest":
-        """Read what `to_json` wrote."""
-        return cls.of(entries_from_json(rows))
+    def from_json(cls, rows: Sequence[Any], non_finite: Sequence[Any] | None = None) -> "Manifest":
+        """Read what `to_json` and `non_finite_to_json` wrote."""
+        return cls.of(entries_from_json(rows, non_finite))
 
 
 def entries_to_json(entries: Iterable[TensorEntry]) -> list[Any]:
@@ -68,9 +73,19 @@ def entries_to_json(entries: Iterable[TensorEntry]) -> list[Any]:
     return [[e.name, e.dtype, list(e.shape), e.blake3, e.blob, e.offset, e.nbytes] for e in entries]
 
 
-def entries_from_json(rows: Sequence[Any]) -> list[TensorEntry]:
-    """Read what `entries_to_json` wrote."""
+def entries_from_json(rows: Sequence[Any], non_finite: Sequence[Any] | None = None) -> list[TensorEntry]:
+    """Read what `entries_to_json` and `non_finite_to_json` wrote."""
+    counts = {name: NonFinite(nan, inf) for name, nan, inf in non_finite or ()}
+    otherwise = None if non_finite is None else FINITE
     return [
-        TensorEntry(name, dtype, tuple(shape), blake3, blob, offset, nbytes)
+        TensorEntry(name, dtype, tuple(shape), blake3, blob, offset, nbytes, counts.get(name, otherwise))
         for name, dtype, shape, blake3, blob, offset, nbytes in rows
     ]
+
+
+def non_finite_to_json(entries: Iterable[TensorEntry]) -> list[Any] | None:
+    """Return [name, NaN, infinities] of each tensor that has any; None if nobody has counted in some tensor."""
+    counted = [(entry.name, entry.non_finite) for entry in entries]
+    if any(found is None for _, found in counted):
+        return None
+    return [[name, *found] for name, found in counted if found is not None and any(found)]

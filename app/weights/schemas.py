@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from app.artifacts.fields import Digest
 from app.http.fields import Number
@@ -29,8 +29,12 @@ VERSION: dict[str, Any] = {
     "bytes": 90856448,
     "base": 1,
     "label": "epoch 2",
+    "non_finite": [],
+    "non_finite_count": 0,
     "created_at": "2026-11-22T10:00:00Z",
 }
+NON_FINITE: dict[str, Any] = {"name": TENSOR["name"], "nan": 3, "inf": 1}
+MAX_NON_FINITE = 100
 CHANGE: dict[str, Any] = {
     "name": TENSOR["name"],
     "change": "changed",
@@ -74,6 +78,16 @@ class WeightsRequest(RequestBody):
         return self
 
 
+class NonFiniteAnswer(BaseModel):
+    """A tensor with elements that are NaN or infinite, and how many of each."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [NON_FINITE]})
+
+    name: str
+    nan: int
+    inf: int
+
+
 class WeightsAnswer(BaseModel):
     """A weight version; `digest` is over names, dtypes, shapes and values, however they lie in files."""
 
@@ -85,7 +99,19 @@ class WeightsAnswer(BaseModel):
     bytes: int
     base: int | None
     label: str | None
+    non_finite: list[NonFiniteAnswer] | None = Field(
+        description=f"Tensors with NaN or infinities, the first {MAX_NON_FINITE} by name. Null if they were not "
+        "counted, as in versions that an earlier release made."
+    )
+    non_finite_count: int | None = Field(description="How many tensors have any.")
     created_at: datetime
+
+    @field_validator("non_finite", mode="before")
+    @classmethod
+    def _named(cls, rows: list[Any] | None) -> list[dict[str, Any]] | None:
+        if rows is None:
+            return None
+        return [{"name": name, "nan": nan, "inf": inf} for name, nan, inf in rows[:MAX_NON_FINITE]]
 
 
 class TensorAnswer(BaseModel):

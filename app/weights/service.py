@@ -18,8 +18,14 @@ from app.http.pagination import PageQuery, Rows, list_rows
 from app.registry import service as registry
 from app.remembered import remembered
 from app.weights.checkpoint import MAX_TENSORS, CheckpointError, TensorSlot
-from app.weights.hashing import hash_tensors
-from app.weights.manifest import Manifest, TensorEntry, entries_from_json, entries_to_json
+from app.weights.hashing import TensorContent, hash_tensors
+from app.weights.manifest import (
+    Manifest,
+    TensorEntry,
+    entries_from_json,
+    entries_to_json,
+    non_finite_to_json,
+)
 from app.weights.recognition import read_slots
 from app.weights.tables import CheckpointFile, WeightVersion
 
@@ -48,10 +54,11 @@ def create_weights(
     with database.transaction() as session:
         model_id = registry.get_model(session, model_name).id
         artifacts.require(session, files, "/files")
-        rows = None if base is None else load_rows(session, get_weights(session, model_id, base).id)
+        below = None if base is None else get_weights(session, model_id, base)
+        rows = None if below is None else load_rows(session, below.id)
     manifest = _combined([_index(database, store, digest, number) for number, digest in enumerate(files)])
-    if rows is not None:
-        manifest = Manifest.from_json(rows).overlay(manifest)
+    if below is not None and rows is not None:
+        manifest = Manifest.from_json(rows, below.non_finite).overlay(manifest)
     _check_count(manifest)
     unsaved = UnsavedWeights.of(manifest)
     with database.transaction() as session:
@@ -67,12 +74,14 @@ class UnsavedWeights:
     bytes: int
     manifest: JsonText
     blobs: tuple[str, ...]
+    non_finite: list[Any] | None
 
     @classmethod
     def of(cls, manifest: Manifest) -> "UnsavedWeights":
         """Compute the digest and serialize the manifest, which takes a while for 100,000 tensors."""
         text = JsonText(json.dumps(manifest.to_json()))
-        return cls(manifest.digest, len(manifest.tensors), manifest.nbytes, text, manifest.blobs)
+        non_finite = non_finite_to_json(manifest.tensors.values())
+        return cls(manifest.digest, len(manifest.tensors), manifest.nbytes, text, manifest.blobs, non_finite)
 
 
 def register(
@@ -86,6 +95,8 @@ def register(
     same = (WeightVersion.model_id == model_id, WeightVersion.digest == unsaved.digest)
     found = session.scalar(select(WeightVersion).where(*same))
     if found is not None:
+        if found.non_finite is None:
+            found.non_finite = unsaved.non_finite  # the version is of a release that did not count
         return found, False
     version = WeightVersion(
         model_id=model_id,
@@ -96,6 +107,7 @@ def register(
         base=base,
         label=label,
         manifest=unsaved.manifest,
+        non_finite=unsaved.non_finite,
     )
     session.add(version)
     session.flush()
@@ -141,12 +153,12 @@ def index_file(database: Database, store: ArtifactStore, digest: str) -> list[Te
     with database.reading() as session:
         known = session.get(CheckpointFile, digest)
     if known is not None:
-        return entries_from_json(known.tensors)
+        return entries_from_json(known.tensors, known.non_finite)
     entries = _hash_file(store, digest)
-    text = JsonText(json.dumps(entries_to_json(entries)))
+    text, non_finite = JsonText(json.dumps(entries_to_json(entries))), non_finite_to_json(entries)
     # Whoever hashed the same file at the same time wrote the same row.
     with suppress(IntegrityError), database.transaction() as session:
-        session.add(CheckpointFile(digest=digest, tensors=text))
+        session.add(CheckpointFile(digest=digest, tensors=text, non_finite=non_finite))
     return entries
 
 
@@ -155,8 +167,8 @@ def hash_range(store: ArtifactStore, digest: str, slot: TensorSlot) -> TensorEnt
 
     Raises CheckpointError.
     """
-    (tensor_digest,) = hash_tensors([slot], store.iter_bytes(digest, slot.offset, slot.end, HASH_CHUNK_BYTES))
-    return TensorEntry(slot.name, slot.dtype, slot.shape, tensor_digest, digest, slot.offset, slot.nbytes)
+    (content,) = hash_tensors([slot], store.iter_bytes(digest, slot.offset, slot.end, HASH_CHUNK_BYTES))
+    return _entry(slot, content, digest)
 
 
 def _index(database: Database, store: ArtifactStore, digest: str, number: int) -> list[TensorEntry]:
@@ -173,11 +185,14 @@ def _hash_file(store: ArtifactStore, digest: str) -> list[TensorEntry]:
         raise Unavailable(f"{digest} is on record, but its bytes are not in the store. Upload it again.")
     slots = read_slots(lambda offset, length: store.read(digest, offset, length), size)
     start = slots[0].offset if slots else size
-    digests = hash_tensors(slots, store.iter_bytes(digest, start, size, HASH_CHUNK_BYTES))
-    return [
-        TensorEntry(slot.name, slot.dtype, slot.shape, tensor_digest, digest, slot.offset, slot.nbytes)
-        for slot, tensor_digest in zip(slots, digests, strict=True)
-    ]
+    contents = hash_tensors(slots, store.iter_bytes(digest, start, size, HASH_CHUNK_BYTES))
+    return [_entry(slot, content, digest) for slot, content in zip(slots, contents, strict=True)]
+
+
+def _entry(slot: TensorSlot, content: TensorContent, digest: str) -> TensorEntry:
+    return TensorEntry(
+        slot.name, slot.dtype, slot.shape, content.blake3, digest, slot.offset, slot.nbytes, content.non_finite
+    )
 
 
 def _combined(files: Iterable[Iterable[TensorEntry]]) -> Manifest:

@@ -55,6 +55,21 @@ def test_a_recorded_blob_whose_file_was_lost_is_taken_again(uploaded: TestClient
     assert uploaded.get(URL).content == BYTES
 
 
+def damaged(files: LocalStore, content: bytes) -> None:
+    path = files.local_path(DIGEST)
+    path.chmod(0o644)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("content", [b"\0" * len(BYTES), BYTES[:-1], b""])
+def test_a_known_blob_that_was_damaged_is_replaced(uploaded: TestClient, files: LocalStore, content: bytes) -> None:
+    damaged(files, content)
+    assert uploaded.put(URL, content=b"other").status_code == 422
+    assert uploaded.put(URL, content=BYTES).status_code == 201
+    assert uploaded.get(URL).content == files.local_path(DIGEST).read_bytes() == BYTES
+    assert uploaded.put(URL, content=BYTES).status_code == 200
+
+
 def test_other_bytes_answer_422(client: TestClient, files: LocalStore) -> None:
     answer = client.put(URL, content=b"other")
     assert (answer.status_code, answer.json()["code"]) == (422, "digest_mismatch")
@@ -188,6 +203,22 @@ def test_expect_100_continue_spares_sending_a_known_blob(live: LiveServer) -> No
         answer = b"".join(iter(lambda: connection.recv(4096), b""))
     assert answer.startswith(b"HTTP/1.1 200")
     assert b"connection: close" in answer.lower()
+
+
+def test_a_client_that_tires_of_waiting_for_the_check_of_a_known_blob_keeps_its_connection(
+    live: LiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = f"PUT {URL} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {len(BYTES)}\r\n\r\n".encode()
+    with live.connect() as connection:
+        connection.sendall(head)
+        assert connection.recv(4096) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(BYTES)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 201")
+        monkeypatch.setattr("app.artifacts.router.CLIENT_PATIENCE_S", 0.0)
+        connection.sendall(head + BYTES)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        connection.sendall(f"HEAD {URL} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
 
 
 def test_curl_uploads_downloads_and_resumes(live: LiveServer, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ class Bench:
     ) -> None:
         self.first, self.checkpoint = Checkpoint(first, "first"), Checkpoint(checkpoint, "checkpoint")
         parameters = [Parameter(name, array.shape, NAMES[array.dtype]) for name, array in first.items()]
-        unread: Any = SimpleNamespace()
+        unread: Any = SimpleNamespace(non_finite=None)
         self.pair = Pair(
             unread,
             unread,

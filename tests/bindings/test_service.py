@@ -21,7 +21,7 @@ def rows(content: str, dtype: str = "F32") -> list[Any]:
 
 
 def pair(tensors: list[Any], dtype: str = "F32") -> Pair:
-    unread: Any = SimpleNamespace()
+    unread: Any = SimpleNamespace(non_finite=None)
     return Pair(unread, unread, (Parameter("w", (2,), dtype),), tensors, ())
 
 

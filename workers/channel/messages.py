@@ -32,6 +32,15 @@ class BackendError(Exception):
         return f"{self.code}: {self.detail}"
 
 
+class DamagedFile(BackendError):
+    """The bytes of the file at `path` are not those that its digest was computed of."""
+
+    def __init__(self, code: str, detail: str, path: str) -> None:
+        super().__init__(code, detail)
+        self.args = code, detail, path  # what it is pickled by
+        self.path = path
+
+
 @dataclass(frozen=True, slots=True)
 class TensorFile:
     """One stored tensor: `nbytes` bytes at `offset` of the file at `path`; `blake3` is their digest, 64 hex digits."""

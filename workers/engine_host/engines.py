@@ -1,6 +1,6 @@
 """Carries out the child's requests, with the backends, the parameter files and the resident engines."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import replace
@@ -14,6 +14,7 @@ from workers.channel.messages import (
     Built,
     Check,
     EngineFile,
+    LogLine,
     Materialise,
     Materialised,
     MergeTimings,
@@ -42,6 +43,8 @@ from workers.engine_host.tensors import ParameterFiles, read_tensors, write_tens
 from workers.engine_host.verification import verify
 
 T = TypeVar("T")
+MadeT = TypeVar("MadeT", Built, Refitted)
+MAX_NAMED = 10  # parameters in a warning
 
 
 class Engines:
@@ -78,15 +81,32 @@ class Engines:
         If the device's memory does not suffice, all resident engines are given up and the request is tried once more.
         The verification of an engine that was built or refitted is tried again by itself. In a build, the backend also
         tries what comes after the compilation again by itself, so that nothing is compiled twice.
+
+        Stored tensors are checked while they are used. If one is damaged, the request has failed, whatever came of it.
         """
+        try:
+            return self._carry_out(request)
+        finally:
+            self._settle()
+
+    def _settle(self) -> None:
+        try:
+            self._files.settle()
+        except BackendError:
+            self._resident.clear()  # one of them holds what was read
+            raise
+
+    def _carry_out(self, request: Request) -> Outcome:
         with_room = self._resident.with_room
         match request:
             case Build():
                 built, engine = with_room(lambda: self._build(request))
+                built = self._with_losses(built, request.parameters)
                 self._report(PlanWritten(built.plan, built.plan_digest))
                 return replace(built, verification=self._verification(engine, request.check))
             case Refit():
                 refitted, engine = with_room(lambda: self._refit(request))
+                refitted = self._with_losses(refitted, request.parameters)
                 if refitted.plan is None and request.plan is not None:
                     return self._materialised_refit(refitted, engine, request.plan, request.check)
                 return replace(refitted, verification=self._verification(engine, request.check))
@@ -96,6 +116,18 @@ class Engines:
                 return self._merge_timings(request)
             case _:
                 return with_room(lambda: self._do(request))
+
+    def _with_losses(self, made: MadeT, parameters: Sequence[ParameterSource]) -> MadeT:
+        """Warn of values that casts lost, and add them to the engine's facts."""
+        losses = self._files.losses(parameters)
+        if not losses:
+            return made
+        overflowed = {name: one.overflowed for name, one in losses.items() if one.overflowed}
+        vanished = {name: one.vanished for name, one in losses.items() if one.vanished}
+        for what, counts in (("overflow", overflowed), ("become 0", vanished)):
+            if counts:
+                self._report(LogLine("warning", _cast_warning(what, counts)))
+        return replace(made, facts={**made.facts, "cast": {"overflowed": overflowed, "vanished": vanished}})
 
     def _do(self, request: Run | Verify | Benchmark) -> Outcome:
         match request:
@@ -254,3 +286,9 @@ class Engines:
 def _nbytes(parameters: Iterable[ParameterSource]) -> int:
     """Return the stored bytes of these parameters, which is about the memory that an engine with them keeps."""
     return sum(tensor.nbytes for parameter in parameters for tensor in parameter.tensors)
+
+
+def _cast_warning(what: str, counts: Mapping[str, int]) -> str:
+    shown = ", ".join(f"{name} ({count})" for name, count in list(counts.items())[:MAX_NAMED])
+    more = f" and {len(counts) - MAX_NAMED} more" if len(counts) > MAX_NAMED else ""
+    return f"values {what} in the cast to the type of their parameter: {shown}{more}"

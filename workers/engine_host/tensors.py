@@ -7,23 +7,27 @@ computed once into a scratch file, one parameter at a time, and is a byte range 
 import mmap
 import os
 import weakref
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import numpy as np
+from cachetools import LRUCache
 
+from app.bindings.cast_losses import CastLosses, counting_losses
 from app.bindings.steps import TransformError
 from app.weights.checkpoint import CheckpointError
 from app.weights.dtypes import DTYPES, numpy_dtype
 from app.weights.dtypes import view as view_buffer
 from app.weights.formats.safetensors import arrange, read_slots
 from workers.channel.messages import BackendError, ParameterSource, TensorFile
+from workers.engine_host.stored_bytes import StoredBytes
 
 Array = np.ndarray[Any, np.dtype[Any]]
 MAX_NAMED = 5
+KEPT_LOSSES = 10_000
 ALIGNMENT = 64  # bytes, a cache line: what vector loads like best
 NAMES = {numpy_dtype(name): name for name in DTYPES}
 
@@ -69,22 +73,41 @@ class ParameterFiles:
 
     def __init__(self, scratch: Path) -> None:
         self._scratch = scratch
+        self._stored = StoredBytes()
         self._made: weakref.WeakValueDictionary[Hashable, StoredValue] = weakref.WeakValueDictionary()
+        self._lost: LRUCache[Hashable, CastLosses] = LRUCache(KEPT_LOSSES)
 
     def locate(
         self, sources: Sequence[ParameterSource], step: Callable[[int, int], None] | None = None
     ) -> dict[str, StoredValue]:
         """Return the value of every parameter by name; `step(done, total)` is told of each one computed.
 
-        Raises BackendError "file_failed" where a file is missing, "weights_unreadable" where it is shorter than it
-        should be, and "transform_failed" where a transform does not fit its tensors.
+        The bytes of the stored tensors are checked meanwhile, see `settle`. Raises BackendError "file_failed" if a file
+        is missing, "weights_unreadable" if it is too short, and "transform_failed" if a transform does not fit its
+        tensors.
         """
-        check_files(tensor for source in sources for tensor in source.tensors)
+        self._stored.begin(sources)
         values = {source.name: value for source in sources if (value := _direct(source) or self._known(source))}
         missing = [source for source in sources if source.name not in values]
         if missing:
             values |= self._make(missing, step or _ignore)
         return values
+
+    def losses(self, sources: Sequence[ParameterSource]) -> dict[str, CastLosses]:
+        """Return what casts lost, by parameter, as far as the parameters' values were computed in this process."""
+        return {source.name: lost for source in sources if (lost := self._lost.get(source.content)) is not None}
+
+    def settle(self) -> None:
+        """Wait until the bytes of all tensors that values were made of are checked.
+
+        Raises BackendError "weights_damaged" if some are not those that were uploaded. Nothing that was made since the
+        last call may be used then.
+        """
+        try:
+            self._stored.settle()
+        except BackendError:
+            self._made.clear()
+            raise
 
     def _known(self, source: ParameterSource) -> StoredValue | None:
         return self._made.get(source.content)
@@ -94,11 +117,18 @@ class ParameterFiles:
         values = {}
         for index, source in enumerate(sources):
             step(index, len(sources))
-            value = self._known(source) or scratch.append(_compute(source, files), source.binding.dtype)
+            value = self._known(source) or scratch.append(self._computed(source, files), source.binding.dtype)
             self._made[source.content] = value
             values[source.name] = value
         scratch.close()
         return values
+
+    def _computed(self, source: ParameterSource, files: "MappedFiles") -> Array:
+        with counting_losses() as losses:
+            array = _compute(source, files)
+        if losses:
+            self._lost[source.content] = losses
+        return array
 
 
 class MappedFiles:
@@ -118,26 +148,6 @@ class MappedFiles:
             with Path(path).open("rb") as file:
                 self._maps[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return self._maps[path]
-
-
-def check_files(tensors: Iterable[TensorFile]) -> None:
-    """Raise BackendError "file_failed" where a file is missing, "weights_unreadable" where it is too short.
-
-    A mapped file that is too short kills the process that reads past its end, so this comes first.
-    """
-    ends: dict[str, int] = {}
-    for tensor in tensors:
-        ends[tensor.path] = max(ends.get(tensor.path, 0), tensor.offset + tensor.nbytes)
-    for path, end in ends.items():
-        try:
-            size = Path(path).stat().st_size
-        except OSError as error:
-            raise BackendError("file_failed", f"{path}: {error.strerror}") from error  # a copy is fetched again
-        if size < end:
-            raise BackendError("weights_unreadable", f"{path} has {size} bytes, {end} are needed. {_UPLOAD}")
-
-
-_UPLOAD = "The artifact store lost or damaged it; upload the file again."
 
 
 def raw(array: Array) -> Array:

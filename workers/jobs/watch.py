@@ -9,10 +9,11 @@ from typing import ParamSpec, TypeVar
 import structlog
 
 from app.database import DATABASE_DOWN
+from app.errors import Unavailable
 from app.jobs import lease
 from app.jobs.lease import CancelAsked, Claim
 from app.jobs.state import State
-from workers.channel.messages import Message, Outcome, PlanWritten, Request
+from workers.channel.messages import DamagedFile, Message, Outcome, PlanWritten, Request
 from workers.jobs.faults import DeadlineExceeded, ShuttingDown
 from workers.jobs.news import News
 from workers.jobs.worker import Worker
@@ -62,10 +63,23 @@ class Watch:
             else:
                 self.news.hear(message)
 
-        outcome = self._worker.host.call(request, on_message=hear, tick=self.tick, tick_s=TICK_S)
+        try:
+            outcome = self._worker.host.call(request, on_message=hear, tick=self.tick, tick_s=TICK_S)
+        except DamagedFile as error:
+            self._discard(error)
+            raise
         if not isinstance(outcome, expected):
             raise TypeError(f"the engine host answered {type(request).__name__} with {type(outcome).__name__}")
         return outcome
+
+    def _discard(self, damaged: DamagedFile) -> None:
+        """Remove a damaged copy; Unavailable if there was one, because the next attempt fetches it again."""
+        digest = f"sha256:{Path(damaged.path).name}"
+        if self._worker.store.discard_copy(digest):
+            raise Unavailable(
+                f"The copy of {digest} on this machine was damaged and is removed. The next attempt fetches it again.",
+                code="copy_damaged",
+            ) from damaged
 
     def during(self, action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run an action that moves artifacts, in a thread; if the job has to stop, the thread is left to end by itself.

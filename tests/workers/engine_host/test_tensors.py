@@ -11,6 +11,7 @@ from app.bindings.report import ParameterBinding
 from app.bindings.transforms import Cast, Concat, Transpose
 from tests.workers.networks import checkpoint
 from workers.channel.messages import BackendError, ParameterSource, TensorFile
+from workers.engine_host import stored_bytes
 from workers.engine_host.tensors import Array, MappedFiles, ParameterFiles, read_tensors, write_tensors
 
 
@@ -110,3 +111,45 @@ def test_inputs_of_a_foreign_dtype_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match="x is C64") as error:
         read_tensors(str(tmp_path / "in"))
     assert error.value.code == "bad_inputs"
+
+
+def test_only_tensors_that_are_used_are_checked_and_each_only_once(
+    tensors: dict[str, TensorFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digested = []
+
+    def digest(tensor: TensorFile, _opened: object) -> str:
+        digested.append(tensor)
+        return tensor.blake3
+
+    monkeypatch.setattr(stored_bytes, "_digest", digest)
+    a, b = (ParameterSource(ParameterBinding("p", "F32", (3, 2), (name,)), (tensors[name],)) for name in "ab")
+    files = ParameterFiles(tmp_path / "scratch")
+
+    for sources in ([a], [a], [a, b]):
+        files.locate(sources)
+        files.settle()
+    assert digested == [tensors["a"], tensors["b"]]
+
+    Path(tensors["a"].path).touch()
+    files.locate([a])
+    files.settle()
+    assert digested == [tensors["a"], tensors["b"], tensors["a"]]
+
+
+def test_what_was_computed_of_a_damaged_tensor_is_forgotten(tensors: dict[str, TensorFile], tmp_path: Path) -> None:
+    path, content = Path(tensors["a"].path), Path(tensors["a"].path).read_bytes()
+    source = ParameterSource(ParameterBinding("t", "F32", (2, 3), ("a",), (Transpose((1, 0)),)), (tensors["a"],))
+    files = ParameterFiles(tmp_path / "scratch")
+    path.write_bytes(content[: tensors["a"].offset] + b"\1" * 24 + content[tensors["a"].offset + 24 :])
+    damaged = files.locate([source])["t"]
+    with pytest.raises(
+        BackendError, match=f"weights_damaged: The bytes of the tensor a in the file sha256:{path.name}"
+    ):
+        files.settle()
+
+    path.write_bytes(content)
+    found = files.locate([source])["t"]
+    files.settle()
+    assert found is not damaged
+    np.testing.assert_array_equal(MappedFiles().view(found), MappedFiles().view(tensors["a"]).T)

@@ -24,6 +24,7 @@ from tests.workers.service import Service, service_with
 from tests.workers.weight_holding import OFFERED, HeldWeights, HostInProcess
 from workers.channel.messages import Build, Request
 from workers.engine_host.backends.base import Arrays
+from workers.jobs.attempt import run_job
 from workers.jobs.worker import Worker
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -115,3 +116,21 @@ def test_a_plan_that_the_cache_has_no_room_for_is_published_and_not_fetched_agai
     plan = net.engines()[0]["plan_digest"]
     assert store.size(plan) is not None
     assert plan not in fetched
+
+
+def test_a_damaged_copy_of_weights_is_fetched_again_by_the_next_attempt(
+    client: TestClient, worker: Worker, store: RemoteStore, tmp_path: Path
+) -> None:
+    network = perceptron(tmp_path / "network.onnx")
+    net = service_with(client, worker, network, network.weights(seed=1))
+    digest = net.client.get("/v1/models/net/weights/1/tensors").json()["data"][0]["blob"]
+    copy = store.local_path(digest)
+    content = bytearray(copy.read_bytes())
+    content[-1] ^= 1
+    copy.chmod(0o644)
+    copy.write_bytes(content)
+
+    build = net.do("/builds", {"definition": 1, "weights": 1})
+    assert (build["state"], copy.exists()) == ("queued", False)
+    run_job(net.worker, build["id"])
+    assert net.job(build["id"])["state"] == "succeeded"
