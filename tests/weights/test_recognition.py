@@ -39,7 +39,7 @@ def test_a_safetensors_file_is_recognised() -> None:
     assert [(slot.name, slot.shape) for slot in read_slots(reader(RAW), len(RAW))] == [("x", (3,))]
 
 
-@pytest.mark.parametrize("raw", [b"\xff" * 40, b"plain and no more"])
+@pytest.mark.parametrize("raw", [b"\xff" * 40, b"\x00\x01\xfe plain no more"])
 def test_an_unknown_file_is_told_its_first_bytes_and_what_is_read(raw: bytes) -> None:
     with pytest.raises(CheckpointError) as error:
         read_slots(reader(raw), len(raw))

@@ -99,15 +99,15 @@ def test_a_model_of_audio_is_verified_with_as_many_samples_as_it_takes(
 def test_what_no_guess_satisfies_says_how_to_give_shapes_or_inputs(
     client: TestClient, worker: Worker, tmp_path: Path
 ) -> None:
-    net = audio(client, worker, tmp_path, 441)
+    net = audio(client, worker, tmp_path, 443)
     job = net.do("/builds", BUILD)
     assert (job["state"], job["error"]["code"]) == ("failed", "verification_impossible")
     for words in ("guess", "x [2, 16]", '"profiles"', '"verify": {"inputs"', "x F32['batch', 'samples']"):
         assert words in job["error"]["detail"]
 
-    profile = {"x": {"min": [1, 441], "opt": [1, 441], "max": [1, 882]}}
+    profile = {"x": {"min": [1, 443], "opt": [1, 443], "max": [1, 886]}}
     assert net.result("/builds", BUILD | {"profiles": [profile]})["engine"] == 1
-    given = {"inputs": net.upload(save({"x": np.ones((1, 882), np.float32)}))}
+    given = {"inputs": net.upload(save({"x": np.ones((1, 886), np.float32)}))}
     assert net.result("/builds", BUILD | {"verify": given})["engine"] == 2
     assert verification(net, 2)["asked"]["inputs"] == given["inputs"]
 
@@ -115,7 +115,7 @@ def test_what_no_guess_satisfies_says_how_to_give_shapes_or_inputs(
 def test_an_engine_is_published_unverified_if_the_request_allows_it(
     client: TestClient, worker: Worker, tmp_path: Path
 ) -> None:
-    net = audio(client, worker, tmp_path, 441)
+    net = audio(client, worker, tmp_path, 443)
     net.result("/builds", BUILD | {"verify": {"if_impossible": "publish"}})
     found = verification(net)
     assert (found["ok"], found["outputs"]) == (None, {})
