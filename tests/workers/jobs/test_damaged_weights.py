@@ -1,31 +1,15 @@
 """Weights that were damaged while they lay in the store: no engine is made of them, and an upload replaces them."""
 
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
-from fastapi.testclient import TestClient
 from safetensors.numpy import save
 
 from app.artifacts.local import LocalStore
 from app.settings import Settings
-from tests.workers.networks import Network, perceptron
-from tests.workers.service import Array, Service, computed, service_with
-from workers.jobs.worker import Worker
-
-
-@pytest.fixture
-def network(tmp_path: Path) -> Network:
-    return perceptron(tmp_path / "network.onnx")
-
-
-@pytest.fixture
-def net(client: TestClient, worker: Worker, network: Network) -> Service:
-    """A service with definition 1, weights 1 and engine 1 of them."""
-    net = service_with(client, worker, network, network.weights(seed=1))
-    net.result("/builds", {"definition": 1, "weights": 1})
-    return net
+from tests.workers.networks import Network
+from tests.workers.service import Array, Service, computed
 
 
 @pytest.fixture

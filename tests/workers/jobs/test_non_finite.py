@@ -1,7 +1,5 @@
 """NaN and infinities of weights: counted at the upload, named by the report, refused unless they are allowed."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import sqlalchemy as sa
@@ -10,24 +8,11 @@ from safetensors.numpy import save
 
 from app.database import Database
 from app.weights.schemas import MAX_NON_FINITE
-from tests.workers.networks import Network, perceptron
+from tests.workers.networks import Network
 from tests.workers.service import Array, Service, service_with
 from workers.jobs.worker import Worker
 
 NAN = "1.bias"  # of the last layer, so that most outputs stay finite
-
-
-@pytest.fixture
-def network(tmp_path: Path) -> Network:
-    return perceptron(tmp_path / "network.onnx")
-
-
-@pytest.fixture
-def net(client: TestClient, worker: Worker, network: Network) -> Service:
-    """A service with definition 1, weights 1 and engine 1 of them."""
-    net = service_with(client, worker, network, network.weights(seed=1))
-    net.result("/builds", {"definition": 1, "weights": 1})
-    return net
 
 
 @pytest.fixture

@@ -1,33 +1,17 @@
 """Checkpoints that do not bind as they are: the proposed rules, refits by them, and what the engines then compute."""
 
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
-from fastapi.testclient import TestClient
 from safetensors.numpy import save
 
-from tests.workers.networks import Network, Weights, perceptron
-from tests.workers.service import Service, computed, service_with
-from workers.jobs.worker import Worker
+from tests.workers.networks import Network, Weights
+from tests.workers.service import Service, computed
 
 Array = np.ndarray[Any, np.dtype[Any]]
 F8 = ml_dtypes.float8_e4m3fn
-
-
-@pytest.fixture
-def network(tmp_path: Path) -> Network:
-    return perceptron(tmp_path / "network.onnx")
-
-
-@pytest.fixture
-def net(client: TestClient, worker: Worker, network: Network) -> Service:
-    """A service with definition 1, weights 1, and engine 1 of them."""
-    net = service_with(client, worker, network, network.weights(seed=1))
-    net.result("/builds", {"definition": 1, "weights": 1})
-    return net
 
 
 @pytest.fixture
