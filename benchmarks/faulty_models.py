@@ -82,13 +82,14 @@ def _constructed(name: str, task: Mapping[str, Any], folder: Path) -> dict[str, 
 
 
 def _model(name: str, made: Mapping[str, Any], folder: Path, weights: Path) -> Model:
-    tensors = _tensors(weights)
+    tensors = tensors_of(weights)
     files = {one.name: tensors[one.name] for one in map(Parameter.from_json, made["parameters"])}
     inputs = tuple(InputSpec.from_json(item) for item in made["inputs"])
     return Model(name, str(folder / f"{name}.onnx"), inputs, files)
 
 
-def _tensors(path: Path) -> dict[str, TensorFile]:
+def tensors_of(path: Path) -> dict[str, TensorFile]:
+    """Return where each tensor of a safetensors file lies, by name."""
     with path.open("rb") as file:
         size = path.stat().st_size
         slots = read_slots(lambda offset, length: os.pread(file.fileno(), length, offset), size)

@@ -44,6 +44,12 @@ def serialize(model: ModelProto) -> bytes:
     return data
 
 
+def opset_of(model: ModelProto) -> int:
+    """Return a definition's version of ONNX's own operators."""
+    version: int = next(entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"})
+    return version
+
+
 def parameters_of(model: ModelProto) -> dict[str, TensorProto]:
     """Return the initializers without values, by name."""
     return {tensor.name: tensor for tensor in model.graph.initializer if tensor.data_location == TensorProto.EXTERNAL}

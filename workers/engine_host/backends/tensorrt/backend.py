@@ -12,11 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from onnx import ModelProto
+
+from app.definitions.profiles import Profile
 from workers.channel.messages import (
     BackendError,
     Build,
     Built,
     EngineFile,
+    LogLine,
     Materialised,
     MergeTimings,
     ParameterSource,
@@ -37,6 +41,7 @@ from workers.engine_host.backends.tensorrt.engine import TensorrtEngine
 from workers.engine_host.backends.tensorrt.layout import Layout, lay_out
 from workers.engine_host.backends.tensorrt.library import NAME, trt
 from workers.engine_host.backends.tensorrt.log import process_log
+from workers.engine_host.backends.tensorrt.normalised import NormalisedLayout, normalised_layout
 from workers.engine_host.backends.tensorrt.offer import Gpu, offered
 from workers.engine_host.backends.tensorrt.plan_file import mapped_plan, write_plan, writing_plan
 from workers.engine_host.tensors import ParameterFiles
@@ -68,18 +73,21 @@ class TensorrtBackend:
         self._log.attach(report)
         watch = Stopwatch(report)
         options = settled(request.options, self.offered.capabilities)
-        layout = _layout(request.definition, options)
+        definition = _definition(request.definition)
+        layout = lay_out(definition, options["refit_layout"])
+        with watch.phase("normalise"):
+            normal = self._normalised(definition, layout, request.profiles, options, report)
         with watch.phase("map"):
             values = self._files.locate(request.parameters, _stepping(report))
         with tempfile.TemporaryDirectory(prefix="graph-", dir=self._scratch) as folder:
-            path = graph.write(layout, values, Path(folder))
+            path = graph.write(normal.layout, values, Path(folder))
             with watch.phase("compile"), small_pages():
                 plan = self._compiler.compile(
                     path,
                     request.profiles,
                     options,
                     half=layout.holds("F16"),
-                    refittable=layout.slots_of(options["refit"]) if isinstance(options["refit"], list) else (),
+                    refittable=_marked(options["refit"], layout, normal.layout),
                     timing_cache=Path(request.timing_cache) if request.timing_cache else None,
                 )
         del values
@@ -94,7 +102,7 @@ class TensorrtBackend:
             plan_digest=digest,
             nbytes=nbytes,
             platform=self._platform(options),
-            facts=self._facts(layout, options, engine),
+            facts=self._facts(layout, options, engine) | {"rewrites": [one.to_json() for one in normal.rewrites]},
             timings=watch.seconds,
             backend_version=self._can.version,
             timing_cache=self._written_timings(request),
@@ -156,6 +164,24 @@ class TensorrtBackend:
         self._log.attach(report)
         builder = trt.Builder(self._log)
         self._compiler.timings.merge(builder.create_builder_config(), request.caches, Path(request.merged))
+
+    def _normalised(
+        self,
+        definition: ModelProto,
+        layout: Layout,
+        profiles: Sequence[Profile],
+        options: Mapping[str, Any],
+        report: Report,
+    ) -> NormalisedLayout:
+        """Return the layout to compile, and tell how it differs from the definition's own."""
+        normal = normalised_layout(
+            definition, layout, profiles, refit_layout=options["refit_layout"], opset=self._can.opset
+        )
+        if normal.kept_because:
+            report(LogLine("warning", f"the definition is compiled as it is: {normal.kept_because}"))
+        for rewrite in normal.rewrites:
+            report(LogLine("info", rewrite.text))
+        return normal
 
     def _load_compiled(
         self,
@@ -228,8 +254,20 @@ class TensorrtBackend:
         return str(path) if self._compiler.timings.write(path) else None
 
 
+def _definition(path: str) -> ModelProto:
+    return onnx_graph.parse(Path(path).read_bytes())
+
+
 def _layout(definition: str, options: Mapping[str, Any]) -> Layout:
-    return lay_out(onnx_graph.parse(Path(definition).read_bytes()), options["refit_layout"])
+    return lay_out(_definition(definition), options["refit_layout"])
+
+
+def _marked(wanted: str | Sequence[str], layout: Layout, compiled: Layout) -> Sequence[str]:
+    """Return the slots to keep refittable if the option `refit` is a list; some may be in a branch never taken."""
+    if isinstance(wanted, str):
+        return ()
+    kept = {slot.name for slot in compiled.slots}
+    return [name for name in layout.slots_of(wanted) if name in kept]
 
 
 def _write(serialized: trt.IHostMemory, plan: str, timings: Mapping[str, float]) -> Materialised:

@@ -26,6 +26,8 @@ FAULTS: Mapping[str, Mapping[str, str]] = {
     },
 }
 
+PARSED_OPSETS = {"8.": 17}  # the newest opset of each release's parser, from docs/operators.md of onnx-tensorrt
+NEWEST_OPSET = 20  # of the parsers since TensorRT 10.0
 
 MEANINGS: Mapping[str, str] = {  # of the build options
     "refit": "Parameters that refits can change: all, none, or where lists are taken names and patterns (RE2).",
@@ -52,12 +54,13 @@ MEANINGS: Mapping[str, str] = {  # of the build options
 class Capabilities:
     """What one release of TensorRT has, by the names of its own API.
 
-    `targets` are the compute capabilities that it compiles for without such a GPU; only TensorRT-RTX has any.
-    TensorRT-RTX also takes levels of compatibility with other GPUs and versions, and timing caches, but ignores them.
-    So here it has none of these.
+    `opset` is the newest version of ONNX's operators that the parser knows. `targets` are the compute capabilities that
+    it compiles for without such a GPU; only TensorRT-RTX has any. TensorRT-RTX also takes levels of compatibility with
+    other GPUs and versions, and timing caches, but ignores them. So here it has none of these.
     """
 
     version: str
+    opset: int
     explicit_batch: bool
     strongly_typed: bool
     fp16_flag: bool
@@ -116,6 +119,9 @@ def capabilities(library: Any = trt) -> Capabilities:  # noqa: ANN401 - a module
     targets = tuple(name for name in _members(library, "ComputeCapability") if name.startswith("SM"))
     return Capabilities(
         version=library.__version__,
+        opset=next(
+            (opset for start, opset in PARSED_OPSETS.items() if library.__version__.startswith(start)), NEWEST_OPSET
+        ),
         explicit_batch="EXPLICIT_BATCH" in _members(library, "NetworkDefinitionCreationFlag"),
         strongly_typed="STRONGLY_TYPED" in _members(library, "NetworkDefinitionCreationFlag"),
         fp16_flag="FP16" in flags,
@@ -262,6 +268,10 @@ def default_target(can: Capabilities) -> str:
 
 def _members(library: Any, enum: str) -> tuple[str, ...]:  # noqa: ANN401 - a module
     return tuple(getattr(getattr(library, enum, None), "__members__", {}))
+
+
+def _parsed_opset(version: str) -> int:
+    return next((opset for start, opset in PARSED_OPSETS.items() if version.startswith(start)), NEWEST_OPSET)
 
 
 def _faults(version: str) -> dict[str, str]:

@@ -7,6 +7,7 @@ from onnx import ModelProto, NodeProto, TensorProto
 
 from app.definitions.graph_walk import reads
 from app.definitions.tensor_data import DTYPE_NAMES, external_tensor
+from workers.engine_host import onnx_graph
 from workers.engine_host.backends.tensorrt.slots import Slot, Type
 
 
@@ -21,7 +22,7 @@ class Draft:
         self.model = ModelProto()
         self.model.CopyFrom(definition)
         self.graph = self.model.graph
-        self.opset = next(entry.version for entry in self.model.opset_import if entry.domain in {"", "ai.onnx"})
+        self.opset = onnx_graph.opset_of(definition)
         self.parameters: dict[str, TensorProto] = {}
         self.constants: list[TensorProto] = []
         for tensor in self.graph.initializer:

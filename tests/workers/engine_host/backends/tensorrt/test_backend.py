@@ -70,8 +70,9 @@ def test_a_build_writes_a_plan_and_tells_what_it_is(workshop: Workshop, request_
         "refit_layout": "plain",
         "slots": 4,
         "refittable": False,
+        "rewrites": [],
     }
-    assert set(built.timings) == {"map", "compile", "write"}
+    assert set(built.timings) == {"normalise", "map", "compile", "write"}
 
 
 def test_the_compiler_gets_small_pages_and_nothing_after_it(

@@ -1,0 +1,59 @@
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnx import numpy_helper
+
+from tests.workers.engine_host.normaliser.graphs import computed, graph, operators, profile
+from workers.engine_host.normaliser.normalise import normalise
+
+X = np.random.default_rng(5).standard_normal((1, 4, 1)).astype(np.float32)
+
+
+@pytest.mark.parametrize("opset", [11, 13, 17])
+def test_a_squeeze_names_the_axes_that_are_one_in_every_shape(opset: int) -> None:
+    model = graph("agraph (float[a, n, c] x) => (float[m] y) { y = Squeeze(x) }", opset=opset)
+    normal = normalise(model, [profile(x=([1, 2, 1], [1, 9, 1]))], opset=17)
+    (node,) = ir.from_proto(normal.model).graph.all_nodes() if opset < 13 else [None]
+
+    assert [one.kind for one in normal.rewrites] == ["axes_named"]
+    if node is not None:
+        assert node.attributes["axes"].value == (0, 2)
+    np.testing.assert_array_equal(computed(normal.model, {"x": X}), computed(model, {"x": X}))
+
+
+def test_a_squeeze_whose_axes_depend_on_the_run_is_left_alone() -> None:
+    model = graph("agraph (float[a, n] x) => (float[m] y) { y = Squeeze(x) }")
+
+    assert normalise(model, [profile(x=([1, 1], [1, 9]))], opset=17).rewrites == ()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "kept"), [(-np.inf, np.inf, 1), (0, np.inf, 2), (-np.inf, 6, 3), (np.finfo(np.float32).min, 6, 3)]
+)
+def test_a_bound_that_bounds_nothing_is_left_out(low: float, high: float, kept: int) -> None:
+    model = graph("agraph (float[n, c, d] x) => (float[n, c, d] y) { y = Clip(x, low, high) }")
+    for name, value in (("low", low), ("high", high)):
+        model.graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), name))
+    normal = normalise(model, [], opset=17)
+    (clip,) = normal.model.graph.node
+
+    assert [one.kind for one in normal.rewrites] == ["bound_dropped"]
+    assert len(clip.input) == kept
+    np.testing.assert_array_equal(computed(normal.model, {"x": X}), computed(model, {"x": X}))
+
+
+def test_finite_bounds_stay() -> None:
+    model = graph("agraph (float[n] x) => (float[n] y) { y = Clip<min = 0.0, max = 6.0>(x) }", opset=10)
+
+    assert normalise(model, [], opset=17).rewrites == ()
+
+
+def test_a_bound_among_attributes_is_left_out() -> None:
+    model = graph(
+        "agraph (float[n, c, d] x) => (float[n, c, d] y) { y = Clip<min = 0.0, max = 3.4028235e38>(x) }", opset=10
+    )
+    normal = normalise(model, [], opset=17)
+
+    assert [one.name for one in normal.model.graph.node[0].attribute] == ["min"]
+    assert operators(normal.model) == ["Clip"]
+    np.testing.assert_array_equal(computed(normal.model, {"x": X}), computed(model, {"x": X}))
