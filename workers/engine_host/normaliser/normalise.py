@@ -14,7 +14,16 @@ from app.definitions.profiles import Profile
 from workers.engine_host import onnx_graph
 from workers.engine_host.normaliser import opsets
 from workers.engine_host.normaliser.ranges import Interval, Ranges, fix_known_numbers
-from workers.engine_host.normaliser.rewrites import constant_of, drop_infinite_bounds, name_of, name_squeezed_axes
+from workers.engine_host.normaliser.rewrites import (
+    constant_of,
+    crop_by_slices,
+    drop_infinite_bounds,
+    keep_constants_in_branches,
+    name_of,
+    name_squeezed_axes,
+    slice_whole_shapes,
+    type_exponents,
+)
 
 MAX_ROUNDS = 8  # a branch that is taken may hold the next one
 MAX_FOLDED_ELEMENTS = 1 << 18
@@ -26,7 +35,10 @@ MEANINGS = {  # of the kinds of rewrites
     "number_known": "is the same for all shapes of the profiles",
     "axes_named": "names the axes that it squeezes",
     "bound_dropped": "lost a bound that bounds nothing",
+    "exponent_typed": "has an exponent of its base's type",
     "opset_lowered": "brought back to an older opset",
+    "shape_sliced": "takes its part of a shape by a Slice",
+    "crop_sliced": "crops by a Slice",
 }
 _LIFTING = passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)
 
@@ -81,12 +93,16 @@ def normalise(definition: ModelProto, profiles: Sequence[Profile], *, opset: int
         notes.take("number_known", fix_known_numbers(model.graph, Ranges(sizes)))
         notes.take("axes_named", name_squeezed_axes(model.graph, Ranges(sizes), opsets.opset_of(model)))
         notes.take("bound_dropped", drop_infinite_bounds(model.graph))
+        notes.take("exponent_typed", type_exponents(model.graph))
         if not modified and len(notes) == before:
             break
     model, lowered = opsets.lower(model, opset, Ranges(sizes))
     notes.take("opset_lowered", lowered)
+    notes.take("shape_sliced", slice_whole_shapes(model.graph))
+    notes.take("crop_sliced", crop_by_slices(model.graph))
     if not notes and opsets.opset_of(model) == onnx_graph.opset_of(definition):
         return Normalised(definition, ())
+    keep_constants_in_branches(model.graph)
     passes.RemoveUnusedNodesPass()(model)
     return Normalised(_restored(ir.to_proto(model), definition), notes.rewrites)
 

@@ -9,9 +9,10 @@ import numpy as np
 import onnx_ir as ir
 
 from workers.engine_host.normaliser.ranges import Ranges
+from workers.engine_host.tensors import Array
 
 AXES_AS_INPUT = 13  # the opset from which Squeeze takes its axes as an input
-BOUNDS_AS_INPUTS = 11  # the opset from which Clip takes its bounds as inputs
+FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE}
 
 
 def name_squeezed_axes(graph: ir.Graph, ranges: Ranges, opset: int) -> Iterator[str]:
@@ -49,7 +50,88 @@ def drop_infinite_bounds(graph: ir.Graph) -> Iterator[str]:
             yield name_of(node)
 
 
-def constant_before(node: ir.Node, what: str, array: "np.ndarray[tuple[int, ...], np.dtype[np.generic]]") -> ir.Value:
+def slice_whole_shapes(graph: ir.Graph) -> Iterator[str]:
+    """Take a part of a shape by a Slice of the whole: not every parser knows the attributes that name the part."""
+    for node in _nodes(graph, "Shape"):
+        start, end = (node.attributes.get_int(name, None) for name in ("start", "end"))
+        if not start and end is None:
+            continue
+        node.attributes.pop("start", None)
+        node.attributes.pop("end", None)
+        bounds = (start or 0, np.iinfo(np.int64).max if end is None else end)
+        _slice_behind(node, [0], [bounds[0]], [bounds[1]])
+        yield name_of(node)
+
+
+def crop_by_slices(graph: ir.Graph) -> Iterator[str]:
+    """Let a Pad only add, and a Slice behind it take away what negative pads would."""
+    for node in _nodes(graph, "Pad"):
+        pads = constant_of(node, 1)
+        if pads is None or _given(node, 3) is not None or not (pads < 0).any():
+            continue
+        before, after = pads.reshape(2, -1)
+        axes = [axis for axis in range(before.size) if before[axis] < 0 or after[axis] < 0]
+        node.replace_input_with(1, constant_before(node, "pads", np.maximum(pads, 0)))
+        starts = [max(-int(before[axis]), 0) for axis in axes]
+        ends = [int(after[axis]) if after[axis] < 0 else np.iinfo(np.int64).max for axis in axes]
+        _slice_behind(node, axes, starts, ends)
+        yield name_of(node)
+
+
+def type_exponents(graph: ir.Graph) -> Iterator[str]:
+    """Give a Pow a constant exponent of its base's own type, if that says the same."""
+    for node in _nodes(graph, "Pow"):
+        base, exponent = node.inputs[0], constant_of(node, 1)
+        if base is None or base.dtype is None or exponent is None or base.dtype not in FLOATS:
+            continue
+        typed = exponent.astype(base.dtype.numpy())
+        if typed.dtype != exponent.dtype and (typed.astype(exponent.dtype) == exponent).all():
+            node.replace_input_with(1, constant_before(node, "exponent", typed))
+            yield name_of(node)
+
+
+def keep_constants_in_branches(graph: ir.Graph) -> None:
+    """Make the initializers of branches Constant nodes again: not every parser reads initializers of inner graphs."""
+    for inner in list(graph.subgraphs()):
+        for name, value in list(inner.initializers.items()):
+            tensor = value.const_value
+            if tensor is None:
+                continue
+            constant = ir.node("Constant", [], {"value": tensor}, name=f"{name}.constant")
+            made = constant.outputs[0]
+            inner.initializers.pop(name)
+            made.name, made.const_value, made.dtype, made.shape = name, tensor, tensor.dtype, value.shape
+            first = next(iter(inner), None)
+            if first is None:
+                inner.append(constant)
+            else:
+                inner.insert_before(first, [constant])
+            ir.convenience.replace_all_uses_with(value, made, replace_graph_outputs=True)
+
+
+def _slice_behind(node: ir.Node, axes: list[int], starts: list[int], ends: list[int]) -> None:
+    """Put a Slice behind a node, whose output becomes the Slice's."""
+    whole = node.outputs[0]
+    bounds = [
+        constant_before(node, what, np.array(values, np.int64))
+        for what, values in (("starts", starts), ("ends", ends), ("axes", axes))
+    ]
+    part = ir.node("Slice", [whole, *bounds], name=f"{name_of(node)}.part")
+    sliced = part.outputs[0]
+    sliced.shape = whole.shape
+    if whole.dtype is not None:
+        sliced.dtype = whole.dtype
+    graph = node.graph
+    if graph is None:
+        raise ValueError(f"{name_of(node)} is in no graph")
+    ir.convenience.replace_all_uses_with(whole, sliced, replace_graph_outputs=True)
+    part.replace_input_with(0, whole)
+    sliced.name, whole.name = whole.name, f"{whole.name}.whole"
+    whole.shape = None
+    graph.insert_after(node, [part])
+
+
+def constant_before(node: ir.Node, what: str, array: Array) -> ir.Value:
     """Put a Constant in front of a node, and return its value."""
     tensor = ir.tensor(array)
     constant = ir.node("Constant", [], {"value": tensor}, name=f"{name_of(node)}.{what}")
@@ -63,7 +145,7 @@ def constant_before(node: ir.Node, what: str, array: "np.ndarray[tuple[int, ...]
     return value
 
 
-def constant_of(node: ir.Node, position: int) -> "np.ndarray[tuple[int, ...], np.dtype[np.generic]] | None":
+def constant_of(node: ir.Node, position: int) -> Array | None:
     """Return the value of an input that is a constant, else None."""
     value = _given(node, position)
     return None if value is None or value.const_value is None else value.const_value.numpy()

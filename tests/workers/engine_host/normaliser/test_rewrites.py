@@ -57,3 +57,53 @@ def test_a_bound_among_attributes_is_left_out() -> None:
     assert [one.name for one in normal.model.graph.node[0].attribute] == ["min"]
     assert operators(normal.model) == ["Clip"]
     np.testing.assert_array_equal(computed(normal.model, {"x": X}), computed(model, {"x": X}))
+
+
+@pytest.mark.parametrize("part", ["start = 1", "start = -2, end = 3", "end = 2", "start = 1, end = -1"])
+def test_a_part_of_a_shape_is_sliced_from_the_whole(part: str) -> None:
+    model = graph(f"agraph (float[n, c, d] x) => (int64[k] y) {{ y = Shape<{part}>(x) }}")
+    normal = normalise(model, [], opset=17)
+
+    assert operators(normal.model) == ["Shape", "Slice"]
+    assert not any(node.attribute for node in normal.model.graph.node if node.op_type == "Shape")
+    np.testing.assert_array_equal(computed(normal.model, {"x": X}), computed(model, {"x": X}))
+
+
+@pytest.mark.parametrize("mode", ["constant", "edge", "reflect"])
+@pytest.mark.parametrize("pads", [[0, 1, 0, 0, -1, 0], [0, -1, 1, 0, -2, 1], [0, 2, 0, 0, -1, 0]])
+def test_a_pad_that_takes_away_is_a_pad_and_a_slice(mode: str, pads: list[int]) -> None:
+    model = graph(f'agraph (float[n, c, d] x) => (float[a, b, e] y) {{ y = Pad<mode = "{mode}">(x, pads) }}')
+    model.graph.initializer.append(numpy_helper.from_array(np.array(pads), "pads"))
+    x = np.random.default_rng(6).random((1, 4, 3)).astype(np.float32)
+    normal = normalise(model, [], opset=17)
+
+    assert operators(normal.model) == ["Pad", "Slice"]
+    np.testing.assert_array_equal(computed(normal.model, {"x": x}), computed(model, {"x": x}))
+
+
+def test_an_exponent_has_the_type_of_its_base() -> None:
+    model = graph("agraph (float[n, c, d] x) => (float[n, c, d] y) { y = Pow(x, two) }")
+    model.graph.initializer.append(numpy_helper.from_array(np.array(2, np.int64), "two"))
+    normal = normalise(model, [], opset=17)
+
+    assert [one.kind for one in normal.rewrites] == ["exponent_typed"]
+    np.testing.assert_array_equal(computed(normal.model, {"x": X}), computed(model, {"x": X}))
+
+
+def test_constants_of_branches_stay_in_their_branches_as_nodes() -> None:
+    text = """
+    agraph (bool b, float[n] x) => (float[n] y) {
+        two = Add(one, one)
+        y = If(b) <
+            then_branch = yes () => (p) { c = Constant<value = float {3.0}>() d = Add(c, two) p = Mul(x, d) },
+            else_branch = no () => (q) { q = Identity(x) }
+        >
+    }"""
+    model = graph(text)
+    model.graph.initializer.append(numpy_helper.from_array(np.array(1, np.float32), "one"))
+    normal = normalise(model, [], opset=17)
+    (branching,) = [node for node in normal.model.graph.node if node.op_type == "If"]
+    inputs = {"b": np.ones((), np.bool_), "x": np.ones(3, np.float32)}
+
+    assert not any(attribute.g.initializer for attribute in branching.attribute)
+    np.testing.assert_array_equal(computed(normal.model, inputs), computed(model, inputs))
