@@ -14,6 +14,8 @@ from app.artifacts.router import router as artifacts_router
 from app.artifacts.store import open_store
 from app.backends import backend_names
 from app.bindings.router import router as bindings_router
+from app.children.children import MODULES, Children
+from app.children.fork_server import ForkServer
 from app.database import Database
 from app.definitions.router import router as definitions_router
 from app.definitions.weights_router import router as new_weights_router
@@ -80,6 +82,7 @@ def _compose(app: FastAPI, settings: Settings) -> None:
     state.settings = settings
     state.database = Database(settings.database)
     state.store = open_store(settings)
+    state.children = Children(ForkServer(MODULES), settings.scratch_dir)
     state.announcer = Announcer(url)
     state.listener = Listener(url)
     state.dispatch = Dispatch(JobQueue(settings.broker_url), state.announcer)
@@ -93,6 +96,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     remove_abandoned(app.state.settings.scratch_dir)
     async with app.state.listener.running():
         yield
+    app.state.children.server.close()
     app.state.dispatch.close()
     app.state.announcer.close()
     app.state.database.dispose()

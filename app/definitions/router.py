@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Response
 
 from app.artifacts.dependencies import StoreDep
+from app.children.dependencies import ChildrenDep
 from app.definitions import service
 from app.definitions.schemas import DefinitionAnswer, DefinitionRequest, ParameterAnswer
 from app.http.dependencies import DatabaseDep, SessionDep, SettingsDep
@@ -28,19 +29,21 @@ Version = Annotated[Number, Path(description="The number of the definition.")]
         **problems(404, 422, 503),
     },
 )
-def create_definition(
+async def create_definition(
     model: str,
     body: DefinitionRequest,
     database: DatabaseDep,
     store: StoreDep,
     settings: SettingsDep,
+    children: ChildrenDep,
     response: Response,
 ) -> Any:
     """From a family and its Hugging Face config, or from an ONNX file sent with PUT /v1/blobs/<digest>.
 
     An ONNX file is checked under limits and its weights are split off: `weights` is the version they became.
     """
-    created = service.create_definition(database, store, settings, model, body)
+    house = children.definitions
+    created = await house.run(service.create_definition, database, store, settings, house, model, body)
     response.status_code = 201 if created.is_new else 200
     response.headers["Location"] = f"/v1/models/{model}/definitions/{created.definition.version}"
     return DefinitionAnswer.model_validate(created.definition).model_copy(update={"weights": created.weights})

@@ -1,0 +1,89 @@
+"""Room for requests that need children: so many run, so many wait, and the next one is refused at once."""
+
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from threading import BoundedSemaphore, Lock
+from typing import Any, Final, ParamSpec, TypeVar
+
+from anyio import CapacityLimiter, to_thread
+
+from app.children.channel import Answerer, no_answers
+from app.children.fork_server import ForkServer
+from app.children.limits import ChildLimits
+from app.errors import Unavailable
+from app.scratch import scratch_folder
+
+CHILDREN: Final = 2  # of one house at a time
+WAITING: Final = 30  # requests of one house that may wait for a child
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class House:
+    """Requests of one sort. They have threads of their own, so that those which wait keep no other request waiting."""
+
+    def __init__(self, server: ForkServer, scratch: Path, *, children: int = CHILDREN, waiting: int = WAITING) -> None:
+        self._server = server
+        self._scratch = scratch
+        self._children = children
+        self._room = children + waiting
+        self._inside = 0  # changed on the event loop only
+        self._threads = CapacityLimiter(self._room)
+        self._slots = BoundedSemaphore(children)
+        self._lock = Lock()
+        self._shared: dict[Hashable, Future[Any]] = {}
+
+    async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call `work` in a thread of this house; raises Unavailable "busy" at once if the house is full."""
+        if self._inside >= self._room:
+            raise Unavailable(
+                f"{self._children} uploads are being read and {self._room - self._children} requests wait for that. "
+                "Send the request again in a moment.",
+                code="busy",
+            )
+        self._inside += 1
+        try:
+            return await to_thread.run_sync(partial(work, *args, **kwargs), limiter=self._threads)
+        finally:
+            self._inside -= 1
+
+    @contextmanager
+    def folder(self, kind: str) -> Iterator[Path]:
+        """Make a folder for one child, give its absolute path, and remove it when the block ends."""
+        with scratch_folder(self._scratch, kind) as folder:
+            yield folder.resolve()
+
+    def child(
+        self,
+        function: str,
+        task: Mapping[str, Any],
+        limits: ChildLimits,
+        directory: Path,
+        answers: Answerer = no_answers,
+    ) -> dict[str, Any]:
+        """Run a function in a child once one may be started; see `ForkServer.run`."""
+        with self._slots:
+            return self._server.run(function, task, limits, directory, answers)
+
+    def share(self, key: Hashable, work: Callable[[], T]) -> T:
+        """Return what `work` returns or raises; calls with one key at one time share a single call of it."""
+        with self._lock:
+            running: Future[T] | None = self._shared.get(key)
+            mine: Future[T] = Future()
+            if running is None:
+                self._shared[key] = mine
+        if running is not None:
+            return running.result()
+        try:
+            mine.set_result(work())
+        except BaseException as error:
+            mine.set_exception(error)
+            raise
+        finally:
+            with self._lock:
+                del self._shared[key]
+        return mine.result()
