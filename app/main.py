@@ -96,7 +96,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     remove_abandoned(app.state.settings.scratch_dir)
     async with app.state.listener.running():
         yield
-    app.state.children.server.close()
     app.state.dispatch.close()
     app.state.announcer.close()
     app.state.database.dispose()

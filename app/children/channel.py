@@ -47,7 +47,10 @@ def send_answer(channel: socket.socket, pieces: Iterable[bytes]) -> None:
 
 
 def asking_over(channel: socket.socket) -> Ask:
-    """Return the function with which a child asks its parent. All of an answer must be read before the next question."""
+    """Return the function with which a child asks its parent.
+
+    A whole answer must be read before the next question.
+    """
 
     def ask(question: Question) -> Iterator[bytes]:
         send_json(channel, question)

@@ -72,9 +72,14 @@ class ForkServer:
 
         Raises:
             OutOfTime, Crashed, AnswerTooLong: the child gave no answer, see `app.children.failures`.
-            Unavailable: "parser_unavailable", no child could be started, or the process that forks was killed.
+            Unavailable: "parser_unavailable", no child could be started.
         """
-        status = self._run({"function": function, "task": task}, limits, directory, answers)
+        work = {"function": function, "task": task}
+        status = self._run(work, limits, directory, answers)
+        if status is None:  # the process that forks was killed, and the child with it: that is no fault of the work
+            status = self._run(work, limits, directory, answers)
+        if status is None:
+            raise _unavailable("it was killed twice")
         if status != 0:
             tail = (directory / "log").read_bytes()[-LAST_WORDS:].decode(errors="replace")
             log.warning("a child that reads uploads died", status=status, log=tail)
@@ -82,7 +87,7 @@ class ForkServer:
         answer: dict[str, Any] = json.loads(read_written(directory / "answer"))
         return answer
 
-    def _run(self, work: Mapping[str, Any], limits: ChildLimits, directory: Path, answers: Answerer) -> int:
+    def _run(self, work: Mapping[str, Any], limits: ChildLimits, directory: Path, answers: Answerer) -> int | None:
         deadline = time.monotonic() + limits.wall_s
         with ExitStack() as stack:
             status, channel = self._order(stack, limits, directory)
@@ -186,8 +191,11 @@ def read_written(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def _attend(status: socket.socket, channel: socket.socket, answers: Answerer, deadline: float) -> int:
-    """Answer a child's questions until it ends, and return its exit status; raises OutOfTime or Unavailable."""
+def _attend(status: socket.socket, channel: socket.socket, answers: Answerer, deadline: float) -> int | None:
+    """Answer a child's questions until it ends, and return its exit status; raises OutOfTime.
+
+    Returns None if nobody is left to tell the status, or if no child was started.
+    """
     poll = select.poll()
     for one in (status, channel):
         poll.register(one, select.POLLIN)
@@ -197,7 +205,8 @@ def _attend(status: socket.socket, channel: socket.socket, answers: Answerer, de
         if not ready:
             raise OutOfTime
         if status.fileno() in ready:
-            return _exit_status(status)
+            word = status.recv(EXIT_CODE.size)
+            return int(EXIT_CODE.unpack(word)[0]) if word else None
         channel.settimeout(left)
         try:
             send_answer(channel, answers(receive_json(channel, MAX_QUESTION_BYTES)))
@@ -207,14 +216,6 @@ def _attend(status: socket.socket, channel: socket.socket, answers: Answerer, de
             poll.unregister(channel)
             with suppress(OSError):
                 channel.shutdown(socket.SHUT_RDWR)
-
-
-def _exit_status(status: socket.socket) -> int:
-    word = status.recv(EXIT_CODE.size)
-    if not word:
-        raise _unavailable("it was killed")
-    code: int = EXIT_CODE.unpack(word)[0]
-    return code
 
 
 def _unavailable(why: str) -> Unavailable:
