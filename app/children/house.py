@@ -1,55 +1,34 @@
-"""Room for requests that need children: so many run, so many wait, and the next one is refused at once."""
+"""Room for requests that need children."""
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from threading import BoundedSemaphore, Lock
-from typing import Any, Final, ParamSpec, TypeVar
-
-from anyio import CapacityLimiter, to_thread
+from typing import Any, Final, TypeVar
 
 from app.children.channel import Answerer, no_answers
 from app.children.fork_server import ForkServer
 from app.children.limits import ChildLimits
-from app.errors import Unavailable
+from app.children.room import Room
 from app.scratch import scratch_folder
 
 CHILDREN: Final = 2  # of one house at a time
 WAITING: Final = 30  # requests of one house that may wait for a child
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class House:
-    """Requests of one sort. They have threads of their own, so that those which wait keep no other request waiting."""
+class House(Room):
+    """Requests that need children, of which so many run at a time."""
 
     def __init__(self, server: ForkServer, scratch: Path, *, children: int = CHILDREN, waiting: int = WAITING) -> None:
+        super().__init__(running=children, waiting=waiting, what="uploads are being read")
         self._server = server
         self._scratch = scratch
-        self._children = children
-        self._room = children + waiting
-        self._inside = 0  # changed on the event loop only
-        self._threads = CapacityLimiter(self._room)
         self._slots = BoundedSemaphore(children)
         self._lock = Lock()
         self._shared: dict[Hashable, Future[Any]] = {}
-
-    async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call `work` in a thread of this house; raises Unavailable "busy" at once if the house is full."""
-        if self._inside >= self._room:
-            raise Unavailable(
-                f"{self._children} uploads are being read and {self._room - self._children} requests wait for that. "
-                "Send the request again in a moment.",
-                code="busy",
-            )
-        self._inside += 1
-        try:
-            return await to_thread.run_sync(partial(work, *args, **kwargs), limiter=self._threads)
-        finally:
-            self._inside -= 1
 
     @contextmanager
     def folder(self, kind: str) -> Iterator[Path]:

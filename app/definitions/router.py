@@ -6,12 +6,15 @@ from fastapi import APIRouter, Path, Response
 
 from app.artifacts.dependencies import StoreDep
 from app.children.dependencies import ChildrenDep
+from app.database import Database
 from app.definitions import service
+from app.definitions.parameter import Parameter
 from app.definitions.schemas import DefinitionAnswer, DefinitionRequest, ParameterAnswer
 from app.http.dependencies import DatabaseDep, SessionDep, SettingsDep
 from app.http.fields import Number
-from app.http.pagination import Listing, PageDep, list_items
+from app.http.pagination import Listing, PageDep, PageQuery, Rows, list_items
 from app.http.problems import problems
+from app.office.office import OfficeDep
 from app.registry import service as registry
 
 router = APIRouter(prefix="/models/{model}/definitions", tags=["definitions"])
@@ -67,8 +70,13 @@ def read_definition(model: str, version: Version, session: SessionDep) -> Any:
     response_model=Listing[ParameterAnswer],
     responses=problems(404, 422),
 )
-def list_parameters(model: str, version: Version, session: SessionDep, page: PageDep) -> Any:
+async def list_parameters(model: str, version: Version, database: DatabaseDep, office: OfficeDep, page: PageDep) -> Any:
     """Name, dtype and shape of every parameter, in the order of their names."""
-    model_id = registry.get_model(session, model).id
-    parameters = service.load_parameters(session, service.get_definition(session, model_id, version).id)
+    return await office.where_it_fits(_parameters, database, model, version, page)
+
+
+def _parameters(database: Database, model: str, version: int, page: PageQuery) -> Rows[Parameter]:
+    with database.reading() as session:
+        model_id = registry.get_model(session, model).id
+        parameters = service.load_parameters(session, service.get_definition(session, model_id, version).id)
     return list_items(parameters, lambda parameter: parameter.name, page)

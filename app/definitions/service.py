@@ -19,6 +19,7 @@ from app.definitions.sandbox import MadeDefinition
 from app.definitions.schemas import DefinitionRequest
 from app.definitions.tables import Definition
 from app.errors import FieldError, Invalid, NotFound
+from app.heavy import check_size
 from app.http.pagination import PageQuery, Rows, list_rows
 from app.registry import service as registry
 from app.registry.tables import Model
@@ -105,9 +106,10 @@ def newest_definition(model: Model) -> int:
 
 
 def load_parameters(session: Session, definition_id: int) -> tuple[Parameter, ...]:
-    """Return a definition's parameters, sorted by name."""
+    """Return a definition's parameters, sorted by name; raises Heavy if they are too many for this process."""
 
     def read() -> tuple[Parameter, ...]:
+        check_size(session, select(Definition.parameter_count).where(Definition.id == definition_id))
         rows = session.scalars(select(Definition.parameters).where(Definition.id == definition_id)).one()
         return tuple([Parameter.from_json(row) for row in rows])
 

@@ -11,6 +11,7 @@ from app.artifacts.store import ArtifactStore
 from app.children.house import House
 from app.database import Database
 from app.errors import FieldError, Invalid, NotFound
+from app.heavy import check_size
 from app.http.pagination import PageQuery, Rows, list_rows
 from app.registry import service as registry
 from app.remembered import remembered
@@ -103,9 +104,13 @@ def get_weights(session: Session, model_id: int, version: int) -> WeightVersion:
 
 
 def load_rows(session: Session, weights_id: int) -> list[Any]:
-    """Return the rows of a version's manifest. Give them to `Manifest.from_json` when the session is over."""
+    """Return the rows of a version's manifest. Give them to `Manifest.from_json` when the session is over.
+
+    Raises Heavy if they are too many for this process.
+    """
 
     def read() -> list[Any]:
+        check_size(session, select(WeightVersion.tensor_count).where(WeightVersion.id == weights_id))
         rows: list[Any] = session.scalars(select(WeightVersion.manifest).where(WeightVersion.id == weights_id)).one()
         return rows
 

@@ -102,7 +102,7 @@ def test_an_answer_that_is_too_long_is_refused(
 
 
 def test_children_have_no_secrets_no_sockets_of_others_and_one_thread(
-    fork_server: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ENGINESMITH_SIGNING_KEY", "11" * 32)
     server = ForkServer(MODULES)

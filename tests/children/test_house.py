@@ -24,8 +24,12 @@ def house(fork_server: ForkServer, tmp_path: Path) -> House:
 def test_a_full_house_refuses_at_once_and_opens_again(house: House) -> None:
     leave, entered = Event(), []
 
+    def stay() -> None:
+        entered.append(1)
+        leave.wait(30)
+
     async def visit() -> None:
-        await house.run(lambda: (entered.append(1), leave.wait(30)))
+        await house.run(stay)
 
     async def scene() -> None:
         async with anyio.create_task_group() as group:

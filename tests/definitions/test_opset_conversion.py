@@ -1,7 +1,6 @@
-import json
-
 """Graphs converted to another opset compute the same, or are refused with what stands in the way."""
 
+import json
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
