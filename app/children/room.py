@@ -19,7 +19,7 @@ class Room:
     """
 
     def __init__(self, *, running: int, waiting: int, what: str) -> None:
-        self._full = f"{running} {what}, and {waiting} requests wait for that. Send the request again in a moment."
+        self._running, self._waiting, self._what = running, waiting, what
         self._size = running + waiting
         self._inside = 0  # changed on the event loop only
         self._threads = CapacityLimiter(max(1, self._size))
@@ -27,7 +27,11 @@ class Room:
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call `work` in a thread of this room; raises Unavailable "busy" at once if the room is full."""
         if self._inside >= self._size:
-            raise Unavailable(self._full, code="busy")
+            raise Unavailable(
+                f"{self._running} {self._what}, and {self._waiting} requests wait for that. "
+                "Send the request again in a moment.",
+                code="busy",
+            )
         self._inside += 1
         try:
             return await to_thread.run_sync(partial(work, *args, **kwargs), limiter=self._threads)

@@ -26,6 +26,7 @@ from app.processes.environment import python_environment
 from app.settings import Settings
 
 WAITING: Final = 30
+DEADLINE_S: Final = 600
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -84,6 +85,9 @@ class Office:
             connection = self._started()
             try:
                 connection.send(message)
+                if not connection.poll(DEADLINE_S):
+                    self._forget()
+                    raise Unavailable(f"This takes longer than {DEADLINE_S} s. Ask for less at a time.")
                 answer: tuple[bool, Any] = connection.recv()
             except (EOFError, OSError):
                 log.warning("the office ended", status=self._process.poll() if self._process else None)

@@ -41,9 +41,9 @@ def main() -> None:
     while True:
         try:
             function, arguments = connection.recv()
-        except EOFError:
+            connection.send(_result(function, [means.of(one) for one in arguments]))
+        except (EOFError, ConnectionError):
             return
-        connection.send(_result(function, [means.of(one) for one in arguments]))
 
 
 def _result(function: Callable[..., Any], arguments: list[Any]) -> tuple[bool, Any]:

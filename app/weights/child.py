@@ -74,9 +74,9 @@ def combine(task: Task, ask: Ask) -> dict[str, Any]:
     try:
         below = Rows.parse(b"".join(ask({"file": None}))) if task["below"] else None
         return {"made": _columns(combined(files, below))}
-    except Invalid as refused:
-        errors = [{"pointer": error.pointer, "detail": error.detail} for error in refused.errors]
-        return {"rejected": {"code": refused.code, "detail": refused.detail, "errors": errors}}
+    except Invalid as error:
+        errors = [{"pointer": fault.pointer, "detail": fault.detail} for fault in error.errors]
+        return {"rejected": {"code": error.code, "detail": error.detail, "errors": errors}}
 
 
 def _columns(manifest: Manifest) -> dict[str, Any]:

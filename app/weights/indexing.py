@@ -77,8 +77,7 @@ def index_ranges(house: House, ranges: Path, files: Mapping[str, Path], digests:
     paths = {location: str(file.resolve()) for location, file in files.items()}
     task = {"ranges": str(ranges), "files": paths, "digests": dict(digests)}
     with house.folder("index") as directory:
-        _ask(house, "index_ranges", task, index_limits(size), directory)
-        return Source.of(_written(directory))
+        return Source.of(_indexed(_ask(house, "index_ranges", task, index_limits(size), directory), directory))
 
 
 def combine(house: House, files: Sequence[Source], below: Source | None = None) -> UnsavedWeights:
@@ -97,10 +96,12 @@ def combine(house: House, files: Sequence[Source], below: Source | None = None) 
     with house.folder("combine") as directory:
         task = {"count": len(files), "below": below is not None}
         try:
-            made = _ask(house, "combine", task, combine_limits(), directory, answers)
-            manifest = JsonText(_read(directory / "manifest.json"))
+            answer = _ask(house, "combine", task, combine_limits(), directory, answers)
+            if "rejected" in answer:
+                raise _invalid(answer["rejected"])
+            made, manifest = answer["made"], JsonText(_read(directory / "manifest.json"))
         except CheckpointError as error:
-            raise Invalid(error.detail, code=error.code, errors=_faults(error)) from error
+            raise Invalid(error.detail, code=error.code) from error
     return UnsavedWeights(**{**made, "blobs": tuple(made["blobs"]), "manifest": manifest})
 
 
@@ -118,19 +119,6 @@ def source_of(
     with database.reading() as session:
         found = session.execute(select(*lengths).where(row)).one_or_none()
     return None if found is None else Source(sum(found), load)
-
-
-class _Refused(CheckpointError):
-    """What the child refused, with pointers into the request."""
-
-    def __init__(self, code: str, detail: str, faults: Sequence[Mapping[str, str]]) -> None:
-        super().__init__(code, detail)
-        self.faults = faults
-
-
-def _faults(error: CheckpointError) -> list[FieldError]:
-    faults = error.faults if isinstance(error, _Refused) else ()
-    return [FieldError(fault["pointer"], fault["detail"]) for fault in faults]
 
 
 def _known(database: Database, digest: str) -> Source | None:
@@ -154,8 +142,8 @@ def _index(database: Database, store: ArtifactStore, house: House, digest: str) 
         return store.iter_bytes(digest, question["start"], min(question["stop"], size), CHUNK_BYTES)
 
     with house.folder("index") as directory:
-        _ask(house, "index", {"file": path, "size": size, "digest": digest}, index_limits(size), directory, answers)
-        index = _written(directory)
+        task = {"file": path, "size": size, "digest": digest}
+        index = _indexed(_ask(house, "index", task, index_limits(size), directory, answers), directory)
     row = CheckpointFile(digest=digest, tensors=JsonText(index.tensors), non_finite=JsonText(index.non_finite))
     # Whoever hashed the same file at the same time, in another process, wrote the same row.
     with suppress(IntegrityError), database.transaction() as session:
@@ -163,7 +151,9 @@ def _index(database: Database, store: ArtifactStore, house: House, digest: str) 
     return Source.of(index)
 
 
-def _written(directory: Path) -> Index:
+def _indexed(answer: Mapping[str, Any], directory: Path) -> Index:
+    if "rejected" in answer:
+        raise CheckpointError(answer["rejected"]["code"], answer["rejected"]["detail"])
     return Index(_read(directory / "tensors.json"), _read(directory / "non_finite.json"))
 
 
@@ -176,13 +166,9 @@ def _ask(
     answers: Answerer = no_answers,
 ) -> dict[str, Any]:
     try:
-        answer = house.child(f"app.weights.child:{function}", task, limits, directory, answers)
+        return house.child(f"app.weights.child:{function}", task, limits, directory, answers)
     except ChildFailed as failure:
         raise _blamed(failure) from failure
-    if "made" in answer:
-        return answer["made"]  # type: ignore[no-any-return]
-    rejected = answer["rejected"]
-    raise _Refused(rejected["code"], rejected["detail"], rejected["errors"])
 
 
 def _read(path: Path) -> str:
@@ -190,6 +176,11 @@ def _read(path: Path) -> str:
         return read_written(path)
     except AnswerTooLong as failure:
         raise _blamed(failure) from failure
+
+
+def _invalid(rejected: Mapping[str, Any]) -> Invalid:
+    errors = [FieldError(error["pointer"], error["detail"]) for error in rejected["errors"]]
+    return Invalid(rejected["detail"], code=rejected["code"], errors=errors)
 
 
 def _blamed(failure: ChildFailed) -> CheckpointError:
