@@ -68,7 +68,7 @@ def read_definition(model: str, version: Version, session: SessionDep) -> Any:
     "/{version}/parameters",
     summary="List the parameters of a definition",
     response_model=Listing[ParameterAnswer],
-    responses=problems(404, 422),
+    responses=problems(404, 422, 503),
 )
 async def list_parameters(model: str, version: Version, database: DatabaseDep, office: OfficeDep, page: PageDep) -> Any:
     """Name, dtype and shape of every parameter, in the order of their names."""

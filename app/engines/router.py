@@ -46,7 +46,7 @@ NumberFilter = Annotated[Number | None, Query(description="Only engines with thi
 MAKES_JOB: dict[str, Any] = {
     "status_code": 202,
     "response_model": JobAnswer,
-    "responses": {**JOB_RESPONSES, **problems(404, 422)},
+    "responses": {**JOB_RESPONSES, **problems(404, 422, 503)},
 }
 BINARY: dict[str, Any] = {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}, "example": "bytes"}}
 HEADERS: dict[str, Any] = {
@@ -168,7 +168,7 @@ async def materialise(
     "/engines/{number}/lineage",
     summary="Read an engine's lineage",
     response_model=LineageAnswer,
-    responses=problems(404, 422),
+    responses=problems(404, 422, 503),
 )
 async def read_lineage(
     model: str,
@@ -185,7 +185,7 @@ async def read_lineage(
     "/engines/{number}/manifest",
     summary="Read an engine's manifest",
     response_model=ManifestAnswer,
-    responses=problems(404, 422),
+    responses=problems(404, 422, 503),
 )
 async def read_manifest(model: str, number: EngineNumber, database: DatabaseDep, office: OfficeDep) -> Response:
     """One document that says everything about how the engine came to be."""

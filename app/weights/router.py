@@ -38,7 +38,7 @@ def read_weights(model: str, version: Version, session: SessionDep) -> Any:
     "/{version}/tensors",
     summary="List the tensors of a weight version",
     response_model=Listing[TensorAnswer],
-    responses=problems(404, 422),
+    responses=problems(404, 422, 503),
 )
 async def list_tensors(model: str, version: Version, database: DatabaseDep, office: OfficeDep, page: PageDep) -> Any:
     """Name, dtype, shape, BLAKE3 and place of every tensor, in the order of their names."""
@@ -49,7 +49,7 @@ async def list_tensors(model: str, version: Version, database: DatabaseDep, offi
     "/{version}/diff",
     summary="Compare two weight versions",
     response_model=DiffAnswer,
-    responses=problems(404, 422),
+    responses=problems(404, 422, 503),
 )
 async def read_diff(
     model: str, version: Version, earlier: From, database: DatabaseDep, office: OfficeDep, page: PageDep
