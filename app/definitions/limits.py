@@ -1,6 +1,6 @@
 """How much an uploaded graph may ask for. Generous for real models, far below what would hurt the service."""
 
-from dataclasses import dataclass
+from app.children.limits import ChildLimits
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
@@ -14,17 +14,6 @@ MAX_SUBGRAPH_DEPTH = 8
 MAX_FUNCTION_DEPTH = 100  # calls of local functions inside each other
 MAX_VALUE_BYTES = 4 * GIB  # of any value whose shape the graph itself fixes
 MAX_CONSTANT_BYTES = 64 * MIB  # of all values that stay embedded once the weights are split off, subgraphs included
-
-
-@dataclass(frozen=True, slots=True)
-class ChildLimits:
-    """What the kernel lets the child have: bytes of address space and of a file, seconds, open files."""
-
-    address_space: int
-    file_size: int
-    cpu_s: int
-    wall_s: float
-    open_files: int = 64
 
 
 def child_limits(file_bytes: int) -> ChildLimits:

@@ -1,17 +1,17 @@
 """An uploaded ONNX file and its external data files: where they lie, and what becomes of the weights in them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from app.artifacts import service as artifacts
 from app.artifacts.store import ArtifactStore
+from app.children.house import House
 from app.database import Database
-from app.definitions.parameter import ExternalRange
 from app.errors import FieldError, Invalid, json_pointer
 from app.settings import Settings
-from app.weights import service as weights
 from app.weights.checkpoint import CheckpointError
-from app.weights.manifest import Manifest, TensorEntry
+from app.weights.indexing import Source, combine, index_file, index_ranges
+from app.weights.unsaved import UnsavedWeights
 
 
 def blobs_by_pointer(onnx: str, external_data: Mapping[str, str]) -> dict[str, str]:
@@ -41,29 +41,26 @@ def local_files(store: ArtifactStore, external_data: Mapping[str, str]) -> dict[
 def store_weights(
     database: Database,
     store: ArtifactStore,
+    house: House,
     inside: Path | None,
-    external: Sequence[ExternalRange],
+    external: Path | None,
     files: Mapping[str, str],
-) -> Manifest | None:
+) -> UnsavedWeights | None:
     """Return the weights that an ONNX file brought; None if it brought none.
 
-    `inside` is a file of those that lay in it. `external` are ranges of `files` as they were uploaded, whose digests
-    come by location. Raises Invalid if a tensor is not acceptable.
+    `inside` is a file of those that lay in it. `external` has the rows of ranges of `files` as they were uploaded,
+    whose digests come by location. Raises Invalid if a tensor is not acceptable.
     """
-    if inside is None and not external:
+    if inside is None and external is None:
         return None
+    indexes: list[Source] = []
     try:
-        return Manifest.of(
-            [
-                *(_store_file(database, store, inside) if inside is not None else ()),
-                *(weights.hash_range(store, files[one.location], one.slot) for one in external),
-            ]
-        )
+        if inside is not None:
+            digest, size = store.put_file(inside)
+            artifacts.record_upload(database, store, digest, size)
+            indexes.append(index_file(database, store, house, digest))
+        if external is not None:
+            indexes.append(index_ranges(house, external, local_files(store, files), files))
     except CheckpointError as error:
         raise Invalid(f"The weights of the ONNX file: {error.detail}", code=error.code) from error
-
-
-def _store_file(database: Database, store: ArtifactStore, path: Path) -> list[TensorEntry]:
-    digest, size = store.put_file(path)
-    artifacts.record_upload(database, store, digest, size)
-    return weights.index_file(database, store, digest)
+    return combine(house, indexes)

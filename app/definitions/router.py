@@ -5,12 +5,16 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Response
 
 from app.artifacts.dependencies import StoreDep
+from app.children.dependencies import ChildrenDep
+from app.database import Database
 from app.definitions import service
+from app.definitions.parameter import Parameter
 from app.definitions.schemas import DefinitionAnswer, DefinitionRequest, ParameterAnswer
 from app.http.dependencies import DatabaseDep, SessionDep, SettingsDep
 from app.http.fields import Number
-from app.http.pagination import Listing, PageDep, list_items
+from app.http.pagination import Listing, PageDep, PageQuery, Rows, list_items
 from app.http.problems import problems
+from app.office.office import OfficeDep
 from app.registry import service as registry
 
 router = APIRouter(prefix="/models/{model}/definitions", tags=["definitions"])
@@ -28,19 +32,21 @@ Version = Annotated[Number, Path(description="The number of the definition.")]
         **problems(404, 422, 503),
     },
 )
-def create_definition(
+async def create_definition(
     model: str,
     body: DefinitionRequest,
     database: DatabaseDep,
     store: StoreDep,
     settings: SettingsDep,
+    children: ChildrenDep,
     response: Response,
 ) -> Any:
     """From a family and its Hugging Face config, or from an ONNX file sent with PUT /v1/blobs/<digest>.
 
     An ONNX file is checked under limits and its weights are split off: `weights` is the version they became.
     """
-    created = service.create_definition(database, store, settings, model, body)
+    house = children.definitions
+    created = await house.run(service.create_definition, database, store, settings, house, model, body)
     response.status_code = 201 if created.is_new else 200
     response.headers["Location"] = f"/v1/models/{model}/definitions/{created.definition.version}"
     return DefinitionAnswer.model_validate(created.definition).model_copy(update={"weights": created.weights})
@@ -62,10 +68,15 @@ def read_definition(model: str, version: Version, session: SessionDep) -> Any:
     "/{version}/parameters",
     summary="List the parameters of a definition",
     response_model=Listing[ParameterAnswer],
-    responses=problems(404, 422),
+    responses=problems(404, 422, 503),
 )
-def list_parameters(model: str, version: Version, session: SessionDep, page: PageDep) -> Any:
+async def list_parameters(model: str, version: Version, database: DatabaseDep, office: OfficeDep, page: PageDep) -> Any:
     """Name, dtype and shape of every parameter, in the order of their names."""
-    model_id = registry.get_model(session, model).id
-    parameters = service.load_parameters(session, service.get_definition(session, model_id, version).id)
+    return await office.where_it_fits(_parameters, database, model, version, page)
+
+
+def _parameters(database: Database, model: str, version: int, page: PageQuery) -> Rows[Parameter]:
+    with database.reading() as session:
+        model_id = registry.get_model(session, model).id
+        parameters = service.load_parameters(session, service.get_definition(session, model_id, version).id)
     return list_items(parameters, lambda parameter: parameter.name, page)

@@ -1,5 +1,6 @@
 """Definitions: weightless graphs, made from ONNX files or from families, never changed."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from app.artifacts import service as artifacts
 from app.artifacts.store import ArtifactStore
+from app.children.house import House
 from app.database import Database
 from app.definitions import onnx_upload, sandbox
 from app.definitions.family import family_names
@@ -17,12 +19,14 @@ from app.definitions.sandbox import MadeDefinition
 from app.definitions.schemas import DefinitionRequest
 from app.definitions.tables import Definition
 from app.errors import FieldError, Invalid, NotFound
+from app.heavy import check_size
 from app.http.pagination import PageQuery, Rows, list_rows
 from app.registry import service as registry
 from app.registry.tables import Model
 from app.remembered import remembered
 from app.settings import Settings
 from app.weights import service as weights
+from app.weights.unsaved import UnsavedWeights
 
 BY_NUMBER = select(Definition).where(
     Definition.model_id == bindparam("model"), Definition.version == bindparam("version")
@@ -38,8 +42,21 @@ class Created:
     weights: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class UnsavedDefinition:
+    """The columns of a definition that are the same in every model, and the weights that its file brought."""
+
+    columns: Mapping[str, Any]
+    weights: UnsavedWeights | None
+
+
 def create_definition(
-    database: Database, store: ArtifactStore, settings: Settings, model_name: str, request: DefinitionRequest
+    database: Database,
+    store: ArtifactStore,
+    settings: Settings,
+    house: House,
+    model_name: str,
+    request: DefinitionRequest,
 ) -> Created:
     """Make a definition, or find the one with the same graph; weights of an ONNX file become a weight version.
 
@@ -52,16 +69,13 @@ def create_definition(
         model_id = registry.get_model(session, model_name).id
         if request.onnx is not None:
             artifacts.require(session, onnx_upload.blobs_by_pointer(request.onnx, request.external_data), "")
-    with _construct(store, settings, request) as made:
-        source = _source(request, made)
-        manifest = onnx_upload.store_weights(database, store, made.weights, made.external, request.external_data)
-        unsaved = None if manifest is None else weights.UnsavedWeights.of(manifest)
-        digest, size = store.put_file(made.graph)
-        artifacts.record_upload(database, store, digest, size)
+    key = ("definition", request.model_dump_json())
+    unsaved = house.share(key, lambda: _make(database, store, settings, house, request))
     with database.transaction() as session:
         registry.lock_model(session, model_id)
-        version = None if unsaved is None else weights.register(session, model_id, unsaved)[0].version
-        return _insert(session, model_id, digest, source, made, version)
+        embedded = unsaved.weights
+        version = None if embedded is None else weights.register(session, model_id, embedded)[0].version
+        return _insert(session, model_id, unsaved, version)
 
 
 def list_definitions(session: Session, model_id: int, page: PageQuery) -> Rows[Definition]:
@@ -92,9 +106,10 @@ def newest_definition(model: Model) -> int:
 
 
 def load_parameters(session: Session, definition_id: int) -> tuple[Parameter, ...]:
-    """Return a definition's parameters, sorted by name."""
+    """Return a definition's parameters, sorted by name; raises Heavy if they are too many for this process."""
 
     def read() -> tuple[Parameter, ...]:
+        check_size(session, select(Definition.parameter_count).where(Definition.id == definition_id))
         rows = session.scalars(select(Definition.parameters).where(Definition.id == definition_id)).one()
         return tuple([Parameter.from_json(row) for row in rows])
 
@@ -115,13 +130,33 @@ def inputs_of(definition: Definition) -> tuple[InputSpec, ...]:
     return tuple(InputSpec.from_json(item) for item in definition.inputs)
 
 
+def _make(
+    database: Database, store: ArtifactStore, settings: Settings, house: House, request: DefinitionRequest
+) -> UnsavedDefinition:
+    with _construct(store, settings, house, request) as made:
+        embedded = onnx_upload.store_weights(database, store, house, made.weights, made.external, request.external_data)
+        digest, size = store.put_file(made.graph)
+        artifacts.record_upload(database, store, digest, size)
+        columns = {
+            "digest": digest,
+            "source": _source(request, made),
+            "inputs": made.inputs,
+            "outputs": made.outputs,
+            "parameter_count": made.parameter_count,
+            "parameters": made.parameters,
+            "rules": made.rules,
+            "constants": made.constants,
+        }
+        return UnsavedDefinition(columns, embedded)
+
+
 def _construct(
-    store: ArtifactStore, settings: Settings, request: DefinitionRequest
+    store: ArtifactStore, settings: Settings, house: House, request: DefinitionRequest
 ) -> AbstractContextManager[MadeDefinition]:
     if request.onnx is not None:
         file = onnx_upload.local_file(store, settings, request.onnx)
         external = onnx_upload.local_files(store, request.external_data)
-        return sandbox.construct_from_file(file, settings.scratch_dir, external, request.opset)
+        return sandbox.construct_from_file(house, file, external, request.opset)
     family, families = str(request.family), family_names()
     if family not in families:
         known = ", ".join(families)
@@ -130,9 +165,7 @@ def _construct(
             code="unknown_family",
             errors=[FieldError("/family", f"one of {known}")],
         )
-    return sandbox.construct_from_config(
-        family, request.config or {}, request.precision or "fp32", settings.scratch_dir
-    )
+    return sandbox.construct_from_config(house, family, request.config or {}, request.precision or "fp32")
 
 
 def _source(request: DefinitionRequest, made: MadeDefinition) -> dict[str, Any]:
@@ -142,27 +175,15 @@ def _source(request: DefinitionRequest, made: MadeDefinition) -> dict[str, Any]:
     return {"onnx": request.onnx, **external, **made.source}
 
 
-def _insert(
-    session: Session, model_id: int, digest: str, source: dict[str, Any], made: MadeDefinition, version: int | None
-) -> Created:
-    same = (Definition.model_id == model_id, Definition.digest == digest)
-    found = session.scalar(select(Definition).where(*same))
+def _insert(session: Session, model_id: int, unsaved: UnsavedDefinition, version: int | None) -> Created:
+    digest = unsaved.columns["digest"]
+    found = session.scalar(select(Definition).where(Definition.model_id == model_id, Definition.digest == digest))
     if found is not None:
         return Created(found, is_new=False, weights=version)
-    definition = Definition(
-        model_id=model_id,
-        version=registry.next_number(session, model_id, "definition"),
-        digest=digest,
-        source=source,
-        inputs=[spec.to_json() for spec in made.inputs],
-        outputs=[spec.to_json() for spec in made.outputs],
-        parameter_count=len(made.parameters),
-        parameters=[parameter.to_json() for parameter in made.parameters],
-        rules=made.rules,
-        weights=version,
-        constants=made.constants,
-    )
+    number = registry.next_number(session, model_id, "definition")
+    definition = Definition(model_id=model_id, version=number, weights=version, **unsaved.columns)
     session.add(definition)
     session.flush()
+    session.expire(definition, ["parameters"])  # the row holds the text, read back it is a list
     artifacts.keep(session, digest, f"definition:{definition.id}")
     return Created(definition, is_new=True, weights=version)

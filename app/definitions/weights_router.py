@@ -3,6 +3,7 @@
 from fastapi import APIRouter, Response
 
 from app.artifacts.dependencies import StoreDep
+from app.children.dependencies import ChildrenDep
 from app.definitions import reexported_weights
 from app.http.dependencies import DatabaseDep, SettingsDep
 from app.http.problems import problems
@@ -23,12 +24,13 @@ router = APIRouter(prefix="/models/{model}/weights", tags=["weights"])
         **problems(404, 422, 503),
     },
 )
-def create_weights(
+async def create_weights(
     model: str,
     body: WeightsRequest,
     database: DatabaseDep,
     store: StoreDep,
     settings: SettingsDep,
+    children: ChildrenDep,
     response: Response,
 ) -> WeightVersion:
     """Upload the files first, with PUT /v1/blobs/<digest>. With `base`, only changed tensors are needed.
@@ -37,10 +39,15 @@ def create_weights(
     `onnx` file, another export of the definition's model, get the names of its parameters: by their places in the
     graph, and by name if places do not tell. What cannot be told is refused.
     """
+    house = children.weights
     if body.onnx is None:
-        version, is_new = service.create_weights(database, store, model, body.files, base=body.base, label=body.label)
+        version, is_new = await house.run(
+            service.create_weights, database, store, house, model, body.files, base=body.base, label=body.label
+        )
     else:
-        version, is_new = reexported_weights.create_weights(database, store, settings, model, body.onnx, body)
+        version, is_new = await house.run(
+            reexported_weights.create_weights, database, store, settings, house, model, body.onnx, body
+        )
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/v1/models/{model}/weights/{version.version}"
     return version

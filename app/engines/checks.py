@@ -35,9 +35,9 @@ class Order:
     """An engine that can be made, as far as can be told without a device.
 
     Its definition, weights and target exist, and the weights bind. `target` says where the engine is made. `binding`
-    holds the columns in which `report` is stored. Two orders have equal fingerprints if definition, weights, binding,
-    backend, profiles and options are equal. They have equal recipes if definition, backend, profiles and options are
-    equal.
+    holds the columns in which the report of the binding is stored. Two orders have equal fingerprints if definition,
+    weights, binding, backend, profiles and options are equal. They have equal recipes if definition, backend, profiles
+    and options are equal.
     """
 
     model_id: int
@@ -47,7 +47,6 @@ class Order:
     profiles: Sequence[Any]
     options: Mapping[str, Any]
     rules: Sequence[Any]
-    report: BindingReport
     binding: UnsavedReport
     fingerprint: str
     recipe: str
@@ -62,8 +61,8 @@ def settle(
     options: Mapping[str, Any],
     rules: Sequence[Any],
     allow_non_finite: bool,
-) -> Order:
-    """Check all that a build needs, and return its order; raises Invalid with a pointer to each fault.
+) -> tuple[Order, BindingReport]:
+    """Check all that a build needs; return its order and how the weights bind; raises Invalid with every fault.
 
     The order's target is `target`, narrowed to the workers that take the options. The order's options are those that
     differ from the default.
@@ -75,7 +74,8 @@ def settle(
         _check_static(narrowed.backend, inputs)
     _check_patterns(model, pair, settled)
     report = _report(model, pair, rules, allow_non_finite=allow_non_finite)
-    return _order(model, pair, narrowed, profiles=canonical, options=settled, rules=rules, report=report)
+    order = _order(model, pair, narrowed, profiles=canonical, options=settled, rules=rules, report=report)
+    return order, report
 
 
 def settle_verify(asked: VerifyChoice | None, target: Target, default: VerificationDefault | None) -> Verification:
@@ -118,18 +118,18 @@ def settle_refit(
     by = parent.rules if rules is None else rules
     report = _report(model, pair, by, allow_non_finite=allow_non_finite)
     order = _order(model, pair, target, profiles=parent.profiles, options=parent.options, rules=by, report=report)
-    if held is not None and (names := parameters_out_of_reach(order, pair, held)):
+    if held is not None and (names := parameters_out_of_reach(order, report, pair, held)):
         raise _out_of_reach_error(model, pair, parent, names)
     return order
 
 
-def parameters_out_of_reach(order: Order, pair: Pair, held: Values) -> list[str]:
+def parameters_out_of_reach(order: Order, report: BindingReport, pair: Pair, held: Values) -> list[str]:
     """Return, sorted, the parameters in which an order differs from `held` and that no refit can change.
 
-    `held` are the values of the engine that would be refitted.
+    `report` says how the order's weights bind. `held` are the values of the engine that would be refitted.
     """
     before = _contents(BindingReport.from_json(held.binding), held.rows)
-    after = _contents(order.report, pair.tensors)
+    after = _contents(report, pair.tensors)
     return beyond(before, after, RefitPatterns.of(order.options), held.facts.fixed_parameters)
 
 
@@ -167,7 +167,6 @@ def _order(
         profiles=profiles,
         options=options,
         rules=rules,
-        report=report,
         binding=UnsavedReport.of(report),
         fingerprint=digests.fingerprint(
             definition_digest=digest,

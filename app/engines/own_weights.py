@@ -6,6 +6,7 @@ from app.definitions.tables import Definition
 from app.errors import FieldError, Invalid
 from app.registry.service import get_model
 from app.weights import service as weights
+from app.weights.unsaved import UnsavedWeights
 
 
 def weights_of_definition(database: Database, model: str, definition: int | None) -> int:
@@ -25,7 +26,7 @@ def weights_of_definition(database: Database, model: str, definition: int | None
     if found.parameter_count:
         raise _required(model, found)
     with database.transaction() as session:
-        return weights.register(session, owner.id, weights.UnsavedWeights.of(weights.NO_TENSORS))[0].version
+        return weights.register(session, owner.id, UnsavedWeights.of(weights.NO_TENSORS))[0].version
 
 
 def _required(model: str, definition: Definition) -> Invalid:

@@ -15,6 +15,7 @@ from app.engines.fingerprint import recipe as recipe_of
 from app.engines.lineage import Lineage, Relative, arrange
 from app.engines.tables import Engine
 from app.errors import NotFound
+from app.heavy import check_size
 from app.http.pagination import PageQuery, Rows, list_rows
 from app.weights.diff import diff
 from app.weights.manifest import Manifest
@@ -123,7 +124,9 @@ def find_roots(
 
 
 def load_values(session: Session, engine_id: int) -> Values:
-    """Load the values of an engine's parameters; the caller parses their JSON once the session is closed."""
+    """Load the values of an engine's parameters; raises Heavy if they are too many for this process."""
+    weights = select(Engine.weights_id).where(Engine.id == engine_id).scalar_subquery()
+    check_size(session, select(WeightVersion.tensor_count).where(WeightVersion.id == weights))
     statement = (
         select(Engine.id, Engine.root_plan, Binding.report, WeightVersion.manifest, Engine.facts)
         .join(Binding, Binding.id == Engine.binding_id)

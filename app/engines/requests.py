@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from app.bindings import service as bindings
+from app.bindings.report import BindingReport
 from app.bindings.service import Pair
 from app.database import Database
 from app.definitions.service import get_definition, inputs_of, newest_definition
@@ -52,7 +53,7 @@ def request_build(database: Database, settings: Settings, model: str, body: Buil
         pair = bindings.load(session, model_row.id, body.definition, weights)
         default = find_default(session, pair.definition.id)
     target = choose_target(fleet, body.backend, body.device)
-    order = settle(
+    order, _ = settle(
         model_row,
         pair,
         target,
@@ -98,7 +99,7 @@ def request_engine(database: Database, settings: Settings, model: str, body: Eng
         example = find_example(session, model_row.id, definition, target.backend)
         pair = bindings.load(session, model_row.id, definition, weights)
         default = find_default(session, pair.definition.id)
-    order = settle(
+    order, report = settle(
         model_row,
         pair,
         target,
@@ -108,7 +109,7 @@ def request_engine(database: Database, settings: Settings, model: str, body: Eng
         allow_non_finite=body.allow_non_finite,
     )
     verify = settle_verify(body.verify, order.target, default)
-    return CheapestPlacement(order, verify, body.materialise, _root_plans(database, order, pair))
+    return CheapestPlacement(order, verify, body.materialise, _root_plans(database, order, report, pair))
 
 
 def request_run(database: Database, settings: Settings, model: str, body: RunRequest) -> Placement:
@@ -154,7 +155,7 @@ def _offer(session: Session, settings: Settings, engine: Engine) -> Offer:
     return fleet_offers(session, settings).offer(engine.backend)
 
 
-def _root_plans(database: Database, order: Order, pair: Pair) -> frozenset[str] | None:
+def _root_plans(database: Database, order: Order, report: BindingReport, pair: Pair) -> frozenset[str] | None:
     """Return at most one root plan whose engines a refit can give the order's weights; None if every root plan serves.
 
     It is the newest such plan among the MAX_ROOTS newest root plans. Every plan serves if refits can change every
@@ -168,7 +169,7 @@ def _root_plans(database: Database, order: Order, pair: Pair) -> frozenset[str] 
     for engine_id, _ in roots:
         with database.reading() as session:
             held = load_values(session, engine_id)
-        if not parameters_out_of_reach(order, pair, held):
+        if not parameters_out_of_reach(order, report, pair, held):
             return frozenset({held.root_plan})
     return frozenset()
 

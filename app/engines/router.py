@@ -35,6 +35,7 @@ from app.http.problems import problems
 from app.jobs.schemas import JobAnswer
 from app.jobs.state import FINAL
 from app.jobs.submission import JOB_HEADERS, JOB_RESPONSES, PatientSubmitDep, Submit, SubmitDep
+from app.office.office import OfficeDep
 from app.registry.service import get_model
 from app.settings import Settings
 
@@ -45,7 +46,7 @@ NumberFilter = Annotated[Number | None, Query(description="Only engines with thi
 MAKES_JOB: dict[str, Any] = {
     "status_code": 202,
     "response_model": JobAnswer,
-    "responses": {**JOB_RESPONSES, **problems(404, 422)},
+    "responses": {**JOB_RESPONSES, **problems(404, 422, 503)},
 }
 BINARY: dict[str, Any] = {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}, "example": "bytes"}}
 HEADERS: dict[str, Any] = {
@@ -167,30 +168,29 @@ async def materialise(
     "/engines/{number}/lineage",
     summary="Read an engine's lineage",
     response_model=LineageAnswer,
-    responses=problems(404, 422),
+    responses=problems(404, 422, 503),
 )
-def read_lineage(
+async def read_lineage(
     model: str,
     number: EngineNumber,
     database: DatabaseDep,
+    office: OfficeDep,
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Engines in each direction.")] = 50,
 ) -> Any:
     """Its ancestors up to the first build and its descendants, with what each changed in the weights."""
-    with database.reading() as session:
-        owner = get_model(session, model)
-        lineage = queries.load_lineage(session, owner.id, number, ancestors=limit, descendants=limit)
-    return _lineage(lineage, queries.count_changed_tensors(database, lineage))
+    return await office.where_it_fits(_lineage_of, database, model, number, limit)
 
 
 @router.get(
     "/engines/{number}/manifest",
     summary="Read an engine's manifest",
     response_model=ManifestAnswer,
-    responses=problems(404, 422),
+    responses=problems(404, 422, 503),
 )
-def read_manifest(model: str, number: EngineNumber, session: SessionDep) -> Any:
+async def read_manifest(model: str, number: EngineNumber, database: DatabaseDep, office: OfficeDep) -> Response:
     """One document that says everything about how the engine came to be."""
-    return engine_manifest(session, get_model(session, model), number)
+    document = await office.where_it_fits(_manifest, database, model, number)
+    return Response(document, media_type="application/json")
 
 
 @router.get(
@@ -284,6 +284,19 @@ def _not_written(job: JobAnswer) -> ServiceError:
         "tries it again.",
         code=job.error["code"],
     )
+
+
+def _manifest(database: Database, model: str, number: int) -> bytes:
+    with database.reading() as session:
+        document = engine_manifest(session, get_model(session, model), number)
+    return ManifestAnswer.model_validate(document).model_dump_json().encode()
+
+
+def _lineage_of(database: Database, model: str, number: int, limit: int) -> LineageAnswer:
+    with database.reading() as session:
+        owner = get_model(session, model)
+        lineage = queries.load_lineage(session, owner.id, number, ancestors=limit, descendants=limit)
+    return _lineage(lineage, queries.count_changed_tensors(database, lineage))
 
 
 def _lineage(lineage: Lineage, changed: dict[int, int]) -> LineageAnswer:

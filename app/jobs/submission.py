@@ -22,12 +22,14 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from app.database import Database
+from app.heavy import Heavy
 from app.jobs import idempotency, service
 from app.jobs.dispatch import Dispatch
 from app.jobs.notices import Listener, wait_for
 from app.jobs.schemas import JOB, WAITING, JobAnswer, job_answers
 from app.jobs.state import FINAL
 from app.jobs.tables import Job
+from app.office.office import Office
 from app.settings import Settings
 
 LOOK_EVERY_S = 1.0  # a waiter looks at the row this often even if every notice is lost
@@ -83,6 +85,7 @@ class Submit:
         self._settings: Settings = state.settings
         self._dispatch: Dispatch = state.dispatch
         self._listener: Listener = state.listener
+        self._office: Office = state.office
         self._key = key
         self._digest = idempotency.request_digest(request.method, request.url.path, body)
         preferred = wait_seconds(prefer)
@@ -103,7 +106,7 @@ class Submit:
         A client is answered only once its job survives a power cut. If the job ended while the client waited, it does:
         the worker's last transaction was durable, and with it all that came before. Otherwise the database settles now.
         """
-        made = await run_in_threadpool(self._make, partial(prepare, *args, **kwargs))
+        made = await self._made(partial(prepare, *args, **kwargs), partial(self._office.call, prepare, *args, **kwargs))
         if not self._wait_s or made.state in FINAL:
             return await run_in_threadpool(self._settled, made)
         job = await self._finished(made.id)
@@ -120,6 +123,12 @@ class Submit:
             return JSONResponse(job.model_dump(mode="json"), 200, headers)
         headers["Retry-After"] = str(min(MAX_RETRY_AFTER_S, max(1, math.ceil(job.progress.eta_s or 1))))
         return JSONResponse(job.model_dump(mode="json"), 202, headers)
+
+    async def _made(self, prepare: Callable[[], Placement], in_office: Callable[[], Placement]) -> Job:
+        try:
+            return await run_in_threadpool(self._make, prepare)
+        except Heavy:  # nothing is made yet
+            return await self._office.run(partial(self._make, in_office))
 
     def _make(self, prepare: Callable[[], Placement]) -> Job:
         with self._database.reading() as session:

@@ -27,7 +27,8 @@ def run(settings: Settings, listener: socket.socket) -> None:
     configure_logging(settings)
     try:
         app = create_app(settings)
-    except ServiceError as error:  # the store cannot be used
+        app.state.children.server.start()  # now, so that the first upload need not wait for its imports
+    except ServiceError as error:  # the store cannot be used, or no process can be started
         raise CannotStart(error.code, error.detail) from error
     config = uvicorn.Config(
         app,

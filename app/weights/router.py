@@ -7,12 +7,13 @@ from fastapi import APIRouter, Path, Query
 from app.database import Database
 from app.http.dependencies import DatabaseDep, SessionDep
 from app.http.fields import Number
-from app.http.pagination import Listing, PageDep, list_items
+from app.http.pagination import Listing, PageDep, PageQuery, Rows, list_items
 from app.http.problems import problems
+from app.office.office import OfficeDep
 from app.registry import service as registry
 from app.weights import service
 from app.weights.diff import diff
-from app.weights.manifest import Manifest
+from app.weights.manifest import Manifest, TensorEntry
 from app.weights.schemas import DiffAnswer, TensorAnswer, TensorChangeAnswer, WeightsAnswer
 
 router = APIRouter(prefix="/models/{model}/weights", tags=["weights"])
@@ -37,22 +38,32 @@ def read_weights(model: str, version: Version, session: SessionDep) -> Any:
     "/{version}/tensors",
     summary="List the tensors of a weight version",
     response_model=Listing[TensorAnswer],
-    responses=problems(404, 422),
+    responses=problems(404, 422, 503),
 )
-def list_tensors(model: str, version: Version, database: DatabaseDep, page: PageDep) -> Any:
+async def list_tensors(model: str, version: Version, database: DatabaseDep, office: OfficeDep, page: PageDep) -> Any:
     """Name, dtype, shape, BLAKE3 and place of every tensor, in the order of their names."""
-    (manifest,) = _manifests(database, model, version)
-    return list_items(list(manifest.tensors.values()), lambda tensor: tensor.name, page)
+    return await office.where_it_fits(_tensors, database, model, version, page)
 
 
 @router.get(
     "/{version}/diff",
     summary="Compare two weight versions",
     response_model=DiffAnswer,
-    responses=problems(404, 422),
+    responses=problems(404, 422, 503),
 )
-def read_diff(model: str, version: Version, earlier: From, database: DatabaseDep, page: PageDep) -> Any:
+async def read_diff(
+    model: str, version: Version, earlier: From, database: DatabaseDep, office: OfficeDep, page: PageDep
+) -> Any:
     """What was added, removed or changed since the version `from`; the tensors come in pages, by name."""
+    return await office.where_it_fits(_diff, database, model, earlier, version, page)
+
+
+def _tensors(database: Database, model: str, version: int, page: PageQuery) -> Rows[TensorEntry]:
+    (manifest,) = _manifests(database, model, version)
+    return list_items(list(manifest.tensors.values()), lambda tensor: tensor.name, page)
+
+
+def _diff(database: Database, model: str, earlier: int, version: int, page: PageQuery) -> DiffAnswer:
     found = diff(*_manifests(database, model, earlier, version))
     rows = list_items(found.changes, lambda change: change.name, page)
     return DiffAnswer(

@@ -1,36 +1,27 @@
 """Weight versions: made from uploaded checkpoint files, hashed tensor by tensor, never changed."""
 
-import json
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import bindparam, select
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app.artifacts import service as artifacts
 from app.artifacts.store import ArtifactStore
-from app.database import Database, JsonText
-from app.errors import FieldError, Invalid, NotFound, Unavailable
+from app.children.house import House
+from app.database import Database
+from app.errors import FieldError, Invalid, NotFound
+from app.heavy import check_size
 from app.http.pagination import PageQuery, Rows, list_rows
 from app.registry import service as registry
 from app.remembered import remembered
-from app.weights.checkpoint import MAX_TENSORS, CheckpointError, TensorSlot
-from app.weights.hashing import TensorContent, hash_tensors
-from app.weights.manifest import (
-    Manifest,
-    TensorEntry,
-    entries_from_json,
-    entries_to_json,
-    non_finite_to_json,
-)
-from app.weights.recognition import read_slots
-from app.weights.tables import CheckpointFile, WeightVersion
+from app.weights.checkpoint import CheckpointError
+from app.weights.indexing import Source, combine, index_file, source_of
+from app.weights.manifest import Manifest
+from app.weights.tables import WeightVersion
+from app.weights.unsaved import UnsavedWeights
 
 NO_TENSORS = Manifest.of([])  # what a definition without parameters is built with
-HASH_CHUNK_BYTES = 4 * 1024 * 1024
 BY_NUMBER = select(WeightVersion).where(
     WeightVersion.model_id == bindparam("model"), WeightVersion.version == bindparam("version")
 )
@@ -39,6 +30,7 @@ BY_NUMBER = select(WeightVersion).where(
 def create_weights(
     database: Database,
     store: ArtifactStore,
+    house: House,
     model_name: str,
     files: Sequence[str],
     *,
@@ -54,34 +46,10 @@ def create_weights(
     with database.transaction() as session:
         model_id = registry.get_model(session, model_name).id
         artifacts.require(session, files, "/files")
-        below = None if base is None else get_weights(session, model_id, base)
-        rows = None if below is None else load_rows(session, below.id)
-    manifest = _combined([_index(database, store, digest, number) for number, digest in enumerate(files)])
-    if below is not None and rows is not None:
-        manifest = Manifest.from_json(rows, below.non_finite).overlay(manifest)
-    _check_count(manifest)
-    unsaved = UnsavedWeights.of(manifest)
+        below = None if base is None else get_weights(session, model_id, base).id
+    unsaved = house.share(("weights", *files, below), lambda: _combine(database, store, house, files, below))
     with database.transaction() as session:
         return register(session, model_id, unsaved, base=base, label=label)
-
-
-@dataclass(frozen=True, slots=True)
-class UnsavedWeights:
-    """The columns of a weight version, computed before the transaction that records it."""
-
-    digest: str
-    tensor_count: int
-    bytes: int
-    manifest: JsonText
-    blobs: tuple[str, ...]
-    non_finite: list[Any] | None
-
-    @classmethod
-    def of(cls, manifest: Manifest) -> "UnsavedWeights":
-        """Compute the digest and serialize the manifest, which takes a while for 100,000 tensors."""
-        text = JsonText(json.dumps(manifest.to_json()))
-        non_finite = non_finite_to_json(manifest.tensors.values())
-        return cls(manifest.digest, len(manifest.tensors), manifest.nbytes, text, manifest.blobs, non_finite)
 
 
 def register(
@@ -136,89 +104,33 @@ def get_weights(session: Session, model_id: int, version: int) -> WeightVersion:
 
 
 def load_rows(session: Session, weights_id: int) -> list[Any]:
-    """Return the rows of a version's manifest. Give them to `Manifest.from_json` when the session is over."""
+    """Return the rows of a version's manifest. Give them to `Manifest.from_json` when the session is over.
+
+    Raises Heavy if they are too many for this process.
+    """
 
     def read() -> list[Any]:
+        check_size(session, select(WeightVersion.tensor_count).where(WeightVersion.id == weights_id))
         rows: list[Any] = session.scalars(select(WeightVersion.manifest).where(WeightVersion.id == weights_id)).one()
         return rows
 
     return remembered(session, "manifest", weights_id, read)
 
 
-def index_file(database: Database, store: ArtifactStore, digest: str) -> list[TensorEntry]:
-    """Return the tensors of an uploaded file, hashed on first use and remembered.
-
-    Opens its own short sessions. Raises CheckpointError if the file is not acceptable.
-    """
-    with database.reading() as session:
-        known = session.get(CheckpointFile, digest)
-    if known is not None:
-        return entries_from_json(known.tensors, known.non_finite)
-    entries = _hash_file(store, digest)
-    text, non_finite = JsonText(json.dumps(entries_to_json(entries))), non_finite_to_json(entries)
-    # Whoever hashed the same file at the same time wrote the same row.
-    with suppress(IntegrityError), database.transaction() as session:
-        session.add(CheckpointFile(digest=digest, tensors=text, non_finite=non_finite))
-    return entries
+def _combine(
+    database: Database, store: ArtifactStore, house: House, files: Sequence[str], below: int | None
+) -> UnsavedWeights:
+    indexes = [_index(database, store, house, digest, number) for number, digest in enumerate(files)]
+    return combine(house, indexes, None if below is None else _source(database, below))
 
 
-def hash_range(store: ArtifactStore, digest: str, slot: TensorSlot) -> TensorEntry:
-    """Return a tensor that lies somewhere in an uploaded file, which need not be a checkpoint.
-
-    Raises CheckpointError.
-    """
-    (content,) = hash_tensors([slot], store.iter_bytes(digest, slot.offset, slot.end, HASH_CHUNK_BYTES))
-    return _entry(slot, content, digest)
+def _source(database: Database, weights_id: int) -> Source | None:
+    return source_of(database, WeightVersion.manifest, WeightVersion.non_finite, WeightVersion.id == weights_id)
 
 
-def _index(database: Database, store: ArtifactStore, digest: str, number: int) -> list[TensorEntry]:
+def _index(database: Database, store: ArtifactStore, house: House, digest: str, number: int) -> Source:
     try:
-        return index_file(database, store, digest)
+        return index_file(database, store, house, digest)
     except CheckpointError as error:
         fault = FieldError(f"/files/{number}", error.detail)
         raise Invalid(f"{digest}: {error.detail}", code=error.code, errors=[fault]) from error
-
-
-def _hash_file(store: ArtifactStore, digest: str) -> list[TensorEntry]:
-    size = store.size(digest)
-    if size is None:
-        raise Unavailable(f"{digest} is on record, but its bytes are not in the store. Upload it again.")
-    slots = read_slots(lambda offset, length: store.read(digest, offset, length), size)
-    start = slots[0].offset if slots else size
-    contents = hash_tensors(slots, store.iter_bytes(digest, start, size, HASH_CHUNK_BYTES))
-    return [_entry(slot, content, digest) for slot, content in zip(slots, contents, strict=True)]
-
-
-def _entry(slot: TensorSlot, content: TensorContent, digest: str) -> TensorEntry:
-    return TensorEntry(
-        slot.name, slot.dtype, slot.shape, content.blake3, digest, slot.offset, slot.nbytes, content.non_finite
-    )
-
-
-def _combined(files: Iterable[Iterable[TensorEntry]]) -> Manifest:
-    seen: dict[str, tuple[int, TensorEntry]] = {}
-    faults: list[FieldError] = []
-    for number, entries in enumerate(files):
-        for entry in entries:
-            first, _ = seen.setdefault(entry.name, (number, entry))
-            if first != number:
-                faults.append(FieldError(f"/files/{number}", f"{entry.name} is already in /files/{first}"))
-    if faults:
-        shown = "; ".join(f"{fault.detail} and again in {fault.pointer}" for fault in faults[:5])
-        raise Invalid(
-            f"A tensor may be in one file only, and {len(faults)} are in two: {shown}. "
-            "Leave the repeated tensors, or the repeated file, out.",
-            code="duplicate_tensor",
-            errors=faults[:100],
-        )
-    return Manifest.of(entry for _, entry in seen.values())
-
-
-def _check_count(manifest: Manifest) -> None:
-    if not manifest.tensors:
-        raise Invalid("The files hold no tensors. Upload a checkpoint that has some.", code="no_tensors")
-    if len(manifest.tensors) > MAX_TENSORS:
-        raise Invalid(
-            f"The version would have {len(manifest.tensors)} tensors; at most {MAX_TENSORS} fit. Split the model.",
-            code="too_many_tensors",
-        )

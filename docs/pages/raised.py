@@ -18,7 +18,7 @@ COMMAND: Final = "command"
 WAITING: Final = "waiting"
 PLACES: Final[Mapping[str, str]] = {
     "Rejected": "422",  # app/definitions/sandbox.py raises the child's answer as Invalid
-    "CheckpointError": "422",  # app/weights/service.py raises it as Invalid
+    "CheckpointError": "422",  # app/weights/ raises it as Invalid
     "CannotStart": COMMAND,
     "Waiting": WAITING,
 }

@@ -1,12 +1,16 @@
 """A family that a package brings is used like our own, from its config to a run."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from safetensors.numpy import save
 
+from app.children.children import MODULES, Children
+from app.children.fork_server import ForkServer
 from tests.adding import toy_family
 from tests.adding.distribution import install
 from tests.workers.service import Service
@@ -16,9 +20,13 @@ pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
 @pytest.fixture
-def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, app: FastAPI) -> Iterator[None]:
     module = Path(toy_family.__file__)
     install(monkeypatch, tmp_path / "site", "toys", "enginesmith.families", {"toy": module.stem}, module)
+    server = ForkServer(MODULES)  # one that was started with the package on its path
+    app.state.children = Children(server, tmp_path / "scratch")
+    yield
+    server.close()
 
 
 @pytest.mark.usefixtures("toy")

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from safetensors.numpy import save
 
+from app.children.children import MODULES, Children
+from app.children.fork_server import ForkServer
 from app.main import create_app
 from app.settings import Settings
 from app.weights.recognition import checkpoint_formats
@@ -23,12 +26,15 @@ pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
 @pytest.fixture
-def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, app: FastAPI) -> Iterator[None]:
     module = Path(toy_format.__file__)
     group = "enginesmith.checkpoint_formats"
     install(monkeypatch, tmp_path / "site", "toys", group, {"toy": module.stem}, module)
     checkpoint_formats.cache_clear()
+    server = ForkServer(MODULES)  # one that was started with the package on its path
+    app.state.children = Children(server, tmp_path / "scratch")
     yield
+    server.close()
     checkpoint_formats.cache_clear()
 
 

@@ -8,8 +8,16 @@ import pytest
 from onnx import ModelProto
 from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
 
+from app.children.children import Children
+from app.children.house import House
+
 Tensors = Mapping[str, np.ndarray[Any, Any]]
 OpenSession = Callable[[Path, Tensors], ort.InferenceSession]
+
+
+@pytest.fixture
+def house(children: Children) -> House:
+    return children.definitions
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Graphs converted to another opset compute the same, or are refused with what stands in the way."""
 
+import json
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from onnx import ModelProto, load_model, numpy_helper
 from onnx.helper import make_graph, make_node, make_tensor_value_info
 
+from app.children.house import House
 from app.definitions import sandbox
 from app.definitions.canonical_graph import canonical_bytes
 from app.definitions.opset_conversion import convert_opset
@@ -90,9 +92,10 @@ def test_a_body_that_the_library_would_leave_as_it_is_is_refused(tiny_model: Mak
     assert convert_opset(split.model, 20).opset_import[0].version == 20
 
 
-def test_a_file_is_converted_where_it_is_parsed(tiny_model: Make, tmp_path: Path) -> None:
+def test_a_file_is_converted_where_it_is_parsed(tiny_model: Make, tmp_path: Path, house: House) -> None:
     path = tmp_path / "upload.onnx"
     path.write_bytes(reduced(tiny_model, 18).SerializeToString())
-    with sandbox.construct_from_file(path, tmp_path / "scratch", opset=17) as made:
+    with sandbox.construct_from_file(house, path, opset=17) as made:
         assert (made.source["opset"], made.source["converted_from"]) == (17, 18)
-        assert [parameter.name for parameter in made.parameters] == ["w"]
+        assert made.parameter_count == 1
+        assert [name for name, *_ in json.loads(made.parameters)] == ["w"]

@@ -9,6 +9,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, numpy_help
 from onnx.helper import make_function, make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
 from safetensors.numpy import save
 
+from app.children.house import House
 from app.definitions import limits, sandbox
 from app.definitions.onnx_file import load_model
 from app.errors import Invalid
@@ -28,12 +29,13 @@ def external(location: str) -> TensorProto:
     return tensor
 
 
-def refusal(data: bytes, folder: Path) -> Invalid:
+def refusal(data: bytes, house: House) -> Invalid:
     """Send a file to the child and return what a client would be answered."""
-    path = folder / "upload.onnx"
-    path.write_bytes(data)
-    with pytest.raises(Invalid) as raised, sandbox.construct_from_file(path, folder / "scratch"):
-        pass
+    with house.folder("upload") as folder:
+        path = folder / "upload.onnx"
+        path.write_bytes(data)
+        with pytest.raises(Invalid) as raised, sandbox.construct_from_file(house, path):
+            pass
     assert raised.value.status == 422
     assert raised.value.detail
     return raised.value
@@ -66,7 +68,7 @@ def _varint(value: int) -> bytes:
 
 @pytest.mark.parametrize("location", ["weights.bin", "../../etc/passwd", "/etc/passwd"])
 @pytest.mark.parametrize("place", ["initializer", "constant", "branch"])
-def test_refuses_external_data_wherever_it_hides(tiny_model: Make, tmp_path: Path, location: str, place: str) -> None:
+def test_refuses_external_data_wherever_it_hides(tiny_model: Make, house: House, location: str, place: str) -> None:
     model = tiny_model([make_node("MatMul", ["x", "w"], ["y"])])
     if place == "initializer":
         model.graph.initializer.append(external(location))
@@ -76,41 +78,41 @@ def test_refuses_external_data_wherever_it_hides(tiny_model: Make, tmp_path: Pat
         branch = branches(0)
         branch.initializer.append(external(location))
         model.graph.node.append(make_node("If", ["c"], ["z"], then_branch=branch, else_branch=branches(0)))
-    assert refusal(model.SerializeToString(), tmp_path).code == "external_data"
+    assert refusal(model.SerializeToString(), house).code == "external_data"
 
 
-def test_refuses_external_entries_beside_embedded_data(tiny_model: Make, tmp_path: Path) -> None:
+def test_refuses_external_entries_beside_embedded_data(tiny_model: Make, house: House) -> None:
     tensor = weight()
     tensor.external_data.add(key="location", value="../x")
     model = tiny_model([make_node("MatMul", ["x", "w"], ["y"])], [tensor])
-    assert refusal(model.SerializeToString(), tmp_path).code == "external_data"
+    assert refusal(model.SerializeToString(), house).code == "external_data"
 
 
 @pytest.mark.parametrize("dims", [[2**40], [2**62, 4], [-1, 4], [4, 5], [0]])
-def test_refuses_tensors_that_declare_what_they_do_not_hold(tiny_model: Make, tmp_path: Path, dims: list[int]) -> None:
+def test_refuses_tensors_that_declare_what_they_do_not_hold(tiny_model: Make, house: House, dims: list[int]) -> None:
     tensor = weight()
     tensor.ClearField("dims")
     tensor.dims.extend(dims)
     model = tiny_model([make_node("MatMul", ["x", "w"], ["y"])], [tensor])
-    assert refusal(model.SerializeToString(), tmp_path).code == "bad_tensor"
+    assert refusal(model.SerializeToString(), house).code == "bad_tensor"
 
 
-def test_refuses_a_small_file_that_asks_for_16_gigabytes(tiny_model: Make, tmp_path: Path) -> None:
+def test_refuses_a_small_file_that_asks_for_16_gigabytes(tiny_model: Make, house: House) -> None:
     shape = numpy_helper.from_array(np.array([2**32], np.int64), "shape")
     data = tiny_model([make_node("ConstantOfShape", ["shape"], ["y"])], [shape]).SerializeToString()
     assert len(data) < 128
-    assert refusal(data, tmp_path).code == "too_large_value"
+    assert refusal(data, house).code == "too_large_value"
 
 
-def test_the_same_operator_set_imported_twice_counts_once(tiny_model: Make, tmp_path: Path) -> None:
+def test_the_same_operator_set_imported_twice_counts_once(tiny_model: Make, tmp_path: Path, house: House) -> None:
     model = tiny_model()
     model.opset_import.add(domain="ai.onnx", version=17)
     path = tmp_path / "upload.onnx"
     path.write_bytes(model.SerializeToString())
-    with sandbox.construct_from_file(path, tmp_path / "scratch") as made:
+    with sandbox.construct_from_file(house, path) as made:
         assert made.source["opset"] == 17
     model.opset_import.add(domain="", version=13)
-    refused = refusal(model.SerializeToString(), tmp_path)
+    refused = refusal(model.SerializeToString(), house)
     assert refused.code == "bad_opset"
     assert "13, 17" in refused.detail
     assert "convert_version" in refused.detail
@@ -238,10 +240,10 @@ def _no_nodes(model: ModelProto) -> None:
         (_no_nodes, "empty_graph"),
     ],
 )
-def test_refuses_what_it_cannot_take(tiny_model: Make, tmp_path: Path, spoil: Spoil, code: str) -> None:
+def test_refuses_what_it_cannot_take(tiny_model: Make, house: House, spoil: Spoil, code: str) -> None:
     model = tiny_model()
     spoil(model)
-    assert refusal(model.SerializeToString(), tmp_path).code == code
+    assert refusal(model.SerializeToString(), house).code == code
 
 
 def _long_sparse_name(model: ModelProto) -> None:
@@ -257,39 +259,39 @@ def _long_attribute(model: ModelProto) -> None:
 
 
 @pytest.mark.parametrize("spoil", [_long_sparse_name, _long_domain, _long_attribute])
-def test_a_name_without_end_does_not_get_into_the_answer(tiny_model: Make, tmp_path: Path, spoil: Spoil) -> None:
+def test_a_name_without_end_does_not_get_into_the_answer(tiny_model: Make, house: House, spoil: Spoil) -> None:
     model = tiny_model()
     spoil(model)
-    assert len(refusal(model.SerializeToString(), tmp_path).detail) < 1000
+    assert len(refusal(model.SerializeToString(), house).detail) < 1000
 
 
 @pytest.mark.parametrize("cut", [1, 100, 5000])
-def test_refuses_a_truncated_file(tiny_model: Make, tmp_path: Path, cut: int) -> None:
+def test_refuses_a_truncated_file(tiny_model: Make, house: House, cut: int) -> None:
     data = tiny_model([make_node("MatMul", ["x", "w"], ["y"])], [weight("w", (4, 4096))]).SerializeToString()
-    assert refusal(data[:-cut], tmp_path).code == "not_onnx"
+    assert refusal(data[:-cut], house).code == "not_onnx"
 
 
 @pytest.mark.parametrize("data", [b"\xff" * 100, b"PK\x03\x04 a zip file", nested(200)])
-def test_refuses_what_is_no_onnx_file(tmp_path: Path, data: bytes) -> None:
-    assert refusal(data, tmp_path).code == "not_onnx"
+def test_refuses_what_is_no_onnx_file(house: House, data: bytes) -> None:
+    assert refusal(data, house).code == "not_onnx"
 
 
-def test_refuses_an_empty_file(tmp_path: Path) -> None:
-    assert refusal(b"", tmp_path).code == "empty_graph"
+def test_refuses_an_empty_file(house: House) -> None:
+    assert refusal(b"", house).code == "empty_graph"
 
 
-def test_refuses_more_nodes_than_the_limit(tiny_model: Make, tmp_path: Path) -> None:
+def test_refuses_more_nodes_than_the_limit(tiny_model: Make, house: House) -> None:
     model = tiny_model()
     node = model.graph.node[0]
     model.graph.node.extend([node] * limits.MAX_NODES)
-    assert refusal(model.SerializeToString(), tmp_path).code == "too_large_graph"
+    assert refusal(model.SerializeToString(), house).code == "too_large_graph"
 
 
-def test_refuses_constants_that_are_no_weights_beyond_the_limit(tiny_model: Make, tmp_path: Path) -> None:
+def test_refuses_constants_that_are_no_weights_beyond_the_limit(tiny_model: Make, house: House) -> None:
     rows = limits.MAX_CONSTANT_BYTES // 32 + 1
     table = numpy_helper.from_array(np.zeros((rows, 4), np.int64), "table")
     nodes = [make_node("Cast", ["table"], ["t"], to=1), make_node("MatMul", ["t", "x"], ["y"])]
-    assert refusal(tiny_model(nodes, [table]).SerializeToString(), tmp_path).code == "constants_too_large"
+    assert refusal(tiny_model(nodes, [table]).SerializeToString(), house).code == "constants_too_large"
 
 
 def doubling_functions(count: int) -> bytes:
@@ -307,20 +309,20 @@ def doubling_functions(count: int) -> bytes:
     return make_model(graph, functions=functions, opset_imports=imports).SerializeToString()
 
 
-def test_refuses_functions_that_grow_beyond_all_bounds(tmp_path: Path) -> None:
-    assert refusal(doubling_functions(40), tmp_path).code == "too_large_graph"
+def test_refuses_functions_that_grow_beyond_all_bounds(house: House) -> None:
+    assert refusal(doubling_functions(40), house).code == "too_large_graph"
 
 
-def test_refuses_functions_that_call_themselves(tmp_path: Path) -> None:
+def test_refuses_functions_that_call_themselves(house: House) -> None:
     model = ModelProto.FromString(doubling_functions(1))
     model.functions[0].node[0].op_type, model.functions[0].node[0].domain = "f1", "f"
-    assert refusal(model.SerializeToString(), tmp_path).code == "bad_functions"
+    assert refusal(model.SerializeToString(), house).code == "bad_functions"
 
 
-def test_inlines_functions_that_do_not(tmp_path: Path) -> None:
+def test_inlines_functions_that_do_not(tmp_path: Path, house: House) -> None:
     path = tmp_path / "upload.onnx"
     path.write_bytes(doubling_functions(3))
-    with sandbox.construct_from_file(path, tmp_path / "scratch") as made:
+    with sandbox.construct_from_file(house, path) as made:
         model = ModelProto.FromString(made.graph.read_bytes())
     assert [node.op_type for node in model.graph.node] == ["Relu"] * 8
     assert not model.functions
@@ -350,7 +352,7 @@ def test_functions_of_another_opset_are_converted_to_the_models(tmp_path: Path) 
         (save({"w": np.zeros(4, np.float32)}), "a safetensors file"),
     ],
 )
-def test_says_what_a_file_is_that_is_no_model(data: bytes, words: str, tmp_path: Path) -> None:
-    found = refusal(data, tmp_path)
+def test_says_what_a_file_is_that_is_no_model(data: bytes, words: str, house: House) -> None:
+    found = refusal(data, house)
     assert found.code == "not_onnx"
     assert words in found.detail

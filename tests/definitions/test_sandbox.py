@@ -1,18 +1,16 @@
-import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from onnx import ModelProto
 
+from app.children.house import House
+from app.children.limits import ChildLimits
 from app.definitions import sandbox
-from app.definitions.limits import ChildLimits, child_limits
-from app.errors import Invalid, Unavailable
+from app.definitions.limits import child_limits
+from app.errors import Invalid
 
 Make = Callable[..., ModelProto]
 
@@ -31,63 +29,46 @@ def limit(monkeypatch: pytest.MonkeyPatch, **changed: float) -> None:
     monkeypatch.setattr(sandbox, "child_limits", limits)
 
 
-def fault(upload: Path) -> Invalid:
-    with pytest.raises(Invalid) as raised, sandbox.construct_from_file(upload, upload.parent / "scratch"):
+def fault(house: House, upload: Path) -> Invalid:
+    with pytest.raises(Invalid) as raised, sandbox.construct_from_file(house, upload):
         pass
     return raised.value
 
 
-def test_files_live_as_long_as_the_block(upload: Path) -> None:
-    scratch = upload.parent / "scratch"
-    with sandbox.construct_from_file(upload, scratch) as made:
+def test_files_live_as_long_as_the_block(house: House, upload: Path) -> None:
+    with sandbox.construct_from_file(house, upload) as made:
         assert made.graph.exists()
         assert made.weights is None
-    assert list(scratch.iterdir()) == []
+    assert list((upload.parent / "scratch").iterdir()) == []
 
 
-def test_a_child_out_of_time_is_killed_and_reported(upload: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    limit(monkeypatch, wall_s=0.01)
-    assert fault(upload).code == "parsing_timeout"
+def test_a_child_out_of_time_is_killed_and_reported(
+    house: House, upload: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit(monkeypatch, wall_s=0.001)
+    assert fault(house, upload).code == "parsing_timeout"
 
 
-def test_a_child_out_of_memory_is_reported(upload: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_out_of_memory_is_reported(house: House, upload: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit(monkeypatch, address_space=64 * 1024 * 1024)
-    assert fault(upload).code in {"parser_crashed", "too_much_memory"}
+    assert fault(house, upload).code in {"parser_crashed", "too_much_memory"}
 
 
-def test_an_answer_that_is_too_long_is_refused(upload: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "MAX_ANSWER_BYTES", 50)
-    assert fault(upload).code == "too_large_graph"
+@pytest.mark.parametrize("most", [50, 2])
+def test_an_answer_that_is_too_long_is_refused(
+    house: House, upload: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr("app.children.fork_server.MAX_ANSWER_BYTES", most)
+    assert fault(house, upload).code == "too_large_graph"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("ending", [signal.SIGSEGV, signal.SIGABRT])
-def test_a_crash_is_reported(upload: Path, monkeypatch: pytest.MonkeyPatch, ending: signal.Signals) -> None:
-    program = f"import os; os.kill(os.getpid(), {int(ending)})"
-    popen = subprocess.Popen
-    monkeypatch.setattr(
-        subprocess, "Popen", lambda _command, **options: popen([sys.executable, "-c", program], **options)
-    )
-    assert fault(upload).code == "parser_crashed"
+def test_a_crash_is_reported(house: House, upload: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    child = house.child
 
+    def crashing(_function: str, task: Any, *rest: Any) -> dict[str, Any]:  # noqa: ANN401 - stands in for the method
+        return child("tests.children.deeds:kill_itself", task | {"signal": 11}, *rest)
 
-def test_a_child_that_cannot_be_started_is_unavailable(upload: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    with pytest.raises(Unavailable) as raised, sandbox.construct_from_file(upload, upload.parent / "scratch"):
-        pass
-    assert raised.value.code == "parser_unavailable"
-
-
-def test_the_child_gets_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ENGINESMITH_SIGNING_KEY", "11" * 32)
-    assert not any(name.startswith("ENGINESMITH") for name in sandbox._environment())
-
-
-def test_the_child_stops_when_its_parent_is_another() -> None:
-    request = {"parent": os.getpid() + 1, "limits": {}, "task": {}}
-    command = [sys.executable, "-m", "app.definitions.child"]
-    done = subprocess.run(
-        command, input=json.dumps(request).encode(), capture_output=True, check=False, env=sandbox._environment()
-    )
-    assert done.returncode == 1
-    assert done.stdout == b""
+    monkeypatch.setattr(house, "child", crashing)
+    refused = fault(house, upload)
+    assert refused.code == "parser_crashed"
+    assert "exit status -11" in refused.detail

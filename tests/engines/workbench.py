@@ -25,7 +25,8 @@ from app.jobs.tables import Job
 from app.registry.service import get_model, next_number
 from app.settings import Settings
 from app.weights.manifest import Manifest, TensorEntry
-from app.weights.service import UnsavedWeights, register
+from app.weights.service import register
+from app.weights.unsaved import UnsavedWeights
 
 PARAMETERS = (Parameter("w", (4, 8), "F32"), Parameter("b", (4,), "F32"))
 INPUTS = (InputSpec("x", "F32", ("batch", 8)),)

@@ -11,10 +11,13 @@ from safetensors.numpy import load_file, save
 from app.artifacts import service as artifacts
 from app.artifacts.store import ArtifactStore
 from app.artifacts.tables import BlobUse
+from app.children.children import Children
+from app.children.house import House
 from app.database import Database
 from app.errors import Invalid, NotFound
 from app.registry import service as registry
 from app.weights import service
+from app.weights.indexing import CHUNK_BYTES, index_file
 from app.weights.manifest import Manifest
 from app.weights.tables import CheckpointFile, WeightVersion
 
@@ -24,8 +27,8 @@ Tensors = Mapping[str, np.ndarray[Any, np.dtype[Any]]]
 class Uploads:
     """A model, and a way to put files where an upload puts them."""
 
-    def __init__(self, database: Database, store: ArtifactStore, folder: Path) -> None:
-        self.database, self.store, self._folder = database, store, folder
+    def __init__(self, database: Database, store: ArtifactStore, house: House, folder: Path) -> None:
+        self.database, self.store, self.house, self._folder = database, store, house, folder
         with database.transaction() as session:
             self.model_id = registry.create_model(session, "m", "", {}).id
 
@@ -41,7 +44,7 @@ class Uploads:
         return self.put(save(dict(tensors)))
 
     def version(self, *files: str, base: int | None = None) -> WeightVersion:
-        return service.create_weights(self.database, self.store, "m", files, base=base)[0]
+        return service.create_weights(self.database, self.store, self.house, "m", files, base=base)[0]
 
     def manifest(self, version: WeightVersion) -> Manifest:
         with self.database.reading() as session:
@@ -49,8 +52,8 @@ class Uploads:
 
 
 @pytest.fixture
-def uploads(database: Database, store: ArtifactStore, tmp_path: Path) -> Uploads:
-    return Uploads(database, store, tmp_path)
+def uploads(database: Database, store: ArtifactStore, children: Children, tmp_path: Path) -> Uploads:
+    return Uploads(database, store, children.weights, tmp_path)
 
 
 def _tensors(**values: float) -> Tensors:
@@ -73,9 +76,8 @@ def test_hashes_the_bytes_of_every_tensor(uploads: Uploads) -> None:
         assert uploads.store.read(entry.blob, entry.offset, entry.nbytes) == tensors[name].tobytes()
 
 
-def test_a_tensor_larger_than_a_chunk_is_hashed_whole(uploads: Uploads, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "HASH_CHUNK_BYTES", 100)
-    tensors: Tensors = {"big": np.arange(500, dtype=np.int64), "small": np.arange(3, dtype=np.int8)}
+def test_a_tensor_larger_than_a_chunk_is_hashed_whole(uploads: Uploads) -> None:
+    tensors: Tensors = {"big": np.arange(CHUNK_BYTES // 8 + 5), "small": np.arange(3, dtype=np.int8)}
     found = uploads.manifest(uploads.version(uploads.file(tensors))).tensors
     assert found["big"].blake3 == blake3(tensors["big"].tobytes()).hexdigest()
     assert found["small"].blake3 == blake3(tensors["small"].tobytes()).hexdigest()
@@ -119,8 +121,10 @@ def test_a_base_gives_the_tensors_that_did_not_change(uploads: Uploads) -> None:
 
 def test_the_same_content_is_the_same_version(uploads: Uploads) -> None:
     file = uploads.file(_tensors(a=1))
-    first, created = service.create_weights(uploads.database, uploads.store, "m", [file])
-    again, created_again = service.create_weights(uploads.database, uploads.store, "m", [file], label="other")
+    first, created = service.create_weights(uploads.database, uploads.store, uploads.house, "m", [file])
+    again, created_again = service.create_weights(
+        uploads.database, uploads.store, uploads.house, "m", [file], label="other"
+    )
     assert (created, created_again) == (True, False)
     assert again.id == first.id
     assert uploads.version(uploads.file(_tensors(a=2))).version == 2
@@ -138,28 +142,30 @@ def test_every_file_of_a_version_is_kept(uploads: Uploads) -> None:
 
 def test_a_file_is_hashed_once(uploads: Uploads, monkeypatch: pytest.MonkeyPatch) -> None:
     file = uploads.file(_tensors(a=1))
-    entries = service.index_file(uploads.database, uploads.store, file)
-    monkeypatch.setattr(service, "read_slots", None)
-    assert service.index_file(uploads.database, uploads.store, file) == entries
+    index = index_file(uploads.database, uploads.store, uploads.house, file).load()
+    monkeypatch.setattr(uploads.house, "child", None)
+    assert index_file(uploads.database, uploads.store, uploads.house, file).load() == index
 
 
-def test_hashing_a_file_twice_at_once_does_no_harm(uploads: Uploads, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hashing_a_file_twice_at_once_in_two_processes_does_no_harm(
+    uploads: Uploads, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = uploads.file(_tensors(a=1))
-    slow = service._hash_file
+    other = House(uploads.house._server, uploads.house._scratch)
+    slow = other.child
 
-    def overtaken(store: ArtifactStore, digest: str) -> Any:  # noqa: ANN401 - stands in for the private function
-        monkeypatch.setattr(service, "_hash_file", slow)
-        service.index_file(uploads.database, store, digest)
-        return slow(store, digest)
+    def overtaken(*args: Any) -> Any:  # noqa: ANN401 - stands in for the method
+        index_file(uploads.database, uploads.store, uploads.house, file)
+        return slow(*args)
 
-    monkeypatch.setattr(service, "_hash_file", overtaken)
-    entries = service.index_file(uploads.database, uploads.store, file)
-    assert service.index_file(uploads.database, uploads.store, file) == entries
+    monkeypatch.setattr(other, "child", overtaken)
+    index = index_file(uploads.database, uploads.store, other, file).load()
+    assert index_file(uploads.database, uploads.store, uploads.house, file).load() == index
 
 
 def test_a_file_that_became_no_version_can_be_collected(uploads: Uploads) -> None:
     file = uploads.file(_tensors(a=1))
-    service.index_file(uploads.database, uploads.store, file)
+    index_file(uploads.database, uploads.store, uploads.house, file)
     assert artifacts.collect_orphans(uploads.database, uploads.store, older_than_s=-1) == 1
     with uploads.database.reading() as session:
         assert session.get(CheckpointFile, file) is None
@@ -195,6 +201,6 @@ def test_a_blob_that_was_not_uploaded_is_named(uploads: Uploads) -> None:
 def test_an_unknown_model_or_base_is_not_found(uploads: Uploads) -> None:
     file = uploads.file(_tensors(a=1))
     with pytest.raises(NotFound, match="no model 'other'"):
-        service.create_weights(uploads.database, uploads.store, "other", [file])
+        service.create_weights(uploads.database, uploads.store, uploads.house, "other", [file])
     with pytest.raises(NotFound, match="no weight version 7"):
         uploads.version(file, base=7)

@@ -1,0 +1,56 @@
+"""What the tests have children do."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from app.children.channel import Ask
+
+
+def echo(task: Any, _ask: Ask) -> dict[str, Any]:  # noqa: ANN401 - any JSON
+    return {"made": task, "written": Path("log").exists(), "where": str(Path.cwd())}
+
+
+def kill_itself(task: Any, _ask: Ask) -> dict[str, Any]:  # noqa: ANN401 - any JSON
+    os.write(2, b"last words\n")
+    os.kill(os.getpid(), task["signal"])
+    signal.pause()
+    return {}
+
+
+def burn(_task: Any, _ask: Ask) -> dict[str, Any]:  # noqa: ANN401 - any JSON
+    while True:
+        pass
+
+
+def sleep(_task: Any, _ask: Ask) -> dict[str, Any]:  # noqa: ANN401 - any JSON
+    Path("pid").write_text(str(os.getpid()))
+    time.sleep(1000)
+    return {}
+
+
+def sleep_once(task: Any, ask: Ask) -> dict[str, Any]:  # noqa: ANN401 - any JSON
+    return {"made": "again"} if Path("pid").exists() else sleep(task, ask)
+
+
+def eat(_task: Any, _ask: Ask) -> dict[str, Any]:  # noqa: ANN401 - any JSON
+    return {"made": len(b"x" * 2**40)}
+
+
+def ask_back(task: Any, ask: Ask) -> dict[str, Any]:  # noqa: ANN401 - any JSON
+    return {"made": [b"".join(ask({"number": number})).decode() for number in range(task["count"])]}
+
+
+def tell(_task: Any, _ask: Ask) -> dict[str, Any]:  # noqa: ANN401 - any JSON
+    return {
+        "environment": dict(os.environ),
+        "threads": threading.active_count(),
+        "tasks": len(os.listdir("/proc/self/task")),  # noqa: PTH208 - names only
+        "descriptors": [str(one.readlink()) for one in Path("/proc/self/fd").iterdir() if one.is_symlink()],
+        "parent_tasks": len(os.listdir(f"/proc/{os.getppid()}/task")),  # noqa: PTH208
+        "modules": sorted(sys.modules),
+    }

@@ -1,0 +1,110 @@
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier, Event
+from typing import NoReturn
+
+import anyio
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from app.children.channel import no_answers
+from app.children.fork_server import ForkServer
+from app.children.house import House
+from app.children.limits import ChildLimits
+from app.errors import Invalid, Unavailable
+
+
+@pytest.fixture
+def house(fork_server: ForkServer, tmp_path: Path) -> House:
+    return House(fork_server, tmp_path / "scratch", children=1, waiting=2)
+
+
+def test_a_full_house_refuses_at_once_and_opens_again(house: House) -> None:
+    leave, entered = Event(), []
+
+    def stay() -> None:
+        entered.append(1)
+        leave.wait(30)
+
+    async def visit() -> None:
+        await house.run(stay)
+
+    async def scene() -> None:
+        async with anyio.create_task_group() as group:
+            for _ in range(3):
+                group.start_soon(visit)
+            while len(entered) < 3:
+                await anyio.sleep(0.01)
+            with pytest.raises(Unavailable) as refused:
+                await house.run(lambda: None)
+            assert refused.value.code == "busy"
+            leave.set()
+        assert await house.run(lambda: "in") == "in"
+
+    anyio.run(scene)
+
+
+def test_no_more_children_run_than_there_are_slots(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    running, most = [0], [0]
+    limits = ChildLimits(address_space=0, file_size=0, cpu_s=0, wall_s=0)
+
+    def run(*_: object) -> dict[str, int]:
+        running[0] += 1
+        most[0] = max(most[0], running[0])
+        Event().wait(0.02)
+        running[0] -= 1
+        return {}
+
+    monkeypatch.setattr(house._server, "run", run)
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(house.child, "f", {}, limits, Path(), no_answers) for _ in range(4)]:
+            done.result()
+    assert most == [1]
+
+
+def together(house: House, work: Callable[[], object]) -> list[object]:
+    """Call `work` under one key in three threads, none of which comes too late; return what each was given."""
+    waiting, calls = Barrier(3), []
+
+    def slow() -> object:
+        calls.append(1)
+        Event().wait(0.2)
+        return work()
+
+    def share() -> object:
+        waiting.wait(30)
+        try:
+            return house.share(("key",), slow)
+        except Invalid as error:
+            return error.code
+
+    with ThreadPoolExecutor(3) as pool:
+        results = [done.result() for done in [pool.submit(share) for _ in range(3)]]
+    assert len(calls) == 1
+    return results
+
+
+def test_equal_work_at_one_time_is_done_once(house: House) -> None:
+    assert together(house, lambda: 7) == [7, 7, 7]
+    assert house.share(("key",), lambda: 8) == 8  # what is over is not remembered
+
+
+def test_a_refusal_is_shared_too(house: House) -> None:
+    def refuse() -> NoReturn:
+        raise Invalid("bad", code="bad")
+
+    assert together(house, refuse) == ["bad", "bad", "bad"]
+
+
+@pytest.mark.parametrize("path", ["weights", "definitions"])
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_full_house_is_answered_with_when_to_come_again(app: FastAPI, client: TestClient, path: str) -> None:
+    client.post("/v1/models", json={"name": "m"})
+    setattr(app.state.children, path, House(app.state.children.server, Path(), children=0, waiting=0))
+    body = {"files": ["sha256:" + "00" * 32]} if path == "weights" else {"onnx": "sha256:" + "00" * 32}
+    answer = client.post(f"/v1/models/m/{path}", json=body)
+    assert (answer.status_code, answer.json()["code"]) == (503, "busy")
+    assert int(answer.headers["Retry-After"]) > 0
+    assert client.get("/v1/models/m").status_code == 200
