@@ -7,7 +7,8 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-MIB = 1024 * 1024
+KIB = 1024
+MIB = 1024 * KIB
 GIB = 1024 * MIB
 
 
@@ -35,7 +36,10 @@ class Settings(BaseSettings):
     )
 
     max_blob_bytes: int = Field(1024 * GIB, gt=0, description="Largest upload accepted.")
-    max_json_bytes: int = Field(8 * MIB, gt=0, description="Largest JSON request body accepted.")
+    max_json_bytes: int = Field(
+        MIB, gt=0, description="Largest JSON request body of any call; most calls have a smaller limit of their own."
+    )
+    max_streams: int = Field(1000, ge=0, description="Event streams open at once in one API process.")
     max_onnx_bytes: int = Field(2 * GIB, gt=0, description="Largest ONNX file parsed.")
     max_prefer_wait_s: float = Field(60.0, ge=0, description="Longest `Prefer: wait` honoured, seconds.")
 

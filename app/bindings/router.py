@@ -11,12 +11,19 @@ from app.bindings.report import BindingReport
 from app.bindings.schemas import BindingRequest, ProposeAnswer, ReportAnswer
 from app.http.dependencies import DatabaseDep
 from app.http.problems import problems
+from app.http.routes import WITH_RULES_BYTES, Route, max_body
 from app.registry import service as registry
 
-router = APIRouter(prefix="/models/{model}/bindings", tags=["bindings"])
+router = APIRouter(prefix="/models/{model}/bindings", tags=["bindings"], route_class=Route)
 
 
-@router.post("/check", summary="Check a binding", response_model=ReportAnswer, responses=problems(404, 422))
+@router.post(
+    "/check",
+    summary="Check a binding",
+    response_model=ReportAnswer,
+    responses=problems(404, 422, 503),
+    openapi_extra=max_body(WITH_RULES_BYTES),
+)
 def check_binding(model: str, body: BindingRequest, database: DatabaseDep, store: StoreDep) -> Any:
     """Say which tensors would feed which parameter, and list every problem at once. Nothing is built or kept."""
     with database.reading() as session:
@@ -25,7 +32,13 @@ def check_binding(model: str, body: BindingRequest, database: DatabaseDep, store
     return _answer(pair.check(body.rules, store.read), body)
 
 
-@router.post("/propose", summary="Propose binding rules", response_model=ProposeAnswer, responses=problems(404, 422))
+@router.post(
+    "/propose",
+    summary="Propose binding rules",
+    response_model=ProposeAnswer,
+    responses=problems(404, 422, 503),
+    openapi_extra=max_body(WITH_RULES_BYTES),
+)
 def propose_rules(model: str, body: BindingRequest, database: DatabaseDep, store: StoreDep) -> Any:
     """Answer the rules that would bind the weights, what speaks for each, and what cannot be told.
 

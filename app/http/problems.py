@@ -14,6 +14,7 @@ from starlette.routing import Match
 
 from app.database import DATABASE_DOWN
 from app.errors import FieldError, Invalid, ServiceError, Unavailable, json_pointer
+from app.http.request_body import MAX_FAULTS
 from app.observability import request_id
 
 MEDIA_TYPE = "application/problem+json"
@@ -115,7 +116,7 @@ async def _database_down(request: Request, error: Exception) -> JSONResponse:
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, RequestValidationError):
         raise error
-    errors = [_field_error(fault) for fault in error.errors()]
+    errors = [_field_error(fault) for fault in error.errors()[:MAX_FAULTS]]
     detail = "; ".join(f"{fault.pointer or '/'}: {fault.detail}" for fault in errors)
     remedy = "See /docs for the fields of this call."
     if "json" not in request.headers.get("content-type", "") and any(not fault.pointer for fault in errors):
@@ -150,8 +151,6 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     remedies = {
         404: f"There is nothing at {request.url.path}. GET /docs lists every call.",
         405: f"{request.url.path} does not take {request.method}. GET /docs lists every call.",
-        413: "The body is larger than this call takes. Upload large content with PUT /v1/blobs/<digest> "
-        "and name its digest.",
     }
     detail = remedies.get(error.status_code, str(error.detail))
     headers = dict(error.headers or {})

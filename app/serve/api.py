@@ -53,5 +53,5 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle SIGINT or SIGTERM."""
-        self._app.state.listener.ending = True
+        self._app.state.watching.ending = True
         super().handle_exit(sig, frame)

@@ -9,13 +9,14 @@ from app.http.dependencies import DatabaseDep, SessionDep
 from app.http.fields import Number
 from app.http.pagination import Listing, PageDep, list_items
 from app.http.problems import problems
+from app.http.routes import Route, heavy
 from app.registry import service as registry
 from app.weights import service
 from app.weights.diff import diff
 from app.weights.manifest import Manifest
 from app.weights.schemas import DiffAnswer, TensorAnswer, TensorChangeAnswer, WeightsAnswer
 
-router = APIRouter(prefix="/models/{model}/weights", tags=["weights"])
+router = APIRouter(prefix="/models/{model}/weights", tags=["weights"], route_class=Route)
 
 Version = Annotated[Number, Path(description="The number of the weight version.")]
 From = Annotated[Number, Query(alias="from", description="The version to compare with.")]
@@ -39,6 +40,7 @@ def read_weights(model: str, version: Version, session: SessionDep) -> Any:
     response_model=Listing[TensorAnswer],
     responses=problems(404, 422),
 )
+@heavy
 def list_tensors(model: str, version: Version, database: DatabaseDep, page: PageDep) -> Any:
     """Name, dtype, shape, BLAKE3 and place of every tensor, in the order of their names."""
     (manifest,) = _manifests(database, model, version)
@@ -51,6 +53,7 @@ def list_tensors(model: str, version: Version, database: DatabaseDep, page: Page
     response_model=DiffAnswer,
     responses=problems(404, 422),
 )
+@heavy
 def read_diff(model: str, version: Version, earlier: From, database: DatabaseDep, page: PageDep) -> Any:
     """What was added, removed or changed since the version `from`; the tensors come in pages, by name."""
     found = diff(*_manifests(database, model, earlier, version))

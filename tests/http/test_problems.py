@@ -41,7 +41,7 @@ def test_json_that_does_not_parse_is_a_problem(client: TestClient) -> None:
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
 
 
-@pytest.mark.parametrize("body", [b"[" * 100_000, b'{"name": "\xff"}', b'{"name": ' + b"9" * 6000 + b"}"])
+@pytest.mark.parametrize("body", [b'{"name": "\xff"}', b'{"name": ' + b"9" * 6000 + b"}"])
 def test_json_that_the_parser_gives_up_on_is_a_problem_with_a_remedy(client: TestClient, body: bytes) -> None:
     answer = client.post("/v1/models", content=body, headers={"Content-Type": "application/json"})
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")

@@ -166,7 +166,7 @@ def test_prefer_wait_answers_once_it_hears_of_the_end(
         heard.append(ended.is_set())
 
     monkeypatch.setattr("app.jobs.submission.wait_for", wait_and_look)
-    monkeypatch.setattr("app.jobs.submission.LOOK_EVERY_S", 30.0)
+    monkeypatch.setattr("app.jobs.watching.LOOK_EVERY_S", 30.0)
     answers: list[tuple[int, dict[str, object]]] = []
     waiter = threading.Thread(target=lambda: answers.append(_post(client, Prefer="wait=60")))
     waiter.start()
@@ -237,7 +237,7 @@ def test_prefer_wait_gives_up_with_202(client: TestClient) -> None:
 
 
 def test_waits_and_streams_end_with_the_process_and_leave_the_job_queued(app: FastAPI, client: TestClient) -> None:
-    app.state.listener.ending = True
+    app.state.watching.ending = True
     status, job = _post(client, Prefer="wait=60")
     assert (status, job["state"]) == (202, "queued")
     streamed = client.get(f"/v1/jobs/{job['id']}/events", headers={"Accept": "text/event-stream"})
