@@ -21,6 +21,7 @@ from app.engines.router import router as engines_router
 from app.engines.verification_router import router as verification_router
 from app.fleet.router import router as fleet_router
 from app.http import openapi, problems
+from app.http.browsers import BrowserGuard
 from app.http.pools import Pools
 from app.http.request_body import check_address
 from app.jobs.dispatch import Dispatch
@@ -67,6 +68,7 @@ def create_app(settings: Settings) -> FastAPI:
     _compose(app, settings)
     problems.install(app)
     openapi.install(app)
+    app.add_middleware(BrowserGuard, allowed_hosts=settings.host_names)
     app.add_middleware(RequestObserver, metrics=app.state.metrics, on_fault=problems.unexpected)
     app.include_router(health.router)
     for router in ROUTERS:

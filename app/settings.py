@@ -35,6 +35,12 @@ class Settings(BaseSettings):
         description="Ed25519 private key, 64 hex digits, shared by all workers; empty: DATA_DIR/signing.key.",
     )
 
+    allowed_hosts: str = Field(
+        "",
+        description="Names that the API answers to besides `localhost` and IP addresses, separated by commas; "
+        "`*.example.com`: all below it, `*`: any.",
+    )
+
     max_blob_bytes: int = Field(1024 * GIB, gt=0, description="Largest upload accepted.")
     max_json_bytes: int = Field(
         MIB, gt=0, description="Largest JSON request body of any call; most calls have a smaller limit of their own."
@@ -69,6 +75,11 @@ class Settings(BaseSettings):
     def database(self) -> str:
         """The SQLAlchemy URL in force."""
         return self.database_url or f"sqlite:///{self.data_dir.resolve() / 'enginesmith.db'}"
+
+    @property
+    def host_names(self) -> tuple[str, ...]:
+        """The names that the API answers to besides localhost."""
+        return tuple(name for word in self.allowed_hosts.split(",") if (name := word.strip()))
 
     @property
     def artifacts_dir(self) -> Path:

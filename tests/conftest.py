@@ -183,7 +183,7 @@ def app(settings: Settings, routes: list[BaseRoute]) -> Iterator[FastAPI]:
 @pytest.fixture
 def client(app: FastAPI) -> Iterator[TestClient]:
     """A client whose server errors come back as answers, as they would over a socket."""
-    with TestClient(app, raise_server_exceptions=False) as client:
+    with TestClient(app, "http://localhost", raise_server_exceptions=False) as client:
         yield client
 
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from fastapi import Request
 from fastapi.dependencies.models import Dependant
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from app.errors import FieldError, Invalid, json_pointer
 
@@ -23,6 +23,15 @@ class RequestBody(BaseModel):
     """A JSON request body: a misspelt field is a fault, and a number in quotes is no number."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_surplus(cls, body: object) -> object:
+        """Leave out most members that are no fields, since no more than MAX_FAULTS of them are told of anyway."""
+        if not isinstance(body, dict) or len(body) <= len(cls.model_fields) + MAX_FAULTS:
+            return body
+        unknown = [name for name in body if name not in cls.model_fields][:MAX_FAULTS]
+        return {name: body[name] for name in (*cls.model_fields, *unknown) if name in body}
 
 
 def check_content(body: object) -> None:

@@ -4,6 +4,7 @@ The task looks at a job as soon as a notice names it, and at all of them from ti
 """
 
 import asyncio
+import math
 import time
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -40,7 +41,7 @@ class Watching:
         self._ended: deque[str] = deque(maxlen=ENDS_KEPT)
         self._due: set[str] = set()
         self._is_due = asyncio.Event()
-        self._looked_at_all = 0.0  # seconds, monotonic
+        self._looked_at_all = -math.inf  # seconds, monotonic
         self._thread = CapacityLimiter(1)
 
     @asynccontextmanager
@@ -105,7 +106,7 @@ class Watching:
         self._is_due.set()
 
     def _look_at_all(self) -> None:
-        self._looked_at_all = 0.0
+        self._looked_at_all = -math.inf
         self._is_due.set()
 
     async def _keep_looking(self) -> None:

@@ -72,7 +72,7 @@ def client(app: FastAPI, database: Database, preparations: Preparations) -> Iter
 
         return await submit(prepare)
 
-    with TestClient(app) as client:
+    with TestClient(app, "http://localhost") as client:
         yield client
 
 
