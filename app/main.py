@@ -30,6 +30,7 @@ from app.jobs.queue import JobQueue, redis_url
 from app.jobs.router import router as jobs_router
 from app.jobs.watching import Watching
 from app.observability import Metrics, RequestObserver, note_route
+from app.redaction import learn
 from app.registry.router import router as registry_router
 from app.scratch import remove_abandoned
 from app.settings import Settings
@@ -79,6 +80,7 @@ def create_app(settings: Settings) -> FastAPI:
 def _compose(app: FastAPI, settings: Settings) -> None:
     state = app.state
     url = redis_url(settings.broker_url)
+    learn(settings)
     state.settings = settings
     state.pools = Pools()
     state.database = Database(settings.database)

@@ -18,13 +18,14 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="ENGINESMITH_", frozen=True)
 
     data_dir: Path = Field(Path("data"), description="SQLite database, artifacts, signing key, scratch files.")
-    database_url: str = Field("", description="SQLAlchemy URL; empty: SQLite in the data directory.")
+    database_url: str = Field("", repr=False, description="SQLAlchemy URL; empty: SQLite in the data directory.")
     broker_url: str = Field(
         "redis://127.0.0.1:6379/0",
+        repr=False,
         description="Redis or Valkey: redis://, rediss:// or redis+socket:///path. `serve` starts its own.",
     )
     store_url: str = Field(
-        "", description="s3://, gs://, az:// or file:// URL; empty: the data directory's artifacts folder."
+        "", repr=False, description="s3://, gs://, az:// or file:// URL; empty: the data directory's artifacts folder."
     )
     cache_dir: Path | None = Field(
         None, description="Where workers keep copies of remote artifacts; empty: DATA_DIR/cache."
@@ -32,6 +33,7 @@ class Settings(BaseSettings):
     cache_bytes: int = Field(64 * GIB, ge=0, description="Size of that cache; least recently used go first.")
     signing_key: str = Field(
         "",
+        repr=False,
         description="Ed25519 private key, 64 hex digits, shared by all workers; empty: DATA_DIR/signing.key.",
     )
 

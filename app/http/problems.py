@@ -16,6 +16,7 @@ from app.database import DATABASE_DOWN
 from app.errors import FieldError, Invalid, ServiceError, Unavailable, json_pointer
 from app.http.request_body import MAX_FAULTS
 from app.observability import request_id
+from app.redaction import public
 
 MEDIA_TYPE = "application/problem+json"
 UNREADABLE = (
@@ -89,10 +90,10 @@ def problem_response(
     problem = Problem(
         title=title,
         status=status,
-        detail=detail,
+        detail=public(detail),
         code=code,
         request_id=request_id(),
-        errors=[Fault(pointer=error.pointer, detail=error.detail) for error in errors],
+        errors=[Fault(pointer=error.pointer, detail=public(error.detail)) for error in errors],
     )
     return JSONResponse(problem.model_dump(), status, headers, media_type=MEDIA_TYPE)
 

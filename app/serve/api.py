@@ -1,7 +1,6 @@
 """The API process."""
 
 import socket
-import sys
 from contextlib import suppress
 from types import FrameType
 
@@ -11,23 +10,24 @@ from fastapi import FastAPI
 from app.errors import ServiceError
 from app.main import create_app
 from app.observability import configure_logging
+from app.serve.data_directory import make_private
 from app.serve.database import require_database_file
 from app.serve.errors import CannotStart
 from app.settings import Settings
 
 GRACEFUL_SHUTDOWN_S = 5
-SWITCH_S = 0.001  # a fifth of Python's own: a short read waits for less of what other threads compute
 
 
 def run(settings: Settings, listener: socket.socket) -> None:
     """Answer HTTP on a listening socket until SIGINT or SIGTERM.
 
     Requests in progress then have GRACEFUL_SHUTDOWN_S to end. The application itself logs each request with its id,
-    so the server's own access log is off. Raises CannotStart if there is no database file, or the store is unusable.
+    so the server's own access log is off. Raises CannotStart if there is no database file, or if the data
+    directory or the store is unusable.
     """
     require_database_file(settings)
+    make_private(settings.data_dir)
     configure_logging(settings)
-    sys.setswitchinterval(SWITCH_S)
     try:
         app = create_app(settings)
     except ServiceError as error:  # the store cannot be used

@@ -192,7 +192,9 @@ def test_a_known_blob_is_answered_before_its_body_and_the_connection_stays_usabl
 
 
 def test_expect_100_continue_spares_sending_a_known_blob(live: LiveServer) -> None:
-    head = f"PUT {URL} HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: {len(BYTES)}\r\n\r\n".encode()
+    head = (
+        f"PUT {URL} HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: {len(BYTES)}\r\n\r\n"
+    ).encode()
     with live.connect() as connection:
         connection.sendall(head)
         assert connection.recv(4096) == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -208,7 +210,9 @@ def test_expect_100_continue_spares_sending_a_known_blob(live: LiveServer) -> No
 def test_a_client_that_tires_of_waiting_for_the_check_of_a_known_blob_keeps_its_connection(
     live: LiveServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    head = f"PUT {URL} HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: {len(BYTES)}\r\n\r\n".encode()
+    head = (
+        f"PUT {URL} HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: {len(BYTES)}\r\n\r\n"
+    ).encode()
     with live.connect() as connection:
         connection.sendall(head)
         assert connection.recv(4096) == b"HTTP/1.1 100 Continue\r\n\r\n"

@@ -5,10 +5,11 @@ from contextlib import closing, contextmanager
 import pytest
 from sqlalchemy import Connection, event
 
-from app.database import Database
+from app.database import DATABASE_DOWN, Database
 from app.errors import Unavailable
 from app.http.pools import Pools
 from app.jobs import events, lease, service, watching
+from app.jobs.followed import look
 from app.jobs.notices import Announcer, wait_for
 from app.jobs.queue import redis_url
 from app.jobs.state import FINAL, State
@@ -25,8 +26,10 @@ pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def jobs(database: Database) -> list[str]:
     with database.transaction() as session:
         model = create_model(session, "m", "", {}).id
-        made = {"kind": "build", "model_id": model, "queue": "q", "request": {}, "likeness": "any"}
-        return [service.create(session, **made).id for _ in range(20)]
+        return [
+            service.create(session, kind="build", model_id=model, queue="q", request={}, likeness="any").id
+            for _ in range(20)
+        ]
 
 
 def _append(database: Database, job_id: str) -> None:
@@ -113,7 +116,7 @@ def test_one_look_serves_all_streams_of_all_jobs(
 
     async def follow() -> tuple[int, list[list[int]]]:
         watch = Watching(database, NO_BROKER, max_streams=1000)
-        tasks = [asyncio.create_task(_read(watch, database, job, after=1)) for job in jobs * 5]
+        tasks = [asyncio.create_task(_read(watch, database, job, after=1)) for job in [*jobs] * 5]
         async with watch.running():
             await asyncio.sleep(0.3)  # the streams have begun
             for job in jobs:
@@ -158,11 +161,10 @@ def test_a_database_that_fails_is_looked_at_again(
 ) -> None:
     monkeypatch.setattr(watching, "LOOK_EVERY_S", 0.02)
     looks = iter([True])
-    look = watching.look
 
     def fail_once(*arguments: object) -> object:
         if next(looks, False):
-            raise watching.DATABASE_DOWN[0]("SELECT", {}, OSError("gone"))
+            raise DATABASE_DOWN[0]("SELECT", {}, OSError("gone"))
         return look(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(watching, "look", fail_once)
