@@ -124,14 +124,14 @@ def _secrets_of_environment() -> set[str]:
 
 
 def _places_of(settings: Settings) -> set[str]:
-    paths = [settings.data_dir, settings.cache_dir, urlsplit(settings.database).path[1:]]
+    paths: list[str | Path | None] = [settings.data_dir, settings.cache_dir, urlsplit(settings.database).path[1:]]
     if settings.store_url.startswith("file:"):
         paths.append(unquote(urlsplit(settings.store_url).path))
     return _spelled(path for path in paths if path)
 
 
 def _places_of_process() -> set[str]:
-    paths = [sys.prefix, sys.base_prefix, tempfile.gettempdir(), Path(__file__).parents[1], *sys.path]
+    paths: list[str | Path] = [sys.prefix, sys.base_prefix, tempfile.gettempdir(), Path(__file__).parents[1], *sys.path]
     return _spelled(path for path in paths if path) | set(SYSTEM)
 
 

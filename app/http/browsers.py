@@ -12,10 +12,10 @@ import ipaddress
 from collections.abc import Collection
 
 from starlette.datastructures import Headers
-from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.http.problems import problem_response
+from app.errors import Forbidden, Misdirected, ServiceError
+from app.http.problems import error_response
 
 LOOPBACK = frozenset({"localhost", "*.localhost"})
 ANY = "*"
@@ -37,22 +37,24 @@ class BrowserGuard:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        refusal = self._foreign_host(headers)
-        if refusal is None and scope["method"] not in READING:
-            refusal = _foreign_page(headers)
-        await (refusal or self.app)(scope, receive, send)
+        try:
+            self._check_host(headers)
+            if scope["method"] not in READING:
+                _check_origin(headers)
+        except ServiceError as error:
+            await error_response(error)(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
 
-    def _foreign_host(self, headers: Headers) -> Response | None:
+    def _check_host(self, headers: Headers) -> None:
+        """Raise Misdirected "host_not_allowed" if the request goes to a name that is not ours."""
         foreign = [host for host in headers.getlist("host") if not self._is_allowed(host)]
-        if not foreign:
-            return None
-        return problem_response(
-            421,
-            "Misdirected request",
-            f"This service does not go by the name {foreign[0][:SHOWN]!r}. Use its IP address or localhost, or add the "
-            "name to ENGINESMITH_ALLOWED_HOSTS.",
-            "host_not_allowed",
-        )
+        if foreign:
+            raise Misdirected(
+                f"This service does not go by the name {foreign[0][:SHOWN]!r}. Use its IP address or localhost, or add "
+                "the name to ENGINESMITH_ALLOWED_HOSTS.",
+                code="host_not_allowed",
+            )
 
     def _is_allowed(self, host: str) -> bool:
         name = _name(host)
@@ -61,20 +63,18 @@ class BrowserGuard:
         return any("*" + name[at:] in self._allowed for at, letter in enumerate(name) if letter == ".")
 
 
-def _foreign_page(headers: Headers) -> Response | None:
-    """Return the refusal of a request that a page of another origin sends, None if no such page does.
+def _check_origin(headers: Headers) -> None:
+    """Raise Forbidden "cross_origin" if a page of another origin sends the request.
 
     Sec-Fetch-Site decides if there is one. Browsers leave it out over plain HTTP to another machine, but send Origin.
     """
     site, origin = headers.get("sec-fetch-site"), headers.get("origin")
     if site in OURS or (site is None and (origin is None or _is_same(origin, headers.get("host", "")))):
-        return None
-    return problem_response(
-        403,
-        "Forbidden",
+        return
+    raise Forbidden(
         "A web page of another origin has sent this request, and pages may change nothing here. Use the pages at "
         "/docs, or a program that is no browser.",
-        "cross_origin",
+        code="cross_origin",
     )
 
 

@@ -11,7 +11,6 @@ from itertools import accumulate
 from typing import Any
 
 from fastapi import Request
-from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope
 
 from app.errors import FieldError, TooLarge
@@ -38,7 +37,7 @@ class JsonRequest(Request):
         self._fault: Exception | None = None
 
     async def load(self) -> None:
-        """Read and parse the body; raises HTTPException 413, TooLarge, Invalid "bad_content" or Unavailable "busy".
+        """Read and parse the body; raises TooLarge, Invalid "bad_content" or Unavailable "busy".
 
         If the body is not JSON, `json` raises that.
         """
@@ -117,8 +116,8 @@ def _too_many(most: int) -> TooLarge:
 
 def _check(request: Request, received: int, limit: int) -> None:
     if received > limit:
-        raise HTTPException(
-            413,
+        raise TooLarge(
             f"The body is larger than {limit} bytes, the most that {request.method} {request.url.path} takes. Upload "
             "large content with PUT /v1/blobs/<digest> and name its digest.",
+            code="request_entity_too_large",
         )

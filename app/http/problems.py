@@ -101,6 +101,11 @@ def problem_response(
 async def _service_error(_request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, ServiceError):
         raise error
+    return error_response(error)
+
+
+def error_response(error: ServiceError) -> JSONResponse:
+    """Build the answer for an error of this service."""
     headers = {"Retry-After": "1"} if error.status == HTTPStatus.SERVICE_UNAVAILABLE else None
     return problem_response(error.status, error.title, error.detail, error.code, errors=error.errors, headers=headers)
 

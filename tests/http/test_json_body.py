@@ -5,7 +5,6 @@ from contextlib import suppress
 import pytest
 from fastapi.testclient import TestClient
 from starlette.datastructures import Headers
-from starlette.exceptions import HTTPException
 from starlette.types import Message
 
 from app.errors import Invalid, ServiceError, TooLarge
@@ -131,9 +130,9 @@ def test_a_body_of_unknown_length_is_read_up_to_the_limit() -> None:
         return {"type": "http.request", "body": b" " * KIB, "more_body": True}
 
     scope = {"type": "http", "method": "POST", "path": "/v1/models", "headers": [], "query_string": b""}
-    with pytest.raises(HTTPException) as raised:
+    with pytest.raises(TooLarge) as raised:
         asyncio.run(JsonRequest(scope, receive, limit=10 * KIB, parsing=Pools().parsing).load())
-    assert (raised.value.status_code, taken) == (413, 11)
+    assert (raised.value.code, taken) == ("request_entity_too_large", 11)
 
 
 def test_too_many_values_are_413_with_a_remedy(client: TestClient) -> None:

@@ -1,4 +1,5 @@
 import asyncio
+from typing import Any
 
 from app.database import Database
 from app.jobs import events
@@ -64,7 +65,7 @@ def test_streams_are_woken_by_news_only() -> None:
 def test_a_look_sees_each_jobs_state_and_the_events_above_the_number_known(database: Database) -> None:
     with database.transaction() as session:
         model = create_model(session, "m", "", {}).id
-        made = {"kind": "build", "model_id": model, "queue": "q", "request": {}}
+        made: dict[str, Any] = {"kind": "build", "model_id": model, "queue": "q", "request": {}}
         first, second = (create(session, **made, likeness="any").id for _ in range(2))
         done = create_finished(session, **made, result={}).id
         for number in range(3):
