@@ -118,6 +118,9 @@ class Watching:
             except DATABASE_DOWN as error:
                 log.warning("jobs not looked at", error=str(error))
                 await asyncio.sleep(LOOK_EVERY_S)
+            except Exception:  # all streams and waiters of the process hang on this task
+                log.exception("jobs not looked at")
+                await asyncio.sleep(LOOK_EVERY_S)
             # At most half of the time is spent looking, however many notices there are.
             await asyncio.sleep(min(time.monotonic() - began, MAX_REST_S))
 

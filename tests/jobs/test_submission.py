@@ -344,5 +344,16 @@ def test_events_are_streamed_to_the_end_and_replayed_from_the_last_one_seen(
     assert client.get(url, headers=stream | {"Last-Event-ID": "x"}).status_code == 422
 
 
+def test_a_process_that_streams_to_enough_clients_says_503_and_still_gives_pages(
+    app: FastAPI, client: TestClient
+) -> None:
+    _, job = _post(client)
+    app.state.watching._max_streams = 0
+    url = f"/v1/jobs/{job['id']}/events"
+    answer = client.get(url, headers={"Accept": "text/event-stream"})
+    assert (answer.status_code, answer.json()["code"], answer.headers["Retry-After"]) == (503, "busy", "1")
+    assert client.get(url).status_code == 200
+
+
 def test_events_of_a_job_that_is_not_there_are_404(client: TestClient) -> None:
     assert client.get("/v1/jobs/nobody/events", headers={"Accept": "text/event-stream"}).status_code == 404
