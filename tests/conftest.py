@@ -199,7 +199,7 @@ def app(settings: Settings, routes: list[BaseRoute], fork_server: ForkServer) ->
 @pytest.fixture
 def client(app: FastAPI) -> Iterator[TestClient]:
     """A client whose server errors come back as answers, as they would over a socket."""
-    with TestClient(app, raise_server_exceptions=False) as client:
+    with TestClient(app, "http://localhost", raise_server_exceptions=False) as client:
         yield client
 
 

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from app.database import Database, now
 from app.fleet.backend_offer import BackendOffer, read_offers
 from app.fleet.tables import ReportedWorker
+from app.redaction import public_json
 from app.settings import Settings
 
 SEEN_LATELY = ReportedWorker.seen_at >= bindparam("oldest")
@@ -49,7 +50,7 @@ def report(database: Database, worker: WorkerReport) -> None:
         row = session.get(ReportedWorker, worker.id) or ReportedWorker(id=worker.id)
         row.hostname, row.pid, row.job_id = worker.hostname, worker.pid, worker.job_id
         row.device, row.queues = dict(worker.device), list(worker.queues)
-        row.backends = {name: offer.to_json() for name, offer in worker.backends.items()}
+        row.backends = {name: public_json(offer.to_json()) for name, offer in worker.backends.items()}
         row.seen_at = now()
         session.add(row)
 

@@ -14,7 +14,9 @@ from starlette.routing import Match
 
 from app.database import DATABASE_DOWN
 from app.errors import FieldError, Invalid, ServiceError, Unavailable, json_pointer
+from app.http.request_body import MAX_FAULTS
 from app.observability import request_id
+from app.redaction import public
 
 MEDIA_TYPE = "application/problem+json"
 UNREADABLE = (
@@ -88,10 +90,10 @@ def problem_response(
     problem = Problem(
         title=title,
         status=status,
-        detail=detail,
+        detail=public(detail),
         code=code,
         request_id=request_id(),
-        errors=[Fault(pointer=error.pointer, detail=error.detail) for error in errors],
+        errors=[Fault(pointer=error.pointer, detail=public(error.detail)) for error in errors],
     )
     return JSONResponse(problem.model_dump(), status, headers, media_type=MEDIA_TYPE)
 
@@ -99,6 +101,11 @@ def problem_response(
 async def _service_error(_request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, ServiceError):
         raise error
+    return error_response(error)
+
+
+def error_response(error: ServiceError) -> JSONResponse:
+    """Build the answer for an error of this service."""
     headers = {"Retry-After": "1"} if error.status == HTTPStatus.SERVICE_UNAVAILABLE else None
     return problem_response(error.status, error.title, error.detail, error.code, errors=error.errors, headers=headers)
 
@@ -115,7 +122,7 @@ async def _database_down(request: Request, error: Exception) -> JSONResponse:
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, RequestValidationError):
         raise error
-    errors = [_field_error(fault) for fault in error.errors()]
+    errors = [_field_error(fault) for fault in error.errors()[:MAX_FAULTS]]
     detail = "; ".join(f"{fault.pointer or '/'}: {fault.detail}" for fault in errors)
     remedy = "See /docs for the fields of this call."
     if "json" not in request.headers.get("content-type", "") and any(not fault.pointer for fault in errors):
@@ -150,8 +157,6 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     remedies = {
         404: f"There is nothing at {request.url.path}. GET /docs lists every call.",
         405: f"{request.url.path} does not take {request.method}. GET /docs lists every call.",
-        413: "The body is larger than this call takes. Upload large content with PUT /v1/blobs/<digest> "
-        "and name its digest.",
     }
     detail = remedies.get(error.status_code, str(error.detail))
     headers = dict(error.headers or {})

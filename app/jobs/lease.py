@@ -23,6 +23,7 @@ from app.jobs.events import Event
 from app.jobs.state import HELD, State, before
 from app.jobs.tables import Job
 from app.jobs.transition import Notify, ended, requeued, tell, write
+from app.redaction import public_json
 from app.settings import Settings
 
 CLAIM = (
@@ -83,8 +84,8 @@ class JobError:
     figures: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the job's `error`: always code and detail, log and figures unless they are empty."""
-        return {name: value for name, value in asdict(self).items() if value or name in {"code", "detail"}}
+        """Return the job's `error` as a client may see it: code and detail, log and figures unless they are empty."""
+        return {name: public_json(value) for name, value in asdict(self).items() if value or name in {"code", "detail"}}
 
 
 def claim(
@@ -156,6 +157,7 @@ def succeed(
     says nothing about like jobs, so the job loses its likeness. Raises LeaseLost or CancelAsked; the caller's
     transaction must then be rolled back.
     """
+    result = public_json(result)
     told = [*events, Event("succeeded", {"result": result})]
     values = ended(State.SUCCEEDED) | {"result": result}
     if was_ready:

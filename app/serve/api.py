@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from app.errors import ServiceError
 from app.main import create_app
 from app.observability import configure_logging
+from app.serve.data_directory import make_private
 from app.serve.database import require_database_file
 from app.serve.errors import CannotStart
 from app.settings import Settings
@@ -21,9 +22,11 @@ def run(settings: Settings, listener: socket.socket) -> None:
     """Answer HTTP on a listening socket until SIGINT or SIGTERM.
 
     Requests in progress then have GRACEFUL_SHUTDOWN_S to end. The application itself logs each request with its id,
-    so the server's own access log is off. Raises CannotStart if there is no database file, or the store is unusable.
+    so the server's own access log is off. Raises CannotStart if there is no database file, or if the data
+    directory or the store is unusable.
     """
     require_database_file(settings)
+    make_private(settings.data_dir)
     configure_logging(settings)
     try:
         app = create_app(settings)
@@ -54,5 +57,5 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle SIGINT or SIGTERM."""
-        self._app.state.listener.ending = True
+        self._app.state.watching.ending = True
         super().handle_exit(sig, frame)

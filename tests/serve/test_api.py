@@ -9,7 +9,7 @@ from app.serve.api import Server
 
 def test_waiters_are_let_go_with_the_signal_that_stops_the_server() -> None:
     app = FastAPI()
-    app.state.listener = SimpleNamespace(ending=False)
+    app.state.watching = SimpleNamespace(ending=False)
     server = Server(uvicorn.Config(app), app)
     server.handle_exit(signal.SIGTERM, None)
-    assert (app.state.listener.ending, server.should_exit) == (True, True)
+    assert (app.state.watching.ending, server.should_exit) == (True, True)
