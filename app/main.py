@@ -21,6 +21,7 @@ from app.engines.router import router as engines_router
 from app.engines.verification_router import router as verification_router
 from app.fleet.router import router as fleet_router
 from app.http import openapi, problems
+from app.http.body_budget import BodyBudget
 from app.http.body_limit import BodyLimit
 from app.http.request_body import check_address
 from app.jobs.dispatch import Dispatch
@@ -67,6 +68,7 @@ def create_app(settings: Settings) -> FastAPI:
     problems.install(app)
     openapi.install(app)
     app.add_middleware(BodyLimit, limit=settings.max_json_bytes)
+    app.add_middleware(BodyBudget, limit=settings.max_buffered_bytes // 2)
     app.add_middleware(RequestObserver, metrics=app.state.metrics, on_fault=problems.unexpected)
     app.include_router(health.router)
     for router in ROUTERS:
