@@ -181,7 +181,7 @@ class Running:
     def close(self) -> None:
         for client in self._clients:
             client.socket.close()
-        self._server.should_exit = True
+        self._server.should_exit = self._server.force_exit = True
         self._thread.join()
 
 
