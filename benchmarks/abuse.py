@@ -47,6 +47,7 @@ MIB = 2**20
 LARGE = 256 * MIB
 MANY = 100_000
 SAMPLE_S = 0.05
+RECOVERY_S = 180.0
 TICKS = 100  # of processor time, a second
 # The aims: beside all abuses at once.
 P99_MS = 250
@@ -81,6 +82,7 @@ def measure(names: Sequence[str], *, seconds: float = SECONDS, gap: float = GAP)
             for name in names:
                 time.sleep(gap)
                 phases.append(_phase(name, [*ABUSES] if name == ALL else [name], seconds, scratch, watched))
+                phases[-1]["recovered_after_s"] = _recovered_after(calls)
         for phase in phases:
             phase["calls"] = _calls(calls, *phase.pop("between"))
     return {
@@ -182,6 +184,19 @@ def _phase(name: str, abuses: list[str], seconds: float, scratch: Path, watched:
         **watched.between(start, end),
         "abuses": done["abuses"],
     }
+
+
+def _recovered_after(calls: Sequence[Call]) -> float | None:
+    """Wait until every short call ends well again, and return how many seconds that took; None: longer than RECOVERY_S.
+
+    What a phase has left to do would count as the next one's otherwise.
+    """
+    began = time.monotonic()
+    waiting = {"read_job", "read_job_anew", "lists", "blob"}
+    while waiting and time.monotonic() - began < RECOVERY_S:
+        time.sleep(SAMPLE_S)
+        waiting -= {call.kind for call in calls[-200:] if call.outcome == "ok" and call.end - call.seconds > began}
+    return None if waiting else round(time.monotonic() - began, 1)
 
 
 def _calls(calls: Sequence[Call], start: float, end: float) -> dict[str, Any]:

@@ -23,6 +23,7 @@ ADDRESS = "127.0.0.2"
 MIB = 2**20
 TICK_S = 0.1
 REPLACED_IN_S = 5.0  # as many connections are opened again within this time as there may be
+CONNECT_S = 5.0
 HALF = 8 * MIB - 4096
 
 
@@ -152,7 +153,7 @@ class Abuser(asyncio.Protocol):
         self._crew.open.add(transport)
         self._transport = transport
         if not self._abuse.reads:
-            transport.pause_reading()
+            asyncio.get_running_loop().call_soon(transport.pause_reading)  # uvloop begins to read after this call
         transport.writelines(self._abuse.data)
 
     def data_received(self, data: bytes) -> None:
@@ -204,7 +205,7 @@ class Crew:
         loop = asyncio.get_running_loop()
         self._opened += 1
         try:
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(CONNECT_S):
                 await loop.create_connection(
                     lambda: Abuser(self._abuse, self), self._targets.host, self._targets.port, local_addr=(ADDRESS, 0)
                 )

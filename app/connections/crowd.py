@@ -95,10 +95,10 @@ class Crowd:
         if (own := self._addresses.get(member.address)) is not None:
             own.waiting.pop(member, None)
 
-    def ended(self, code: str) -> None:
+    def ended(self, reason: str) -> None:
         """Count a connection that was ended by a limit."""
-        self._ended.labels(code).inc()
-        self._unlogged[code] += 1
+        self._ended.labels(reason).inc()
+        self._unlogged[reason] += 1
 
     def check(self, now: float) -> None:
         """End the connections whose clients are too slow; call this about once a second."""
