@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import Thread
 from typing import BinaryIO, Self
 
-from app.artifacts.batches import Room, Share, batched, nbytes_of
+from app.artifacts.batches import Room, Share, batched
 from app.artifacts.digest import file_digest, hex_of, require_equal
 from app.artifacts.incoming import Incoming, clear_leftovers, locked, storage_errors
 from app.errors import NotFound, Unavailable
@@ -70,8 +70,9 @@ class LocalStore:
             async for batch in batches:
                 if writing is not None:
                     await writing
-                writing = loop.run_in_executor(None, _write, incoming, batch)
-                writing.add_done_callback(partial(_free, share, nbytes_of(batch)))
+                    share.drop_written()
+                writing = loop.run_in_executor(None, incoming.write, batch)
+                writing.add_done_callback(partial(_keep_written, share, batch))
             if writing is not None:
                 await writing
             await loop.run_in_executor(None, self._seal, incoming, expected)
@@ -220,14 +221,8 @@ class LocalStore:
                 os.fsync(shard)
 
 
-def _write(incoming: Incoming, batch: list[bytes]) -> None:
-    """Append a batch to a file and empty the batch, whose memory would be kept until the next one has arrived."""
-    incoming.write(batch)
-    batch.clear()
-
-
-def _free(share: Share, nbytes: int, _written: asyncio.Future[None]) -> None:
-    share.free(nbytes)
+def _keep_written(share: Share, batch: list[bytes], _written: asyncio.Future[None]) -> None:
+    share.keep_written(batch)
 
 
 def missing_error(digest: str) -> NotFound:

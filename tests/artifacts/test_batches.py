@@ -1,6 +1,8 @@
 import asyncio
 from collections.abc import AsyncIterator
 
+import pytest
+
 from app.artifacts.batches import Room, Share, batched, nbytes_of
 
 CHUNK = bytes(100)
@@ -77,3 +79,16 @@ def test_uploads_that_stall_hold_no_more_than_half_of_the_room_and_a_chunk_each(
             share.free(nbytes_of(batch))
 
     assert asyncio.run(run()) <= 5000 + 60 * len(CHUNK)
+
+
+@pytest.mark.parametrize(("others", "kept"), [(0, 1), (5000, 0)])
+def test_a_written_batch_is_kept_until_the_next_one_is_unless_room_is_scarce(others: int, kept: int) -> None:
+    room = Room(10_000)
+    batch = [CHUNK]
+    with room.share() as other, room.share() as share:
+        other.take(others)
+        share.take(len(CHUNK))
+        share.keep_written(batch)
+        assert (len(batch), share.nbytes) == (kept, kept * len(CHUNK))
+        share.drop_written()
+        assert (batch, share.nbytes) == ([], 0)
