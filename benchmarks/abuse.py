@@ -4,7 +4,8 @@ python -m benchmarks.abuse [--only NAME ...] [--seconds N] [--gap N]
 
 A process of its own makes normal calls all the time, at a steady pace and over loopback like everybody. Another one
 commits the abuses (`benchmarks/abusers.py`) from an address of its own. Both share the cores with the service, so their
-processor time is told. `--only all` commits all abuses at once and none alone; the quiet phase always comes first.
+processor time is told. The quiet phase always comes first. "all" commits at once the abuses named beside it, every one
+if there is none: `--only all` commits all at once and none alone.
 
 The longest lock-out of a phase is the longest time in which no call of a kind has ended well, beyond its pace.
 """
@@ -70,7 +71,8 @@ def main() -> None:
 
 
 def measure(names: Sequence[str], *, seconds: float = SECONDS, gap: float = GAP) -> dict[str, Any]:
-    """Return the figures of a quiet phase and of one phase for each name; "all" stands for every abuse at once."""
+    """Return the figures of a quiet phase and of one phase for each name; "all" is those named beside it, at once."""
+    together = [name for name in names if name != ALL] or [*ABUSES]
     with tempfile.TemporaryDirectory(prefix="enginesmith-abuse-") as folder, running_service() as service:
         scratch = Path(folder)
         plan, targets = prepare(service, scratch)
@@ -81,7 +83,7 @@ def measure(names: Sequence[str], *, seconds: float = SECONDS, gap: float = GAP)
             phases = [_phase(QUIET, [], seconds, scratch, watched)]
             for name in names:
                 time.sleep(gap)
-                phases.append(_phase(name, [*ABUSES] if name == ALL else [name], seconds, scratch, watched))
+                phases.append(_phase(name, together if name == ALL else [name], seconds, scratch, watched))
                 phases[-1]["recovered_after_s"] = _recovered_after(calls)
         for phase in phases:
             phase["calls"] = _calls(calls, *phase.pop("between"))
