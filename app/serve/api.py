@@ -21,6 +21,8 @@ from app.settings import Settings
 
 GRACEFUL_SHUTDOWN_S = 5
 TICKS_PER_CHECK = 10
+# libuv accepts one connection of a socket for each turn of its loop, so a flood would keep others waiting for seconds.
+ACCEPTED_AT_ONCE = 16
 
 
 def run(settings: Settings, listener: socket.socket) -> None:
@@ -49,7 +51,7 @@ def run(settings: Settings, listener: socket.socket) -> None:
     )
     crowd = Crowd(Limits.of(settings), app.state.metrics.registry)
     with suppress(KeyboardInterrupt):  # after it has shut down, uvicorn raises this once more
-        Server(config, app, crowd).run(sockets=[listener])
+        Server(config, app, crowd).run(sockets=[listener, *(listener.dup() for _ in range(ACCEPTED_AT_ONCE - 1))])
 
 
 class Server(uvicorn.Server):
