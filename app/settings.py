@@ -51,6 +51,23 @@ class Settings(BaseSettings):
     max_onnx_bytes: int = Field(2 * GIB, gt=0, description="Largest ONNX file parsed.")
     max_prefer_wait_s: float = Field(60.0, ge=0, description="Longest `Prefer: wait` honoured, seconds.")
 
+    max_connections: int = Field(
+        1000, gt=0, description="Connections that an API process takes; fewer if it may not open two files for each."
+    )
+    max_connections_per_address: int = Field(
+        500, ge=0, description="The same for one client address; 0 behind a proxy, from which all come: no limit."
+    )
+    max_header_bytes: int = Field(64 * KIB, gt=0, description="Longest request line and headers of a request.")
+    header_timeout_s: float = Field(20.0, gt=0, description="Time for a request's headers to arrive, seconds.")
+    keep_alive_s: float = Field(30.0, gt=0, description="A connection without requests is closed after it, seconds.")
+    min_transfer_rate: int = Field(1 * KIB, gt=0, description="Bytes a second, below which a transfer is slow.")
+    slow_transfer_s: float = Field(
+        60.0, gt=0, description="A body or an answer that has been slow for so long is cut off, seconds."
+    )
+    max_buffered_bytes: int = Field(
+        128 * MIB, gt=0, description="Request bodies that an API process holds in memory, half of it JSON."
+    )
+
     min_free_bytes: int = Field(
         64 * MIB, ge=0, description="Free space without which the API is not ready, on each disk it writes to."
     )

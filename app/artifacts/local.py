@@ -6,17 +6,19 @@ import os
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import BinaryIO, Self
 
-from app.artifacts.batches import batched
+from app.artifacts.batches import Room, Share, batched
 from app.artifacts.digest import file_digest, hex_of, require_equal
 from app.artifacts.incoming import Incoming, clear_leftovers, locked, storage_errors
 from app.errors import NotFound, Unavailable
 from app.settings import MIB
 
 BATCH = 4 * MIB
+BUFFERED = 64 * MIB
 
 
 class LocalStore:
@@ -28,15 +30,19 @@ class LocalStore:
     takes no lock.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, buffered_bytes: int = BUFFERED) -> None:
         self.root = root
+        self._room = Room(buffered_bytes)
         self._artifacts = root / "sha256"
         self._incoming = root / "incoming"
 
     @classmethod
-    def open(cls, root: Path) -> Self:
-        """Make the directories that are missing, and remove the temporary files of killed writers."""
-        store = cls(root)
+    def open(cls, root: Path, buffered_bytes: int = BUFFERED) -> Self:
+        """Make the directories that are missing, and remove the temporary files of killed writers.
+
+        All uploads of this process together hold at most `buffered_bytes` bytes in memory.
+        """
+        store = cls(root, buffered_bytes)
         try:
             store._artifacts.mkdir(parents=True, exist_ok=True)
             store._incoming.mkdir(exist_ok=True)
@@ -53,14 +59,20 @@ class LocalStore:
     async def put_stream(self, chunks: AsyncIterator[bytes], *, expected: str, limit: int) -> int:
         """See `ArtifactStore`. The next batch arrives while a thread digests and writes the one before."""
         hex_of(expected)
+        with self._room.share() as share:
+            return await self._put_batches(batched(chunks, nbytes=BATCH, limit=limit, share=share), share, expected)
+
+    async def _put_batches(self, batches: AsyncIterator[list[bytes]], share: Share, expected: str) -> int:
         loop = asyncio.get_running_loop()
         incoming = Incoming(self._incoming)
         try:
             writing: asyncio.Future[None] | None = None
-            async for batch in batched(chunks, nbytes=BATCH, limit=limit):
+            async for batch in batches:
                 if writing is not None:
                     await writing
+                    share.drop_written()
                 writing = loop.run_in_executor(None, incoming.write, batch)
+                writing.add_done_callback(partial(_keep_written, share, batch))
             if writing is not None:
                 await writing
             await loop.run_in_executor(None, self._seal, incoming, expected)
@@ -207,6 +219,10 @@ class LocalStore:
                 except FileExistsError:
                     _replace(path, source)
                 os.fsync(shard)
+
+
+def _keep_written(share: Share, batch: list[bytes], _written: asyncio.Future[None]) -> None:
+    share.keep_written(batch)
 
 
 def missing_error(digest: str) -> NotFound:

@@ -81,10 +81,11 @@ def open_store(settings: Settings) -> ArtifactStore:
         Unavailable: the directory cannot be written.
     """
     url = urlsplit(settings.store_url)
+    buffered_bytes = settings.max_buffered_bytes // 2
     if not settings.store_url:
-        return LocalStore.open(settings.artifacts_dir)
+        return LocalStore.open(settings.artifacts_dir, buffered_bytes)
     if url.scheme == "file" and url.netloc in {"", "localhost"}:
-        return LocalStore.open(Path(unquote(url.path)))
+        return LocalStore.open(Path(unquote(url.path)), buffered_bytes)
     if url.scheme not in SCHEMES:
         raise Invalid(
             f"ENGINESMITH_STORE_URL is {settings.store_url!r}. Use file:///DIRECTORY, "
@@ -92,4 +93,4 @@ def open_store(settings: Settings) -> ArtifactStore:
             code="bad_store_url",
         )
     directory = settings.cache_dir or settings.data_dir / "cache"
-    return RemoteStore.open(settings.store_url, ArtifactCache(directory, settings.cache_bytes))
+    return RemoteStore.open(settings.store_url, ArtifactCache(directory, settings.cache_bytes), buffered_bytes)

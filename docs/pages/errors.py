@@ -15,6 +15,9 @@ WRITTEN: Final[Mapping[tuple[str, str], str]] = {
     ("405", "method_not_allowed"): "«path» does not take «method». GET /docs lists every call.",
     ("413", "request_entity_too_large"): "The body is larger than this call takes. Upload large content with "
     "PUT /v1/blobs/«digest» and name its digest.",
+    ("503", "service_unavailable"): "The bodies of other requests take all the memory that "
+    "ENGINESMITH_MAX_BUFFERED_BYTES gives to them, and this one had not arrived. Send the request again in a moment, "
+    "and send it whole.",
     ("422", "blob_not_found"): "There is no blob «digest». Upload it with PUT /v1/blobs/«digest». (A body names it.)",
     (JOB, "verification_failed"): "The engine's outputs are too far from those it was verified against, or not "
     "finite; `error.figures` say how far. Check the weights, or ask for another `verify`.",
