@@ -9,9 +9,9 @@ from app.observability import configure_logging
 from app.serve.database import require_database
 from app.serve.errors import CannotStart
 from app.settings import get_settings
-from workers.celery import consume
 from workers.channel.host import EngineHostDied
 from workers.channel.messages import BackendError
+from workers.consuming import consume
 from workers.housekeeping import housekeeping
 from workers.jobs.worker import open_worker
 
@@ -26,12 +26,11 @@ def main(device: Annotated[str, typer.Option(help='"cpu" or a GPU, such as "cuda
     try:
         require_database(settings)
         with open_worker(settings, device) as worker, housekeeping(worker):
-            status = consume(worker)
+            consume(worker)
     except (ServiceError, BackendError, EngineHostDied) as error:
         raise SystemExit(f"The worker cannot start: {error.detail}") from error
     except CannotStart as error:
         raise SystemExit(f"The worker cannot start: {error} [{error.code}]") from error
-    raise SystemExit(status)
 
 
 if __name__ == "__main__":

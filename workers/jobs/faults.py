@@ -1,7 +1,9 @@
 """What can go wrong with a job, what the client is told, and whether trying again may help."""
 
+import errno
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
@@ -9,10 +11,35 @@ import structlog
 from app.database import DATABASE_DOWN
 from app.errors import ServiceError, Unavailable
 from app.jobs.lease import JobError
-from workers.channel.host import EngineHostDied
+from workers.channel.host import EngineHostDied, EngineHostNotStarted
 from workers.channel.messages import BackendError
 
-PASSING = {"file_failed", "out_of_memory", "device_failed"}  # faults of the machine, not of the job
+PASSING = {"file_failed", "device_failed"}  # faults of the machine, not of the job
+STORE_OUTAGES = {"store_unavailable", "store_full", "store_read_only"}
+NO_MEMORY = "out_of_memory"
+MAX_STRIKES = 2  # an engine host that dies twice dies of the job
+DISK_ERRORS = frozenset({errno.EIO, errno.EROFS, errno.ENOSPC, errno.EDQUOT})
+OUTAGE_ERRORS = DISK_ERRORS | frozenset(
+    {
+        errno.EACCES,
+        errno.EPERM,
+        errno.ESTALE,
+        errno.ENODEV,
+        errno.ENXIO,
+        errno.ETIMEDOUT,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ECONNREFUSED,
+        errno.ECONNRESET,
+        errno.ECONNABORTED,
+        errno.EPIPE,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.EAGAIN,
+    }
+)
 log = structlog.get_logger(__name__)
 
 
@@ -39,10 +66,31 @@ class VerificationFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Why a job could not be done; `passing` says that another attempt may succeed."""
+    """Why a job could not be done; `passing` says that another attempt may succeed.
+
+    An `outage` is no fault of the job and counts no attempt; `cut_off` says what this worker is without: "store",
+    "host" or nothing. A `strike` may well be a fault of the job: the engine host died of it.
+    """
 
     error: JobError
     passing: bool = False
+    outage: bool = False
+    cut_off: str | None = None
+    strike: bool = False
+
+
+def is_outage(error: Exception) -> bool:
+    """Tell whether the database or the store does not answer, or a disk: nothing is wrong with what was asked."""
+    match error:
+        case Unavailable():
+            return error.code in STORE_OUTAGES
+        case ServiceError():
+            return False
+        case OSError():
+            return error.errno in OUTAGE_ERRORS or isinstance(error, ConnectionError | TimeoutError)
+        case BackendError(code="file_failed"):
+            return any(os.strerror(number) in error.detail for number in DISK_ERRORS)
+    return isinstance(error, DATABASE_DOWN)
 
 
 def fault_of(error: Exception, tail: Sequence[str]) -> Fault:  # noqa: PLR0911 - a table, one line per kind
@@ -50,23 +98,44 @@ def fault_of(error: Exception, tail: Sequence[str]) -> Fault:  # noqa: PLR0911 -
     log_lines = list(tail)
     match error:
         case BackendError():
-            return Fault(JobError(error.code, error.detail, log_lines), passing=error.code in PASSING)
+            told = JobError(error.code, error.detail, log_lines)
+            strike = error.code == NO_MEMORY
+            return Fault(told, passing=strike or error.code in PASSING, outage=is_outage(error), strike=strike)
         case VerificationFailed():
             return Fault(JobError("verification_failed", error.detail, log_lines, error.figures))
         case DeadlineExceeded():
             return Fault(JobError("deadline_exceeded", _too_long(error.seconds), log_lines))
+        case EngineHostNotStarted():
+            told = JobError(error.code, error.detail, error.log or log_lines)
+            return Fault(told, passing=True, outage=True, cut_off="host")
         case EngineHostDied():
-            return Fault(JobError(error.code, error.detail, error.log or log_lines), passing=True)
+            return Fault(JobError(error.code, error.detail, error.log or log_lines), passing=True, strike=True)
         case Unavailable():
-            return Fault(JobError(error.code, error.detail, log_lines), passing=True)
+            outage = is_outage(error)
+            told = JobError(error.code, error.detail, log_lines)
+            return Fault(told, passing=True, outage=outage, cut_off="store" if outage else None)
         case ServiceError():
             return Fault(JobError(error.code, error.detail, log_lines))
         case OSError():
-            return Fault(JobError("storage_failed", _storage(error), log_lines), passing=True)
+            told = JobError("storage_failed", _storage(error), log_lines)
+            return Fault(told, passing=True, outage=is_outage(error))
     if isinstance(error, DATABASE_DOWN):
-        return Fault(JobError("database_unavailable", _database(error), log_lines), passing=True)
+        return Fault(JobError("database_unavailable", _database(error), log_lines), passing=True, outage=True)
     log.error("job failed by a fault in the worker", exc_info=error)
     return Fault(JobError("internal_error", _internal(error), log_lines))
+
+
+def died_again(error: JobError) -> JobError:
+    """Return what a client is told of a job of which the engine host died for the last time it is tried."""
+    if error.code == NO_MEMORY:
+        return error
+    return replace(
+        error,
+        code="engine_host_died_twice",
+        detail=f"The engine host died in {MAX_STRIKES} attempts at this job and in no other, so the job is the likely "
+        f"cause. {error.detail} Its last lines are in `log`. Change the model, the options or the backend's version "
+        "before you post it again.",
+    )
 
 
 def _too_long(seconds: float) -> str:
