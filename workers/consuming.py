@@ -1,7 +1,8 @@
 """The loop of a worker: one job after the other, from the broker's messages and straight from the database.
 
 A message starts a job at once. The database is looked into every second or two, so a job whose message is lost, or
-that was posted while the broker was gone, starts all the same. It is the claim that decides who does a job.
+that was posted while the broker was gone, starts all the same. It is the claim that decides who does a job. A worker
+whose store or engine host is gone takes nothing from either.
 """
 
 import random
@@ -17,10 +18,12 @@ from app.database import DATABASE_DOWN
 from app.jobs.ready import ready_jobs
 from workers.celery import Inbox
 from workers.jobs.attempt import run_job
+from workers.jobs.faults import ShuttingDown
 from workers.jobs.worker import Worker
 
 LOOK_S = 1.5  # on the average: an idle worker asks the database so often
 SPREAD = 0.2  # so that workers which started together do not ask together
+UNFIT_S = 0.1
 LISTEN_S = 0.5  # a signal is noticed within this time
 CANDIDATES = 8  # several, because other workers may be about to claim the first
 log = structlog.get_logger(__name__)
@@ -35,6 +38,9 @@ def consume(worker: Worker) -> None:
         log.info("worker ready", worker=worker.id, device=worker.device, queues=worker.queues)
         look_at = 0.0
         while not worker.stopping.is_set():
+            if not _fit(worker):
+                worker.stopping.wait(UNFIT_S)
+                continue
             if time.monotonic() >= look_at:
                 found = do_ready_job(worker)
                 look_at = 0.0 if found else time.monotonic() + LOOK_S * random.uniform(1 - SPREAD, 1 + SPREAD)  # noqa: S311 - no secret
@@ -42,6 +48,13 @@ def consume(worker: Worker) -> None:
             job_id = inbox.next(min(LISTEN_S, max(0.0, look_at - time.monotonic())), worker.stopping.wait)
             if job_id is not None:
                 do_job(worker, job_id)
+
+
+def _fit(worker: Worker) -> bool:
+    try:
+        return worker.fitness.regained()
+    except ShuttingDown:
+        return False
 
 
 def do_ready_job(worker: Worker) -> bool:

@@ -1,6 +1,5 @@
 """A file on its way into a store: it is digested while it is written, and has a temporary name until it is whole."""
 
-import errno
 import fcntl
 import hashlib
 import os
@@ -12,12 +11,10 @@ from pathlib import Path
 from uuid import uuid4
 
 from app.artifacts.writeback import WRITEBACK, start_writeback
+from app.disk_faults import BROKEN, FULL, READ_ONLY
 from app.errors import Unavailable
 
 WRITE_BUFFER = 128 * 1024  # bytes; smaller chunks are gathered, larger ones pass straight through
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
-BROKEN = {errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT, errno.ENOTCONN}
 SETTLING_S = 60.0  # the writer of a temporary file younger than this may not have locked it yet
 
 

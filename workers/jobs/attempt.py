@@ -4,8 +4,9 @@ However a job ends, its row says so. If that cannot be written because the datab
 sweep queues the job for another attempt.
 """
 
-import tempfile
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
@@ -36,11 +37,8 @@ def run_job(worker: Worker, job_id: str) -> bool:
         return False
     worker.job_id = job_id
     try:
-        with (
-            structlog.contextvars.bound_contextvars(job_id=job_id, kind=held.kind, attempt=held.attempt),
-            tempfile.TemporaryDirectory(prefix="job-", dir=worker.scratch, ignore_cleanup_errors=True) as folder,
-        ):
-            _run(worker, held, Watch(worker, held, Path(folder)))
+        with structlog.contextvars.bound_contextvars(job_id=job_id, kind=held.kind, attempt=held.attempt):
+            _run(worker, held, Watch(worker, held, worker.scratch / f"job-{job_id}"))
     finally:
         worker.job_id = None
     return True
@@ -48,7 +46,8 @@ def run_job(worker: Worker, job_id: str) -> bool:
 
 def _run(worker: Worker, held: Claim, watch: Watch) -> None:
     try:
-        _do(worker, held, watch)
+        with _made(watch.folder):
+            _do(worker, held, watch)
     except LeaseLost:
         log.warning("lease lost, result thrown away")
     except CancelAsked:
@@ -59,6 +58,16 @@ def _run(worker: Worker, held: Claim, watch: Watch) -> None:
         _end(_give_up, worker, held, watch, error)
     else:
         log.info("job succeeded", seconds=round(watch.seconds, 3))
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make a folder, and remove it with all that is in it when the block ends."""
+    folder.mkdir(exist_ok=True)
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _do(worker: Worker, held: Claim, watch: Watch) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import structlog
 
 from app.database import DATABASE_DOWN
+from app.disk_faults import DISK_FAULTS
 from app.errors import ServiceError, Unavailable
 from app.jobs.lease import JobError
 from workers.channel.host import EngineHostDied, EngineHostNotStarted
@@ -18,28 +19,9 @@ PASSING = {"file_failed", "device_failed"}  # faults of the machine, not of the 
 STORE_OUTAGES = {"store_unavailable", "store_full", "store_read_only"}
 NO_MEMORY = "out_of_memory"
 MAX_STRIKES = 2  # an engine host that dies twice dies of the job
-DISK_ERRORS = frozenset({errno.EIO, errno.EROFS, errno.ENOSPC, errno.EDQUOT})
-OUTAGE_ERRORS = DISK_ERRORS | frozenset(
-    {
-        errno.EACCES,
-        errno.EPERM,
-        errno.ESTALE,
-        errno.ENODEV,
-        errno.ENXIO,
-        errno.ETIMEDOUT,
-        errno.EHOSTDOWN,
-        errno.EHOSTUNREACH,
-        errno.ENETDOWN,
-        errno.ENETUNREACH,
-        errno.ECONNREFUSED,
-        errno.ECONNRESET,
-        errno.ECONNABORTED,
-        errno.EPIPE,
-        errno.EMFILE,
-        errno.ENFILE,
-        errno.EAGAIN,
-    }
-)
+NETWORK_FAULTS = frozenset({errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH})
+MACHINE_FAULTS = frozenset({errno.EMFILE, errno.ENFILE, errno.EAGAIN})
+OUTAGES = DISK_FAULTS | NETWORK_FAULTS | MACHINE_FAULTS
 log = structlog.get_logger(__name__)
 
 
@@ -87,9 +69,9 @@ def is_outage(error: Exception) -> bool:
         case ServiceError():
             return False
         case OSError():
-            return error.errno in OUTAGE_ERRORS or isinstance(error, ConnectionError | TimeoutError)
+            return error.errno in OUTAGES or isinstance(error, ConnectionError | TimeoutError)
         case BackendError(code="file_failed"):
-            return any(os.strerror(number) in error.detail for number in DISK_ERRORS)
+            return any(os.strerror(number) in error.detail for number in DISK_FAULTS)
     return isinstance(error, DATABASE_DOWN)
 
 
@@ -100,7 +82,9 @@ def fault_of(error: Exception, tail: Sequence[str]) -> Fault:  # noqa: PLR0911 -
         case BackendError():
             told = JobError(error.code, error.detail, log_lines)
             strike = error.code == NO_MEMORY
-            return Fault(told, passing=strike or error.code in PASSING, outage=is_outage(error), strike=strike)
+            outage = is_outage(error)
+            passing = strike or error.code in PASSING
+            return Fault(told, passing, outage=outage, cut_off="store" if outage else None, strike=strike)
         case VerificationFailed():
             return Fault(JobError("verification_failed", error.detail, log_lines, error.figures))
         case DeadlineExceeded():
@@ -117,8 +101,9 @@ def fault_of(error: Exception, tail: Sequence[str]) -> Fault:  # noqa: PLR0911 -
         case ServiceError():
             return Fault(JobError(error.code, error.detail, log_lines))
         case OSError():
+            outage = is_outage(error)
             told = JobError("storage_failed", _storage(error), log_lines)
-            return Fault(told, passing=True, outage=is_outage(error))
+            return Fault(told, passing=True, outage=outage, cut_off="store" if outage else None)
     if isinstance(error, DATABASE_DOWN):
         return Fault(JobError("database_unavailable", _database(error), log_lines), passing=True, outage=True)
     log.error("job failed by a fault in the worker", exc_info=error)
