@@ -90,8 +90,10 @@ class Inbox:
 
     def _connect(self) -> None:
         self._connection = connection = self._app.connection_for_read()
+        channel = connection.default_channel
+        channel.qos.restore_visible = _nothing  # it looks for messages that were never acknowledged: there are none
         self._app.amqp.TaskConsumer(
-            connection.default_channel,
+            channel,
             queues=[self._app.amqp.queues[name] for name in self._queues],
             no_ack=True,
             on_message=self._hear,
@@ -137,7 +139,9 @@ class Inbox:
         """Remove what has the name of one of our queues and is none: as long as it is there, nothing can be read."""
         if self._connection is None or WRONG_TYPE not in str(error):
             return
-        wanted = dict.fromkeys(self._queues, b"list") | {BINDINGS + name: b"set" for name in self._queues}
+        wanted = dict.fromkeys(self._queues, b"list") | {
+            before + name: b"set" for before in BINDINGS for name in self._queues
+        }
         with suppress(RedisError, OperationalError, OSError):
             client = self._connection.default_channel.client
             wrong = [key for key, kind in wanted.items() if client.type(key) not in {kind, b"none"}]
@@ -159,3 +163,7 @@ def job_id_of(message: Any) -> str:  # noqa: ANN401 - of kombu
         raise ValueError(f"the task {str(task)[:80]!r} is not ours")
     (job_id,) = message.decode()[0]
     return str(UUID(job_id))
+
+
+def _nothing(**_options: int) -> None:
+    pass

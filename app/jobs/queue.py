@@ -15,7 +15,7 @@ from kombu.exceptions import OperationalError
 
 TASK = "enginesmith.run_job"
 SOCKET_TIMEOUT_S = 3.0
-BINDINGS = "_kombu.binding."  # before a queue's name it is the name of the set in which kombu notes the queue
+BINDINGS = ("_kombu.binding.", "_kombu.binding_permanent.")  # before a queue's name: the sets in which kombu notes it
 ONE_LIST_A_QUEUE: dict[str, Any] = {"priority_steps": [0]}  # kombu's default is one list for each of four priorities
 _SLUG = re.compile(r"[^a-z0-9.]+")
 log = structlog.get_logger()

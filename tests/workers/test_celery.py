@@ -127,7 +127,7 @@ def test_what_is_no_message_is_dropped(inbox: Inbox, broker: redis.Redis, messag
     assert drained(inbox, broker, lambda: broker.lpush(QUEUE, raw, json.dumps(message))) == [JOB]
 
 
-@pytest.mark.parametrize("key", [QUEUE, BINDINGS + QUEUE])
+@pytest.mark.parametrize("key", [QUEUE, *(before + QUEUE for before in BINDINGS)])
 @pytest.mark.parametrize("connected", [False, True])
 def test_what_has_the_name_of_a_queue_and_is_none_is_removed(
     inbox: Inbox, broker: redis.Redis, message: dict[str, Any], key: str, *, connected: bool
