@@ -9,12 +9,13 @@ import random
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from types import FrameType
 
 import structlog
 
 from app.database import DATABASE_DOWN
+from app.fleet import service as fleet
 from app.jobs.ready import ready_jobs
 from workers.celery import Inbox
 from workers.jobs.attempt import run_job
@@ -37,8 +38,13 @@ def consume(worker: Worker) -> None:
     with _stopped_by_signals(worker), closing(Inbox(worker.settings.broker_url, worker.queues)) as inbox:
         log.info("worker ready", worker=worker.id, device=worker.device, queues=worker.queues)
         look_at = 0.0
+        was_fit = True
         while not worker.stopping.is_set():
-            if not _fit(worker):
+            fit = _fit(worker)
+            if fit != was_fit:
+                _report(worker)
+                was_fit = fit
+            if not fit:
                 worker.stopping.wait(UNFIT_S)
                 continue
             if time.monotonic() >= look_at:
@@ -55,6 +61,11 @@ def _fit(worker: Worker) -> bool:
         return worker.fitness.regained()
     except ShuttingDown:
         return False
+
+
+def _report(worker: Worker) -> None:
+    with suppress(*DATABASE_DOWN):  # the housekeeping reports again soon
+        fleet.report(worker.database, worker.report())
 
 
 def do_ready_job(worker: Worker) -> bool:

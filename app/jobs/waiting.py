@@ -83,15 +83,16 @@ def _workers_busy(count: int) -> Waiting:
 
 def _workers_in_trouble(count: int, trouble: str) -> Waiting:
     who = "The only worker that can do it begins" if count == 1 else f"All {count} workers that can do it begin"
-    return Waiting("workers_in_trouble", f"{who} no jobs for now: {trouble} It is tried again all the time.")
+    return Waiting("workers_in_trouble", f"{who} no jobs for now: {trouble} Every few seconds it is tried again.")
 
 
 def _outage(settings: Settings, outage: Outage, again_at: datetime) -> Waiting:
+    times = "once" if outage.times == 1 else f"{outage.times} times"
     up_to = outage.since_moment + timedelta(seconds=settings.outage_limit_s)
     return Waiting(
         "outage",
-        f"It was begun and put off, {outage.times} times since {outage.since_moment:%H:%M:%S} UTC, at last because of "
-        f"'{outage.code}': {outage.detail} It begins again at {again_at:%H:%M:%S} UTC, and fails if that lasts beyond "
+        f"It was put off {times} since {outage.since_moment:%H:%M:%S} UTC, at last because of '{outage.code}': "
+        f"{outage.detail} It begins again at {again_at:%H:%M:%S} UTC, and fails if that lasts beyond "
         f"{up_to:%Y-%m-%d %H:%M:%S} UTC.",
         again_at,
     )

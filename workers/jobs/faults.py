@@ -117,7 +117,7 @@ def died_again(error: JobError) -> JobError:
     return replace(
         error,
         code="engine_host_died_twice",
-        detail=f"The engine host died in {MAX_STRIKES} attempts at this job and in no other, so the job is the likely "
+        detail=f"The engine host died in {MAX_STRIKES} attempts at this job, so the job is the likely "
         f"cause. {error.detail} Its last lines are in `log`. Change the model, the options or the backend's version "
         "before you post it again.",
     )

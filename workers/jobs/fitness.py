@@ -17,7 +17,7 @@ from workers.channel.host import EngineHost, EngineHostDied
 from workers.channel.messages import BackendError
 
 FIRST_PAUSE_S = 0.5
-LONGEST_PAUSE_S = 10.0
+LONGEST_PAUSE_S = 5.0
 log = structlog.get_logger(__name__)
 
 

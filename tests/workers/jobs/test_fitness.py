@@ -60,7 +60,7 @@ def test_probes_become_rarer(worker: Worker, monkeypatch: pytest.MonkeyPatch) ->
     for _ in range(40):
         worker.fitness.regained()
         clock[0] += 1.0
-    assert tried == [101.0, 103.0, 107.0, 115.0, 125.0, 135.0]
+    assert tried == [101.0, 103.0, 107.0, 112.0, 117.0, 122.0, 127.0, 132.0, 137.0]
 
 
 def test_an_engine_host_is_started_anew(worker: Worker) -> None:
