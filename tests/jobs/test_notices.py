@@ -1,10 +1,12 @@
 import asyncio
+import time
 from contextlib import closing
 
 import pytest
 import redis
 
-from app.jobs.notices import CHANNEL, Announcer, Listener, wait_for
+from app.jobs import notices
+from app.jobs.notices import CHANNEL, RECONNECT_S, SILENCE_S, Announcer, Listener, wait_for
 from app.jobs.queue import redis_url
 from app.jobs.state import FINAL, State
 
@@ -59,6 +61,67 @@ def test_a_notice_of_an_id_alone_wakes_whoever_watches(valkey_url: str) -> None:
                     return changed.is_set()
 
     assert asyncio.run(heard())
+
+
+def test_a_notice_that_is_not_utf_8_ends_no_listener(valkey_url: str) -> None:
+    async def heard() -> bool:
+        url = redis_url(valkey_url)
+        listener = Listener(url)
+        async with listener.running():
+            with closing(Announcer(url)) as announce, redis.Redis.from_url(url) as client:
+                await _subscribed(listener, announce)
+                with listener.watching("job") as changed:
+                    client.publish(CHANNEL, b"\xff\xfe \xff")
+                    client.publish(CHANNEL, b"")
+                    announce("job", State.RUNNING)
+                    await wait_for(changed, 0.9 * RECONNECT_S)  # a listener that ended would wake all, but later
+                    return changed.is_set()
+
+    assert asyncio.run(heard())
+
+
+def test_whatever_goes_wrong_with_a_notice_the_next_ones_are_heard(
+    valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults = [LookupError("a fault of our own")]
+    hear = Listener._hear
+
+    def flawed(listener: Listener, notice: str) -> None:
+        if notice.startswith("bad") and faults:
+            raise faults.pop()
+        hear(listener, notice)
+
+    async def heard() -> bool:
+        url = redis_url(valkey_url)
+        listener = Listener(url)
+        async with listener.running():
+            with closing(Announcer(url)) as announce:
+                await _subscribed(listener, announce)
+                announce("bad", State.RUNNING)
+                await _subscribed(listener, announce)
+        return not faults
+
+    monkeypatch.setattr(notices, "RECONNECT_S", 0.01)
+    monkeypatch.setattr(Listener, "_hear", flawed)
+    assert asyncio.run(heard())
+
+
+def test_a_broker_that_does_not_answer_is_left_alone_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    announce = Announcer("redis://127.0.0.1:1/0")
+    tried: list[str] = []
+
+    def publish(_channel: str, notice: str) -> None:
+        tried.append(notice)
+        raise redis.ConnectionError("nobody there")
+
+    monkeypatch.setattr(announce._client, "publish", publish)
+    announce("first", State.RUNNING)
+    announce("second", State.RUNNING)
+    clock[0] += SILENCE_S
+    announce("third", State.RUNNING)
+    assert tried == ["first running", "third running"]
 
 
 async def _subscribed(listener: Listener, announce: Announcer) -> None:

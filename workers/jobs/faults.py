@@ -3,7 +3,7 @@
 import errno
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -114,12 +114,11 @@ def died_again(error: JobError) -> JobError:
     """Return what a client is told of a job of which the engine host died for the last time it is tried."""
     if error.code == NO_MEMORY:
         return error
-    return replace(
-        error,
-        code="engine_host_died_twice",
-        detail=f"The engine host died in {MAX_STRIKES} attempts at this job, so the job is the likely "
-        f"cause. {error.detail} Its last lines are in `log`. Change the model, the options or the backend's version "
-        "before you post it again.",
+    return JobError(
+        "engine_host_died_twice",
+        f"The engine host died in {MAX_STRIKES} attempts at this job, so the job is the likely cause. {error.detail} "
+        "Its last lines are in `log`. Change the model, the options or the backend's version before you post it again.",
+        error.log,
     )
 
 
