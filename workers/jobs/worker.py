@@ -20,7 +20,7 @@ from app.artifacts.signing import PlanSigner, open_signer
 from app.artifacts.store import ArtifactStore, open_store
 from app.database import Database
 from app.engines.queries import Served
-from app.errors import ServiceError
+from app.errors import ServiceError, Unavailable
 from app.fleet.backend_offer import BackendOffer
 from app.fleet.offers import BUILD_ONLY
 from app.fleet.service import WorkerReport
@@ -121,6 +121,8 @@ class Worker:
             except Exception as error:
                 if not is_outage(error) or left < pause or self.stopping.is_set():
                     raise
+                if isinstance(error, Unavailable) and self.fitness.trouble is None:
+                    self.fitness.lost_store(error.detail)  # so that the fleet shows what the job at hand waits for
                 log.warning("not written yet", error=str(error), again_in_s=round(pause, 3))
                 left -= pause
                 self.stopping.wait(pause)

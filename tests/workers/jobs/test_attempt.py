@@ -14,6 +14,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from app.artifacts import service
+from app.artifacts.local import LocalStore
 from app.artifacts.service import collect_orphans
 from app.artifacts.store import ArtifactStore
 from app.artifacts.tables import Blob
@@ -534,6 +535,24 @@ def test_a_database_that_fails_for_a_moment_only_puts_off_a_put(
     assert worker.put(made_in(worker.scratch)) == (DIGEST, len(CONTENT))
     assert faults == []
     assert blob_is_recorded(worker.database)
+
+
+def test_a_store_that_fails_for_a_moment_only_puts_off_a_put_and_the_worker_tells_of_it(
+    worker: Worker, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults = [Unavailable("The store is read-only.", code="store_read_only") for _ in range(3)]
+    put_file = LocalStore.put_file
+
+    def flaky(store: LocalStore, path: Path, *, digest: str | None = None) -> tuple[str, int]:
+        if faults:
+            raise faults.pop()
+        return put_file(store, path, digest=digest)
+
+    monkeypatch.setattr(LocalStore, "put_file", flaky)
+    assert worker.put(made_in(worker.scratch)) == (DIGEST, len(CONTENT))
+    assert len(pauses) == 3
+    assert pauses == sorted(pauses)
+    assert worker.report().trouble == "The store is read-only."
 
 
 @pytest.mark.usefixtures("impatient")
