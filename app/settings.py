@@ -76,7 +76,9 @@ class Settings(BaseSettings):
     job_deadline_s: float = Field(4 * 3600.0, gt=0, description="A job running longer is killed, seconds.")
     max_attempts: int = Field(3, ge=1, description="Times a job is started before it fails for good.")
     sweep_interval_s: float = Field(5.0, gt=0, description="Time between sweeps for lost jobs, seconds.")
-    resend_after_s: float = Field(15.0, gt=0, description="A queued job nobody claimed is sent again, seconds.")
+    outage_limit_s: float = Field(
+        3600.0, gt=0, description="A job fails once outages have kept it from being done for this long, seconds."
+    )
     orphan_grace_s: float = Field(
         24 * 3600.0, gt=0, description="Unreferenced artifacts younger than this are kept, seconds."
     )

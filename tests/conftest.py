@@ -32,7 +32,7 @@ from migrations import alembic_config
 # `make test-fast` leaves out what is marked slow: what needs a server other than Valkey, and what kills a process.
 SLOW_FIXTURES = {"postgres_server", "s3_endpoint"}
 SLOW_FILES = {  # each test starts whole programs, and many kill them
-    "test_celery.py",
+    "test_consuming.py",
     "test_child.py",
     "test_cli.py",
     "test_demo.py",

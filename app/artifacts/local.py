@@ -109,11 +109,10 @@ class LocalStore:
         if path.stat().st_dev != self.root.stat().st_dev:
             return self._copy_in(path, digest)
         digest = digest or file_digest(path)
-        with path.open("rb") as file:
+        with path.open("rb") as file, storage_errors():
             size = os.fstat(file.fileno()).st_size
             os.fchmod(file.fileno(), 0o444)
-            with storage_errors():
-                os.fsync(file.fileno())
+            os.fsync(file.fileno())
         self._publish(path, digest)
         if path.resolve() != self._path(digest).resolve():
             path.unlink()

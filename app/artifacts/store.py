@@ -16,8 +16,8 @@ from app.settings import MIB, Settings
 class ArtifactStore(Protocol):
     """Bytes by digest. An artifact is either there, whole and verified, or not there at all. It never changes.
 
-    Every call may raise `Unavailable` "store_full" or "store_unavailable". A call that needs an artifact raises
-    `NotFound` "blob_not_found" if it is missing.
+    Every call may raise `Unavailable` "store_full", "store_read_only" or "store_unavailable". A call that
+    needs an artifact raises `NotFound` "blob_not_found" if it is missing.
     """
 
     @property

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from app.database import DATABASE_DOWN
+from app.disk_faults import DISK_FAULTS
 from app.errors import FieldError, Invalid, ServiceError, Unavailable, json_pointer
 from app.http.request_body import MAX_FAULTS
 from app.observability import request_id
@@ -113,8 +114,8 @@ def error_response(error: ServiceError) -> JSONResponse:
 async def _database_down(request: Request, error: Exception) -> JSONResponse:
     log.error("the database failed", error=str(error))
     detail = (
-        "The database does not answer, or its disk is full; nothing of this request was kept unless a repeat says so. "
-        "GET /readyz says more. Repeat the request, with the same Idempotency-Key where it had one."
+        "The database does not answer, or its disk is full or read-only; nothing of this request was kept unless a "
+        "repeat says so. GET /readyz says more. Repeat the request, with the same Idempotency-Key where it had one."
     )
     return await _service_error(request, Unavailable(detail, code="database_unavailable"))
 
@@ -178,8 +179,16 @@ def _allowed(request: Request) -> str:
 
 
 def unexpected(error: Exception) -> JSONResponse:
-    """Answer an unexpected exception with 500; only the log has its cause."""
+    """Answer an unexpected exception with 500, one of a disk with 503; only the log has its cause."""
     log.error("request failed", exc_info=error)
+    if isinstance(error, OSError) and error.errno in DISK_FAULTS:
+        return error_response(
+            Unavailable(
+                f"A disk that this service works on is at fault ({error.strerror}); nothing of this request was kept. "
+                "GET /readyz says more. Repeat the request once that disk has room, can be written and works.",
+                code="disk_unavailable",
+            )
+        )
     return problem_response(
         500,
         ServiceError.title,

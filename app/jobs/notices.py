@@ -5,6 +5,7 @@ looks at the job's row from time to time as well.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
@@ -17,23 +18,31 @@ from app.jobs.state import State
 CHANNEL = "enginesmith.jobs"
 RECONNECT_S = 1.0
 CANCEL_AGAIN_S = 0.1
-SOCKET_TIMEOUT_S = 3.0
+SOCKET_TIMEOUT_S = 1.0
+SILENCE_S = 5.0
 log = structlog.get_logger()
 
 
 class Announcer:
-    """The sending end; if the broker does not answer, that is logged and raises no error."""
+    """The sending end; if the broker does not answer, that is logged and raises no error.
+
+    It then says nothing for a while, because a job must not wait for a broker that hangs.
+    """
 
     def __init__(self, url: str) -> None:
         self._client = redis.Redis.from_url(
-            url, socket_timeout=SOCKET_TIMEOUT_S, socket_connect_timeout=SOCKET_TIMEOUT_S
+            url, socket_timeout=SOCKET_TIMEOUT_S, socket_connect_timeout=SOCKET_TIMEOUT_S, retry=None
         )
+        self._silent_until = 0.0
 
     def __call__(self, job_id: str, state: State) -> None:
         """Say that a job has changed, with its present state."""
+        if time.monotonic() < self._silent_until:
+            return
         try:
             self._client.publish(CHANNEL, f"{job_id} {state}")
         except redis.RedisError as error:
+            self._silent_until = time.monotonic() + SILENCE_S
             log.debug("notice not sent", job_id=job_id, error=str(error))
 
     def ping(self) -> None:
@@ -73,6 +82,8 @@ class Listener:
                 await self._receive()
             except (redis.RedisError, OSError) as error:
                 log.debug("no notices", error=str(error))
+            except Exception:  # whatever the broker says, the next notices are listened for
+                log.exception("no notices for a moment")
             self._miss()
             await asyncio.sleep(RECONNECT_S)
 
@@ -81,7 +92,7 @@ class Listener:
             await subscription.subscribe(CHANNEL)
             async for message in subscription.listen():
                 if message["type"] == "message":
-                    job_id, _, state = message["data"].decode().partition(" ")
+                    job_id, _, state = message["data"].decode(errors="replace").partition(" ")
                     self._hear(job_id, state)
 
 

@@ -1,3 +1,6 @@
+import errno
+import os
+
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
@@ -76,3 +79,24 @@ def test_a_database_that_fails_is_503_with_a_remedy(app: FastAPI) -> None:
     assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable")
     assert "disk" in answer.json()["detail"]
     assert answer.headers["Retry-After"] == "1"
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EIO])
+def test_a_disk_that_fails_is_503_with_a_remedy(app: FastAPI, number: int) -> None:
+    @app.get("/v1/fails")
+    def fail() -> None:
+        raise OSError(number, os.strerror(number), "/somewhere/secret")
+
+    answer = TestClient(app, "http://localhost", raise_server_exceptions=False).get("/v1/fails")
+    assert (answer.status_code, answer.json()["code"]) == (503, "disk_unavailable")
+    assert os.strerror(number) in answer.json()["detail"]
+    assert "secret" not in answer.text
+    assert answer.headers["Retry-After"] == "1"
+
+
+def test_a_file_that_is_missing_is_a_fault_of_the_service(app: FastAPI) -> None:
+    @app.get("/v1/fails")
+    def fail() -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file")
+
+    assert TestClient(app, "http://localhost", raise_server_exceptions=False).get("/v1/fails").status_code == 500
