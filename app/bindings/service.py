@@ -49,7 +49,7 @@ class TensorOutline(NamedTuple):
     shape: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Pair:
     """A definition and the weights to bind to it, loaded, so that binding needs no session.
 
@@ -116,11 +116,11 @@ class Pair:
             if rows:
                 yield BindingWarning(NO_RULE, non_finite_warning(rows, meant=meant))
 
-    @property
+    @cached_property
     def _entries(self) -> Mapping[str, TensorEntry]:
         return {entry.name: entry for entry in entries_from_json(self.tensors)}
 
-    @property
+    @cached_property
     def _outlines(self) -> tuple[TensorOutline, ...]:
         return tuple([TensorOutline(row[0], row[1], tuple(row[2])) for row in self.tensors])
 
