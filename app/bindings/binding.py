@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from app.bindings.companions import companion
-from app.bindings.proposals import KnownValues, Proposed, Wanted, propose
+from app.bindings.proposals import NO_TWINS, KnownValues, Proposed, Twin, Wanted, propose
 from app.bindings.remedies import (
     cast_remedy,
     constant_remedy,
@@ -20,6 +20,7 @@ from app.bindings.remedies import (
     unused_remedy,
 )
 from app.bindings.report import NO_RULE, BindingProblem, BindingReport, BindingWarning, ParameterBinding, ProblemKind
+from app.bindings.rule_sets import Fed
 from app.bindings.rules import BindingRuleError, FeedRule, IgnoreRule, Pattern, Rule
 from app.bindings.steps import TensorType, Transform, TransformError, infer_all
 from app.bindings.transforms import Cast
@@ -47,6 +48,7 @@ def bind(
     rules: Sequence[Rule],
     defaults: Sequence[Rule] = (),
     constants: Collection[str] = (),
+    twins: Mapping[str, Sequence[Twin]] = NO_TWINS,
 ) -> BindingReport:
     """Bind every parameter and report every problem at once.
 
@@ -59,11 +61,12 @@ def bind(
     If dtypes differ, a cast that only widens is added. Any other difference is a problem. So is a tensor that feeds
     nothing, unless a rule ignores it. Transforms that change nothing about the tensors at hand are left out.
 
-    `constants` are the names of tensors that the definition holds itself, which no weights change.
+    `constants` are the names of tensors that the definition holds itself, which no weights change. `twins` are the
+    parameters that others were tied to.
 
     Raises BindingRuleError if matching the patterns takes more than MATCHING_S seconds.
     """
-    return _Binder(tensors, [*rules, *defaults], frozenset(constants), given=len(rules)).report(parameters)
+    return _Binder(tensors, [*rules, *defaults], frozenset(constants), given=len(rules), twins=twins).report(parameters)
 
 
 def propose_for(
@@ -73,10 +76,11 @@ def propose_for(
     rules: Sequence[Rule],
     constants: frozenset[str],
     values: KnownValues,
+    twins: Mapping[str, Sequence[Twin]],
 ) -> Proposed:
     """Propose rules for what a report, made by `rules`, could not bind, by what is known of values as well."""
-    known = _Binder(tensors, rules, constants, given=len(rules))
-    found = {one.parameter: one.tensors for one in report.bindings}
+    known = _Binder(tensors, rules, constants, given=len(rules), twins=twins)
+    found = _fed(report.bindings)
     outcomes = [known.outcome(parameter) for parameter in parameters if parameter.name not in found]
     unexpected = [one.tensors[0] for one in report.problems if one.kind == "unexpected"]
     return known.propose(parameters, outcomes, found, unexpected, values)
@@ -141,6 +145,7 @@ class _Binder:
     rules: Sequence[Rule]
     constants: frozenset[str]
     given: int  # how many of the rules are the client's
+    twins: Mapping[str, Sequence[Twin]]
     problems: list[BindingProblem] = field(default_factory=list)
     warnings: list[BindingWarning] = field(default_factory=list)
     applied: set[int] = field(default_factory=set)
@@ -162,8 +167,7 @@ class _Binder:
         unexpected = sorted(set(left).difference(ignored))
         outcomes = [self._outcome(choice) for choice in choices]
         bindings = tuple([one.binding for one in outcomes if one.binding is not None])
-        bound = {one.parameter: one.tensors for one in bindings}
-        proposed = self.propose(parameters, outcomes, bound, unexpected)
+        proposed = self.propose(parameters, outcomes, _fed(bindings), unexpected)
         for one in outcomes:
             if one.binding is None:
                 self._tell(one, proposed)
@@ -180,7 +184,7 @@ class _Binder:
         self,
         parameters: Sequence[Parameter],
         outcomes: Sequence[_Outcome],
-        bound: Mapping[str, tuple[str, ...]],
+        bound: Mapping[str, Fed],
         unexpected: Sequence[str],
         values: KnownValues | None = None,
     ) -> Proposed:
@@ -188,7 +192,7 @@ class _Binder:
         if not wanted and values is None:
             return Proposed()
         spare = [name for name in unexpected if name not in self.constants and companion(name, self.tensors) is None]
-        return propose(wanted, bound, parameters, self.tensors, spare, values)
+        return propose(wanted, bound, parameters, self.tensors, spare, values, self.twins)
 
     def _choose(self, parameter: Parameter) -> _Choice:
         self._check_time()
@@ -277,6 +281,10 @@ class _Binder:
             kind: ProblemKind = "wrong_dtype" if is_lossless_cast(actual.dtype, expected.dtype) else "lossy_cast"
             detail = cast_remedy(name, tensors, expected, actual, self.tensors, proposed)
             self.problems.append(BindingProblem(kind, name, tensors, detail, expected, actual))
+
+
+def _fed(bindings: Sequence[ParameterBinding]) -> dict[str, Fed]:
+    return {one.parameter: Fed(one.parameter, one.tensors, one.transforms, ()) for one in bindings}
 
 
 def _bound(choice: _Choice, transforms: tuple[Transform, ...]) -> ParameterBinding:

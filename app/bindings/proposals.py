@@ -8,17 +8,27 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple, Protocol
 
 from app.bindings.companions import TypedTensor
-from app.bindings.fits import TURN, Fit, Fits, extents
+from app.bindings.fits import TURN, Fit, Fits, extents, then_turned
 from app.bindings.naming import Namesake, kind, namesakes, plain
 from app.bindings.rule_sets import Fed, RuleFor, rule_set
 from app.bindings.steps import TensorType, Transform
 from app.definitions.parameter import Parameter
 
 MAX_NAMED = 5
+NO_TWINS: Final[Mapping[str, Sequence["Twin"]]] = MappingProxyType({})
 EXPORTED = "onnx::"  # how torch.onnx.export starts a name it makes up: it has transposed such a matrix
+
+
+class Twin(NamedTuple):
+    """Another parameter that had the same values at first, transposed if `turned`, and how that is known."""
+
+    other: str
+    turned: bool
+    evidence: str
 
 
 class KnownValues(Protocol):
@@ -102,26 +112,28 @@ class Proposed:
 
 def propose(
     wanted: Sequence[Wanted],
-    bound: Mapping[str, tuple[str, ...]],
+    bound: Mapping[str, Fed],
     parameters: Sequence[Parameter],
     tensors: Mapping[str, TypedTensor],
     spare: Collection[str],
     values: KnownValues | None = None,
+    twins: Mapping[str, Sequence[Twin]] = NO_TWINS,
 ) -> Proposed:
     """Return rules for what is `wanted`.
 
-    `bound` says which tensors feed the parameters that are bound as they are, and `spare` which tensors feed nothing
-    and stand for themselves.
+    `bound` says what feeds the parameters that are bound as they are, and `spare` which tensors feed nothing and stand
+    for themselves. `twins` are the parameters that others were tied to.
     """
-    return _Proposer(bound, parameters, tensors, values).propose(wanted, spare)
+    return _Proposer(bound, parameters, tensors, values, twins).propose(wanted, spare)
 
 
 @dataclass
 class _Proposer:
-    bound: Mapping[str, tuple[str, ...]]
+    bound: Mapping[str, Fed]
     parameters: Sequence[Parameter]
     tensors: Mapping[str, TypedTensor]
     values: KnownValues | None
+    twins: Mapping[str, Sequence[Twin]]
     fed: list[Fed] = field(default_factory=list)
     unclear: list[Unclear] = field(default_factory=list)
     taken: set[str] = field(default_factory=set)
@@ -140,6 +152,7 @@ class _Proposer:
         self._by_name(missing, spare)
         self._by_value(missing, spare)
         self._by_shape(missing, spare)
+        self._by_tie(missing)
         self._squares()
         rules = rule_set(self.fed, self.bound, [parameter.name for parameter in self.parameters])
         return Proposed(tuple(_proposal(one) for one in rules), tuple(self.unclear))
@@ -216,6 +229,17 @@ class _Proposer:
                 tensors = sorted({tensor for other in wanting for tensor in by_parameter[other]})
                 self._say(wanting, tensors, "their shapes fit")
 
+    def _by_tie(self, missing: Mapping[str, Wanted]) -> None:
+        """Feed what the weights have no tensor for by that of the parameter it was tied to: tied heads are left out."""
+        feeding = {**self.bound, **{one.parameter: one for one in self.fed}}
+        for name in [name for name in missing if name not in self.settled]:
+            for twin in self.twins.get(name, ()):
+                if (fed := feeding.get(twin.other)) is not None:
+                    transforms = then_turned(fed.transforms) if twin.turned else fed.transforms
+                    self.settled.add(name)
+                    self.fed.append(Fed(name, fed.tensors, transforms, (twin.evidence,)))
+                    break
+
     def _shaped(self, one: Wanted, tensor: str) -> None:
         fits, name = self.fits.of(one.type, tensor), one.parameter.name
         only = f"{tensor} alone of all tensors that feed nothing fits {name}, and fits no other parameter"
@@ -257,7 +281,7 @@ class _Proposer:
     def _bound_squares(self, shapes: Mapping[str, Parameter]) -> list[tuple[str, str]]:
         """Turn those that are bound and lie the other way round by their values, and return those that may."""
         doubted = []
-        for name, tensors in self.bound.items():
+        for name, tensors in ((name, fed.tensors) for name, fed in self.bound.items()):
             if len(tensors) != 1 or not is_square(shapes[name].shape) or plain(name)[-1:] != plain(tensors[0])[-1:]:
                 continue
             told = self._layout(name, tensors[0])

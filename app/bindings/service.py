@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
@@ -11,19 +11,14 @@ from sqlalchemy import ColumnElement, Text, cast, func, select
 from sqlalchemy.orm import Session
 
 from app.bindings.binding import bind, propose_for
-from app.bindings.embedded import (
-    EmbeddedWeights,
-    Read,
-    Samples,
-    ValuesOfEmbedded,
-    broken_mirrors,
-    broken_ties,
-)
-from app.bindings.proposals import Proposed
+from app.bindings.embedded import EmbeddedWeights, Read, Samples, ValuesOfEmbedded
+from app.bindings.layouts import turned_squares
+from app.bindings.proposals import Proposed, Twin
 from app.bindings.remedies import non_finite_warning, unequal_warning
 from app.bindings.report import NO_RULE, BindingReport, BindingWarning, ParameterBinding
 from app.bindings.rules import BindingRuleError, IgnoreRule, Rule, parse_rules
 from app.bindings.tables import Binding
+from app.bindings.ties import broken_mirrors, broken_ties, twins_of
 from app.database import JsonText, insert_into
 from app.definitions import service as definitions
 from app.definitions.parameter import Parameter
@@ -76,22 +71,42 @@ class Pair:
         return replace(report, warnings=report.warnings + warnings) if warnings else report
 
     def check(self, rules: Sequence[Any], read: Read) -> BindingReport:
-        """Bind, and look at some values as well: matrices that were each other transposed may be tied."""
-        report = self.bind(rules)
-        if not report.ok or not self.embedded.mirrored:
-            return report
-        found = broken_mirrors(self.embedded, report.bindings, self._entries, Samples(read))
-        warnings = tuple(BindingWarning(NO_RULE, detail) for detail in found)
-        return replace(report, warnings=report.warnings + warnings)
+        """Bind, and look at some values as well, for matrices that were tied and for square ones that lie otherwise.
+
+        If tensors are missing, the report proposes those of the parameters that theirs were tied to.
+        """
+        samples, report = Samples(read), self.bind(rules)
+        if not report.ok:
+            return self._with_twins(report, rules, samples)
+        return _warned(report, self._by_values(report, samples)) if self.embedded else report
+
+    def _by_values(self, report: BindingReport, samples: Samples) -> Iterator[str]:
+        yield from broken_mirrors(self.embedded, report.bindings, self._entries, samples)
+        values = ValuesOfEmbedded(self.embedded, self._entries, samples)
+        yield from turned_squares(self.embedded, report.bindings, values)
 
     def propose(self, rules: Sequence[Any], read: Read) -> tuple[list[Any], Proposed, BindingReport]:
         """Return a whole rule set, what speaks for the proposed ones of them, and the report it leads to."""
-        report = self.bind(rules)
-        values = ValuesOfEmbedded(self.embedded, self._entries, Samples(read))
-        outlines = {tensor.name: tensor for tensor in self._outlines}
-        proposed = propose_for(report, self.parameters, outlines, self._parsed(rules), self.constants, values)
+        report, samples = self.bind(rules), Samples(read)
+        values, twins = ValuesOfEmbedded(self.embedded, self._entries, samples), self._twins(report, samples)
+        proposed = propose_for(
+            report, self.parameters, self._by_name, self._parsed(rules), self.constants, values, twins
+        )
         whole = [*(dict(one.rule) for one in proposed.proposals), *rules]
         return whole, proposed, self.check(whole, read)
+
+    def _with_twins(self, report: BindingReport, rules: Sequence[Any], samples: Samples) -> BindingReport:
+        twins = self._twins(report, samples)
+        if not twins:
+            return report
+        known = bind(
+            self.parameters, self._by_name, parse_rules(rules), parse_rules(self.defaults), self.constants, twins
+        )
+        return replace(report, problems=known.problems, proposed=known.proposed)
+
+    def _twins(self, report: BindingReport, samples: Samples) -> dict[str, tuple[Twin, ...]]:
+        missing = [one.parameter for one in report.problems if one.kind == "missing" and one.parameter is not None]
+        return twins_of(self.embedded, missing, samples)
 
     def non_finite(self, report: BindingReport) -> dict[str, bool]:
         """Return the tensors that feed parameters and hold NaN or infinities, as far as that was counted.
@@ -123,6 +138,10 @@ class Pair:
     @cached_property
     def _outlines(self) -> tuple[TensorOutline, ...]:
         return tuple([TensorOutline(row[0], row[1], tuple(row[2])) for row in self.tensors])
+
+    @cached_property
+    def _by_name(self) -> Mapping[str, TensorOutline]:
+        return {tensor.name: tensor for tensor in self._outlines}
 
     def _parsed(self, rules: Sequence[Any]) -> tuple[Rule, ...]:
         return (*parse_rules(rules), *parse_rules(self.defaults))
@@ -157,6 +176,11 @@ class Pair:
             raise Invalid(
                 f"Rule {error.index} cannot be used: {error.detail}.", code="bad_rule", errors=[fault]
             ) from error
+
+
+def _warned(report: BindingReport, details: Iterable[str]) -> BindingReport:
+    warnings = tuple([BindingWarning(NO_RULE, detail) for detail in details])
+    return replace(report, warnings=report.warnings + warnings) if warnings else report
 
 
 def load(session: Session, model_id: int, definition: int, version: int) -> Pair:

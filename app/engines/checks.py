@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from json import dumps
 from typing import Any
 
+from app.artifacts.store import ArtifactStore
 from app.bindings.report import BindingReport
 from app.bindings.service import Pair, UnsavedReport
 from app.definitions.parameter import InputSpec
@@ -56,6 +57,7 @@ def settle(
     model: Model,
     pair: Pair,
     target: Target,
+    store: ArtifactStore,
     *,
     profiles: Sequence[Any],
     options: Mapping[str, Any],
@@ -64,6 +66,7 @@ def settle(
 ) -> tuple[Order, BindingReport]:
     """Check all that a build needs; return its order and how the weights bind; raises Invalid with every fault.
 
+    Some values of the weights are read from `store`, for warnings.
     The order's target is `target`, narrowed to the workers that take the options. The order's options are those that
     differ from the default.
     """
@@ -73,7 +76,7 @@ def settle(
     if narrowed.needs_profiles and not canonical:
         _check_static(narrowed.backend, inputs)
     _check_patterns(model, pair, settled)
-    report = _report(model, pair, rules, allow_non_finite=allow_non_finite)
+    report = _report(model, pair, rules, store, allow_non_finite=allow_non_finite)
     order = _order(model, pair, narrowed, profiles=canonical, options=settled, rules=rules, report=report)
     return order, report
 
@@ -96,6 +99,7 @@ def settle_refit(
     pair: Pair,
     target: Target,
     parent: Engine,
+    store: ArtifactStore,
     *,
     rules: Sequence[Any] | None,
     allow_non_finite: bool,
@@ -106,7 +110,7 @@ def settle_refit(
     The columns profiles, options and rules of `parent` must have been read. Its profiles and options were accepted
     before, so they are not checked again. The weights are bound by `rules`, or by the parent's rules if that is None.
     `held` are the values of the parent's parameters. It is given if some parameter of the parent may not be changeable
-    by a refit.
+    by a refit. Some values of the weights are read from `store`, for warnings.
     """
     if not parent.refittable:
         raise Invalid(
@@ -116,7 +120,7 @@ def settle_refit(
             errors=[FieldError("/engine", "not refittable")],
         )
     by = parent.rules if rules is None else rules
-    report = _report(model, pair, by, allow_non_finite=allow_non_finite)
+    report = _report(model, pair, by, store, allow_non_finite=allow_non_finite)
     order = _order(model, pair, target, profiles=parent.profiles, options=parent.options, rules=by, report=report)
     if held is not None and (names := parameters_out_of_reach(order, report, pair, held)):
         raise _out_of_reach_error(model, pair, parent, names)
@@ -137,9 +141,11 @@ def _contents(report: BindingReport, rows: Sequence[Any]) -> dict[str, Hashable]
     return parameter_contents(report, Manifest.from_json(rows).tensors)
 
 
-def _report(model: Model, pair: Pair, rules: Sequence[Any], *, allow_non_finite: bool) -> BindingReport:
+def _report(
+    model: Model, pair: Pair, rules: Sequence[Any], store: ArtifactStore, *, allow_non_finite: bool
+) -> BindingReport:
     """Bind; raises Invalid if the weights do not bind, or hold NaN or infinities that are neither meant nor allowed."""
-    report = pair.bind(rules)
+    report = pair.check(rules, store.read)
     if not report.ok:
         raise _binding_failed(model, pair, report)
     names = [name for name, meant in pair.non_finite(report).items() if not meant]
