@@ -2,9 +2,9 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, NamedTuple, Protocol
 
 from app.bindings.companions import companion
 from app.bindings.proposals import NO_TWINS, KnownValues, Proposed, Twin, Wanted, propose
@@ -42,12 +42,22 @@ class TensorLike(Protocol):
     def shape(self) -> tuple[int, ...]: ...  # noqa: D102
 
 
+class Constants(NamedTuple):
+    """The names of tensors that a definition holds itself, and of those whose values the weights have as well."""
+
+    names: frozenset[str] = frozenset()
+    equal: frozenset[str] = frozenset()
+
+
+NO_CONSTANTS: Final = Constants()
+
+
 def bind(
     parameters: Sequence[Parameter],
     tensors: Mapping[str, TensorLike],
     rules: Sequence[Rule],
     defaults: Sequence[Rule] = (),
-    constants: Collection[str] = (),
+    constants: Constants = NO_CONSTANTS,
     twins: Mapping[str, Sequence[Twin]] = NO_TWINS,
 ) -> BindingReport:
     """Bind every parameter and report every problem at once.
@@ -61,12 +71,12 @@ def bind(
     If dtypes differ, a cast that only widens is added. Any other difference is a problem. So is a tensor that feeds
     nothing, unless a rule ignores it. Transforms that change nothing about the tensors at hand are left out.
 
-    `constants` are the names of tensors that the definition holds itself, which no weights change. `twins` are the
-    parameters that others were tied to.
+    `constants` are the tensors that the definition holds itself, which no weights change. `twins` are the parameters
+    that others were tied to.
 
     Raises BindingRuleError if matching the patterns takes more than MATCHING_S seconds.
     """
-    return _Binder(tensors, [*rules, *defaults], frozenset(constants), given=len(rules), twins=twins).report(parameters)
+    return _Binder(tensors, [*rules, *defaults], constants, given=len(rules), twins=twins).report(parameters)
 
 
 def propose_for(
@@ -74,7 +84,7 @@ def propose_for(
     parameters: Sequence[Parameter],
     tensors: Mapping[str, TensorLike],
     rules: Sequence[Rule],
-    constants: frozenset[str],
+    constants: Constants,
     values: KnownValues,
     twins: Mapping[str, Sequence[Twin]],
 ) -> Proposed:
@@ -143,7 +153,7 @@ class _Binder:
 
     tensors: Mapping[str, TensorLike]
     rules: Sequence[Rule]
-    constants: frozenset[str]
+    constants: Constants
     given: int  # how many of the rules are the client's
     twins: Mapping[str, Sequence[Twin]]
     problems: list[BindingProblem] = field(default_factory=list)
@@ -191,7 +201,9 @@ class _Binder:
         wanted = [one.wanted for one in outcomes if one.binding is None]
         if not wanted and values is None:
             return Proposed()
-        spare = [name for name in unexpected if name not in self.constants and companion(name, self.tensors) is None]
+        spare = [
+            name for name in unexpected if name not in self.constants.names and companion(name, self.tensors) is None
+        ]
         return propose(wanted, bound, parameters, self.tensors, spare, values, self.twins)
 
     def _choose(self, parameter: Parameter) -> _Choice:
@@ -226,8 +238,9 @@ class _Binder:
 
     def _unexpected(self, name: str, proposed: Proposed) -> BindingProblem:
         known = companion(name, self.tensors)
-        if known is None and name in self.constants:
-            return BindingProblem("unexpected", None, (name,), constant_remedy(name))
+        if known is None and name in self.constants.names:
+            detail = constant_remedy(name, is_equal=name in self.constants.equal)
+            return BindingProblem("unexpected", None, (name,), detail)
         return BindingProblem("unexpected", None, (name,), unexpected_remedy(name, known, proposed, self.tensors))
 
     def _check_time(self) -> None:
@@ -275,7 +288,7 @@ class _Binder:
         self, name: str, tensors: tuple[str, ...], expected: TensorType, actual: TensorType, proposed: Proposed
     ) -> None:
         if expected.shape != actual.shape:
-            detail = shape_remedy(name, expected, actual)
+            detail = shape_remedy(name, tensors, expected, actual, self.tensors)
             self.problems.append(BindingProblem("wrong_shape", name, tensors, detail, expected, actual))
         if expected.dtype != actual.dtype and not is_widening(actual.dtype, expected.dtype):
             kind: ProblemKind = "wrong_dtype" if is_lossless_cast(actual.dtype, expected.dtype) else "lossy_cast"
