@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from app.bindings.companions import TypedTensor
 from app.bindings.fits import TURN, Fit, Fits, extents, then_turned
 from app.bindings.naming import Namesake, kind, namesakes, plain
+from app.bindings.recurrent import made_of
 from app.bindings.rule_sets import Fed, RuleFor, rule_set
 from app.bindings.steps import TensorType, Transform
 from app.definitions.parameter import Parameter
@@ -152,6 +153,7 @@ class _Proposer:
         self._by_name(missing, spare)
         self._by_value(missing, spare)
         self._by_shape(missing, spare)
+        self._by_gates(missing)
         self._by_tie(missing)
         self._squares()
         rules = rule_set(self.fed, self.bound, [parameter.name for parameter in self.parameters])
@@ -161,7 +163,7 @@ class _Proposer:
         """Find what is lacking between a parameter and the tensors of its rule."""
         if len(one.tensors) == 1 and not one.transforms and (fits := self.fits.of(one.type, one.tensors[0])):
             told = self._layout(one.parameter.name, one.tensors[0]) if len(fits) > 1 else None
-            self._feed(one, one.tensors[0], fits[told[0] if told else 0], (told[1],) if told else ())
+            self._feed(one, fits[told[0] if told else 0], (told[1],) if told else ())
 
     def _by_name(self, missing: Mapping[str, Wanted], spare: Collection[str]) -> None:
         for name, found in namesakes(missing, spare).items():
@@ -176,7 +178,7 @@ class _Proposer:
         fits, name = self.fits.of(one.type, known.tensor), one.parameter.name
         told = self._layout(name, known.tensor) if len(fits) > 1 else None
         fit = fits[0] if told is None else fits[told[0]]
-        self._feed(one, known.tensor, fit, (_alike(name, known.tensor), *([told[1]] if told else [])))
+        self._feed(one, fit, (_alike(name, known.tensor), *([told[1]] if told else [])))
         if len(fits) > 1 and told is None and name.startswith(EXPORTED):
             self._say_square([name], [known.tensor])
 
@@ -210,7 +212,7 @@ class _Proposer:
                 tensor, is_turned, evidence = found
                 fits = self.fits.of(missing[name].type, tensor)
                 fit = next((fit for fit in fits if (TURN in fit[1]) == is_turned), fits[0])
-                self._feed(missing[name], tensor, fit, (evidence,))
+                self._feed(missing[name], fit, (evidence,))
 
     def _by_shape(self, missing: Mapping[str, Wanted], spare: Collection[str]) -> None:
         by_parameter = self._candidates(missing, spare)
@@ -229,6 +231,23 @@ class _Proposer:
                 tensors = sorted({tensor for other in wanting for tensor in by_parameter[other]})
                 self._say(wanting, tensors, "their shapes fit")
 
+    def _by_gates(self, missing: Mapping[str, Wanted]) -> None:
+        """Feed a recurrent operator by the one layer of PyTorch that makes something of its parameter's shape."""
+        open_ones = [one for name, one in missing.items() if name not in self.settled]
+        if not open_ones:
+            return
+        used = {tensor for fed in self.bound.values() for tensor in fed.tensors}
+        makings = made_of(self.tensors, [name for name in self.tensors if name not in used | self.taken])
+        for shape in {made.shape for made in makings}:
+            wanting = [one for one in open_ones if one.type.shape == shape]
+            fitting = [made for made in makings if made.shape == shape]
+            if len(wanting) == len(fitting) == 1:
+                told = "it alone makes something of this shape, with the gates in the order of ONNX"
+                self._feed(wanting[0], (fitting[0].tensors, fitting[0].transforms, (told,)), ())
+            elif wanting:
+                tensors = [tensor for made in fitting for tensor in made.tensors]
+                self._say([one.parameter.name for one in wanting], tensors, "their shapes fit")
+
     def _by_tie(self, missing: Mapping[str, Wanted]) -> None:
         """Feed what the weights have no tensor for by that of the parameter it was tied to: tied heads are left out."""
         feeding = {**self.bound, **{one.parameter: one for one in self.fed}}
@@ -245,14 +264,14 @@ class _Proposer:
         only = f"{tensor} alone of all tensors that feed nothing fits {name}, and fits no other parameter"
         if len(fits) > 1:
             fit = next((fit for fit in fits if TURN in fit[1]), fits[0]) if name.startswith(EXPORTED) else fits[0]
-            self._feed(one, tensor, fit, (only, *_convention(name)))
+            self._feed(one, fit, (only, *_convention(name)))
             self._say_square([name], [tensor])
         else:
-            self._feed(one, tensor, fits[0], (only, *_convention(name)))
+            self._feed(one, fits[0], (only, *_convention(name)))
 
-    def _feed(self, one: Wanted, tensor: str, fit: Fit, why: tuple[str, ...]) -> None:
+    def _feed(self, one: Wanted, fit: Fit, why: tuple[str, ...]) -> None:
         tensors, transforms, evidence = fit
-        self.turned |= TURN in transforms and plain(tensor)[-1:] == plain(one.parameter.name)[-1:]
+        self.turned |= TURN in transforms and plain(tensors[0])[-1:] == plain(one.parameter.name)[-1:]
         self.taken.update(tensors)
         self.settled.add(one.parameter.name)
         self.fed.append(Fed(one.parameter.name, tensors, transforms, (*why, *evidence)))
@@ -288,7 +307,7 @@ class _Proposer:
             if told is None and self.turned:
                 doubted.append((name, tensors[0]))
             elif told is not None and told[0]:
-                self._feed(Wanted(shapes[name]), tensors[0], (tensors, (TURN,), (told[1],)), ())
+                self._feed(Wanted(shapes[name]), (tensors, (TURN,), (told[1],)), ())
         return doubted
 
     def _matrices(self, shapes: Mapping[str, Parameter]) -> list[tuple[str, tuple[int, ...]]]:

@@ -6,10 +6,13 @@ an axis of directions in front, and both biases of a direction in one row.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
-from app.bindings.companions import Companion, TypedTensor
+from app.bindings.companions import Companion, TypedTensor, companion
+from app.bindings.steps import TensorType, Transform, TransformError, infer_all
+from app.bindings.transform_json import transform_from_json
 
 _ORDERS: Final = {4: "ifco->iofc", 3: "rzh->zrh"}  # of the gates of an LSTM and of a GRU, by their number
 REVERSE: Final = "_reverse"
@@ -47,3 +50,31 @@ def _reordered(rows: int, inner: TypedTensor | None) -> list[dict[str, Any]]:
     hidden = inner.shape[1] if inner is not None and len(inner.shape) == 2 else 0
     order = _ORDERS.get(rows // hidden if hidden and rows % hidden == 0 else 0)
     return [{"op": "reorder", "axis": 0, "order": order}] if order else []
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What the tensors of a recurrent layer make together: a parameter of this shape."""
+
+    tensors: tuple[str, ...]
+    transforms: tuple[Transform, ...]
+    shape: tuple[int, ...]
+
+
+def made_of(tensors: Mapping[str, TypedTensor], names: Iterable[str]) -> list[Made]:
+    """Return the W, R and B of ONNX that the recurrent layers among these tensors make, each once."""
+    found: dict[tuple[str, ...], Made] = {}
+    for name in names:
+        known = companion(name, tensors)
+        if known is None or known.role != "recurrent part":
+            continue
+        used, steps = feeding(name, known.part, tensors)
+        if tuple(used) in found or any(one not in tensors for one in used):
+            continue
+        transforms = tuple(transform_from_json(one) for one in steps)
+        try:
+            made, _ = infer_all(transforms, [TensorType(tensors[one].dtype, tensors[one].shape) for one in used])
+        except TransformError:
+            continue
+        found[tuple(used)] = Made(tuple(used), transforms, made.shape)
+    return list(found.values())

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
+from typing import Final
 
 from app.bindings.companions import Companion, Role, TypedTensor, companion, is_quantised
 from app.bindings.fits import TURN
@@ -116,7 +117,17 @@ def unexpected_remedy(
             "and an engine without it gives other outputs: fold it into the weight before the upload, or export the "
             f"model again. Only if nothing computes with it, {ignoring}"
         )
+    if plain(tensor)[-1:] in _LEAVES and _may_be_learnt(tensors[tensor]):
+        return (
+            f"{what} Its name is that of a learnt tensor. If the model computes with it, the definition has no place "
+            "for it, and an engine without it gives other outputs. An export of an untrained model is like that: "
+            "parameters that are equal then, as norms are, become one. Export the trained model and register that. "
+            f"Only if nothing computes with it, {ignoring}"
+        )
     return f"{what} If it is not needed, {ignoring}"
+
+
+_LEAVES: Final = frozenset({("weight",), ("bias",)})
 
 
 def constant_remedy(tensor: str, *, is_equal: bool) -> str:

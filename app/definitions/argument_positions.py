@@ -96,6 +96,11 @@ WEIGHTS: Final[Mapping[str, frozenset[int]]] = MappingProxyType(
     }
 )
 
+# What a recurrent layer starts from.
+INITIAL_STATES: Final[Mapping[str, frozenset[int]]] = MappingProxyType(
+    {"GRU": frozenset({5}), "LSTM": frozenset({5, 6}), "RNN": frozenset({5})}
+)
+
 # What is added to the int32 that these make is a bias.
 INTEGER_PRODUCTS: Final = frozenset({"ConvInteger", "MatMulInteger"})
 

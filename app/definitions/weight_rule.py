@@ -20,6 +20,9 @@ float it is asked further:
    operator or the Constant node it made for it ("/encoder/Constant_3_output_0"), whereas a learnt scalar keeps the name
    of its parameter ("logit_scale"). `LITERAL_NAMES` are the names that exporters make up.
 
+The same names tell of zeros that a recurrent layer starts from (`INITIAL_STATES`): a learnt
+state has a name of its own.
+
 Everything else of one element is a learnt scalar: a temperature, an alpha of ReZero, the exponent of a pooling. Size
 alone never decides.
 """
@@ -35,6 +38,7 @@ from onnx import GraphProto, NodeProto, TensorProto
 
 from app.definitions.argument_positions import (
     EPSILON_ARITHMETIC,
+    INITIAL_STATES,
     INTEGER_PRODUCTS,
     INTEGER_WEIGHTS,
     NEEDS_EPSILON,
@@ -43,8 +47,9 @@ from app.definitions.argument_positions import (
     SETTINGS,
     WEIGHTS,
 )
+from app.definitions.external_data import is_external
 from app.definitions.graph_walk import attribute_graphs, with_subgraphs
-from app.definitions.tensor_data import DTYPE_NAMES
+from app.definitions.tensor_data import DTYPE_NAMES, tensor_bytes
 from app.weights.dtypes import DTYPES
 
 Reason = Literal["unused", "output", "setting", "integer", "empty", "formula", "literal"]
@@ -98,10 +103,13 @@ class WeightRule:
         uses = self._uses.get(name, [])
         if name in self._integer_biases:
             return None
-        if not _is_numeric(tensor, uses):
-            return "integer"
+        return self._value_reason(tensor, name, origin) if _is_numeric(tensor, uses) else "integer"
+
+    def _value_reason(self, tensor: TensorProto, name: str, origin: Origin) -> Reason | None:
         elements = prod(tensor.dims)
-        return self._single_reason(tensor, name, origin) if elements == 1 else (None if elements else "empty")
+        if elements == 1:
+            return self._single_reason(tensor, name, origin)
+        return _state_reason(tensor, name, self._uses.get(name, [])) if elements else "empty"
 
     def _single_reason(self, tensor: TensorProto, name: str, origin: Origin) -> Reason | None:
         uses = self._uses.get(name, [])
@@ -121,6 +129,16 @@ class WeightRule:
         return any(
             after.operator in NEEDS_EPSILON and after.position == 0 for after in self._uses.get(use.outputs[0], [])
         )
+
+
+def _state_reason(tensor: TensorProto, name: str, uses: Iterable[Use]) -> Reason | None:
+    is_state = LITERAL_NAMES.search(name) and all(use.is_in(INITIAL_STATES) for use in uses)
+    return "literal" if is_state and _is_zero(tensor) else None
+
+
+def _is_zero(tensor: TensorProto) -> bool:
+    """Whether all elements are zeros; not known, and so not, of those that lie in a file of their own."""
+    return not is_external(tensor) and not any(tensor_bytes(tensor))
 
 
 def _uses(nodes: Iterable[NodeProto]) -> Mapping[str, list[Use]]:

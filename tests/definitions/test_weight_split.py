@@ -389,6 +389,20 @@ def test_unnamed_dimensions_get_a_symbol_each(tiny_model: Make) -> None:
     assert interface.outputs[0].shape == ("x.0", "x.1", "x.2", 5)
 
 
+@pytest.mark.parametrize(
+    ("name", "start", "reasons"),
+    [("/lstm/Constant_output_0", 0, ["literal"]), ("val_45", 0, ["literal"]), ("val_45", 1, []), ("h0", 0, [])],
+)
+def test_zeros_that_a_recurrent_layer_starts_from_are_a_weight_only_by_a_name_of_their_own(
+    tiny_model: Make, name: str, start: int, reasons: list[str]
+) -> None:
+    node = make_node("LSTM", ["x", "w", "r", "", "", name], ["y"], hidden_size=3)
+    tensors = [initializer("w", np.ones((1, 12, 4))), initializer("r", np.ones((1, 12, 3)))]
+    split = split_weights(tiny_model([node], [*tensors, initializer(name, np.full((1, 2, 3), start))]))
+    assert [one.reason for one in split.constants] == reasons
+    assert (name in split.weights) is not bool(reasons)
+
+
 def test_the_digests_of_all_constants_are_told_but_of_those_with_an_exporters_own_name(tiny_model: Make) -> None:
     nodes = [make_node("Gather", ["x", "rows"], ["picked"]), make_node("Gather", ["picked", "/Constant_1"], ["y"])]
     tables = [initializer("rows", [0, 1], np.int64), initializer("/Constant_1", [1, 0], np.int64)]
