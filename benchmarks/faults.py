@@ -19,6 +19,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+from blake3 import blake3
 from rich.console import Console
 from rich.table import Table
 
@@ -235,10 +236,10 @@ def _source(name: str, file: TensorFile) -> ParameterSource:
 
 
 def _written(folder: Path, like: TensorFile, value: Array) -> TensorFile:
-    """Write values to a file of their own; their digest has to differ from all others, and nothing else."""
+    """Write values to a file of their own, with the digest that they have: a refit is refused for any other."""
     path = folder / f"{hashlib.sha256(like.blake3.encode()).hexdigest()[:16]}.safetensors"
     write_tensors(str(path), {"value": value})
-    digest = hashlib.sha256(value.tobytes()).hexdigest()
+    digest = blake3(value.tobytes()).hexdigest()
     return replace(like, path=str(path), offset=path.stat().st_size - value.nbytes, blake3=digest)
 
 

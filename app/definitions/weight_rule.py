@@ -45,6 +45,7 @@ from app.definitions.argument_positions import (
     SCALAR_SETTINGS,
     SETTING_ARITHMETIC,
     SETTINGS,
+    STATE_SPREADING,
     WEIGHTS,
 )
 from app.definitions.external_data import is_external
@@ -109,7 +110,16 @@ class WeightRule:
         elements = prod(tensor.dims)
         if elements == 1:
             return self._single_reason(tensor, name, origin)
-        return _state_reason(tensor, name, self._uses.get(name, [])) if elements else "empty"
+        is_state = LITERAL_NAMES.search(name) and self._is_state(name) and _is_zero(tensor)
+        return ("literal" if is_state else None) if elements else "empty"
+
+    def _is_state(self, name: str) -> bool:
+        """Whether a value is only ever what recurrent layers start from, spread over a batch or not."""
+        uses = self._uses.get(name, [])
+        return bool(uses) and all(use.is_in(INITIAL_STATES) or self._spreads_state(use) for use in uses)
+
+    def _spreads_state(self, use: Use) -> bool:
+        return use.operator in STATE_SPREADING and use.position == 0 and self._is_state(use.outputs[0])
 
     def _single_reason(self, tensor: TensorProto, name: str, origin: Origin) -> Reason | None:
         uses = self._uses.get(name, [])
@@ -129,11 +139,6 @@ class WeightRule:
         return any(
             after.operator in NEEDS_EPSILON and after.position == 0 for after in self._uses.get(use.outputs[0], [])
         )
-
-
-def _state_reason(tensor: TensorProto, name: str, uses: Iterable[Use]) -> Reason | None:
-    is_state = LITERAL_NAMES.search(name) and all(use.is_in(INITIAL_STATES) for use in uses)
-    return "literal" if is_state and _is_zero(tensor) else None
 
 
 def _is_zero(tensor: TensorProto) -> bool:

@@ -403,6 +403,17 @@ def test_zeros_that_a_recurrent_layer_starts_from_are_a_weight_only_by_a_name_of
     assert (name in split.weights) is not bool(reasons)
 
 
+def test_zeros_that_a_recurrent_layer_starts_from_may_be_spread_over_a_batch_first(tiny_model: Make) -> None:
+    nodes = [
+        make_node("Expand", ["/lstm/Constant_output_0", "sizes"], ["h0"]),
+        make_node("Expand", ["/lstm/Constant_output_0", "sizes"], ["c0"]),
+        make_node("LSTM", ["x", "w", "r", "", "", "h0", "c0"], ["y"], hidden_size=3),
+    ]
+    tensors = [initializer("w", np.ones((1, 12, 4))), initializer("r", np.ones((1, 12, 3)))]
+    tensors += [initializer("/lstm/Constant_output_0", np.zeros((1, 2, 3))), initializer("sizes", [1, 2, 3], np.int64)]
+    assert list(split_weights(tiny_model(nodes, tensors)).weights) == ["r", "w"]
+
+
 def test_the_digests_of_all_constants_are_told_but_of_those_with_an_exporters_own_name(tiny_model: Make) -> None:
     nodes = [make_node("Gather", ["x", "rows"], ["picked"]), make_node("Gather", ["picked", "/Constant_1"], ["y"])]
     tables = [initializer("rows", [0, 1], np.int64), initializer("/Constant_1", [1, 0], np.int64)]
