@@ -109,6 +109,13 @@ def test_an_equal_engine_published_while_the_request_was_prepared_is_reused(benc
     assert bench.place(prepared).result == {"engine": number, "reused": True, "method": "reuse"}
 
 
+def test_what_a_binding_warns_of_is_an_event_of_the_job(bench: Workbench) -> None:
+    job = bench.submit(request_build, BuildRequest(definition=1, weights=1, rules=[{"ignore": "none"}]))
+    told = events_of(bench, job)["binding_warning"]
+    assert told["rule"] == 0
+    assert "No unused tensor matches" in told["detail"]
+
+
 def test_reuse_false_compiles_again(bench: Workbench) -> None:
     built(bench)
     job = bench.submit(request_build, BuildRequest(definition=1, weights=1, reuse=False))
