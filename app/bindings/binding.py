@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol
 
 from app.bindings.companions import companion
-from app.bindings.proposals import NO_TWINS, KnownValues, Proposed, Twin, Wanted, propose
+from app.bindings.proposals import KnownValues, Wanted, propose
+from app.bindings.proposed import NO_TWINS, Proposed, Twin
 from app.bindings.remedies import (
     cast_remedy,
     constant_remedy,

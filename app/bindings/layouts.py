@@ -6,7 +6,7 @@ from typing import Final
 
 from app.bindings.embedded import EmbeddedWeights, ValuesOfEmbedded
 from app.bindings.fits import TURN, then_turned
-from app.bindings.proposals import is_square, named
+from app.bindings.proposed import is_square, named
 from app.bindings.report import ParameterBinding
 from app.bindings.rule_sets import literal, template
 from app.weights.manifest import TensorEntry

@@ -7,29 +7,16 @@ lies, that is said instead: a guess would bind, and compute something else.
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from types import MappingProxyType
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Protocol
 
 from app.bindings.companions import TypedTensor
 from app.bindings.fits import TURN, Fit, Fits, extents, then_turned
 from app.bindings.naming import Namesake, kind, namesakes, plain
+from app.bindings.proposed import EXPORTED, NO_TWINS, Proposal, Proposed, Twin, Unclear, is_square, named
 from app.bindings.recurrent import made_of
 from app.bindings.rule_sets import Fed, RuleFor, rule_set
 from app.bindings.steps import TensorType, Transform
 from app.definitions.parameter import Parameter
-
-MAX_NAMED = 5
-NO_TWINS: Final[Mapping[str, Sequence["Twin"]]] = MappingProxyType({})
-EXPORTED = "onnx::"  # how torch.onnx.export starts a name it makes up: it has transposed such a matrix
-
-
-class Twin(NamedTuple):
-    """Another parameter that had the same values at first, transposed if `turned`, and how that is known."""
-
-    other: str
-    turned: bool
-    evidence: str
 
 
 class KnownValues(Protocol):
@@ -54,61 +41,6 @@ class Wanted:
     def type(self) -> TensorType:
         """The type that it wants."""
         return TensorType(self.parameter.dtype, self.parameter.shape)
-
-
-@dataclass(frozen=True, slots=True)
-class Proposal:
-    """A rule, what speaks for it, the parameters it would bind, and the tensors that it would feed them with."""
-
-    rule: Mapping[str, Any]
-    evidence: tuple[str, ...]
-    parameters: tuple[str, ...]
-    tensors: frozenset[str]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return {rule, evidence, parameters}."""
-        return {"rule": dict(self.rule), "evidence": list(self.evidence), "parameters": list(self.parameters)}
-
-
-@dataclass(frozen=True, slots=True)
-class Unclear:
-    """What cannot be told: which of `tensors` feed `parameters`, or which way round they lie."""
-
-    parameters: tuple[str, ...]
-    tensors: tuple[str, ...]
-    detail: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Return {parameters, tensors, detail}."""
-        return {"parameters": list(self.parameters), "tensors": list(self.tensors), "detail": self.detail}
-
-
-@dataclass(frozen=True)
-class Proposed:
-    """Rules and what is unclear besides."""
-
-    proposals: tuple[Proposal, ...] = ()
-    unclear: tuple[Unclear, ...] = ()
-
-    @cached_property
-    def by_parameter(self) -> Mapping[str, Proposal]:
-        """The proposal that would bind each parameter."""
-        return {name: one for one in reversed(self.proposals) for name in one.parameters}
-
-    @cached_property
-    def by_tensor(self) -> Mapping[str, Proposal]:
-        """The first proposal that uses each tensor."""
-        return {name: one for one in reversed(self.proposals) for name in one.tensors}
-
-    @cached_property
-    def doubts(self) -> Mapping[str, Unclear]:
-        """What is unclear of each parameter."""
-        return {name: one for one in reversed(self.unclear) for name in one.parameters}
-
-    @cached_property
-    def tensor_doubts(self) -> Mapping[str, Unclear]:
-        """What is unclear of each tensor."""
-        return {name: one for one in reversed(self.unclear) for name in one.tensors}
 
 
 def propose(
@@ -347,11 +279,6 @@ def _shows_layout(name: str, shape: Sequence[int]) -> bool:
     return len(shape) == 2 and min(shape) > 1 and shape[0] != shape[1] and not is_table
 
 
-def is_square(shape: Sequence[int]) -> bool:
-    """Whether a shape is that of a matrix which looks the same transposed."""
-    return len(shape) == 2 and shape[0] == shape[1] > 1
-
-
 def _alike(parameter: str, tensor: str) -> str:
     if plain(parameter) == plain(tensor):
         return f"{tensor} is {parameter} but for what wrappers or older releases call it"
@@ -362,9 +289,3 @@ def _convention(parameter: str) -> tuple[str, ...]:
     return (
         ("torch.onnx.export transposes a Linear's weight and renames it so",) if parameter.startswith(EXPORTED) else ()
     )
-
-
-def named(names: Sequence[str], most: int = MAX_NAMED) -> str:
-    """List a few names."""
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")

@@ -8,7 +8,7 @@ from typing import Final
 from app.bindings.companions import Companion, Role, TypedTensor, companion, is_quantised
 from app.bindings.fits import TURN
 from app.bindings.naming import plain
-from app.bindings.proposals import EXPORTED, Proposal, Proposed, is_square, named
+from app.bindings.proposed import EXPORTED, Proposal, Proposed, is_square, named
 from app.bindings.recurrent import gates
 from app.bindings.report import ParameterBinding
 from app.bindings.rule_sets import literal

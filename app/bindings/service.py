@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from app.bindings.binding import Constants, bind, propose_for
 from app.bindings.embedded import EmbeddedWeights, Read, Samples, ValuesOfEmbedded
 from app.bindings.layouts import turned_squares
-from app.bindings.proposals import Proposed, Twin
+from app.bindings.proposed import Proposed, Twin
 from app.bindings.remedies import ignored_constants, non_finite_warning, unequal_warning
 from app.bindings.report import NO_RULE, BindingReport, BindingWarning, ParameterBinding
 from app.bindings.rules import BindingRuleError, IgnoreRule, Rule, parse_rules

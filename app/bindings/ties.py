@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from app.bindings.embedded import EmbeddedWeights, Samples, is_constant
 from app.bindings.fits import then_turned
-from app.bindings.proposals import Twin
+from app.bindings.proposed import Twin
 from app.bindings.report import ParameterBinding
 from app.bindings.rule_sets import literal, template
 from app.weights.manifest import TensorEntry

@@ -9,7 +9,7 @@ from json import dumps
 from typing import Any
 
 from app.artifacts.store import ArtifactStore
-from app.bindings.report import BindingReport
+from app.bindings.report import BindingReport, BindingWarning
 from app.bindings.service import Pair, UnsavedReport
 from app.definitions.parameter import InputSpec
 from app.definitions.profiles import example_profile, parse_profiles, to_json
@@ -28,6 +28,7 @@ from app.registry.tables import Model
 from app.weights.manifest import Manifest
 
 MAX_FAULTS = 1000  # the most entries in `errors` of one answer
+MAX_WARNINGS = 20  # of a binding that are told as events of the job
 MAX_NAMED = 5  # the most names in the sentence of an error
 
 
@@ -36,9 +37,9 @@ class Order:
     """An engine that can be made, as far as can be told without a device.
 
     Its definition, weights and target exist, and the weights bind. `target` says where the engine is made. `binding`
-    holds the columns in which the report of the binding is stored. Two orders have equal fingerprints if definition,
-    weights, binding, backend, profiles and options are equal. They have equal recipes if definition, backend, profiles
-    and options are equal.
+    holds the columns in which the report of the binding is stored, and `warnings` are those of the report that the job
+    tells of. Two orders have equal fingerprints if definition, weights, binding, backend, profiles and options are equal.
+    They have equal recipes if definition, backend, profiles and options are equal.
     """
 
     model_id: int
@@ -49,6 +50,7 @@ class Order:
     options: Mapping[str, Any]
     rules: Sequence[Any]
     binding: UnsavedReport
+    warnings: tuple[BindingWarning, ...]
     fingerprint: str
     recipe: str
 
@@ -174,6 +176,7 @@ def _order(
         options=options,
         rules=rules,
         binding=UnsavedReport.of(report),
+        warnings=report.warnings[:MAX_WARNINGS],
         fingerprint=digests.fingerprint(
             definition_digest=digest,
             weights_digest=pair.weights.digest,

@@ -36,8 +36,6 @@ from app.jobs.tables import Job
 from app.registry.service import lock_model
 from app.settings import Settings
 
-MAX_WARNINGS = 20  # of a binding that become events of the job
-
 
 @dataclass(frozen=True, slots=True)
 class WorkPlacement:
@@ -182,7 +180,7 @@ class EnginePlacement:
         """
         job = self._placement(session).place(session)
         keep_blobs(session, self.verify, job)
-        for warning in self.order.report.warnings[:MAX_WARNINGS]:
+        for warning in self.order.warnings:
             events.append(session, job.id, "binding_warning", {"rule": warning.rule, "detail": warning.detail})
         return job
 
