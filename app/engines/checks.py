@@ -38,8 +38,8 @@ class Order:
 
     Its definition, weights and target exist, and the weights bind. `target` says where the engine is made. `binding`
     holds the columns in which the report of the binding is stored, and `warnings` are those of the report that the job
-    tells of. Two orders have equal fingerprints if definition, weights, binding, backend, profiles and options are equal.
-    They have equal recipes if definition, backend, profiles and options are equal.
+    tells of. Two orders have equal fingerprints if definition, weights, binding, backend, profiles and options are
+    equal. They have equal recipes if definition, backend, profiles and options are equal.
     """
 
     model_id: int
