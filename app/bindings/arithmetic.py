@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from math import isfinite, prod
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+from app.bindings.cast_losses import store
 from app.bindings.steps import MAX_EXTENT, Step, TensorType, TransformError, along, axis_of, replaced
 from app.weights.dtypes import DTYPES, numpy_dtype
 
@@ -169,7 +170,7 @@ class AddScaled(Step):
         first, second = np.atleast_1d(arrays[0]), np.atleast_1d(arrays[1])
         result, exact = np.empty(first.shape, first.dtype), _working_dtype(first)
         for rows, _ in _pieces(first.shape, 1, first.shape[0]):
-            result[rows] = first[rows].astype(exact) + exact.type(self.scale) * second[rows].astype(exact)
+            store(result[rows], first[rows].astype(exact) + exact.type(self.scale) * second[rows].astype(exact))
         return [result.reshape(arrays[0].shape)]
 
 
@@ -212,7 +213,7 @@ class MergeLora(Step):
         result = np.empty(weight.shape, weight.dtype)
         for rows, _ in _pieces(weight.shape, 1, weight.shape[0]):
             base = weight[rows].astype(exact)
-            result[rows] = base + exact.type(self.scale) * (factor_b[rows] @ factor_a).reshape(base.shape)
+            store(result[rows], base + exact.type(self.scale) * (factor_b[rows] @ factor_a).reshape(base.shape))
         return [result]
 
 

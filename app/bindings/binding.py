@@ -2,12 +2,13 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, NamedTuple, Protocol
 
 from app.bindings.companions import companion
-from app.bindings.proposals import KnownValues, Proposed, Wanted, propose
+from app.bindings.proposals import KnownValues, Wanted, propose
+from app.bindings.proposed import NO_TWINS, Proposed, Twin
 from app.bindings.remedies import (
     cast_remedy,
     constant_remedy,
@@ -20,6 +21,7 @@ from app.bindings.remedies import (
     unused_remedy,
 )
 from app.bindings.report import NO_RULE, BindingProblem, BindingReport, BindingWarning, ParameterBinding, ProblemKind
+from app.bindings.rule_sets import Fed
 from app.bindings.rules import BindingRuleError, FeedRule, IgnoreRule, Pattern, Rule
 from app.bindings.steps import TensorType, Transform, TransformError, infer_all
 from app.bindings.transforms import Cast
@@ -41,12 +43,23 @@ class TensorLike(Protocol):
     def shape(self) -> tuple[int, ...]: ...  # noqa: D102
 
 
+class Constants(NamedTuple):
+    """The names of tensors that a definition holds itself, and of those whose values the weights have as well."""
+
+    names: frozenset[str] = frozenset()
+    equal: frozenset[str] = frozenset()
+
+
+NO_CONSTANTS: Final = Constants()
+
+
 def bind(
     parameters: Sequence[Parameter],
     tensors: Mapping[str, TensorLike],
     rules: Sequence[Rule],
     defaults: Sequence[Rule] = (),
-    constants: Collection[str] = (),
+    constants: Constants = NO_CONSTANTS,
+    twins: Mapping[str, Sequence[Twin]] = NO_TWINS,
 ) -> BindingReport:
     """Bind every parameter and report every problem at once.
 
@@ -59,11 +72,12 @@ def bind(
     If dtypes differ, a cast that only widens is added. Any other difference is a problem. So is a tensor that feeds
     nothing, unless a rule ignores it. Transforms that change nothing about the tensors at hand are left out.
 
-    `constants` are the names of tensors that the definition holds itself, which no weights change.
+    `constants` are the tensors that the definition holds itself, which no weights change. `twins` are the parameters
+    that others were tied to.
 
     Raises BindingRuleError if matching the patterns takes more than MATCHING_S seconds.
     """
-    return _Binder(tensors, [*rules, *defaults], frozenset(constants), given=len(rules)).report(parameters)
+    return _Binder(tensors, [*rules, *defaults], constants, given=len(rules), twins=twins).report(parameters)
 
 
 def propose_for(
@@ -71,12 +85,13 @@ def propose_for(
     parameters: Sequence[Parameter],
     tensors: Mapping[str, TensorLike],
     rules: Sequence[Rule],
-    constants: frozenset[str],
+    constants: Constants,
     values: KnownValues,
+    twins: Mapping[str, Sequence[Twin]],
 ) -> Proposed:
     """Propose rules for what a report, made by `rules`, could not bind, by what is known of values as well."""
-    known = _Binder(tensors, rules, constants, given=len(rules))
-    found = {one.parameter: one.tensors for one in report.bindings}
+    known = _Binder(tensors, rules, constants, given=len(rules), twins=twins)
+    found = _fed(report.bindings)
     outcomes = [known.outcome(parameter) for parameter in parameters if parameter.name not in found]
     unexpected = [one.tensors[0] for one in report.problems if one.kind == "unexpected"]
     return known.propose(parameters, outcomes, found, unexpected, values)
@@ -139,8 +154,9 @@ class _Binder:
 
     tensors: Mapping[str, TensorLike]
     rules: Sequence[Rule]
-    constants: frozenset[str]
+    constants: Constants
     given: int  # how many of the rules are the client's
+    twins: Mapping[str, Sequence[Twin]]
     problems: list[BindingProblem] = field(default_factory=list)
     warnings: list[BindingWarning] = field(default_factory=list)
     applied: set[int] = field(default_factory=set)
@@ -162,8 +178,7 @@ class _Binder:
         unexpected = sorted(set(left).difference(ignored))
         outcomes = [self._outcome(choice) for choice in choices]
         bindings = tuple([one.binding for one in outcomes if one.binding is not None])
-        bound = {one.parameter: one.tensors for one in bindings}
-        proposed = self.propose(parameters, outcomes, bound, unexpected)
+        proposed = self.propose(parameters, outcomes, _fed(bindings), unexpected)
         for one in outcomes:
             if one.binding is None:
                 self._tell(one, proposed)
@@ -180,15 +195,17 @@ class _Binder:
         self,
         parameters: Sequence[Parameter],
         outcomes: Sequence[_Outcome],
-        bound: Mapping[str, tuple[str, ...]],
+        bound: Mapping[str, Fed],
         unexpected: Sequence[str],
         values: KnownValues | None = None,
     ) -> Proposed:
         wanted = [one.wanted for one in outcomes if one.binding is None]
         if not wanted and values is None:
             return Proposed()
-        spare = [name for name in unexpected if name not in self.constants and companion(name, self.tensors) is None]
-        return propose(wanted, bound, parameters, self.tensors, spare, values)
+        spare = [
+            name for name in unexpected if name not in self.constants.names and companion(name, self.tensors) is None
+        ]
+        return propose(wanted, bound, parameters, self.tensors, spare, values, self.twins)
 
     def _choose(self, parameter: Parameter) -> _Choice:
         self._check_time()
@@ -222,8 +239,9 @@ class _Binder:
 
     def _unexpected(self, name: str, proposed: Proposed) -> BindingProblem:
         known = companion(name, self.tensors)
-        if known is None and name in self.constants:
-            return BindingProblem("unexpected", None, (name,), constant_remedy(name))
+        if known is None and name in self.constants.names:
+            detail = constant_remedy(name, is_equal=name in self.constants.equal)
+            return BindingProblem("unexpected", None, (name,), detail)
         return BindingProblem("unexpected", None, (name,), unexpected_remedy(name, known, proposed, self.tensors))
 
     def _check_time(self) -> None:
@@ -271,12 +289,16 @@ class _Binder:
         self, name: str, tensors: tuple[str, ...], expected: TensorType, actual: TensorType, proposed: Proposed
     ) -> None:
         if expected.shape != actual.shape:
-            detail = shape_remedy(name, expected, actual)
+            detail = shape_remedy(name, tensors, expected, actual, self.tensors)
             self.problems.append(BindingProblem("wrong_shape", name, tensors, detail, expected, actual))
         if expected.dtype != actual.dtype and not is_widening(actual.dtype, expected.dtype):
             kind: ProblemKind = "wrong_dtype" if is_lossless_cast(actual.dtype, expected.dtype) else "lossy_cast"
             detail = cast_remedy(name, tensors, expected, actual, self.tensors, proposed)
             self.problems.append(BindingProblem(kind, name, tensors, detail, expected, actual))
+
+
+def _fed(bindings: Sequence[ParameterBinding]) -> dict[str, Fed]:
+    return {one.parameter: Fed(one.parameter, one.tensors, one.transforms, ()) for one in bindings}
 
 
 def _bound(choice: _Choice, transforms: tuple[Transform, ...]) -> ParameterBinding:

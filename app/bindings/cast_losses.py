@@ -76,6 +76,16 @@ def counting() -> CastLosses | None:
     return _counting.get()
 
 
+def store(target: "Array", values: "Array") -> None:
+    """Write values into an array of their shape, rounded to its dtype, and count what that loses."""
+    import numpy as np  # noqa: PLC0415 - the API starts without numpy
+
+    with np.errstate(all="ignore"):  # a loss is counted, not warned of
+        target[...] = values
+    if (losses := counting()) is not None:
+        losses.count(values, target, _names()[target.dtype])
+
+
 @cache
 def _names() -> "dict[np.dtype[Any], str]":
     return {numpy_dtype(name): name for name in DTYPES}

@@ -46,6 +46,8 @@ _ROLES: Final[tuple[tuple[Role, re.Pattern[str]], ...]] = (
     ("activation scale", re.compile(r"(.+?)[._]((?:input|output|k|v|q|act(?:ivation)?)_(?:global_)?scale(?:_inv)?)")),
     ("zero point", re.compile(r"(.+?)[._](zero_points?|zeros|qzeros|zp)")),
     ("scale", re.compile(r"(.+?)[._]((?:global_|outer_)?scales?(?:_inv|_2|_inverse)?|scale_weight)")),
+    ("zero point", re.compile(r"(?:zero_points?|zeros)[._](?P<of>.+)")),
+    ("scale", re.compile(r"scales?[._](?P<of>.+)")),
     ("absolute maximum", re.compile(r"(.+?)[._](SCB|absmax)")),
     ("quantisation data", re.compile(r"(.+?)[._](quant_map|nested_\w+|quant_state\..+|g_idx|weight_format)")),
 )
@@ -107,7 +109,8 @@ def scales_of(name: str, tensors: Mapping[str, TypedTensor]) -> tuple[str, str |
 def _neighbours(name: str, module: str, tensors: Mapping[str, TypedTensor]) -> list[str]:
     """The names under which scales are kept; to go through all tensors for each would take too long."""
     bases = (name, module) if module else (name,)
-    return [other for base in bases for suffix in _SUFFIXES if (other := base + suffix) in tensors]
+    behind = [other for base in bases for suffix in _SUFFIXES if (other := base + suffix) in tensors]
+    return behind + [other for base in bases for prefix in _PREFIXES if (other := prefix + base) in tensors]
 
 
 _SUFFIXES: Final = tuple(
@@ -120,12 +123,19 @@ _SUFFIXES: Final = tuple(
 )  # fmt: skip
 
 
+_PREFIXES: Final = tuple(
+    word + separator for separator in "._" for word in ("scale", "scales", "zero_point", "zero_points", "zeros")
+)
+
+
 def _of_quantised(name: str, tensors: Mapping[str, TypedTensor]) -> Companion | None:
     for role, pattern in _ROLES:
         match = pattern.fullmatch(name)
         if match is None:
             continue
-        base, part = match.groups()
+        base, part = (
+            (match["of"], name.partition(match["of"])[0][:-1]) if "of" in pattern.groupindex else match.groups()
+        )
         for of in (base, f"{base}.weight", f"{base}.qweight", f"{base}.weight_packed", f"{base}_packed"):
             if of in tensors and is_quantised(of, tensors[of]):
                 return Companion(role, of, part)
@@ -137,7 +147,8 @@ def _of_module(name: str, tensors: Mapping[str, TypedTensor]) -> Companion | Non
     if match is not None:
         return Companion("adapter", _WRAPPERS.sub("", match[1] or ""), match[2])
     match = _ALPHA.fullmatch(name)
-    if match is not None and any(f"{match[1]}.{factor}.weight" in tensors for factor in _BESIDE_ALPHA):
+    beside = (f"{match[1]}.{factor}{end}" for factor in _BESIDE_ALPHA for end in ("", ".weight")) if match else ()
+    if match is not None and any(factor in tensors for factor in beside):
         return Companion("adapter", _WRAPPERS.sub("", match[1]), match[2])
     return None
 
@@ -147,7 +158,12 @@ def is_recurrent(name: str) -> bool:
     return _RECURRENT.fullmatch(name) is not None
 
 
-_BESIDE_ALPHA: Final = ("lora_down", "lora_up", "lora_A", "lora_B")
+# What an adapter of each kind has in any case: LoRA, LoHa, LoKr, OFT, (IA)3, and full differences.
+_BESIDE_ALPHA: Final = (
+    "lora_down", "lora_up", "lora_A", "lora_B", "lora_linear_layer.down", "lora.down", "hada_w1_a", "hada_w1_b",
+    "lokr_w1", "lokr_w1_a", "lokr_w2", "lokr_w2_a", "oft_blocks", "oft_diag", "oft_r", "oft_R", "boft_R", "boft_s",
+    "diff",
+)  # fmt: skip
 
 
 def _of_weight(name: str, tensors: Mapping[str, TypedTensor]) -> Companion | None:

@@ -1,9 +1,8 @@
 """What the weights that a definition came with tell of others: which tensor is which parameter, and what is tied."""
 
-import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -11,10 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from blake3 import blake3
 
-from app.bindings.report import ParameterBinding
-from app.bindings.rule_sets import literal, template
-from app.bindings.steps import Transform
-from app.bindings.transforms import Transpose
+from app.errors import ServiceError
 from app.weights.dtypes import DTYPES, numpy_dtype, view
 from app.weights.manifest import TensorEntry
 
@@ -50,19 +46,27 @@ class EmbeddedWeights:
             if len(entry.shape) > 1:
                 groups[entry.dtype, entry.shape, entry.blake3].append(name)
         return tuple(
-            tuple(names) for names in groups.values() if len(names) > 1 and not _is_constant(self.entries[names[0]])
+            tuple(names) for names in groups.values() if len(names) > 1 and not is_constant(self.entries[names[0]])
         )
 
     @cached_property
+    def mirrors(self) -> dict[tuple[str, str], bool]:
+        """What is known of pairs of matrices: whether one is the other transposed. See `ties`."""
+        return {}
+
+    @cached_property
     def mirrored(self) -> tuple[tuple[str, str], ...]:
-        """Pairs of matrices whose shapes are each other's transposed, as many as are worth a look."""
+        """Pairs of matrices whose shapes are each other's transposed, those of the rarest shapes first.
+
+        There are as many as are worth a look. A head and its table are alone of their shape, layers are many.
+        """
         by_shape: dict[tuple[int, ...], list[str]] = defaultdict(list)
         for name, entry in self.entries.items():
             if len(entry.shape) == 2 and min(entry.shape) > 1:
                 by_shape[entry.shape].append(name)
         pairs = [
             (one, other)
-            for shape, names in by_shape.items()
+            for shape, names in sorted(by_shape.items(), key=lambda item: len(item[1]))
             for one in names
             for other in by_shape.get(shape[::-1], ())
             if one < other
@@ -79,11 +83,17 @@ class Samples:
     deadline: float = field(default_factory=lambda: time.monotonic() + READING_S)
 
     def of(self, entry: TensorEntry) -> "Array | None":
-        """Return the first values of a tensor as F64: SIDE by SIDE of a matrix, at most; None if time is up."""
+        """Return the first values of a tensor as F64: SIDE by SIDE of a matrix, at most; None if time is up.
+
+        Also None if a file cannot be read: no more are tried then, and whoever needs the tensor itself says so.
+        """
         key = entry.blob, entry.offset
         if key not in self.values:
             is_readable = entry.dtype in DTYPES and entry.nbytes and time.monotonic() < self.deadline
-            self.values[key] = self._read(entry) if is_readable else None
+            try:
+                self.values[key] = self._read(entry) if is_readable else None
+            except (ServiceError, EOFError):  # it is gone, or too short
+                self.values[key], self.deadline = None, 0.0
         return self.values[key]
 
     def _read(self, entry: TensorEntry) -> "Array":
@@ -95,11 +105,16 @@ class Samples:
         kept = min(rows, SIDE), min(columns, side)
         size = DTYPES[entry.dtype].itemsize
         if kept[0] * columns * size <= SPAN_BYTES:
-            raw = self.read(entry.blob, entry.offset, kept[0] * columns * size)
+            raw = self._bytes(entry, 0, kept[0] * columns * size)
             return view(raw, entry.dtype, (kept[0], columns))[:, : kept[1]].astype(np.float64)
-        starts = (entry.offset + row * columns * size for row in range(kept[0]))
-        pieces = [self.read(entry.blob, start, kept[1] * size) for start in starts]
+        pieces = [self._bytes(entry, row * columns * size, kept[1] * size) for row in range(kept[0])]
         return view(b"".join(pieces), entry.dtype, kept).astype(np.float64)
+
+    def _bytes(self, entry: TensorEntry, start: int, length: int) -> bytes:
+        raw = self.read(entry.blob, entry.offset + start, length)
+        if len(raw) < length:
+            raise EOFError(entry.blob)
+        return raw
 
 
 @dataclass
@@ -178,72 +193,7 @@ class _Stack:
         return *self.ways[best], float(scores[best])
 
 
-def broken_ties(
-    embedded: EmbeddedWeights, bindings: Sequence[ParameterBinding], tensors: Mapping[str, TensorEntry]
-) -> Iterator[str]:
-    """Yield a warning for each group of parameters that had equal values at first and have not any more."""
-    fed = {one.parameter: one for one in bindings}
-    for names in embedded.ties:
-        groups: dict[object, list[str]] = defaultdict(list)
-        for name in names:
-            if name in fed:
-                groups[_content(fed[name], tensors)].append(name)
-        if len(groups) > 1:
-            members = [group[0] for group in groups.values()]
-            fresh = next((name for name in members if _has_changed(embedded, fed[name], tensors)), members[0])
-            stale = next(name for name in members if name != fresh)
-            yield _tie(fed[fresh], stale, "had equal values", ())
-
-
-def broken_mirrors(
-    embedded: EmbeddedWeights,
-    bindings: Sequence[ParameterBinding],
-    tensors: Mapping[str, TensorEntry],
-    samples: Samples,
-) -> Iterator[str]:
-    """Yield a warning for each matrix that was another one transposed at first, of which one alone has changed since.
-
-    Only some values of them are compared.
-    """
-    fed = {one.parameter: one for one in bindings}
-    for one, other in embedded.mirrored:
-        if one not in fed or other not in fed:
-            continue
-        changed = [name for name in (one, other) if _has_changed(embedded, fed[name], tensors)]
-        if len(changed) == 1 and _mirror(samples.of(embedded.entries[one]), samples.of(embedded.entries[other])):
-            stale = other if changed[0] == one else one
-            yield _tie(fed[changed[0]], stale, "were each other transposed", (Transpose((1, 0)),))
-
-
-def _tie(fresh: ParameterBinding, stale: str, were: str, turn: tuple[Transform, ...]) -> str:
-    rule = {
-        "parameter": literal(stale),
-        "tensors": [template(name) for name in fresh.tensors],
-        "transforms": [one.to_json() for one in (*fresh.transforms, *turn)],
-    }
-    return (
-        f"{fresh.parameter} and {stale} {were} in the weights that the definition came with, and differ in these. If "
-        f"they are tied, {stale} is out of date: add the rule {json.dumps(rule)}."
-    )
-
-
-def _content(one: ParameterBinding, tensors: Mapping[str, TensorEntry]) -> object:
-    return one.transforms, tuple(
-        (tensors[name].dtype, tensors[name].shape, tensors[name].blake3) for name in one.tensors
-    )
-
-
-def _has_changed(embedded: EmbeddedWeights, one: ParameterBinding, tensors: Mapping[str, TensorEntry]) -> bool:
-    """Whether a parameter is fed by anything else than its first values as they are."""
-    is_same = len(one.tensors) == 1 and _same(embedded.entries[one.parameter], tensors[one.tensors[0]])
-    return bool(one.transforms) or not is_same
-
-
-def _same(one: TensorEntry, other: TensorEntry) -> bool:
-    return (one.dtype, one.shape, one.blake3) == (other.dtype, other.shape, other.blake3)
-
-
-def _is_constant(entry: TensorEntry) -> bool:
+def is_constant(entry: TensorEntry) -> bool:
     """Whether all elements of a tensor are 0 or all are 1."""
     if entry.nbytes > MAX_HASHED_BYTES or entry.dtype not in DTYPES:
         return False
@@ -252,10 +202,6 @@ def _is_constant(entry: TensorEntry) -> bool:
     one = np.ones((), numpy_dtype(entry.dtype)).tobytes()
     count = prod(entry.shape)
     return entry.blake3 in {blake3(bytes(entry.nbytes)).hexdigest(), blake3(one * count).hexdigest()}
-
-
-def _mirror(one: "Array | None", other: "Array | None") -> bool:
-    return one is not None and other is not None and one.shape == other.T.shape and bool((one == other.T).all())
 
 
 def _unit(sample: "Array") -> "Array":

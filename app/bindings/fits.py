@@ -14,6 +14,11 @@ Fit = tuple[tuple[str, ...], tuple[Transform, ...], tuple[str, ...]]  # tensors,
 Move = tuple[tuple[Transform, ...], tuple[str, ...]]
 
 
+def then_turned(transforms: tuple[Transform, ...]) -> tuple[Transform, ...]:
+    """Return the transforms and a transposition; two of them are none."""
+    return transforms[:-1] if transforms[-1:] == (TURN,) else (*transforms, TURN)
+
+
 class Fits:
     """Finds them, and remembers those of each type."""
 

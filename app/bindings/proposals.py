@@ -7,18 +7,16 @@ lies, that is said instead: a guess would bind, and compute something else.
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 from app.bindings.companions import TypedTensor
-from app.bindings.fits import TURN, Fit, Fits, extents
+from app.bindings.fits import TURN, Fit, Fits, extents, then_turned
 from app.bindings.naming import Namesake, kind, namesakes, plain
+from app.bindings.proposed import EXPORTED, NO_TWINS, Proposal, Proposed, Twin, Unclear, is_square, named
+from app.bindings.recurrent import made_of
 from app.bindings.rule_sets import Fed, RuleFor, rule_set
 from app.bindings.steps import TensorType, Transform
 from app.definitions.parameter import Parameter
-
-MAX_NAMED = 5
-EXPORTED = "onnx::"  # how torch.onnx.export starts a name it makes up: it has transposed such a matrix
 
 
 class KnownValues(Protocol):
@@ -45,83 +43,30 @@ class Wanted:
         return TensorType(self.parameter.dtype, self.parameter.shape)
 
 
-@dataclass(frozen=True, slots=True)
-class Proposal:
-    """A rule, what speaks for it, the parameters it would bind, and the tensors that it would feed them with."""
-
-    rule: Mapping[str, Any]
-    evidence: tuple[str, ...]
-    parameters: tuple[str, ...]
-    tensors: frozenset[str]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return {rule, evidence, parameters}."""
-        return {"rule": dict(self.rule), "evidence": list(self.evidence), "parameters": list(self.parameters)}
-
-
-@dataclass(frozen=True, slots=True)
-class Unclear:
-    """What cannot be told: which of `tensors` feed `parameters`, or which way round they lie."""
-
-    parameters: tuple[str, ...]
-    tensors: tuple[str, ...]
-    detail: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Return {parameters, tensors, detail}."""
-        return {"parameters": list(self.parameters), "tensors": list(self.tensors), "detail": self.detail}
-
-
-@dataclass(frozen=True)
-class Proposed:
-    """Rules and what is unclear besides."""
-
-    proposals: tuple[Proposal, ...] = ()
-    unclear: tuple[Unclear, ...] = ()
-
-    @cached_property
-    def by_parameter(self) -> Mapping[str, Proposal]:
-        """The proposal that would bind each parameter."""
-        return {name: one for one in reversed(self.proposals) for name in one.parameters}
-
-    @cached_property
-    def by_tensor(self) -> Mapping[str, Proposal]:
-        """The first proposal that uses each tensor."""
-        return {name: one for one in reversed(self.proposals) for name in one.tensors}
-
-    @cached_property
-    def doubts(self) -> Mapping[str, Unclear]:
-        """What is unclear of each parameter."""
-        return {name: one for one in reversed(self.unclear) for name in one.parameters}
-
-    @cached_property
-    def tensor_doubts(self) -> Mapping[str, Unclear]:
-        """What is unclear of each tensor."""
-        return {name: one for one in reversed(self.unclear) for name in one.tensors}
-
-
 def propose(
     wanted: Sequence[Wanted],
-    bound: Mapping[str, tuple[str, ...]],
+    bound: Mapping[str, Fed],
     parameters: Sequence[Parameter],
     tensors: Mapping[str, TypedTensor],
     spare: Collection[str],
     values: KnownValues | None = None,
+    twins: Mapping[str, Sequence[Twin]] = NO_TWINS,
 ) -> Proposed:
     """Return rules for what is `wanted`.
 
-    `bound` says which tensors feed the parameters that are bound as they are, and `spare` which tensors feed nothing
-    and stand for themselves.
+    `bound` says what feeds the parameters that are bound as they are, and `spare` which tensors feed nothing and stand
+    for themselves. `twins` are the parameters that others were tied to.
     """
-    return _Proposer(bound, parameters, tensors, values).propose(wanted, spare)
+    return _Proposer(bound, parameters, tensors, values, twins).propose(wanted, spare)
 
 
 @dataclass
 class _Proposer:
-    bound: Mapping[str, tuple[str, ...]]
+    bound: Mapping[str, Fed]
     parameters: Sequence[Parameter]
     tensors: Mapping[str, TypedTensor]
     values: KnownValues | None
+    twins: Mapping[str, Sequence[Twin]]
     fed: list[Fed] = field(default_factory=list)
     unclear: list[Unclear] = field(default_factory=list)
     taken: set[str] = field(default_factory=set)
@@ -140,6 +85,8 @@ class _Proposer:
         self._by_name(missing, spare)
         self._by_value(missing, spare)
         self._by_shape(missing, spare)
+        self._by_gates(missing)
+        self._by_tie(missing)
         self._squares()
         rules = rule_set(self.fed, self.bound, [parameter.name for parameter in self.parameters])
         return Proposed(tuple(_proposal(one) for one in rules), tuple(self.unclear))
@@ -148,7 +95,7 @@ class _Proposer:
         """Find what is lacking between a parameter and the tensors of its rule."""
         if len(one.tensors) == 1 and not one.transforms and (fits := self.fits.of(one.type, one.tensors[0])):
             told = self._layout(one.parameter.name, one.tensors[0]) if len(fits) > 1 else None
-            self._feed(one, one.tensors[0], fits[told[0] if told else 0], (told[1],) if told else ())
+            self._feed(one, fits[told[0] if told else 0], (told[1],) if told else ())
 
     def _by_name(self, missing: Mapping[str, Wanted], spare: Collection[str]) -> None:
         for name, found in namesakes(missing, spare).items():
@@ -163,7 +110,7 @@ class _Proposer:
         fits, name = self.fits.of(one.type, known.tensor), one.parameter.name
         told = self._layout(name, known.tensor) if len(fits) > 1 else None
         fit = fits[0] if told is None else fits[told[0]]
-        self._feed(one, known.tensor, fit, (_alike(name, known.tensor), *([told[1]] if told else [])))
+        self._feed(one, fit, (_alike(name, known.tensor), *([told[1]] if told else [])))
         if len(fits) > 1 and told is None and name.startswith(EXPORTED):
             self._say_square([name], [known.tensor])
 
@@ -197,7 +144,7 @@ class _Proposer:
                 tensor, is_turned, evidence = found
                 fits = self.fits.of(missing[name].type, tensor)
                 fit = next((fit for fit in fits if (TURN in fit[1]) == is_turned), fits[0])
-                self._feed(missing[name], tensor, fit, (evidence,))
+                self._feed(missing[name], fit, (evidence,))
 
     def _by_shape(self, missing: Mapping[str, Wanted], spare: Collection[str]) -> None:
         by_parameter = self._candidates(missing, spare)
@@ -216,19 +163,47 @@ class _Proposer:
                 tensors = sorted({tensor for other in wanting for tensor in by_parameter[other]})
                 self._say(wanting, tensors, "their shapes fit")
 
+    def _by_gates(self, missing: Mapping[str, Wanted]) -> None:
+        """Feed a recurrent operator by the one layer of PyTorch that makes something of its parameter's shape."""
+        open_ones = [one for name, one in missing.items() if name not in self.settled]
+        if not open_ones:
+            return
+        used = {tensor for fed in self.bound.values() for tensor in fed.tensors}
+        makings = made_of(self.tensors, [name for name in self.tensors if name not in used | self.taken])
+        for shape in {made.shape for made in makings}:
+            wanting = [one for one in open_ones if one.type.shape == shape]
+            fitting = [made for made in makings if made.shape == shape]
+            if len(wanting) == len(fitting) == 1:
+                told = "it alone makes something of this shape, with the gates in the order of ONNX"
+                self._feed(wanting[0], (fitting[0].tensors, fitting[0].transforms, (told,)), ())
+            elif wanting:
+                tensors = [tensor for made in fitting for tensor in made.tensors]
+                self._say([one.parameter.name for one in wanting], tensors, "their shapes fit")
+
+    def _by_tie(self, missing: Mapping[str, Wanted]) -> None:
+        """Feed what the weights have no tensor for by that of the parameter it was tied to: tied heads are left out."""
+        feeding = {**self.bound, **{one.parameter: one for one in self.fed}}
+        for name in [name for name in missing if name not in self.settled]:
+            for twin in self.twins.get(name, ()):
+                if (fed := feeding.get(twin.other)) is not None:
+                    transforms = then_turned(fed.transforms) if twin.turned else fed.transforms
+                    self.settled.add(name)
+                    self.fed.append(Fed(name, fed.tensors, transforms, (twin.evidence,)))
+                    break
+
     def _shaped(self, one: Wanted, tensor: str) -> None:
         fits, name = self.fits.of(one.type, tensor), one.parameter.name
         only = f"{tensor} alone of all tensors that feed nothing fits {name}, and fits no other parameter"
         if len(fits) > 1:
             fit = next((fit for fit in fits if TURN in fit[1]), fits[0]) if name.startswith(EXPORTED) else fits[0]
-            self._feed(one, tensor, fit, (only, *_convention(name)))
+            self._feed(one, fit, (only, *_convention(name)))
             self._say_square([name], [tensor])
         else:
-            self._feed(one, tensor, fits[0], (only, *_convention(name)))
+            self._feed(one, fits[0], (only, *_convention(name)))
 
-    def _feed(self, one: Wanted, tensor: str, fit: Fit, why: tuple[str, ...]) -> None:
+    def _feed(self, one: Wanted, fit: Fit, why: tuple[str, ...]) -> None:
         tensors, transforms, evidence = fit
-        self.turned |= TURN in transforms and plain(tensor)[-1:] == plain(one.parameter.name)[-1:]
+        self.turned |= TURN in transforms and plain(tensors[0])[-1:] == plain(one.parameter.name)[-1:]
         self.taken.update(tensors)
         self.settled.add(one.parameter.name)
         self.fed.append(Fed(one.parameter.name, tensors, transforms, (*why, *evidence)))
@@ -257,14 +232,14 @@ class _Proposer:
     def _bound_squares(self, shapes: Mapping[str, Parameter]) -> list[tuple[str, str]]:
         """Turn those that are bound and lie the other way round by their values, and return those that may."""
         doubted = []
-        for name, tensors in self.bound.items():
+        for name, tensors in ((name, fed.tensors) for name, fed in self.bound.items()):
             if len(tensors) != 1 or not is_square(shapes[name].shape) or plain(name)[-1:] != plain(tensors[0])[-1:]:
                 continue
             told = self._layout(name, tensors[0])
             if told is None and self.turned:
                 doubted.append((name, tensors[0]))
             elif told is not None and told[0]:
-                self._feed(Wanted(shapes[name]), tensors[0], (tensors, (TURN,), (told[1],)), ())
+                self._feed(Wanted(shapes[name]), (tensors, (TURN,), (told[1],)), ())
         return doubted
 
     def _matrices(self, shapes: Mapping[str, Parameter]) -> list[tuple[str, tuple[int, ...]]]:
@@ -304,11 +279,6 @@ def _shows_layout(name: str, shape: Sequence[int]) -> bool:
     return len(shape) == 2 and min(shape) > 1 and shape[0] != shape[1] and not is_table
 
 
-def is_square(shape: Sequence[int]) -> bool:
-    """Whether a shape is that of a matrix which looks the same transposed."""
-    return len(shape) == 2 and shape[0] == shape[1] > 1
-
-
 def _alike(parameter: str, tensor: str) -> str:
     if plain(parameter) == plain(tensor):
         return f"{tensor} is {parameter} but for what wrappers or older releases call it"
@@ -319,9 +289,3 @@ def _convention(parameter: str) -> tuple[str, ...]:
     return (
         ("torch.onnx.export transposes a Linear's weight and renames it so",) if parameter.startswith(EXPORTED) else ()
     )
-
-
-def named(names: Sequence[str], most: int = MAX_NAMED) -> str:
-    """List a few names."""
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")

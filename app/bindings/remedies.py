@@ -1,14 +1,15 @@
 """What a binding problem means and what to do about it, in words and in rules a client can paste."""
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
+from typing import Final
 
 from app.bindings.companions import Companion, Role, TypedTensor, companion, is_quantised
 from app.bindings.fits import TURN
 from app.bindings.naming import plain
-from app.bindings.proposals import EXPORTED, Proposal, Proposed, is_square, named
+from app.bindings.proposed import EXPORTED, Proposal, Proposed, is_square, named
+from app.bindings.recurrent import gates
 from app.bindings.report import ParameterBinding
 from app.bindings.rule_sets import literal
 from app.bindings.rules import FeedRule, Rule
@@ -29,9 +30,18 @@ def missing_remedy(parameter: str, missing: Sequence[str], proposed: Proposed) -
     return f"{what} Upload a checkpoint that has it, or add a rule that names the tensor to use."
 
 
-def shape_remedy(parameter: str, expected: TensorType, actual: TensorType) -> str:
+def shape_remedy(
+    parameter: str,
+    names: Sequence[str],
+    expected: TensorType,
+    actual: TensorType,
+    tensors: Mapping[str, TypedTensor],
+) -> str:
     """Say how the shapes differ, and which transform would make them equal if one may."""
     what = f"{parameter} has shape {list(expected.shape)}, but its tensors make {list(actual.shape)}."
+    known = companion(names[0], tensors)
+    if known is not None and known.role == "recurrent part":
+        return f"{what} {gates(names[0], known, tensors)}"
     if expected.shape == actual.shape[::-1] and len(expected.shape) > 1:
         perm = list(reversed(range(len(actual.shape))))
         return f"{what} If they are stored transposed, add {_json({'op': 'transpose', 'perm': perm})} to its rule."
@@ -99,7 +109,7 @@ def unexpected_remedy(
         return f"{what} It may be what {named(proposal.parameters)} lacks. {_advice(proposal)}"
     if (doubt := proposed.tensor_doubts.get(tensor)) is not None:
         return f"{what} {doubt.detail}"
-    ignoring = f"add the rule {_json({'ignore': literal(tensor)})}."
+    ignoring = f"add the rule {_ignoring(tensor)}."
     weight = f"{tensor.rpartition('.')[0]}.weight"
     if weight != tensor and weight in tensors and _may_be_learnt(tensors[tensor]):
         return (
@@ -107,14 +117,34 @@ def unexpected_remedy(
             "and an engine without it gives other outputs: fold it into the weight before the upload, or export the "
             f"model again. Only if nothing computes with it, {ignoring}"
         )
+    if plain(tensor)[-1:] in _LEAVES and _may_be_learnt(tensors[tensor]):
+        return (
+            f"{what} Its name is that of a learnt tensor. If the model computes with it, the definition has no place "
+            "for it, and an engine without it gives other outputs. An export of an untrained model is like that: "
+            "parameters that are equal then, as norms are, become one. Export the trained model and register that. "
+            f"Only if nothing computes with it, {ignoring}"
+        )
     return f"{what} If it is not needed, {ignoring}"
 
 
-def constant_remedy(tensor: str) -> str:
+_LEAVES: Final = frozenset({("weight",), ("bias",)})
+
+
+def constant_remedy(tensor: str, *, is_equal: bool) -> str:
     """Say that the definition has a tensor of this name as a constant, so that no weights change it."""
+    if is_equal:
+        return f"{tensor} is a constant of the definition, of these very values. Add the rule {_ignoring(tensor)}."
     return (
         f"{tensor} is a constant of the definition, so no engine of it would follow the value that is uploaded here. "
         "If it was learnt, export the model so that it is a parameter, and register that as a new definition."
+    )
+
+
+def ignored_constants(names: Sequence[str]) -> str:
+    """Warn that tensors are ignored which the definition has as constants of other values."""
+    return (
+        f"{named(names)} is ignored, and the definition has constants of these names with other values or types. Its "
+        "engines compute with its own. If they were learnt or depend on the config, export the model again."
     )
 
 
@@ -160,6 +190,10 @@ def unused_remedy(rule: Rule) -> str:
     return f"No unused tensor matches the pattern {rule.tensors.text!r}, or earlier rules took them."
 
 
+def _ignoring(tensor: str) -> str:
+    return _json({"ignore": literal(tensor)})
+
+
 def _may_be_learnt(one: TypedTensor) -> bool:
     return one.dtype in DTYPES and DTYPES[one.dtype].kind == "float"
 
@@ -177,10 +211,10 @@ def _belongs(tensor: str, known: Companion, tensors: Mapping[str, TypedTensor]) 
     if known.role == "activation scale":
         return (
             f"{what} An engine quantises activations by itself, if at all; once the weights are dequantised, leave it "
-            f"out of the upload or add the rule {_json({'ignore': literal(tensor)})}."
+            f"out of the upload or add the rule {_ignoring(tensor)}."
         )
     if known.role == "recurrent part":
-        return f"{what} {_gates(tensor, known, tensors)}"
+        return f"{what} {gates(tensor, known, tensors)}"
     return f"{what} {_WHAT_TO_DO.get(known.role) or _merging(tensor, known, tensors)}"
 
 
@@ -208,6 +242,11 @@ _WHAT_TO_DO: Mapping[Role, str] = {
 
 
 def _merging(tensor: str, known: Companion, tensors: Mapping[str, TypedTensor]) -> str:
+    if not known.part.startswith("lora"):
+        return (
+            "Merge the adapter into the base weights before the upload, with the tool that has made it (PEFT: "
+            "merge_and_unload)."
+        )
     merge = "Merge the adapter into the base weights before the upload, W + (alpha / r) B A (PEFT: merge_and_unload)"
     if known.part not in {"lora_A", "lora_B"}:
         return f"{merge}."
@@ -220,28 +259,6 @@ def _merging(tensor: str, known: Companion, tensors: Mapping[str, TypedTensor]) 
         f"{merge}, or in a rule: {_json([weight, down, up])} as its tensors, and the transform "
         f'{{"op": "merge_lora", "scale": S}} with S = alpha / {rank}, alpha as adapter_config.json has it.'
     )
-
-
-def _gates(tensor: str, known: Companion, tensors: Mapping[str, TypedTensor]) -> str:
-    """Say how PyTorch's weights of a recurrent layer become the W, R and B of ONNX."""
-    rows = tensors[tensor].shape[0] if tensors[tensor].shape else 0
-    inner = tensors.get(tensor.replace(known.part, re.sub("(weight|bias)_[ih]h", "weight_hh", known.part)))
-    hidden = inner.shape[1] if inner is not None and len(inner.shape) == 2 else 0
-    order = _GATES.get(rows // hidden if hidden and rows % hidden == 0 else 0)
-    steps = [{"op": "reorder", "axis": 0, "order": order}] if order else []
-    if known.part.startswith("bias"):
-        names = [tensor.replace(known.part, re.sub("_[ih]h_", f"_{way}_", known.part)) for way in ("ih", "hh")]
-        told = [*steps, {"op": "concat", "axis": 0}, {"op": "reshape", "shape": [1, 2 * rows]}]
-    else:
-        names, told = [tensor], [*steps, {"op": "reshape", "shape": [1, *tensors[tensor].shape]}]
-    return (
-        "ONNX keeps the gates in another order than PyTorch, and both biases in one tensor. Name the parameter of the "
-        f"operator in a rule with {_json(names)} as its tensors and the transforms {_json(told)}. If the layer runs "
-        "both ways, join what belongs to the directions with concat along axis 0."
-    )
-
-
-_GATES = {4: "ifco->iofc", 3: "rzh->zrh"}  # of an LSTM and of a GRU, by their number
 
 
 def _identity(known: Companion) -> str:

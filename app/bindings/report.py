@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from app.bindings.contiguous import contiguous
-from app.bindings.proposals import Proposed
+from app.bindings.proposed import Proposed
 from app.bindings.steps import TensorType, Transform, TransformError, apply_all
 from app.bindings.transform_json import transform_from_json
 from app.json_digest import json_digest

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Response
 from app.artifacts.dependencies import StoreDep
 from app.artifacts.store import ArtifactStore
 from app.bindings import service
-from app.bindings.proposals import Proposed
+from app.bindings.proposed import Proposed
 from app.bindings.report import BindingReport
 from app.bindings.schemas import BindingRequest, ProposeAnswer, ReportAnswer
 from app.bindings.service import Pair

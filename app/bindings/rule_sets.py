@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -49,7 +49,7 @@ class RuleFor:
     members: tuple[Fed, ...]
 
 
-def rule_set(fed: Sequence[Fed], bound: Mapping[str, tuple[str, ...]], parameters: Sequence[str]) -> list[RuleFor]:
+def rule_set(fed: Sequence[Fed], bound: Collection[str], parameters: Sequence[str]) -> list[RuleFor]:
     """Return rules that feed parameters as `fed` says, those for one parameter first.
 
     A rule with a group stands only for two or more parameters, and only if it matches no other one.
@@ -74,9 +74,7 @@ def _exact(one: Fed) -> dict[str, Any]:
     return _rule(literal(one.parameter), [template(name) for name in one.tensors], one.transforms)
 
 
-def _takes_others(
-    shape: _Shape, names: set[str], bound: Mapping[str, tuple[str, ...]], parameters: Sequence[str]
-) -> bool:
+def _takes_others(shape: _Shape, names: set[str], bound: Collection[str], parameters: Sequence[str]) -> bool:
     """Whether a rule would feed a parameter otherwise than it is, or than it shall be."""
     return any(shape.matches(name) and name not in names for name in (*bound, *parameters))
 

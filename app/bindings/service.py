@@ -2,30 +2,26 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Text, cast, func, select
 from sqlalchemy.orm import Session
 
-from app.bindings.binding import bind, propose_for
-from app.bindings.embedded import (
-    EmbeddedWeights,
-    Read,
-    Samples,
-    ValuesOfEmbedded,
-    broken_mirrors,
-    broken_ties,
-)
-from app.bindings.proposals import Proposed
-from app.bindings.remedies import non_finite_warning, unequal_warning
+from app.bindings.binding import Constants, bind, propose_for
+from app.bindings.embedded import EmbeddedWeights, Read, Samples, ValuesOfEmbedded
+from app.bindings.layouts import turned_squares
+from app.bindings.proposed import Proposed, Twin
+from app.bindings.remedies import ignored_constants, non_finite_warning, unequal_warning
 from app.bindings.report import NO_RULE, BindingReport, BindingWarning, ParameterBinding
 from app.bindings.rules import BindingRuleError, IgnoreRule, Rule, parse_rules
 from app.bindings.tables import Binding
+from app.bindings.ties import broken_mirrors, broken_ties, twins_of
 from app.database import JsonText, insert_into
 from app.definitions import service as definitions
+from app.definitions.constants import digests_of
 from app.definitions.parameter import Parameter
 from app.definitions.tables import Definition
 from app.errors import FieldError, Invalid
@@ -49,12 +45,12 @@ class TensorOutline(NamedTuple):
     shape: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Pair:
     """A definition and the weights to bind to it, loaded, so that binding needs no session.
 
     `tensors` are rows for `Manifest.from_json`. `embedded` are the weights that the definition came with, if any,
-    and `constants` are the names of tensors that it keeps for itself.
+    and `constants` are the digests of the tensors that it keeps for itself, None if they are not known.
     """
 
     definition: Definition
@@ -63,7 +59,7 @@ class Pair:
     tensors: list[Any]
     defaults: tuple[Any, ...]
     embedded: EmbeddedWeights = NONE_EMBEDDED
-    constants: frozenset[str] = frozenset()
+    constants: Mapping[str, str | None] = field(default_factory=dict)
 
     def bind(self, rules: Sequence[Any]) -> BindingReport:
         """Bind by these rules, then by the definition's own, and warn of values that do not go together.
@@ -72,26 +68,51 @@ class Pair:
         at, so the last reports are kept.
         """
         report = self._bind(rules)
-        warnings = (*self._unequal(report, rules), *self._broken_ties(report), *self._non_finite(report))
+        warnings = (
+            *self._unequal(report, rules),
+            *self._other_constants(report),
+            *self._broken_ties(report),
+            *self._non_finite(report),
+        )
         return replace(report, warnings=report.warnings + warnings) if warnings else report
 
     def check(self, rules: Sequence[Any], read: Read) -> BindingReport:
-        """Bind, and look at some values as well: matrices that were each other transposed may be tied."""
-        report = self.bind(rules)
-        if not report.ok or not self.embedded.mirrored:
-            return report
-        found = broken_mirrors(self.embedded, report.bindings, self._entries, Samples(read))
-        warnings = tuple(BindingWarning(NO_RULE, detail) for detail in found)
-        return replace(report, warnings=report.warnings + warnings)
+        """Bind, and look at some values as well, for matrices that were tied and for square ones that lie otherwise.
+
+        If tensors are missing, the report proposes those of the parameters that theirs were tied to.
+        """
+        samples, report = Samples(read), self.bind(rules)
+        if not report.ok:
+            return self._with_twins(report, rules, samples)
+        return _warned(report, self._by_values(report, samples)) if self.embedded else report
+
+    def _by_values(self, report: BindingReport, samples: Samples) -> Iterator[str]:
+        yield from broken_mirrors(self.embedded, report.bindings, self._entries, samples)
+        values = ValuesOfEmbedded(self.embedded, self._entries, samples)
+        yield from turned_squares(self.embedded, report.bindings, values)
 
     def propose(self, rules: Sequence[Any], read: Read) -> tuple[list[Any], Proposed, BindingReport]:
         """Return a whole rule set, what speaks for the proposed ones of them, and the report it leads to."""
-        report = self.bind(rules)
-        values = ValuesOfEmbedded(self.embedded, self._entries, Samples(read))
-        outlines = {tensor.name: tensor for tensor in self._outlines}
-        proposed = propose_for(report, self.parameters, outlines, self._parsed(rules), self.constants, values)
+        report, samples = self.bind(rules), Samples(read)
+        values, twins = ValuesOfEmbedded(self.embedded, self._entries, samples), self._twins(report, samples)
+        proposed = propose_for(
+            report, self.parameters, self._by_name, self._parsed(rules), self._settled, values, twins
+        )
         whole = [*(dict(one.rule) for one in proposed.proposals), *rules]
         return whole, proposed, self.check(whole, read)
+
+    def _with_twins(self, report: BindingReport, rules: Sequence[Any], samples: Samples) -> BindingReport:
+        twins = self._twins(report, samples)
+        if not twins:
+            return report
+        known = bind(
+            self.parameters, self._by_name, parse_rules(rules), parse_rules(self.defaults), self._settled, twins
+        )
+        return replace(report, problems=known.problems, proposed=known.proposed)
+
+    def _twins(self, report: BindingReport, samples: Samples) -> dict[str, tuple[Twin, ...]]:
+        missing = [one.parameter for one in report.problems if one.kind == "missing" and one.parameter is not None]
+        return twins_of(self.embedded, missing, samples)
 
     def non_finite(self, report: BindingReport) -> dict[str, bool]:
         """Return the tensors that feed parameters and hold NaN or infinities, as far as that was counted.
@@ -116,13 +137,22 @@ class Pair:
             if rows:
                 yield BindingWarning(NO_RULE, non_finite_warning(rows, meant=meant))
 
-    @property
+    @cached_property
     def _entries(self) -> Mapping[str, TensorEntry]:
         return {entry.name: entry for entry in entries_from_json(self.tensors)}
 
-    @property
+    @cached_property
     def _outlines(self) -> tuple[TensorOutline, ...]:
         return tuple([TensorOutline(row[0], row[1], tuple(row[2])) for row in self.tensors])
+
+    @cached_property
+    def _by_name(self) -> Mapping[str, TensorOutline]:
+        return {tensor.name: tensor for tensor in self._outlines}
+
+    @cached_property
+    def _settled(self) -> Constants:
+        equal = [row[0] for row in self.tensors if self.constants.get(row[0]) == row[3]] if self.constants else ()
+        return Constants(frozenset(self.constants), frozenset(equal))
 
     def _parsed(self, rules: Sequence[Any]) -> tuple[Rule, ...]:
         return (*parse_rules(rules), *parse_rules(self.defaults))
@@ -142,6 +172,12 @@ class Pair:
                     index = rule.index if at < given else NO_RULE
                     yield BindingWarning(index, unequal_warning(name, used[0]))
 
+    def _other_constants(self, report: BindingReport) -> Iterator[BindingWarning]:
+        """Yield a warning if tensors are ignored that the definition has as constants of other values."""
+        ignored = [name for name in report.ignored if self.constants.get(name) is not None] if self.constants else []
+        if differing := [name for name in ignored if name not in self._settled.equal]:
+            yield BindingWarning(NO_RULE, ignored_constants(differing))
+
     def _broken_ties(self, report: BindingReport) -> Iterator[BindingWarning]:
         if report.ok and self.embedded.ties:
             for detail in broken_ties(self.embedded, report.bindings, self._entries):
@@ -151,12 +187,17 @@ class Pair:
         tensors = self._outlines
         binding = _bound_before if len(tensors) <= MAX_KEPT_TENSORS else _bound
         try:
-            return binding(self.parameters, tensors, json.dumps(rules), json.dumps(self.defaults), self.constants)
+            return binding(self.parameters, tensors, json.dumps(rules), json.dumps(self.defaults), self._settled)
         except BindingRuleError as error:
             fault = FieldError(f"/rules/{error.index}", error.detail)
             raise Invalid(
                 f"Rule {error.index} cannot be used: {error.detail}.", code="bad_rule", errors=[fault]
             ) from error
+
+
+def _warned(report: BindingReport, details: Iterable[str]) -> BindingReport:
+    warnings = tuple([BindingWarning(NO_RULE, detail) for detail in details])
+    return replace(report, warnings=report.warnings + warnings) if warnings else report
 
 
 def load(session: Session, model_id: int, definition: int, version: int) -> Pair:
@@ -170,7 +211,7 @@ def load(session: Session, model_id: int, definition: int, version: int) -> Pair
         weights.load_rows(session, weight_version.id),
         definitions.load_rules(session, found.id),
         _embedded(session, model_id, found),
-        frozenset(one["name"] for one in (found.constants or {"listed": []})["listed"]),
+        digests_of(found.constants),
     )
 
 
@@ -247,7 +288,7 @@ def _bound(
     tensors: tuple[TensorOutline, ...],
     rules: str,
     defaults: str,
-    constants: frozenset[str],
+    constants: Constants,
 ) -> BindingReport:
     by_name = {tensor.name: tensor for tensor in tensors}
     return bind(parameters, by_name, parse_rules(json.loads(rules)), parse_rules(json.loads(defaults)), constants)

@@ -96,6 +96,14 @@ WEIGHTS: Final[Mapping[str, frozenset[int]]] = MappingProxyType(
     }
 )
 
+# What a recurrent layer starts from.
+INITIAL_STATES: Final[Mapping[str, frozenset[int]]] = MappingProxyType(
+    {"GRU": frozenset({5}), "LSTM": frozenset({5, 6}), "RNN": frozenset({5})}
+)
+
+# What is given to these first is spread over a batch on its way there.
+STATE_SPREADING: Final = frozenset({"Cast", "Expand", "Identity", "Slice", "Tile", "Unsqueeze"})
+
 # What is added to the int32 that these make is a bias.
 INTEGER_PRODUCTS: Final = frozenset({"ConvInteger", "MatMulInteger"})
 

@@ -45,7 +45,7 @@ def _from_file(file: Path, files: Mapping[str, Path], opset: int | None, graph: 
     inside = {name: tensor for name, tensor in split.weights.items() if not is_external(tensor)}
     if inside:
         write_weights(weights, inside)
-    constants = to_json(split.constants)
+    constants = to_json(split.constants, split.digests)
     made["source"]["warnings"] += warnings(constants, _float_bytes(split.weights.values()))
     return made | {"constants": constants, "external": [external.to_json() for external in ranges_of(split.weights)]}
 

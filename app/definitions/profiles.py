@@ -182,6 +182,9 @@ def _check_shape(shape: object, spec: InputSpec, pointer: str, faults: list[Fiel
         for axis, (size, dim) in enumerate(zip(shape, spec.shape, strict=True)):
             if isinstance(dim, int) and size != dim:
                 faults.append(FieldError(f"{pointer}/{axis}", f"this dimension is fixed at {dim}"))
+            elif size == 0 < least and isinstance(dim, str):
+                detail = "0 may stand in min alone: opt is what an engine is tuned for, so give 1 or more here"
+                faults.append(FieldError(f"{pointer}/{axis}", detail))
             elif not (isinstance(dim, int) or least <= size <= MAX_DIM):
                 faults.append(FieldError(f"{pointer}/{axis}", f"{size} is not between {least} and {MAX_DIM}"))
 

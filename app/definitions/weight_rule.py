@@ -20,6 +20,9 @@ float it is asked further:
    operator or the Constant node it made for it ("/encoder/Constant_3_output_0"), whereas a learnt scalar keeps the name
    of its parameter ("logit_scale"). `LITERAL_NAMES` are the names that exporters make up.
 
+The same names tell of zeros that a recurrent layer starts from (`INITIAL_STATES`): a learnt
+state has a name of its own.
+
 Everything else of one element is a learnt scalar: a temperature, an alpha of ReZero, the exponent of a pooling. Size
 alone never decides.
 """
@@ -35,16 +38,19 @@ from onnx import GraphProto, NodeProto, TensorProto
 
 from app.definitions.argument_positions import (
     EPSILON_ARITHMETIC,
+    INITIAL_STATES,
     INTEGER_PRODUCTS,
     INTEGER_WEIGHTS,
     NEEDS_EPSILON,
     SCALAR_SETTINGS,
     SETTING_ARITHMETIC,
     SETTINGS,
+    STATE_SPREADING,
     WEIGHTS,
 )
+from app.definitions.external_data import is_external
 from app.definitions.graph_walk import attribute_graphs, with_subgraphs
-from app.definitions.tensor_data import DTYPE_NAMES
+from app.definitions.tensor_data import DTYPE_NAMES, tensor_bytes
 from app.weights.dtypes import DTYPES
 
 Reason = Literal["unused", "output", "setting", "integer", "empty", "formula", "literal"]
@@ -98,10 +104,22 @@ class WeightRule:
         uses = self._uses.get(name, [])
         if name in self._integer_biases:
             return None
-        if not _is_numeric(tensor, uses):
-            return "integer"
+        return self._value_reason(tensor, name, origin) if _is_numeric(tensor, uses) else "integer"
+
+    def _value_reason(self, tensor: TensorProto, name: str, origin: Origin) -> Reason | None:
         elements = prod(tensor.dims)
-        return self._single_reason(tensor, name, origin) if elements == 1 else (None if elements else "empty")
+        if elements == 1:
+            return self._single_reason(tensor, name, origin)
+        is_state = LITERAL_NAMES.search(name) and self._is_state(name) and _is_zero(tensor)
+        return ("literal" if is_state else None) if elements else "empty"
+
+    def _is_state(self, name: str) -> bool:
+        """Whether a value is only ever what recurrent layers start from, spread over a batch or not."""
+        uses = self._uses.get(name, [])
+        return bool(uses) and all(use.is_in(INITIAL_STATES) or self._spreads_state(use) for use in uses)
+
+    def _spreads_state(self, use: Use) -> bool:
+        return use.operator in STATE_SPREADING and use.position == 0 and self._is_state(use.outputs[0])
 
     def _single_reason(self, tensor: TensorProto, name: str, origin: Origin) -> Reason | None:
         uses = self._uses.get(name, [])
@@ -121,6 +139,11 @@ class WeightRule:
         return any(
             after.operator in NEEDS_EPSILON and after.position == 0 for after in self._uses.get(use.outputs[0], [])
         )
+
+
+def _is_zero(tensor: TensorProto) -> bool:
+    """Whether all elements are zeros; not known, and so not, of those that lie in a file of their own."""
+    return not is_external(tensor) and not any(tensor_bytes(tensor))
 
 
 def _uses(nodes: Iterable[NodeProto]) -> Mapping[str, list[Use]]:

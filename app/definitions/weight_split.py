@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from blake3 import blake3
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 from onnx.helper import make_node, make_tensor
 
@@ -24,7 +25,7 @@ from app.definitions.graph_walk import attribute_graphs, attribute_tensors
 from app.definitions.limits import MAX_CONSTANT_BYTES
 from app.definitions.onnx_file import opset_of
 from app.definitions.rejection import Rejected
-from app.definitions.tensor_data import DTYPE_NAMES, byte_count, external_tensor
+from app.definitions.tensor_data import DTYPE_NAMES, byte_count, external_tensor, tensor_bytes
 from app.definitions.unique_names import make_names_unique
 from app.definitions.weight_rule import Origin, WeightRule
 from app.weights.dtypes import DTYPES
@@ -35,11 +36,13 @@ class SplitModel:
     """A weightless model in canonical form, and what was taken out of it and what was not, by name.
 
     The data of a weight lie in its tensor or in an external file. `constants` are the floating-point tensors that stay.
+    `digests` are the BLAKE3 of all tensors that stay, by name.
     """
 
     model: ModelProto
     weights: Mapping[str, TensorProto]
     constants: tuple[Constant, ...]
+    digests: Mapping[str, str]
 
 
 def split_weights(model: ModelProto, files: Mapping[str, Path] | None = None) -> SplitModel:
@@ -62,7 +65,7 @@ def split_weights(model: ModelProto, files: Mapping[str, Path] | None = None) ->
         external_tensor(name, DTYPE_NAMES[tensor.data_type], tensor.dims) for name, tensor in found.weights.items()
     ]
     split = canonical_model(model, opset_of(model), graph.node, [*initializers, *graph.initializer])
-    return SplitModel(split, dict(sorted(found.weights.items())), tuple(found.constants))
+    return SplitModel(split, dict(sorted(found.weights.items())), tuple(found.constants), found.digests)
 
 
 def _drop_inputs_that_are_initializers(graph: GraphProto) -> None:
@@ -83,6 +86,7 @@ class _Found:
         self._constant_bytes = 0
         self.weights: dict[str, TensorProto] = {}
         self.constants: list[Constant] = []
+        self.digests: dict[str, str] = {}
 
     def take_from(self, graph: GraphProto, *, is_main: bool = False) -> None:
         """Take the weights out of a graph and of the graphs inside it; drop constants that nothing reads."""
@@ -133,7 +137,7 @@ class _Found:
     def _embed(self, tensor: TensorProto, name: str, reason: str) -> None:
         """Keep a tensor as a constant, with its data inside the graph."""
         self._count_bytes(byte_count(tensor))
-        embedded(tensor, self._files)
+        self.digests[name] = blake3(tensor_bytes(embedded(tensor, self._files))).hexdigest()
         if DTYPES[DTYPE_NAMES[tensor.data_type]].kind == "float":
             self.constants.append(Constant(name, byte_count(tensor), reason))
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from json import dumps
 from typing import Any
 
-from app.bindings.report import BindingReport
+from app.artifacts.store import ArtifactStore
+from app.bindings.report import BindingReport, BindingWarning
 from app.bindings.service import Pair, UnsavedReport
 from app.definitions.parameter import InputSpec
 from app.definitions.profiles import example_profile, parse_profiles, to_json
@@ -27,6 +28,7 @@ from app.registry.tables import Model
 from app.weights.manifest import Manifest
 
 MAX_FAULTS = 1000  # the most entries in `errors` of one answer
+MAX_WARNINGS = 20  # of a binding that are told as events of the job
 MAX_NAMED = 5  # the most names in the sentence of an error
 
 
@@ -35,9 +37,9 @@ class Order:
     """An engine that can be made, as far as can be told without a device.
 
     Its definition, weights and target exist, and the weights bind. `target` says where the engine is made. `binding`
-    holds the columns in which the report of the binding is stored. Two orders have equal fingerprints if definition,
-    weights, binding, backend, profiles and options are equal. They have equal recipes if definition, backend, profiles
-    and options are equal.
+    holds the columns in which the report of the binding is stored, and `warnings` are those of the report that the job
+    tells of. Two orders have equal fingerprints if definition, weights, binding, backend, profiles and options are
+    equal. They have equal recipes if definition, backend, profiles and options are equal.
     """
 
     model_id: int
@@ -48,6 +50,7 @@ class Order:
     options: Mapping[str, Any]
     rules: Sequence[Any]
     binding: UnsavedReport
+    warnings: tuple[BindingWarning, ...]
     fingerprint: str
     recipe: str
 
@@ -56,6 +59,7 @@ def settle(
     model: Model,
     pair: Pair,
     target: Target,
+    store: ArtifactStore,
     *,
     profiles: Sequence[Any],
     options: Mapping[str, Any],
@@ -64,6 +68,7 @@ def settle(
 ) -> tuple[Order, BindingReport]:
     """Check all that a build needs; return its order and how the weights bind; raises Invalid with every fault.
 
+    Some values of the weights are read from `store`, for warnings.
     The order's target is `target`, narrowed to the workers that take the options. The order's options are those that
     differ from the default.
     """
@@ -73,7 +78,7 @@ def settle(
     if narrowed.needs_profiles and not canonical:
         _check_static(narrowed.backend, inputs)
     _check_patterns(model, pair, settled)
-    report = _report(model, pair, rules, allow_non_finite=allow_non_finite)
+    report = _report(model, pair, rules, store, allow_non_finite=allow_non_finite)
     order = _order(model, pair, narrowed, profiles=canonical, options=settled, rules=rules, report=report)
     return order, report
 
@@ -96,6 +101,7 @@ def settle_refit(
     pair: Pair,
     target: Target,
     parent: Engine,
+    store: ArtifactStore,
     *,
     rules: Sequence[Any] | None,
     allow_non_finite: bool,
@@ -106,7 +112,7 @@ def settle_refit(
     The columns profiles, options and rules of `parent` must have been read. Its profiles and options were accepted
     before, so they are not checked again. The weights are bound by `rules`, or by the parent's rules if that is None.
     `held` are the values of the parent's parameters. It is given if some parameter of the parent may not be changeable
-    by a refit.
+    by a refit. Some values of the weights are read from `store`, for warnings.
     """
     if not parent.refittable:
         raise Invalid(
@@ -116,7 +122,7 @@ def settle_refit(
             errors=[FieldError("/engine", "not refittable")],
         )
     by = parent.rules if rules is None else rules
-    report = _report(model, pair, by, allow_non_finite=allow_non_finite)
+    report = _report(model, pair, by, store, allow_non_finite=allow_non_finite)
     order = _order(model, pair, target, profiles=parent.profiles, options=parent.options, rules=by, report=report)
     if held is not None and (names := parameters_out_of_reach(order, report, pair, held)):
         raise _out_of_reach_error(model, pair, parent, names)
@@ -137,9 +143,11 @@ def _contents(report: BindingReport, rows: Sequence[Any]) -> dict[str, Hashable]
     return parameter_contents(report, Manifest.from_json(rows).tensors)
 
 
-def _report(model: Model, pair: Pair, rules: Sequence[Any], *, allow_non_finite: bool) -> BindingReport:
+def _report(
+    model: Model, pair: Pair, rules: Sequence[Any], store: ArtifactStore, *, allow_non_finite: bool
+) -> BindingReport:
     """Bind; raises Invalid if the weights do not bind, or hold NaN or infinities that are neither meant nor allowed."""
-    report = pair.bind(rules)
+    report = pair.check(rules, store.read)
     if not report.ok:
         raise _binding_failed(model, pair, report)
     names = [name for name, meant in pair.non_finite(report).items() if not meant]
@@ -168,6 +176,7 @@ def _order(
         options=options,
         rules=rules,
         binding=UnsavedReport.of(report),
+        warnings=report.warnings[:MAX_WARNINGS],
         fingerprint=digests.fingerprint(
             definition_digest=digest,
             weights_digest=pair.weights.digest,

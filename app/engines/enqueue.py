@@ -174,9 +174,14 @@ class EnginePlacement:
         return find_equal(session, self.order.model_id, self.order.fingerprint, Served(offer.versions, offer.platforms))
 
     def queue(self, session: Session) -> Job:
-        """Queue the job that makes the engine, and keep what it is verified with for as long as the job."""
+        """Queue the job that makes the engine, and keep what it is verified with for as long as the job.
+
+        What the binding warns of are events "binding_warning" of the job.
+        """
         job = self._placement(session).place(session)
         keep_blobs(session, self.verify, job)
+        for warning in self.order.warnings:
+            events.append(session, job.id, "binding_warning", {"rule": warning.rule, "detail": warning.detail})
         return job
 
     def reused(self, session: Session, equal: Engine) -> Job:

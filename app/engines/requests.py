@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from app.artifacts.store import ArtifactStore
 from app.bindings import service as bindings
 from app.bindings.report import BindingReport
 from app.bindings.service import Pair
@@ -41,7 +42,9 @@ from app.settings import Settings
 MAX_ROOTS = 8  # the most root plans that are compared with new weights before an engine is compiled
 
 
-def request_build(database: Database, settings: Settings, model: str, body: BuildRequest) -> Placement:
+def request_build(
+    database: Database, store: ArtifactStore, settings: Settings, model: str, body: BuildRequest
+) -> Placement:
     """Check a request to build.
 
     Return the placement that queues the build, or that records a finished job if an equal engine may be reused.
@@ -57,6 +60,7 @@ def request_build(database: Database, settings: Settings, model: str, body: Buil
         model_row,
         pair,
         target,
+        store,
         profiles=body.profiles,
         options=body.options,
         rules=body.rules,
@@ -65,7 +69,9 @@ def request_build(database: Database, settings: Settings, model: str, body: Buil
     return EnginePlacement(order, settle_verify(body.verify, order.target, default), reuse=body.reuse)
 
 
-def request_refit(database: Database, settings: Settings, model: str, body: RefitRequest) -> Placement:
+def request_refit(
+    database: Database, store: ArtifactStore, settings: Settings, model: str, body: RefitRequest
+) -> Placement:
     """Check a request to refit.
 
     Return the placement that queues the refit, or that records a finished job if an equal engine may be reused.
@@ -79,12 +85,21 @@ def request_refit(database: Database, settings: Settings, model: str, body: Refi
         held = load_values(session, parent.id) if may_be_fixed else None
         default = find_default(session, parent.definition_id)
     order = settle_refit(
-        model_row, pair, target, parent, rules=body.rules, allow_non_finite=body.allow_non_finite, held=held
+        model_row,
+        pair,
+        target,
+        parent,
+        store,
+        rules=body.rules,
+        allow_non_finite=body.allow_non_finite,
+        held=held,
     )
     return EnginePlacement(order, settle_verification(body.verify, default), parent, body.materialise, body.reuse)
 
 
-def request_engine(database: Database, settings: Settings, model: str, body: EngineRequest) -> Placement:
+def request_engine(
+    database: Database, store: ArtifactStore, settings: Settings, model: str, body: EngineRequest
+) -> Placement:
     """Check a request for an engine with these weights, and return the placement that reuses, refits or builds one.
 
     Profiles, options and rules that the request leaves out are those of the newest engine of the same definition and
@@ -103,6 +118,7 @@ def request_engine(database: Database, settings: Settings, model: str, body: Eng
         model_row,
         pair,
         target,
+        store,
         profiles=_given(body.profiles, example.profiles if example else []),
         options=_given(body.options, example.options if example else {}),
         rules=_given(body.rules, example.rules if example else []),

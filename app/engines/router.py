@@ -60,7 +60,7 @@ HEADERS: dict[str, Any] = {
 
 @router.post("/builds", summary="Build an engine", **TAKES_RULES)
 async def build(
-    model: str, body: BuildRequest, database: DatabaseDep, settings: SettingsDep, submit: SubmitDep
+    model: str, body: BuildRequest, database: DatabaseDep, store: StoreDep, settings: SettingsDep, submit: SubmitDep
 ) -> Response:
     """Compile a definition with one weight version; the answer is a job.
 
@@ -68,29 +68,29 @@ async def build(
     finished and names that engine; `reuse: false` compiles all the same. A reused engine keeps the verification of the
     time it was made. If its plan is not written yet, `result.materialising` is the job that writes it.
     """
-    return await submit(requests.request_build, database, settings, model, body)
+    return await submit(requests.request_build, database, store, settings, model, body)
 
 
 @router.post("/refits", summary="Refit an engine", **TAKES_RULES)
 async def refit(
-    model: str, body: RefitRequest, database: DatabaseDep, settings: SettingsDep, submit: SubmitDep
+    model: str, body: RefitRequest, database: DatabaseDep, store: StoreDep, settings: SettingsDep, submit: SubmitDep
 ) -> Response:
     """Make a new engine of an existing one by giving it other weights; the answer is a job.
 
     Definition, backend, profiles, options and binding rules are the engine's. It stays as it is.
     """
-    return await submit(requests.request_refit, database, settings, model, body)
+    return await submit(requests.request_refit, database, store, settings, model, body)
 
 
 @router.post("/engines", summary="Get an engine for weights by the cheapest way", **TAKES_RULES)
 async def make_engine(
-    model: str, body: EngineRequest, database: DatabaseDep, settings: SettingsDep, submit: SubmitDep
+    model: str, body: EngineRequest, database: DatabaseDep, store: StoreDep, settings: SettingsDep, submit: SubmitDep
 ) -> Response:
     """Reuse an equal engine, else refit the newest one that differs in its weights only, else build.
 
     The job's `result.method` is `reuse`, `refit` or `build`.
     """
-    return await submit(requests.request_engine, database, settings, model, body)
+    return await submit(requests.request_engine, database, store, settings, model, body)
 
 
 @router.post("/runs", summary="Run an engine", **MAKES_JOB)

@@ -5,6 +5,7 @@ The magic numbers are those of the formats' own documents: zip (PKWARE APPNOTE, 
 """
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -13,6 +14,10 @@ from app.weights.checkpoint import Read
 
 TAIL_BYTES: Final = 8
 NAME_OFFSET: Final = 30  # of the first file's name in a zip archive
+ZIP_MAGIC: Final = b"PK\x03\x04"
+ENTRY_MAGIC: Final = b"PK\x01\x02"
+ENTRY_NAME: Final = 42  # the offset of the name in a directory's entry, behind the magic
+DIRECTORY_BYTES: Final = 1024 * 1024
 TAR_MAGIC_OFFSET: Final = 257
 MIN_TEXT: Final = 8  # characters
 MAX_CHARACTER_BYTES: Final = 4
@@ -27,19 +32,30 @@ _UNPACK = "Unpack it and upload the checkpoint files in it."
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The first bytes of a file, and its last eight."""
+    """The first bytes of a file, its last eight, and the names of the last `entries` of a zip archive's directory."""
 
     head: bytes
     tail: bytes
+    entries: tuple[bytes, ...] = ()
 
 
 def explain(read: Read, size: int, start: bytes) -> tuple[str, str] | None:
     """Say what a file of `size` bytes that starts with `start` is, and what to do; None if that cannot be told."""
-    seen = Start(start, read(max(0, size - TAIL_BYTES), min(size, TAIL_BYTES)))
+    seen = Start(start, read(max(0, size - TAIL_BYTES), min(size, TAIL_BYTES)), _entries(read, size, start))
     for what, remedy, matches in _KINDS:
         if matches(seen):
             return what, remedy
     return None
+
+
+def _entries(read: Read, size: int, start: bytes) -> tuple[bytes, ...]:
+    """Return the names at the end of a zip archive's directory, which is the end of the file."""
+    if not start.startswith(ZIP_MAGIC):
+        return ()
+    length = min(size, DIRECTORY_BYTES)
+    pieces = read(size - length, length).split(ENTRY_MAGIC)[1:]  # APPNOTE 4.3.12
+    names = (piece[ENTRY_NAME : ENTRY_NAME + int.from_bytes(piece[24:26], "little")] for piece in pieces)
+    return tuple(names)
 
 
 def _begins(*magic: bytes) -> Callable[[Start], bool]:
@@ -50,9 +66,19 @@ def _is_zip_of(*names: bytes) -> Callable[[Start], bool]:
     def matches(seen: Start) -> bool:
         length = int.from_bytes(seen.head[26:28], "little")
         first = seen.head[NAME_OFFSET : NAME_OFFSET + length]
-        return seen.head.startswith(b"PK\x03\x04") and first.endswith(names)
+        return seen.head.startswith(ZIP_MAGIC) and first.endswith(names)
 
     return matches
+
+
+def _is_zip_with(name: bytes) -> Callable[[Start], bool]:
+    return lambda seen: any(entry.endswith(name) for entry in seen.entries)
+
+
+def _is_openvino(seen: Start) -> bool:
+    """An XML document whose outermost element is a net."""
+    text = seen.head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    return text.startswith((b"<?xml", b"<net ")) and re.search(rb"<net\s[^>]*version=", text) is not None
 
 
 def _is_onnx(seen: Start) -> bool:
@@ -133,6 +159,11 @@ _KINDS: Final[tuple[tuple[str, str, Callable[[Start], bool]], ...]] = (
         _is_text(b"<!doctype html", b"<html", b"<head", b"<body"),
     ),
     (
+        "an OpenVINO model (.xml), whose weights lie in its .bin without names of the framework's",
+        "Upload the safetensors file of the model that it was converted from, or register an ONNX export of it.",
+        _is_openvino,
+    ),
+    (
         "an XML document, most likely the error of an object store saved in place of the download",
         "Download the checkpoint again with what the store asks for, and upload that.",
         _is_text(b"<?xml", b"<error"),
@@ -142,9 +173,10 @@ _KINDS: Final[tuple[tuple[str, str, Callable[[Start], bool]], ...]] = (
         _TORCH,
         _is_zip_of(b"/data.pkl", b"/version", b"/.format_version", b"/byteorder", b"/.storage_alignment"),
     ),
+    ("a PyTorch checkpoint (a zip archive with a pickle in it)", _TORCH, _is_zip_with(b"/data.pkl")),
     ("a numpy archive (.npz)", _NUMPY, _is_zip_of(b".npy")),
     ("a Keras model (.keras, a zip archive)", _KERAS, _is_zip_of(b"metadata.json", b"config.json", b".weights.h5")),
-    ("a zip archive", _UNPACK, _begins(b"PK\x03\x04", b"PK\x05\x06")),
+    ("a zip archive", _UNPACK, _begins(ZIP_MAGIC, b"PK\x05\x06")),
     ("a numpy array (.npy)", _NUMPY, _begins(b"\x93NUMPY")),
     (
         "a GGUF file, whose tensors are quantised for llama.cpp",

@@ -52,7 +52,7 @@ class Bench:
         *,
         embedded: bool = False,
         defaults: Sequence[Any] = (),
-        constants: Sequence[str] = (),
+        constants: Arrays | None = None,
     ) -> None:
         self.first, self.checkpoint = Checkpoint(first, "first"), Checkpoint(checkpoint, "checkpoint")
         parameters = [Parameter(name, array.shape, NAMES[array.dtype]) for name, array in first.items()]
@@ -64,7 +64,7 @@ class Bench:
             self.checkpoint.rows,
             tuple(defaults),
             EmbeddedWeights(self.first.entries if embedded else {}),
-            frozenset(constants),
+            {name: blake3(array.tobytes()).hexdigest() for name, array in (constants or {}).items()},
         )
 
     def read(self, digest: str, offset: int, length: int) -> bytes:

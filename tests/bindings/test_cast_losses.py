@@ -3,6 +3,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from app.bindings.arithmetic import AddScaled, MergeLora
 from app.bindings.cast_losses import PIECE, counting_losses
 from app.bindings.transforms import Cast, Each
 from app.weights.dtypes import numpy_dtype
@@ -44,3 +45,16 @@ def test_all_pieces_of_a_strided_tensor_count_and_casts_within_other_transforms(
     assert losses.overflowed == 10
     Cast("F16").apply([array])
     assert losses.overflowed == 10
+
+
+def test_what_adapters_lose_when_they_are_rounded_to_the_weight_counts() -> None:
+    weight = np.array([[60000, 1], [0, -60000]], np.float16)
+    with counting_losses() as losses:
+        (added,) = AddScaled(2.0).apply([weight, np.full((2, 2), 20000, np.float16)])
+    assert losses.overflowed == np.count_nonzero(np.isinf(added)) == 1
+
+    down, up = np.array([[1e-4, 3]], np.float16), np.array([[1e-5], [-20000]], np.float16)
+    with counting_losses() as losses:
+        (merged,) = MergeLora(1.0).apply([np.zeros((2, 2), np.float16), down, up])
+    assert merged[0, 0] == 0
+    assert losses.vanished == 1

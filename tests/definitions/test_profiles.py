@@ -150,3 +150,13 @@ def test_refuses_shapes_that_fit_no_profile() -> None:
     other = {"min": [16, 1], "opt": [16, 1], "max": [16, 1]}
     assert shape_pointers({"ids": [9, 1]}, IDS, profiles=[{"ids": SIZES}]) == ["/shapes/ids"]
     assert shape_pointers({"ids": [9, 1]}, IDS, profiles=[{"ids": SIZES}, {"ids": other}]) == ["/shapes/ids"] * 2
+
+
+def test_an_axis_that_may_be_empty_is_said_to_be_so_in_min_alone() -> None:
+    inputs = (InputSpec("past", "F32", ("length", 8)),)
+    given = [{"past": {"min": [0, 8], "opt": [0, 8], "max": [4, 8]}}]
+    with pytest.raises(Invalid) as caught:
+        parse_profiles(given, inputs)
+    (fault,) = caught.value.errors
+    assert fault.pointer.endswith("/past/opt/0")
+    assert "0 may stand in min alone" in fault.detail

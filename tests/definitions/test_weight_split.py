@@ -8,10 +8,12 @@ import ml_dtypes
 import numpy as np
 import onnxruntime as ort
 import pytest
+from blake3 import blake3
 from onnx import ModelProto, NodeProto, TensorProto, load_model, numpy_helper
 from onnx.helper import make_graph, make_node, make_tensor, make_tensor_value_info
 
 from app.definitions.canonical_graph import canonical_bytes
+from app.definitions.constants import digests_of, to_json
 from app.definitions.interface import read_interface
 from app.definitions.parameter import Parameter
 from app.definitions.rejection import Rejected
@@ -385,3 +387,45 @@ def test_unnamed_dimensions_get_a_symbol_each(tiny_model: Make) -> None:
     interface = read_interface(split_weights(model).model)
     assert interface.inputs[0].shape == ("x.0", "x.1", "x.2", 5)
     assert interface.outputs[0].shape == ("x.0", "x.1", "x.2", 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "reasons"),
+    [("/lstm/Constant_output_0", 0, ["literal"]), ("val_45", 0, ["literal"]), ("val_45", 1, []), ("h0", 0, [])],
+)
+def test_zeros_that_a_recurrent_layer_starts_from_are_a_weight_only_by_a_name_of_their_own(
+    tiny_model: Make, name: str, start: int, reasons: list[str]
+) -> None:
+    node = make_node("LSTM", ["x", "w", "r", "", "", name], ["y"], hidden_size=3)
+    tensors = [initializer("w", np.ones((1, 12, 4))), initializer("r", np.ones((1, 12, 3)))]
+    split = split_weights(tiny_model([node], [*tensors, initializer(name, np.full((1, 2, 3), start))]))
+    assert [one.reason for one in split.constants] == reasons
+    assert (name in split.weights) is not bool(reasons)
+
+
+def test_zeros_that_a_recurrent_layer_starts_from_may_be_spread_over_a_batch_first(tiny_model: Make) -> None:
+    nodes = [
+        make_node("Expand", ["/lstm/Constant_output_0", "sizes"], ["h0"]),
+        make_node("Expand", ["/lstm/Constant_output_0", "sizes"], ["c0"]),
+        make_node("LSTM", ["x", "w", "r", "", "", "h0", "c0"], ["y"], hidden_size=3),
+    ]
+    tensors = [initializer("w", np.ones((1, 12, 4))), initializer("r", np.ones((1, 12, 3)))]
+    tensors += [initializer("/lstm/Constant_output_0", np.zeros((1, 2, 3))), initializer("sizes", [1, 2, 3], np.int64)]
+    assert list(split_weights(tiny_model(nodes, tensors)).weights) == ["r", "w"]
+
+
+def test_the_digests_of_all_constants_are_told_but_of_those_with_an_exporters_own_name(tiny_model: Make) -> None:
+    nodes = [make_node("Gather", ["x", "rows"], ["picked"]), make_node("Gather", ["picked", "/Constant_1"], ["y"])]
+    tables = [initializer("rows", [0, 1], np.int64), initializer("/Constant_1", [1, 0], np.int64)]
+    split = split_weights(tiny_model(nodes, tables))
+
+    told = digests_of(to_json(split.constants, split.digests))
+
+    assert embedded(split) == {"rows", "/Constant_1"}
+    assert told == {"rows": blake3(np.array([0, 1]).tobytes()).hexdigest()}
+
+
+def test_a_definition_of_an_earlier_release_has_constants_without_digests() -> None:
+    listed = [{"name": "a", "bytes": 4, "reason": "literal"}]
+    assert digests_of({"count": 1, "bytes": 4, "listed": listed}) == {"a": None}
+    assert digests_of(None) == {}

@@ -104,9 +104,16 @@ def test_an_equal_engine_is_answered_with_a_finished_job(bench: Workbench) -> No
 
 
 def test_an_equal_engine_published_while_the_request_was_prepared_is_reused(bench: Workbench) -> None:
-    prepared = request_build(bench.database, bench.settings, "minilm", BUILD)
+    prepared = request_build(bench.database, bench.store, bench.settings, "minilm", BUILD)
     number = built(bench)
     assert bench.place(prepared).result == {"engine": number, "reused": True, "method": "reuse"}
+
+
+def test_what_a_binding_warns_of_is_an_event_of_the_job(bench: Workbench) -> None:
+    job = bench.submit(request_build, BuildRequest(definition=1, weights=1, rules=[{"ignore": "none"}]))
+    told = events_of(bench, job)["binding_warning"]
+    assert told["rule"] == 0
+    assert "No unused tensor matches" in told["detail"]
 
 
 def test_reuse_false_compiles_again(bench: Workbench) -> None:
@@ -414,11 +421,11 @@ class TestCheapestWay:
         with bench.database.transaction() as session:
             create_model(session, "empty", "", {})
         with pytest.raises(NotFound, match="no definition yet"):
-            request_engine(bench.database, bench.settings, "empty", EngineRequest(weights=1))
+            request_engine(bench.database, bench.store, bench.settings, "empty", EngineRequest(weights=1))
 
     def test_decides_by_the_engines_there_are_when_the_job_is_made(self, bench: Workbench) -> None:
         bench.add_epoch(2)
-        prepared = request_engine(bench.database, bench.settings, "minilm", EngineRequest(weights=2))
+        prepared = request_engine(bench.database, bench.store, bench.settings, "minilm", EngineRequest(weights=2))
         parent = built(bench)
         assert bench.request_of(bench.place(prepared))["parent_id"] == bench.engine(parent).id
 

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from app.artifacts.service import record
+from app.artifacts.store import ArtifactStore, open_store
 from app.bindings.report import BindingReport
 from app.bindings.service import load_report
 from app.database import Database
@@ -16,6 +17,7 @@ from app.definitions.tables import Definition
 from app.engines.facts import read_facts
 from app.engines.publish import publish_engine
 from app.engines.queries import get_engine
+from app.engines.requests import request_build, request_engine, request_refit
 from app.engines.tables import Engine
 from app.fleet.backend_offer import BackendOffer
 from app.fleet.service import WorkerReport, report
@@ -28,6 +30,7 @@ from app.weights.manifest import Manifest, TensorEntry
 from app.weights.service import register
 from app.weights.unsaved import UnsavedWeights
 
+MAKE_ENGINES: tuple[Callable[..., Placement], ...] = (request_build, request_refit, request_engine)
 PARAMETERS = (Parameter("w", (4, 8), "F32"), Parameter("b", (4,), "F32"))
 INPUTS = (InputSpec("x", "F32", ("batch", 8)),)
 OUTPUTS = (OutputSpec("y", "F32", ("batch", 4)),)
@@ -57,6 +60,11 @@ class Workbench:
 
     database: Database
     settings: Settings
+
+    @property
+    def store(self) -> ArtifactStore:
+        """The artifacts of the service; those of the definitions and weights made here are not among them."""
+        return open_store(self.settings)
 
     def add_definition(
         self,
@@ -124,7 +132,8 @@ class Workbench:
 
     def submit(self, request: Callable[..., Placement], body: Any) -> Job:  # noqa: ANN401 - each request has its own
         """Post a request, with no broker behind."""
-        return self.place(request(self.database, self.settings, "minilm", body))
+        needs = (self.database, self.store) if request in MAKE_ENGINES else (self.database,)
+        return self.place(request(*needs, self.settings, "minilm", body))
 
     def place(self, placement: Placement) -> Job:
         """Make the job of a request that is prepared."""

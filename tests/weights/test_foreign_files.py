@@ -63,6 +63,12 @@ def refusal(raw: bytes) -> str:
         (array_file(), "numpy array", "numpy.load"),
         (archive("metadata.json", "config.json", "model.weights.h5"), "Keras", "save_file"),
         (archive("readme.txt"), "zip archive", "Unpack it"),
+        (archive("net/code/model.py", "net/data.pkl"), "PyTorch checkpoint (a zip", "safetensors.torch.save_file"),
+        (
+            b'<?xml version="1.0"?>\n<net name="model" version="11">\n<layers>',
+            "an OpenVINO model (.xml)",
+            "ONNX export",
+        ),
         (b"GGUF\x03\x00\x00\x00" + bytes(40), "GGUF", "safetensors files instead"),
         (b"\x89HDF\r\n\x1a\n" + bytes(40), "HDF5", "save_file"),
         (POINTER, "git-lfs", "git lfs pull"),

@@ -1,6 +1,7 @@
 """Why a verification is impossible through no fault of the engine, and what to do about it."""
 
 import json
+import re
 from collections.abc import Sequence
 
 from app.definitions.parameter import InputSpec
@@ -9,6 +10,7 @@ from workers.channel.messages import BackendError
 from workers.engine_host.trials import Trial
 
 MAX_SHOWN = 6  # shapes that were tried, in a text
+_OF_VALUES = re.compile(r"out of (data )?bounds|indices? .*(range|bound)", re.IGNORECASE)  # as onnxruntime says it
 
 
 class Impossible(Exception):
@@ -24,16 +26,23 @@ def no_guess_fits(specs: tuple[InputSpec, ...], tried: Sequence[Trial], error: B
     shown = "; ".join(dict.fromkeys(trial.text for trial in tried[:MAX_SHOWN]))
     more = len(tried) - MAX_SHOWN
     example = example_profile(specs)
-    sizes = f'sizes that it takes with "profiles", such as {json.dumps([example])}, or ' if example else ""
+    sizes = f'sizes that it takes with "profiles", such as {json.dumps([example])}' if example else ""
     wanted = ", ".join(f"{spec.name} {spec.dtype}{list(spec.shape)}" for spec in specs)
     reason = error.detail.rstrip(".") if error is not None else ""
+    inputs = (
+        f"inputs of your own: put a safetensors file with {wanted} by PUT /v1/blobs/DIGEST and ask with "
+        '"verify": {"inputs": "DIGEST"}'
+    )
+    if _OF_VALUES.search(reason):  # no sizes help against those
+        advice = f"Values are at fault, not sizes: an index has to lie inside what it indexes. Give {inputs}."
+    else:
+        advice = f"Give {sizes}, or {inputs}." if sizes else f"Give {inputs}."
     return BackendError(
         "verification_impossible",
         "The engine could not be verified, and that is no fault of its own: the definition itself fails on the inputs "
         f"that were made up for it. They are a guess. Tried were {shown}{f' and {more} more' if more > 0 else ''}. "
-        f"With the first: {reason}. Give {sizes}inputs of your own: put a safetensors file with {wanted} by PUT "
-        '/v1/blobs/DIGEST and ask with "verify": {"inputs": "DIGEST"}. "verify": {"if_impossible": "publish"} '
-        "publishes the engine without having verified it.",
+        f'With the first: {reason}. {advice} "verify": {{"if_impossible": "publish"}} publishes the engine without '
+        "having verified it.",
     )
 
 

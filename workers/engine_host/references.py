@@ -7,7 +7,6 @@ and the comparison would prove nothing. As weights are its inputs, one session s
 definition, and a refit is verified at the price of a run.
 """
 
-import hashlib
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from cachetools import LRUCache
 from workers.channel.messages import EngineFile
 from workers.engine_host import onnx_graph
 from workers.engine_host.backends.base import Arrays
+from workers.engine_host.stored_bytes import FileIdentity
 from workers.engine_host.tensors import Array, MappedFiles, ParameterFiles
 
 KEPT_REFERENCES = 8  # sessions without weights, a few hundred kilobytes each
@@ -54,12 +54,16 @@ class Reference:
 
 
 class References:
-    """Opens references; keeps the sessions of the last few definitions, which hold no weights."""
+    """Opens references; keeps the sessions of the last few definitions, which hold no weights.
+
+    A definition is read again only if its file is another one: reading and digesting it took as long as running a
+    small model.
+    """
 
     def __init__(self, files: ParameterFiles) -> None:
         self._files = files
-        self._sessions: LRUCache[str, _Session] = LRUCache(KEPT_REFERENCES)
-        self._quantised: LRUCache[str, bool] = LRUCache(KEPT_ANSWERS)
+        self._sessions: LRUCache[FileIdentity, _Session] = LRUCache(KEPT_REFERENCES)
+        self._quantised: LRUCache[FileIdentity, bool] = LRUCache(KEPT_ANSWERS)
 
     def open(self, engine: EngineFile) -> Reference:
         """Return the engine's definition with the engine's parameters; raises BackendError if no runtime takes it."""
@@ -72,17 +76,15 @@ class References:
 
     def is_quantised(self, definition: str) -> bool:
         """Return whether the definition at this path quantises what it computes, not only its weights."""
-        data = Path(definition).read_bytes()
-        key = hashlib.sha256(data).hexdigest()
+        key = FileIdentity.of(definition)
         if key not in self._quantised:
-            self._quantised[key] = onnx_graph.quantises(onnx_graph.parse(data).graph)
+            self._quantised[key] = onnx_graph.quantises(onnx_graph.parse(Path(definition).read_bytes()).graph)
         return self._quantised[key]
 
     def _session(self, definition: str) -> _Session:
-        data = Path(definition).read_bytes()
-        key = hashlib.sha256(data).hexdigest()
+        key = FileIdentity.of(definition)
         if key not in self._sessions:
-            self._sessions[key] = _open(data)
+            self._sessions[key] = _open(Path(definition).read_bytes())
         return self._sessions[key]
 
 

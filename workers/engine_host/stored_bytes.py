@@ -29,6 +29,12 @@ class FileIdentity(NamedTuple):
     mtime_ns: int
     ctime_ns: int
 
+    @classmethod
+    def of(cls, path: str) -> "FileIdentity":
+        """Return the identity of the file at a path; raises OSError."""
+        found = Path(path).stat()
+        return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
 
 @dataclass(frozen=True, slots=True)
 class _Known:
@@ -88,13 +94,12 @@ class StoredBytes:
 
     def _file(self, path: str, end: int) -> _Known:
         try:
-            found = Path(path).stat()
+            identity = FileIdentity.of(path)
         except OSError as error:
             raise BackendError("file_failed", f"{path}: {error.strerror}") from error  # a copy is fetched again
-        if found.st_size < end:
-            detail = f"{path} has {found.st_size} bytes, {end} are needed. {_UPLOAD}"
+        if identity.size < end:
+            detail = f"{path} has {identity.size} bytes, {end} are needed. {_UPLOAD}"
             raise DamagedFile("weights_unreadable", detail, path)
-        identity = FileIdentity(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
         known = self._files.get(path)
         if known is None or known.identity != identity:
             known = self._files[path] = _Known(identity)

@@ -54,18 +54,35 @@ class Trial:
         return ", ".join(f"{name} {list(shape)}" for name, shape in self.shapes.items())
 
 
-def trials(specs: Sequence[InputSpec], profiles: Sequence[Profile]) -> list[Trial]:
-    """Return what to try, the likeliest first: shapes with usual values, then the first shapes with other values.
+def trials(specs: Sequence[InputSpec], profiles: Sequence[Profile]) -> Iterator[Trial]:
+    """Yield what to try, the likeliest first: shapes with usual values, then the first shapes with other values.
 
     With profiles, the shapes are their `opt`, `min` and `max`. Otherwise a dimension whose symbol is written as a sum
     of others has that size. Dimensions have the sizes of `opt_shapes`, then a batch is one, one dimension is the
     sum of two others, all that are no batch have a size of `LENGTHS`, images have sides of `SIDES`, and at last one
     alone has one of `WIDTHS`.
     """
-    shapes = list(_of_profiles(specs, profiles)) if profiles else list(_guesses(specs))
-    unique = list({tuple(one.items()): one for one in shapes}.values())
-    fitting = [one for one in unique if sum(map(prod, one.values())) <= MAX_ELEMENTS] or unique[:1]
-    return [Trial(one) for one in fitting[:MAX_TRIALS]] + [Trial(one, "zeros") for one in fitting[:2]]
+    likeliest = []
+    for shapes in islice(_fitting(_of_profiles(specs, profiles) if profiles else _guesses(specs)), MAX_TRIALS):
+        likeliest.append(shapes)
+        yield Trial(shapes)
+    yield from (Trial(shapes, "zeros") for shapes in likeliest[:2])
+
+
+def _fitting(guesses: Iterator[Shapes]) -> Iterator[Shapes]:
+    """Yield each of the shapes once, without those that take too much memory unless all of them do."""
+    known: dict[tuple[tuple[str, tuple[int, ...]], ...], bool] = {}
+    first = None
+    for shapes in guesses:
+        key = tuple(shapes.items())
+        if key in known:
+            continue
+        first = first or shapes
+        known[key] = sum(map(prod, shapes.values())) <= MAX_ELEMENTS
+        if known[key]:
+            yield shapes
+    if first is not None and not any(known.values()):
+        yield first
 
 
 def longer(specs: Sequence[InputSpec], shapes: Shapes) -> Shapes:
@@ -79,7 +96,7 @@ def longer(specs: Sequence[InputSpec], shapes: Shapes) -> Shapes:
     }
 
 
-def _of_profiles(specs: Sequence[InputSpec], profiles: Sequence[Profile]) -> Iterator[dict[str, tuple[int, ...]]]:
+def _of_profiles(specs: Sequence[InputSpec], profiles: Sequence[Profile]) -> Iterator[Shapes]:
     for profile in profiles:
         yield {spec.name: profile[spec.name].opt for spec in specs}
     for profile in profiles:
@@ -87,7 +104,7 @@ def _of_profiles(specs: Sequence[InputSpec], profiles: Sequence[Profile]) -> Ite
         yield {spec.name: profile[spec.name].max for spec in specs}
 
 
-def _guesses(specs: Sequence[InputSpec]) -> Iterator[dict[str, tuple[int, ...]]]:
+def _guesses(specs: Sequence[InputSpec]) -> Iterator[Shapes]:
     for sizes in _sizes(specs):
         summed = _with_written_sums(sizes)
         yield {spec.name: tuple(dim if isinstance(dim, int) else summed[dim] for dim in spec.shape) for spec in specs}

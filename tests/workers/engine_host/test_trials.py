@@ -77,7 +77,7 @@ def test_a_length_that_is_the_sum_of_two_others_is_found(hosting: Hosting) -> No
 
 def test_a_length_that_is_written_as_a_sum_is_that_sum() -> None:
     inputs = (InputSpec("past", "F32", ("batch", "past_len")), InputSpec("mask", "I64", ("batch", "past_len + 1")))
-    assert trials(inputs, ())[0].shapes == {"past": (2, 16), "mask": (2, 17)}
+    assert next(trials(inputs, ())).shapes == {"past": (2, 16), "mask": (2, 17)}
 
 
 def test_two_sizes_that_have_to_agree_do(hosting: Hosting) -> None:
@@ -203,3 +203,18 @@ def test_what_no_guess_satisfies_is_no_fault_of_the_engine(hosting: Hosting) -> 
     found = verified(hosting, nodes, inputs, constants, if_impossible="publish")
     assert found.ok is None
     assert "guess" in found.detail
+
+
+def test_an_index_that_no_guess_satisfies_wants_inputs_and_not_profiles(hosting: Hosting) -> None:
+    """It looks up i - 9000 in a table of 10."""
+    nodes = [
+        helper.make_node("Sub", ["i", "five"], ["rows"]),
+        helper.make_node("Gather", ["table", "rows"], ["picked"]),
+        helper.make_node("Mul", ["picked", "w"], ["y"]),
+    ]
+    inputs = (InputSpec("i", "I64", ("n",)),)
+    constants = {"five": np.array([9000], np.int64), "table": np.ones((10,), np.float32)}
+    with pytest.raises(BackendError) as caught:
+        verified(hosting, nodes, inputs, constants)
+    assert "Values are at fault, not sizes" in caught.value.detail
+    assert "profiles" not in caught.value.detail

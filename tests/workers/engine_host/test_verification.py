@@ -16,9 +16,11 @@ from app.weights.dtypes import numpy_dtype
 from tests.workers.hosting import Hosting
 from tests.workers.networks import attention, bound, checkpoint, network_of, perceptron, quantised
 from tests.workers.processes import status_bytes
-from workers.channel.messages import BackendError, EngineFile, OutputDifference
+from workers.channel.messages import BackendError, Check, EngineFile, OutputDifference, Verified, Verify
 from workers.engine_host import references as held
+from workers.engine_host.backends.onnxruntime.backend import OnnxruntimeEngine
 from workers.engine_host.comparison import difference, fault_of, is_finite, tolerance_of
+from workers.engine_host.engines import Engines
 from workers.engine_host.onnx_graph import quantises
 from workers.engine_host.references import References
 from workers.engine_host.run_inputs import digest_of, fixed_inputs
@@ -389,3 +391,34 @@ def test_of_the_definitions_run_as_reference_those_used_last_stay_open(
 
     assert references._session(first) is opened[first]
     assert references._session(second) is not opened[second]
+
+
+def test_a_definition_whose_file_became_another_one_is_opened_anew(tmp_path: Path) -> None:
+    definition = str(perceptron(tmp_path / "one.onnx", width=8).path)
+    references = References(ParameterFiles(tmp_path))
+    opened = references._session(definition)
+
+    assert references._session(definition) is opened
+
+    perceptron(tmp_path / "one.onnx", width=16)
+
+    assert references._session(definition) is not opened
+
+
+def test_an_engine_that_is_only_looked_at_for_nan_runs_once(
+    engine: EngineFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines, runs = Engines("cpu", 2**30, tmp_path / "scratch", lambda _message: None), []
+    run = OnnxruntimeEngine.run
+
+    def counted(self: OnnxruntimeEngine, inputs: dict[str, Array]) -> dict[str, Array]:
+        runs.append(self)
+        return run(self, inputs)
+
+    monkeypatch.setattr(OnnxruntimeEngine, "run", counted)
+
+    verified = engines.do(Verify(engine, Check("finite")))
+
+    assert isinstance(verified, Verified)
+    assert verified.ok
+    assert len(runs) == 1
