@@ -46,6 +46,16 @@ WORKER: dict[str, Any] = {
     },
     "queues": ["enginesmith.onnxruntime", "enginesmith.onnxruntime.cpu"],
     "job": None,
+    "confinement": {
+        "privileges": {"holds": True, "detail": "no new privileges, no capabilities"},
+        "network": {"holds": True, "detail": "seccomp: no sockets"},
+        "files": {"holds": True, "detail": "Landlock 7"},
+        "user": {
+            "holds": False,
+            "detail": "the worker's: what a host writes is moved into the store with its owner",
+        },
+        "memory": {"holds": True, "detail": "RLIMIT_DATA by job, 21.0 GiB at most"},
+    },
     "started_at": "2026-11-22T10:00:00Z",
     "seen_at": "2026-11-22T10:05:00Z",
 }
@@ -67,6 +77,13 @@ class DeviceAnswer(BaseModel):
     )
 
 
+class MeasureAnswer(BaseModel):
+    """One measure that confines a worker's engine host: whether it holds, and by what, or why not."""
+
+    holds: bool
+    detail: str
+
+
 class WorkerAnswer(BaseModel):
     """A worker that is alive, and what it can compile."""
 
@@ -84,5 +101,9 @@ class WorkerAnswer(BaseModel):
     )
     queues: list[str]
     job: str | None = Field(validation_alias="job_id", description="The job it works on.")
+    confinement: dict[str, MeasureAnswer] = Field(
+        description="How its engine host is confined, by measure: `privileges`, `network`, `files`, `user`, `memory`. "
+        "Empty of a worker that has not said it."
+    )
     started_at: datetime
     seen_at: datetime

@@ -20,5 +20,6 @@ class ReportedWorker(Base):
     backends: Mapped[dict[str, Any]]
     queues: Mapped[list[Any]]
     job_id: Mapped[str | None]
+    confinement: Mapped[dict[str, Any]] = mapped_column(default=dict, server_default="{}")
     started_at: Mapped[datetime] = mapped_column(default=now)
     seen_at: Mapped[datetime] = mapped_column(default=now, index=True)

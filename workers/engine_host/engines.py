@@ -1,6 +1,6 @@
 """Carries out the child's requests, with the backends, the parameter files and the resident engines."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import replace
@@ -32,6 +32,7 @@ from workers.channel.messages import (
     Verified,
     Verify,
 )
+from workers.channel.weight_bytes import stored_bytes
 from workers.engine_host.backends import catalog
 from workers.engine_host.backends.base import Backend, LoadedEngine, MergesTimings
 from workers.engine_host.backends.stopwatch import Stopwatch
@@ -139,7 +140,7 @@ class Engines:
                 return self._benchmark(request)
 
     def _build(self, request: Build) -> tuple[Built, EngineFile]:
-        self._resident.make_room(_nbytes(request.parameters))
+        self._resident.make_room(stored_bytes(request.parameters))
         built, loaded = self.backend(request.backend).build(request, self._report)
         engine = request.engine(built)
         if loaded is not None:
@@ -152,10 +153,10 @@ class Engines:
         if backend.refits_in_place:
             resident = self._resident.take(key, parent.root_plan)  # if the refit fails, this engine is lost
             if resident is None:
-                self._resident.make_room(_nbytes(request.parameters))
+                self._resident.make_room(stored_bytes(request.parameters))
         else:
             self._resident.get(key)  # counts as used, so that it is the last to go
-            self._resident.make_room(_nbytes(request.parameters))
+            self._resident.make_room(stored_bytes(request.parameters))
             resident = self._resident.get(key)
         refitted, loaded = backend.refit(request, resident, self._report)
         engine = request.engine(refitted)
@@ -243,7 +244,7 @@ class Engines:
         backend = self.backend(request.engine.backend)
         if request.against_not_refittable:  # room for both engines; this one counts as used, so it goes last
             self._resident.get(request.engine.key)
-            self._resident.make_room(_nbytes(request.engine.parameters))
+            self._resident.make_room(stored_bytes(request.engine.parameters))
         return benchmark(request, self._loaded(request.engine), backend, self._scratch, self._report)
 
     def _merge_timings(self, request: MergeTimings) -> TimingsMerged:
@@ -259,7 +260,7 @@ class Engines:
             return resident
         loaded = self._switched(engine)
         if loaded is None:
-            self._resident.make_room(_nbytes(engine.parameters))
+            self._resident.make_room(stored_bytes(engine.parameters))
             loaded = self.backend(engine.backend).load(engine, self._report)
         self._keep(loaded, engine)
         return loaded
@@ -281,11 +282,6 @@ class Engines:
 
     def _keep(self, loaded: LoadedEngine, engine: EngineFile) -> None:
         self._resident.put(engine.key, loaded, engine.root_plan)
-
-
-def _nbytes(parameters: Iterable[ParameterSource]) -> int:
-    """Return the stored bytes of these parameters, which is about the memory that an engine with them keeps."""
-    return sum(tensor.nbytes for parameter in parameters for tensor in parameter.tensors)
 
 
 def _cast_warning(what: str, counts: Mapping[str, int]) -> str:

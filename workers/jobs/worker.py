@@ -29,6 +29,7 @@ from app.jobs.transition import Notify
 from app.scratch import remove_abandoned, scratch_folder
 from app.settings import Settings
 from workers.channel.host import EngineHost
+from workers.channel.process import Reach
 from workers.identity import new_identity
 from workers.jobs.plans import PlanVerifier
 from workers.jobs.stored import Sources
@@ -123,6 +124,7 @@ class Worker:
             backends=described.backends,
             queues=self.queues,
             job_id=self.job_id,
+            confinement=described.confinement,
         )
 
 
@@ -134,6 +136,12 @@ def usable_backends(device: str, backends: Mapping[str, BackendOffer], installab
     reasons = [f"{name}: {offer.unavailable}" for name, offer in sorted(backends.items())]
     remedies = [f"Install one with {installable}."] if installable else []
     raise ServiceError(" ".join([f"No backend can be used on {device}.", *reasons, *remedies]), code="no_backend")
+
+
+def reach_of(settings: Settings, store: ArtifactStore) -> Reach:
+    """Return what an engine host sees of the data directory: artifacts, or this machine's copies of them."""
+    folder = store.directory or settings.cache_dir or settings.data_dir / "cache"
+    return Reach((folder,), private=(settings.data_dir,), job_bytes=settings.job_memory_bytes)
 
 
 @contextmanager
@@ -153,7 +161,7 @@ def open_worker(settings: Settings, device: str) -> Iterator[Worker]:
         scratch_folder(settings.scratch_dir, "worker") as scratch,
         ThreadPoolExecutor(IO_THREADS, thread_name_prefix="io") as io,
     ):
-        host = EngineHost(device, settings.resident_bytes, scratch)
+        host = EngineHost(device, settings.resident_bytes, scratch, reach_of(settings, store))
         try:
             described = host.describe()
             usable = usable_backends(device, described.backends, described.installable)
