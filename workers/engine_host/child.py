@@ -70,9 +70,9 @@ def _greet(send: Send, arguments: Namespace, measures: Mapping[str, Measure]) ->
     """
     device = describe_device(arguments.device)
     limit = resident_limit(device) if arguments.resident_bytes is None else arguments.resident_bytes
-    engines = Engines(arguments.device, limit, arguments.scratch, send)
-    backends = offers(arguments.device, engines.backend)
     memory = memory_limit(device, arguments.job_bytes)
+    engines = Engines(arguments.device, limit, arguments.scratch, send, memory.bytes_with)
+    backends = offers(arguments.device, engines.backend)
     confinement = {name: asdict(one) for name, one in {**measures, "memory": memory.measure}.items()}
     _flush()
     send(Hello(device, backends, limit, remedies(arguments.device), confinement))

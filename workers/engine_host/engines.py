@@ -35,7 +35,8 @@ from workers.channel.messages import (
 from workers.channel.weight_bytes import stored_bytes
 from workers.engine_host.backends import catalog
 from workers.engine_host.backends.base import Backend, LoadedEngine, MergesTimings
-from workers.engine_host.backends.stopwatch import Stopwatch
+from workers.engine_host.backends.stopwatch import Stopwatch, under_deadline
+from workers.engine_host.cost import Costs, Limit, no_limit
 from workers.engine_host.latency import benchmark
 from workers.engine_host.references import References
 from workers.engine_host.resident import ResidentEngines
@@ -52,15 +53,18 @@ class Engines:
     """Carries out requests on one device.
 
     `report` gets progress meanwhile, from several threads at once. Temporary files lie in `scratch`, which is removed
-    with this process.
+    with this process. `limit` is as in `Costs`.
     """
 
-    def __init__(self, device: str, resident_bytes: int, scratch: Path, report: Report) -> None:
+    def __init__(
+        self, device: str, resident_bytes: int, scratch: Path, report: Report, limit: Limit = no_limit
+    ) -> None:
         self._device = device
         self._scratch = scratch
         self._report = report
         self._files = ParameterFiles(scratch)
-        self._references = References(self._files)
+        self._costs = Costs(limit)
+        self._references = References(self._files, self._costs)
         self._resident = ResidentEngines(resident_bytes)
         self._backends: dict[str, Backend] = {}
 
@@ -140,8 +144,10 @@ class Engines:
                 return self._benchmark(request)
 
     def _build(self, request: Build) -> tuple[Built, EngineFile]:
+        backend = self.backend(request.backend)
+        self._costs.check_build(request)
         self._resident.make_room(stored_bytes(request.parameters))
-        built, loaded = self.backend(request.backend).build(request, self._report)
+        built, loaded = backend.build(request, self._report)
         engine = request.engine(built)
         if loaded is not None:
             self._keep(loaded, engine)
@@ -232,9 +238,10 @@ class Engines:
         inputs = read_tensors(request.inputs)
         negative = self.backend(request.engine.backend).offered.negative_indices
         check_inputs(inputs, request.engine.inputs, request.engine.profiles, negative_indices=negative)
+        self._costs.check_run(request.engine, inputs)
         with watch.phase("load"):
             engine = self._loaded(request.engine)
-        with watch.phase("run"):
+        with watch.phase("run"), under_deadline(self._report, "run"):
             outputs = engine.run(inputs)
         with watch.phase("write"):
             write_tensors(request.outputs, outputs)

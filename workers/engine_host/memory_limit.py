@@ -47,9 +47,15 @@ class MemoryLimit:
 
     def bytes_of(self, request: Request) -> int:
         """Return the bytes that a request may take."""
+        return self.bytes_with(weight_bytes(request))
+
+    def bytes_with(self, weights: int) -> int:
+        """Return the bytes that a request with so many bytes of weights may take; on a GPU, all that the GPU has."""
+        if not self.measure.holds:
+            return self.machine
         if self.job is not None:
             return self.job
-        return max(LEAST_BYTES, self.machine // SHARE) + COPIES * weight_bytes(request)
+        return max(LEAST_BYTES, self.machine // SHARE) + COPIES * weights
 
     def explained(self, error: BackendError) -> BackendError:
         """Return the error, or one that names the limit if it tells of memory that was refused."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 
@@ -25,6 +25,15 @@ class DeadlineExceeded(Exception):
 
     def __init__(self, seconds: float) -> None:
         super().__init__(seconds)
+        self.seconds = seconds
+
+
+class TakesTooLong(Exception):
+    """A verification or a run of an engine, as `what` says, has taken more than `seconds`."""
+
+    def __init__(self, what: Literal["verification", "run"], seconds: float) -> None:
+        super().__init__(what, seconds)
+        self.what = what
         self.seconds = seconds
 
 
@@ -55,6 +64,8 @@ def fault_of(error: Exception, tail: Sequence[str]) -> Fault:  # noqa: PLR0911 -
             return Fault(JobError("verification_failed", error.detail, log_lines, error.figures))
         case DeadlineExceeded():
             return Fault(JobError("deadline_exceeded", _too_long(error.seconds), log_lines))
+        case TakesTooLong():
+            return Fault(_too_slow(error, log_lines))
         case EngineHostDied():
             return Fault(JobError(error.code, error.detail, error.log or log_lines), passing=True)
         case Unavailable():
@@ -73,6 +84,19 @@ def _too_long(seconds: float) -> str:
     return (
         f"The job ran for longer than {seconds:g} s and was killed. "
         "Raise ENGINESMITH_JOB_DEADLINE_S, or ask for less (fewer profiles, a lower optimisation level)."
+    )
+
+
+def _too_slow(error: TakesTooLong, log_lines: list[str]) -> JobError:
+    if error.what == "run":
+        return JobError("run_timeout", _endless("run of the engine", error.seconds, "RUN"), log_lines)
+    return JobError("verification_timeout", _endless("verification", error.seconds, "VERIFICATION"), log_lines)
+
+
+def _endless(what: str, seconds: float, setting: str) -> str:
+    return (
+        f"The {what} took more than {seconds:.0f} s and was killed. If the model is meant to take so long on such "
+        f"inputs, raise ENGINESMITH_{setting}_DEADLINE_S or give smaller inputs. Else look for an endless Loop."
     )
 
 

@@ -19,6 +19,7 @@ from tests.workers.processes import status_bytes
 from workers.channel.messages import BackendError, EngineFile, OutputDifference
 from workers.engine_host import references as held
 from workers.engine_host.comparison import difference, fault_of, is_finite, tolerance_of
+from workers.engine_host.cost import Costs, no_limit
 from workers.engine_host.onnx_graph import quantises
 from workers.engine_host.references import References
 from workers.engine_host.run_inputs import digest_of, fixed_inputs
@@ -381,7 +382,7 @@ def test_of_the_definitions_run_as_reference_those_used_last_stay_open(
     monkeypatch.setattr(held, "KEPT_REFERENCES", 2)
     definitions = [str(perceptron(tmp_path / f"{width}.onnx", width=width).path) for width in (8, 16, 32)]
     first, second, third = definitions
-    references = References(ParameterFiles(tmp_path))
+    references = References(ParameterFiles(tmp_path), Costs(no_limit))
     opened = {one: references._session(one) for one in (first, second)}
 
     references._session(first)
