@@ -213,8 +213,7 @@ class _Conversation:
     def _listen(self) -> Hello | BackendError | Reply:
         try:
             return self._next()
-        except BadReply as error:
-            self._process.kill()
+        except BadReply as error:  # whoever called kills the child
             raise EngineHostDied(f"The engine host sent {error}, and was killed.", self._process.log.tail) from error
         except (EOFError, ConnectionError) as error:
             how = self._process.end()
