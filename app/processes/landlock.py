@@ -23,7 +23,7 @@ OF_FILES = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
 READ = EXECUTE | READ_FILE | READ_DIR
 # No links by name, sockets or nodes: what a process makes here is read by one that may read more.
 WRITE = READ | WRITE_FILE | TRUNCATE | REMOVE_DIR | REMOVE_FILE | MAKE_DIR | MAKE_REG | REFER
-USE = READ | WRITE_FILE | IOCTL_DEV
+USE = READ | WRITE_FILE | TRUNCATE | IOCTL_DEV | MAKE_REG | REMOVE_FILE  # files too, in folders of shared memory
 RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15}  # how many rights a version of Landlock knows; later ones know 16
 SCOPE_SIGNALS, SCOPES_FROM = 1 << 1, 6
 

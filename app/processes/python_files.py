@@ -20,8 +20,8 @@ GPU_NODES = ("nvidia*", "dri", "dxg", "shm")
 def python_files(private: Collection[Path] = ()) -> tuple[Path, ...]:
     """Return what a Python process with this one's packages reads, without the folders `private` if they lie in it.
 
-    Of a folder on the module path that is no part of the Python installation, such as a checkout, it is packages and
-    modules only. What lies beside them may be anyone's.
+    Of a folder on the module path that packages are not installed in, such as a checkout, it is packages and modules
+    only. What lies beside them may be anyone's.
     """
     hidden = [path.resolve() for path in private]
     trees = [*map(Path, SYSTEM), *_libraries(), *_installation()]
@@ -66,11 +66,14 @@ def _modules(known: Collection[Path]) -> Iterator[Path]:
 def _importable(folder: Path) -> tuple[Path, ...]:
     if not folder.is_dir():
         return (folder,)  # an archive of modules
-    return tuple(
-        one
-        for one in folder.iterdir()
-        if (one / "__init__.py").exists() or one.suffix in {".py", ".so", ".dist-info", ".egg-info"}
-    )
+    if any(folder.glob("*.dist-info")):
+        return (folder,)  # packages were installed there, with their libraries beside them
+    return tuple(one for one in folder.iterdir() if one.suffix in {".py", ".so", ".egg-info"} or _is_package(one))
+
+
+def _is_package(path: Path) -> bool:
+    """Whether this is a package, or a namespace of packages."""
+    return any(path.glob("*.py")) or any(path.glob("*/__init__.py"))
 
 
 def _around(tree: Path, private: Collection[Path]) -> Iterator[Path]:

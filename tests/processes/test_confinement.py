@@ -163,6 +163,15 @@ def test_of_a_checkout_only_modules_are_read(tmp_path: Path, monkeypatch: pytest
     for name in ("package/__init__.py", "module.py", ".env"):
         (tmp_path / name).touch()
     (tmp_path / "data").mkdir()
+    (tmp_path / "namespace" / "part").mkdir(parents=True)
+    (tmp_path / "namespace" / "part" / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
     below = {path for path in python_files() if path.is_relative_to(tmp_path)}
-    assert below == {tmp_path / "package", tmp_path / "module.py"}
+    assert below == {tmp_path / "package", tmp_path / "module.py", tmp_path / "namespace"}
+
+
+def test_where_packages_are_installed_all_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("runtime-1.0.dist-info", "runtime.libs"):
+        (tmp_path / name).mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert tmp_path in python_files()

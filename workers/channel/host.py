@@ -12,10 +12,11 @@ import structlog
 
 from app.fleet.backend_offer import BackendOffer, read_offers
 from workers.channel.device_environment import asks_again_and_again, device_attributes_library
+from workers.channel.hearing import BadReply, read_frame
 from workers.channel.messages import DEVICE_FAILED, BackendError, LogLine, Message, Outcome, Request, Residency
 from workers.channel.paths import check_paths
 from workers.channel.process import NO_MORE, EngineHostProcess, Reach
-from workers.channel.replies import BadReply, Hello, Reply, read_frame
+from workers.channel.replies import Hello, Reply
 
 HELLO_S = 120.0  # a driver that starts up after a reboot takes half a minute, a runtime's import several seconds
 TICK_S = 0.5

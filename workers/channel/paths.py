@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from workers.channel.hearing import BadReply
 from workers.channel.messages import (
     Benchmarked,
     Built,
@@ -14,7 +15,7 @@ from workers.channel.messages import (
     Request,
     TimingsMerged,
 )
-from workers.channel.replies import BadReply, Reply
+from workers.channel.replies import Reply
 
 NAMED = ("plan", "outputs", "report", "merged")  # what a request has written, each the path of a file
 

@@ -17,9 +17,9 @@ from threading import Thread
 
 from app.processes.environment import python_environment
 from workers.channel.device_environment import device_environment
+from workers.channel.hearing import Frames
 from workers.channel.messages import Request
 from workers.channel.native_log import NativeLog
-from workers.channel.replies import Frames
 from workers.channel.wire import RequestWriter
 
 NUMPY_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1"}  # numpy's own threads would only get in the way

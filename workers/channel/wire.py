@@ -1,7 +1,7 @@
 """How the parent's requests go to the child: as pickles, because the child trusts its parent.
 
 The child first sends one `Hello`, or the `BackendError` for which it ends. Then it answers each `Request` of the parent
-with any number of messages and one `Reply`. These are no pickles, see `replies`.
+with any number of messages and one `Reply`. These are no pickles, see `replies` and `hearing`.
 
 A request names hundreds of parameters, and nearly all of them are the same as in the request before. So a parameter's
 source is sent whole once, and as a number from then on. At each end it stays one object.

@@ -89,14 +89,21 @@ def _too_long(seconds: float) -> str:
 
 def _too_slow(error: TakesTooLong, log_lines: list[str]) -> JobError:
     if error.what == "run":
-        return JobError("run_timeout", _endless("run of the engine", error.seconds, "RUN"), log_lines)
-    return JobError("verification_timeout", _endless("verification", error.seconds, "VERIFICATION"), log_lines)
+        return JobError("run_timeout", _endless_run(error.seconds), log_lines)
+    return JobError("verification_timeout", _endless_verification(error.seconds), log_lines)
 
 
-def _endless(what: str, seconds: float, setting: str) -> str:
+def _endless_run(seconds: float) -> str:
     return (
-        f"The {what} took more than {seconds:.0f} s and was killed. If the model is meant to take so long on such "
-        f"inputs, raise ENGINESMITH_{setting}_DEADLINE_S or give smaller inputs. Else look for an endless Loop."
+        f"The engine ran for more than {seconds:.0f} s and was killed. If it is meant to take so long on such inputs, "
+        "raise ENGINESMITH_RUN_DEADLINE_S, or give smaller inputs. Else look for an endless Loop in the model."
+    )
+
+
+def _endless_verification(seconds: float) -> str:
+    return (
+        f"The verification took more than {seconds:.0f} s and was killed. If the model is meant to take so long, raise "
+        'ENGINESMITH_VERIFICATION_DEADLINE_S, or give smaller inputs in "verify". Else look for an endless Loop in it.'
     )
 
 

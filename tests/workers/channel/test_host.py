@@ -22,6 +22,7 @@ from structlog.testing import capture_logs
 from app.definitions.parameter import InputSpec
 from tests.workers.hosting import Hosting
 from tests.workers.networks import Network, bound, checkpoint, network_of, perceptron
+from workers.channel.hearing import read_frame
 from workers.channel.host import EngineHost, EngineHostDied
 from workers.channel.messages import (
     BackendError,
@@ -36,7 +37,7 @@ from workers.channel.messages import (
     Verify,
 )
 from workers.channel.process import EngineHostProcess
-from workers.channel.replies import Reply, read_frame
+from workers.channel.replies import Reply
 from workers.engine_host import child
 from workers.engine_host.memory_limit import memory_limit
 from workers.engine_host.run_inputs import fixed_inputs

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from workers.channel.hearing import MAX_FRAME_BYTES, BadReply, Frames, read_frame
 from workers.channel.messages import (
     BackendError,
     Benchmarked,
@@ -33,7 +34,7 @@ from workers.channel.messages import (
     Verified,
 )
 from workers.channel.paths import check_paths
-from workers.channel.replies import MAX_FRAME_BYTES, BadReply, Frames, Hello, Reply, Said, frame_of, read_frame
+from workers.channel.replies import Hello, Reply, Said, frame_of
 
 VERIFIED = Verified(
     ok=True,
@@ -100,7 +101,7 @@ def test_numbers_of_numpys_are_numbers() -> None:
         (b'{"Progress": {"phase": 5}}', r"Progress with phase that it cannot have \(.*string"),
         (b'{"Progress": {"phase": "build", "step": "many"}}', "Progress with step"),
         (b'{"Progress": {}}', "Progress with phase"),
-        (b'{"_Ended": {"result": {"Progress": {"phase": "b"}}, "residency": {}, "memory_free": 1}}', "'Progress'"),
+        (b'{"Ended": {"result": {"Progress": {"phase": "b"}}, "residency": {}, "memory_free": 1}}', "'Progress'"),
     ],
 )
 def test_what_a_host_may_not_say_is_refused(frame: bytes, says: str) -> None:
