@@ -60,6 +60,7 @@ import time; time.sleep(60)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("says", "told"),
     [("bomb", "bytes that are no message"), ('{"Progress": {"phase": 1}}', "Progress with phase")],
