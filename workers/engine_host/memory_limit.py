@@ -2,7 +2,7 @@
 
 import resource
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,10 @@ from workers.channel.weight_bytes import weight_bytes
 
 GIB = 1 << 30
 LEAST_BYTES = 4 * GIB  # for a graph and what it computes, whatever the weights
+LEAST_WHOLE = 2 * GIB  # what libraries reserve counts as well, such as the stacks of threads
 COPIES = 6  # of the weights: transformed, packed for kernels, widened by the reference, and as much again
 SHARE = 8  # of the machine's memory, one part is for what a graph computes, and one is left to others
+GROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 NO_LIMIT = "not of a GPU's host: CUDA and its compilers take host memory that no weights tell"
 CODE = "too_much_memory"
 SIGNS = ("bad_alloc", "Failed to allocate memory", "allocate memory", "out_of_memory", "std::length_error")
@@ -72,15 +74,22 @@ class MemoryLimit:
 
 def memory_limit(device: Mapping[str, Any], job: int | None) -> MemoryLimit:
     """Return the limit on a device, after leaving the rest of the machine a share of its memory."""
-    machine = int(device.get("memory_total", 0))
     if device["kind"] != "cpu":
-        return MemoryLimit(machine, job, Measure(holds=False, detail=NO_LIMIT))
-    whole = machine - machine // SHARE
+        return MemoryLimit(int(device["memory_total"]), job, Measure(holds=False, detail=NO_LIMIT))
+    machine = min([int(device["memory_total"]), *_groups_limits()])
+    whole = max(machine - machine // SHARE, LEAST_WHOLE)
     try:
         _set(whole, whole)
     except (OSError, ValueError) as error:
         return MemoryLimit(machine, job, Measure(holds=False, detail=f"the system refuses the limit ({error})"))
     return MemoryLimit(machine, job, Measure(holds=True, detail=f"RLIMIT_DATA by job, {whole / GIB:.1f} GiB at most"))
+
+
+def _groups_limits() -> Iterator[int]:
+    """Yield the memory that this container may take, in bytes, if it has a limit."""
+    for path in GROUPS:
+        with suppress(OSError, ValueError):  # there is no such file, or it says "max"
+            yield int(path.read_text())
 
 
 def _set(soft: int, hard: int) -> None:

@@ -312,7 +312,7 @@ def test_a_failure_of_the_device_is_told_though_the_device_answers_nothing_any_m
     request: Any = None
     monkeypatch.setattr(child, "memory_free", Mock(side_effect=failed))
 
-    child._answer(request, sent.append, engines, memory_limit({"kind": "cuda"}, None), "cuda:0")
+    child._answer(request, sent.append, engines, memory_limit({"kind": "cuda", "memory_total": 0}, None), "cuda:0")
 
     assert sent == [Reply(failed, Residency(), memory_free=0)]
 

@@ -39,9 +39,12 @@ def test_a_running_host_holds_none_of_its_parents_secrets(hosting: Hosting, monk
     said = hosting.host.describe()
     process = Path(f"/proc/{hosting.host.pid}")
     assert b"5ec2e7" not in process.joinpath("environ").read_bytes() + process.joinpath("cmdline").read_bytes()
-    status = dict(line.split(":", 1) for line in process.joinpath("status").read_text().splitlines())
-    assert status["NoNewPrivs"].strip() == "1"
-    assert (status["Seccomp"].strip() == "2") == has_filter() == said.confinement["network"]["holds"]
+    threads = list(process.glob("task/*/status"))
+    assert threads
+    for thread in threads:
+        status = dict(line.split(":", 1) for line in thread.read_text().splitlines())
+        assert status["NoNewPrivs"].strip() == "1"
+        assert (status["Seccomp"].strip() == "2") == has_filter() == said.confinement["network"]["holds"]
     assert said.confinement["files"]["holds"] == (landlock_version() > 0)
     assert said.confinement["user"]["holds"] is False
     assert said.confinement["memory"]["holds"] is True

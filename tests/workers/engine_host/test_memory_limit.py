@@ -12,6 +12,7 @@ from tests.workers.networks import bound, checkpoint, network_of
 from workers.channel.host import EngineHost
 from workers.channel.messages import BackendError, Build, ParameterSource, TensorFile
 from workers.channel.process import Reach
+from workers.engine_host import memory_limit as memory_limit_module
 from workers.engine_host.memory_limit import COPIES, GIB, MemoryLimit, memory_limit
 
 MIB = 1 << 20
@@ -53,6 +54,16 @@ def source(nbytes: int) -> ParameterSource:
 def test_a_job_may_take_a_share_of_the_machine_and_its_weights_some_times(machine: int, job: int, most: int) -> None:
     request = Build("onnxruntime", "", (source(GIB),), (), "")
     assert MemoryLimit(machine, job, HELD).bytes_of(request) == most
+
+
+def test_the_limit_of_a_container_counts_as_the_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "limit_in_bytes").write_text(f"{8 * GIB}\n")
+    set_to: list[int] = []
+    monkeypatch.setattr(memory_limit_module, "GROUPS", (tmp_path / "memory.max", tmp_path / "limit_in_bytes"))
+    monkeypatch.setattr(memory_limit_module, "_set", lambda soft, _hard: set_to.append(soft))
+    limit = memory_limit({"kind": "cpu", "memory_total": 64 * GIB}, None)
+    assert (limit.machine, set_to) == (8 * GIB, [7 * GIB])
 
 
 def test_on_a_gpu_no_memory_of_the_host_is_limited_and_that_is_told() -> None:
