@@ -137,7 +137,7 @@ def test_many_threads_may_use_it_at_once(fork_server: ForkServer, tmp_path: Path
     def use(number: int) -> None:
         folder = tmp_path / str(number)
         folder.mkdir()
-        found.append(fork_server.run(deed("echo"), number, LIMITS, folder)["made"])  # type: ignore[arg-type]
+        found.append(fork_server.run(deed("echo"), {"number": number}, LIMITS, folder)["made"]["number"])
 
     threads = [Thread(target=use, args=(number,)) for number in range(12)]
     for one in threads:
