@@ -53,7 +53,7 @@ def report(database: Database, worker: WorkerReport) -> None:
         row.hostname, row.pid, row.job_id = worker.hostname, worker.pid, worker.job_id
         row.device, row.queues = dict(worker.device), list(worker.queues)
         row.backends = {name: public_json(offer.to_json()) for name, offer in worker.backends.items()}
-        row.confinement = {name: dict(one) for name, one in worker.confinement.items()}
+        row.confinement = {name: public_json(dict(one)) for name, one in worker.confinement.items()}
         row.seen_at = now()
         session.add(row)
 
