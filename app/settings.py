@@ -74,6 +74,10 @@ class Settings(BaseSettings):
 
     lease_s: float = Field(30.0, gt=0, description="A job not renewed for this long goes to another worker, seconds.")
     job_deadline_s: float = Field(4 * 3600.0, gt=0, description="A job running longer is killed, seconds.")
+    verification_deadline_s: float = Field(
+        120.0, gt=0, description="A verification running longer is killed, seconds; 16 MiB of weights add one."
+    )
+    run_deadline_s: float = Field(600.0, gt=0, description="A run of an engine running longer is killed, seconds.")
     max_attempts: int = Field(3, ge=1, description="Times a job is started before it fails for good.")
     sweep_interval_s: float = Field(5.0, gt=0, description="Time between sweeps for lost jobs, seconds.")
     outage_limit_s: float = Field(
@@ -87,6 +91,13 @@ class Settings(BaseSettings):
         None,
         ge=0,
         description="Memory for engines kept loaded between jobs, per worker; empty: 4 GiB, on a GPU half of its own.",
+    )
+
+    job_memory_bytes: int | None = Field(
+        None,
+        ge=MIB,
+        description="Memory that one job may take on a CPU; empty: 4 GiB or an eighth of the machine's, and six times "
+        "the weights.",
     )
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least severe lines logged.")

@@ -6,7 +6,7 @@ import resource
 import socket
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -14,7 +14,12 @@ from typing import Any, NoReturn
 
 from app.children.channel import Ask, asking_over, receive_json
 from app.children.limits import ChildLimits
+from app.processes.confinement import confine as confine_to
+from app.processes.landlock import View
 from app.processes.lifeline import die_with_parent
+from app.processes.python_files import device_nodes, python_files
+
+CODE = python_files()  # once, for all children that are forked
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +42,7 @@ def run(order: Order, *, channel: int, answer: int, log: int) -> NoReturn:
         os.dup2(log, 1)  # whatever a library prints is no answer
         os.dup2(log, 2)
         confine(order)
-        text = json.dumps(_answer(socket.socket(fileno=channel)))
+        text = json.dumps(_answer(order, socket.socket(fileno=channel)))
         with os.fdopen(answer, "w") as file:
             file.write(text)
         status = 0
@@ -56,8 +61,17 @@ def confine(order: Order) -> None:
     order.limits.apply()
 
 
-def _answer(channel: socket.socket) -> dict[str, Any]:
+def see_only(directory: Path, task: Mapping[str, Any]) -> None:
+    """Leave this process no network, and only the files of its task and the directory that it writes to."""
+    named = [task.get(name) for name in ("file", "definition", "ranges")]
+    named += [path for name in ("files", "external_data") for path in task.get(name, {}).values()]
+    readable = (*CODE, *(Path(path) for path in named if path is not None))
+    confine_to(View(readable, (directory,), device_nodes(gpu=False)))
+
+
+def _answer(order: Order, channel: socket.socket) -> dict[str, Any]:
     work = receive_json(channel)
+    see_only(order.directory, work["task"])
     module, _, name = work["function"].partition(":")
     try:
         function = getattr(import_module(module), name)

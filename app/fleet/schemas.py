@@ -47,6 +47,16 @@ WORKER: dict[str, Any] = {
     "queues": ["enginesmith.onnxruntime", "enginesmith.onnxruntime.cpu"],
     "job": None,
     "trouble": None,
+    "confinement": {
+        "privileges": {"holds": True, "detail": "no new privileges, no capabilities"},
+        "network": {"holds": True, "detail": "seccomp: no sockets"},
+        "files": {"holds": True, "detail": "Landlock 7"},
+        "user": {
+            "holds": False,
+            "detail": "the worker's: what a host writes is moved into the store with its owner",
+        },
+        "memory": {"holds": True, "detail": "RLIMIT_DATA by job, 21.0 GiB at most"},
+    },
     "started_at": "2026-11-22T10:00:00Z",
     "seen_at": "2026-11-22T10:05:00Z",
 }
@@ -68,6 +78,13 @@ class DeviceAnswer(BaseModel):
     )
 
 
+class MeasureAnswer(BaseModel):
+    """One measure that confines a worker's engine host: whether it holds, and by what, or why not."""
+
+    holds: bool
+    detail: str
+
+
 class WorkerAnswer(BaseModel):
     """A worker that is alive, and what it can compile."""
 
@@ -87,6 +104,10 @@ class WorkerAnswer(BaseModel):
     job: str | None = Field(validation_alias="job_id", description="The job it works on.")
     trouble: str | None = Field(
         description="Why it begins no jobs for now, such as a store that does not answer; it tries again by itself."
+    )
+    confinement: dict[str, MeasureAnswer] = Field(
+        description="How its engine host is confined, by measure: `privileges`, `network`, `files`, `user`, `memory`. "
+        "Empty of a worker that has not said it."
     )
     started_at: datetime
     seen_at: datetime

@@ -1,7 +1,7 @@
 """Workers report themselves; a worker that has been silent for too long is not listed."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -26,6 +26,7 @@ class WorkerReport:
 
     `device` is {"kind": "cpu" or "cuda", "name", "memory_total", "memory_free"}, with the memory in bytes. `backends`
     maps the name of each backend to what the worker says of it. `trouble` is why it claims no jobs for now.
+    `confinement` maps the name of each measure that confines its engine host to {"holds", "detail"}.
     """
 
     id: str
@@ -36,6 +37,7 @@ class WorkerReport:
     queues: tuple[str, ...]
     job_id: str | None
     trouble: str | None = None
+    confinement: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ def report(database: Database, worker: WorkerReport) -> None:
         row.hostname, row.pid, row.job_id, row.trouble = worker.hostname, worker.pid, worker.job_id, worker.trouble
         row.device, row.queues = dict(worker.device), list(worker.queues)
         row.backends = {name: public_json(offer.to_json()) for name, offer in worker.backends.items()}
+        row.confinement = {name: public_json(dict(one)) for name, one in worker.confinement.items()}
         row.seen_at = now()
         session.add(row)
 

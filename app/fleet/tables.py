@@ -21,5 +21,6 @@ class ReportedWorker(Base):
     queues: Mapped[list[Any]]
     job_id: Mapped[str | None]
     trouble: Mapped[str | None]  # why it claims no jobs for now
+    confinement: Mapped[dict[str, Any]] = mapped_column(default=dict, server_default="{}")
     started_at: Mapped[datetime] = mapped_column(default=now)
     seen_at: Mapped[datetime] = mapped_column(default=now, index=True)

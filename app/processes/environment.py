@@ -1,6 +1,7 @@
 """The environment that every Python process of this service is started with."""
 
 import os
+from collections.abc import Mapping
 
 ENVIRONMENT = {
     "ORT_DISABLE_TELEMETRY": "1",  # set before its import: else onnxruntime's builds report to their makers
@@ -9,6 +10,6 @@ ENVIRONMENT = {
 }
 
 
-def python_environment() -> dict[str, str]:
-    """Return this process's environment with the variables above."""
-    return {**os.environ, **ENVIRONMENT}
+def python_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return an environment, this process's if none is given, with the variables above."""
+    return {**environment, **ENVIRONMENT}

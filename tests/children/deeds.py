@@ -2,9 +2,11 @@
 
 import os
 import signal
+import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,23 @@ def sleep_once(task: Any, ask: Ask) -> dict[str, Any]:  # noqa: ANN401 - any JSO
 
 def eat(_task: Any, _ask: Ask) -> dict[str, Any]:  # noqa: ANN401 - any JSON
     return {"made": len(b"x" * 2**40)}
+
+
+def reach(task: Any, _ask: Ask) -> dict[str, Any]:  # noqa: ANN401 - any JSON
+    def can(what: Callable[[], object]) -> bool:
+        try:
+            what()
+        except PermissionError:
+            return False
+        return True
+
+    return {
+        "file": can(lambda: Path(task["file"]).read_bytes()),
+        "other": can(lambda: Path(task["other"]).read_bytes()),
+        "written": can(lambda: Path("written").write_text("")),
+        "replaced": can(lambda: Path(task["file"]).write_text("")),
+        "network": can(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close()),
+    }
 
 
 def ask_back(task: Any, ask: Ask) -> dict[str, Any]:  # noqa: ANN401 - any JSON

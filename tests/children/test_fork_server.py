@@ -18,6 +18,8 @@ from app.children.failures import AnswerTooLong, Crashed, OutOfTime
 from app.children.fork_server import ForkServer
 from app.children.limits import ChildLimits
 from app.errors import NotFound, Unavailable
+from app.processes.landlock import landlock_version
+from app.processes.seccomp import has_filter
 
 GIB = 1024**3
 LIMITS = ChildLimits(address_space=2 * GIB, file_size=GIB, cpu_s=60, wall_s=60.0)
@@ -38,6 +40,17 @@ def deed(name: str) -> str:
 def test_a_child_gets_its_task_and_gives_its_answer(fork_server: ForkServer, tmp_path: Path) -> None:
     answer = fork_server.run(deed("echo"), {"a": [1, "ü"]}, LIMITS, tmp_path)
     assert answer == {"made": {"a": [1, "ü"]}, "written": True, "where": str(tmp_path)}
+
+
+@pytest.mark.skipif(not landlock_version() or not has_filter(), reason="this kernel or processor cannot")
+def test_a_child_reaches_the_files_of_its_task_and_no_network(fork_server: ForkServer, tmp_path: Path) -> None:
+    directory = tmp_path / "child"
+    directory.mkdir()
+    for name in ("file", "other"):
+        (tmp_path / name).write_text("text")
+    task = {name: str(tmp_path / name) for name in ("file", "other")}
+    reached = fork_server.run(deed("reach"), task, LIMITS, directory)
+    assert reached == {"file": True, "other": False, "written": True, "replaced": False, "network": False}
 
 
 def test_a_child_asks_and_its_parent_answers(fork_server: ForkServer, tmp_path: Path) -> None:
@@ -124,7 +137,7 @@ def test_many_threads_may_use_it_at_once(fork_server: ForkServer, tmp_path: Path
     def use(number: int) -> None:
         folder = tmp_path / str(number)
         folder.mkdir()
-        found.append(fork_server.run(deed("echo"), number, LIMITS, folder)["made"])  # type: ignore[arg-type]
+        found.append(fork_server.run(deed("echo"), {"number": number}, LIMITS, folder)["made"]["number"])
 
     threads = [Thread(target=use, args=(number,)) for number in range(12)]
     for one in threads:

@@ -9,6 +9,7 @@ import pytest
 
 from workers.channel.device_environment import asks_again_and_again, device_attributes_library
 from workers.channel.host import EngineHost
+from workers.channel.process import Reach
 from workers.engine_host.cuda import (
     CudaError,
     CudaEvent,
@@ -109,7 +110,7 @@ def test_the_time_between_two_events_is_that_of_the_work_between_them() -> None:
 
 
 def test_an_engine_host_sees_one_gpu_and_says_what_it_can_do(tmp_path: Path) -> None:
-    host = EngineHost("cuda:0", None, tmp_path)
+    host = EngineHost("cuda:0", None, tmp_path, Reach(writable=(tmp_path,)))
     described = host.describe()
     assert described.device["kind"] == "cuda"
     assert described.resident_limit == described.device["memory_total"] // 2
@@ -124,7 +125,7 @@ def test_an_engine_host_sees_one_gpu_and_says_what_it_can_do(tmp_path: Path) -> 
 
 def test_the_memory_of_a_killed_engine_host_is_free_again(tmp_path: Path) -> None:
     free = memory_info().free
-    host = EngineHost("cuda:0", None, tmp_path)
+    host = EngineHost("cuda:0", None, tmp_path, Reach(writable=(tmp_path,)))
     host.describe()
     assert host.pid is not None
     os.kill(host.pid, signal.SIGKILL)

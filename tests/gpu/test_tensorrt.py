@@ -49,6 +49,7 @@ from workers.channel.messages import (
     Refit,
     TensorFile,
 )
+from workers.channel.process import Reach
 from workers.engine_host.backends.tensorrt.capabilities import capabilities
 from workers.engine_host.backends.tensorrt.engine import TensorrtEngine
 from workers.engine_host.backends.tensorrt.refitting import refit
@@ -458,7 +459,7 @@ def test_a_device_without_memory_is_told_and_works_again_later(card: Card, broad
 
 @pytest.fixture
 def hosting(tmp_path: Path) -> Iterator[Hosting]:
-    host = EngineHost("cuda:0", 8 * GIB, tmp_path / "scratch")
+    host = EngineHost("cuda:0", 8 * GIB, tmp_path / "scratch", Reach(writable=(tmp_path,)))
     yield Hosting(host, tmp_path)
     host.close()
 

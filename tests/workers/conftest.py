@@ -18,6 +18,7 @@ from app.jobs.queue import queue_of, redis_url
 from app.settings import Settings
 from tests.workers.hosting import Hosting
 from workers.channel.host import EngineHost
+from workers.channel.process import Reach
 from workers.jobs.plans import PlanVerifier
 from workers.jobs.worker import Worker
 
@@ -29,7 +30,7 @@ def worker(settings: Settings, database: Database, store: ArtifactStore, tmp_pat
     signer = open_signer(settings)
     scratch = tmp_path / "scratch"
     scratch.mkdir(exist_ok=True)
-    host = EngineHost("cpu", settings.resident_bytes, scratch)
+    host = EngineHost("cpu", settings.resident_bytes, scratch, Reach(writable=(tmp_path,)))
     with ThreadPoolExecutor(1) as io:
         yield Worker(
             id="host:1:test",
@@ -69,6 +70,6 @@ def post(database: Database, model_id: int) -> Post:
 @pytest.fixture
 def hosting(tmp_path: Path) -> Iterator[Hosting]:
     """An engine host without a worker, with room for everything a test loads."""
-    host = EngineHost("cpu", 1 << 30, tmp_path / "scratch")
+    host = EngineHost("cpu", 1 << 30, tmp_path / "scratch", Reach(writable=(tmp_path,)))
     yield Hosting(host, tmp_path)
     host.close()

@@ -12,9 +12,11 @@ import structlog
 
 from app.fleet.backend_offer import BackendOffer, read_offers
 from workers.channel.device_environment import asks_again_and_again, device_attributes_library
+from workers.channel.hearing import BadReply, read_frame
 from workers.channel.messages import DEVICE_FAILED, BackendError, LogLine, Message, Outcome, Request, Residency
-from workers.channel.process import EngineHostProcess
-from workers.channel.wire import Hello, Reply
+from workers.channel.paths import check_paths
+from workers.channel.process import NO_MORE, EngineHostProcess, Reach
+from workers.channel.replies import Hello, Reply
 
 HELLO_S = 120.0  # a driver that starts up after a reboot takes half a minute, a runtime's import several seconds
 TICK_S = 0.5
@@ -48,7 +50,7 @@ class HostDescription:
     """What an engine host says of itself.
 
     `device` is as in `Hello`. `backends` has by name what each installed backend offers. `resident` is what the host
-    keeps loaded now, of at most `resident_limit` bytes. `installable` is as in `Hello`.
+    keeps loaded now, of at most `resident_limit` bytes. `installable` and `confinement` are as in `Hello`.
     """
 
     device: Mapping[str, Any]
@@ -56,20 +58,23 @@ class HostDescription:
     resident: Residency
     resident_limit: int
     installable: str
+    confinement: Mapping[str, Mapping[str, Any]]
 
 
 class EngineHost:
     """Sends requests to the child that owns `device` ("cpu", "cuda:0") and spawns it when there is none.
 
     It sends one request at a time. The child keeps up to `resident_bytes` of engines loaded (None: as much as suits the
-    device), and its files below `scratch`. The child dies with the thread that spawned it, because Linux ties a death
-    signal to a thread. So make every call from a thread that lives as long as the worker.
+    device), and its files below `scratch`. Besides these it sees the files that `reach` names. The child dies with the
+    thread that spawned it, because Linux ties a death signal to a thread. So make every call from a thread that lives
+    as long as the worker.
     """
 
-    def __init__(self, device: str, resident_bytes: int | None, scratch: Path) -> None:
+    def __init__(self, device: str, resident_bytes: int | None, scratch: Path, reach: Reach = NO_MORE) -> None:
         self._device = device
         self._resident_bytes = resident_bytes
         self._scratch = scratch
+        self._reach = reach
         self._process: EngineHostProcess | None = None
         self._hello: Hello | None = None
         self._residency = Residency()
@@ -90,7 +95,7 @@ class EngineHost:
         if self._process is None:
             if self._device != "cpu" and asks_again_and_again() and device_attributes_library() is None:
                 log.warning("device attributes are not remembered: TensorRT 8 will be slow", remedy=REINSTALL)
-            self._process = EngineHostProcess(self._device, self._resident_bytes, self._scratch)
+            self._process = EngineHostProcess(self._device, self._resident_bytes, self._scratch, self._reach)
         return self._process
 
     def call(
@@ -132,7 +137,12 @@ class EngineHost:
         """
         hello, kept = self._hello or self.greet(tick), self._residency
         return HostDescription(
-            dict(hello.device), read_offers(hello.backends), kept, hello.resident_bytes, hello.installable
+            device=dict(hello.device),
+            backends=read_offers(hello.backends),
+            resident=kept,
+            resident_limit=hello.resident_bytes,
+            installable=hello.installable,
+            confinement=hello.confinement,
         )
 
     def close(self) -> None:
@@ -193,6 +203,7 @@ class _Conversation:
         self._tick = tick
         self._tick_s = tick_s
         self._tick_at = time.monotonic() + tick_s
+        self._request: Request | None = None
 
     def hello(self) -> Hello:
         """Wait for the first thing a child says; raises its BackendError if it cannot start.
@@ -206,20 +217,23 @@ class _Conversation:
         if isinstance(said, BackendError):
             raise said
         if not isinstance(said, Hello):
-            raise TypeError(f"the engine host began with {type(said).__name__}")
+            raise _misspoken(said, self._process)
         return said
 
     def ask(self, request: Request) -> Reply:
         """Send a request and wait for the reply that ends it."""
+        self._request = request
         self._process.send(request)
         said = self._listen()
         if not isinstance(said, Reply):
-            raise TypeError(f"the engine host answered with {type(said).__name__}")
+            raise _misspoken(said, self._process)
         return said
 
     def _listen(self) -> Hello | BackendError | Reply:
         try:
             return self._next()
+        except BadReply as error:  # whoever called kills the child
+            raise EngineHostDied(f"The engine host sent {error}, and was killed.", self._process.log.tail) from error
         except (EOFError, ConnectionError) as error:
             how = self._process.end()
             self._pass_on_log()
@@ -235,14 +249,26 @@ class _Conversation:
                 for line in self._process.log.read():
                     self._on_message(line)
             if self._process.connection in ready:
-                received = self._process.connection.recv()
+                received = self._heard()
                 if isinstance(received, Hello | BackendError | Reply):
                     self._pass_on_log()
                     return received
-                self._on_message(received)
+                if received is not None:
+                    self._on_message(received)
             self._tick_when_due()
 
+    def _heard(self) -> Hello | BackendError | Reply | Message | None:
+        frame = self._process.frames.next()
+        if frame is None:
+            return None
+        said = read_frame(frame)
+        if self._request is not None:
+            check_paths(said, self._request)
+        return said
+
     def _wait(self) -> list[Any]:
+        if self._process.frames.waiting:
+            return [self._process.connection]
         sources: list[Any] = [self._process.connection]
         if not self._process.log.ended:
             sources.append(self._process.log)
@@ -256,6 +282,12 @@ class _Conversation:
     def _pass_on_log(self) -> None:
         for line in self._process.log.drain():
             self._on_message(line)
+
+
+def _misspoken(said: object, process: EngineHostProcess) -> EngineHostDied:
+    return EngineHostDied(
+        f"The engine host sent {type(said).__name__} where it may not, and was killed.", process.log.tail
+    )
 
 
 def _log_message(message: Message) -> None:

@@ -426,7 +426,17 @@ class PlanWritten:
     plan_digest: str
 
 
-Message = Progress | LogLine | PlanWritten
+@dataclass(frozen=True, slots=True)
+class Computing:
+    """From now on a graph is computed for a verification or a run, which the worker has a deadline for.
+
+    If `what` is None, that has ended.
+    """
+
+    what: Literal["verification", "run"] | None
+
+
+Message = Progress | LogLine | PlanWritten | Computing
 
 
 Report = Callable[[Message], None]

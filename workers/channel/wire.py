@@ -1,47 +1,19 @@
-"""What parent and child say to each other over their socket. They send pickles, because both are of one installation.
+"""How the parent's requests go to the child: as pickles, because the child trusts its parent.
 
 The child first sends one `Hello`, or the `BackendError` for which it ends. Then it answers each `Request` of the parent
-with any number of messages and one `Reply`.
+with any number of messages and one `Reply`. These are no pickles, see `replies` and `hearing`.
 
 A request names hundreds of parameters, and nearly all of them are the same as in the request before. So a parameter's
 source is sent whole once, and as a number from then on. At each end it stays one object.
 """
 
 import pickle
-from collections.abc import Mapping
-from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
-from workers.channel.messages import BackendError, Outcome, ParameterSource, Request, Residency
+from workers.channel.messages import ParameterSource, Request
 
 MAX_SOURCES = 50_000  # kept at both ends, about a kilobyte each; if a request has more than half as many, more are kept
-
-
-@dataclass(frozen=True, slots=True)
-class Hello:
-    """What the child works with.
-
-    `device` is {"kind", "name", "memory_total", "memory_free"}, memory in bytes, and more keys if the kind has them.
-    `backends` maps the name of each installed backend to {"version", "makes", "loads", "capabilities"}. If the backend
-    cannot be used, it is {"version", "unavailable"}, and "unavailable" is the reason with its remedy. `resident_bytes`
-    is the memory for engines kept loaded. `installable` says how to install the backends that the device could have and
-    that are not installed.
-    """
-
-    device: Mapping[str, Any]
-    backends: Mapping[str, Mapping[str, Any]]
-    resident_bytes: int
-    installable: str
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """The end of a request: its result, what is resident after it, and the device's free memory in bytes."""
-
-    result: Outcome | BackendError
-    residency: Residency
-    memory_free: int
 
 
 class RequestWriter:

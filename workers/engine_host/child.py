@@ -4,21 +4,26 @@ import ctypes
 import logging
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import RLock
 
 from app.backends import remedies
+from app.processes.confinement import Measure
 from app.processes.lifeline import die_with_parent
 from workers.channel.messages import BackendError, Benchmark, Build, Outcome, Refit, Request, Verify
-from workers.channel.wire import Hello, Reply, RequestReader
+from workers.channel.replies import Hello, Reply, Said, frame_of
+from workers.channel.wire import RequestReader
+from workers.engine_host.confined import confine_host
 from workers.engine_host.device import describe_device, memory_free, resident_limit
 from workers.engine_host.engines import Engines
+from workers.engine_host.memory_limit import MemoryLimit, memory_limit
 from workers.engine_host.offers import offers
 
-Send = Callable[[object], None]
+Send = Callable[[Said], None]
 log = logging.getLogger(__name__)
 
 
@@ -26,18 +31,19 @@ def main() -> None:
     """Serve requests until the parent closes the socket or dies."""
     arguments = _arguments()
     die_with_parent(arguments.parent)
+    measures = confine_host(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
     with Connection(arguments.socket) as connection:
         send = one_at_a_time(connection)
         try:
-            engines = _greet(send, arguments)
+            engines, memory = _greet(send, arguments, measures)
         except BackendError as error:
             send(error)
             return
         try:
             reader = RequestReader()
             while True:
-                _answer(reader.read(connection.recv_bytes()), send, engines, arguments.device)
+                _answer(reader.read(connection.recv_bytes()), send, engines, memory, arguments.device)
         except (EOFError, ConnectionError):
             return
 
@@ -45,34 +51,37 @@ def main() -> None:
 def one_at_a_time(connection: Connection) -> Send:
     """Return a function that sends one message after the other, from any thread.
 
-    A thread may call it again while it pickles: pickling may collect garbage, and TensorRT's objects log lines when
+    A thread may call it again while it encodes: that may collect garbage, and TensorRT's objects log lines when
     they are freed. So the lock is one that a thread can take twice.
     """
     sending = RLock()
 
-    def send(message: object) -> None:
+    def send(message: Said) -> None:
         with sending:
-            connection.send(message)
+            connection.send_bytes(frame_of(message))
 
     return send
 
 
-def _greet(send: Send, arguments: Namespace) -> Engines:
+def _greet(send: Send, arguments: Namespace, measures: Mapping[str, Measure]) -> tuple[Engines, MemoryLimit]:
     """Open everything before the first request, and send the `Hello`.
 
     Raises BackendError if the device does not exist.
     """
     device = describe_device(arguments.device)
     limit = resident_limit(device) if arguments.resident_bytes is None else arguments.resident_bytes
-    engines = Engines(arguments.device, limit, arguments.scratch, send)
+    memory = memory_limit(device, arguments.job_bytes)
+    engines = Engines(arguments.device, limit, arguments.scratch, send, memory.bytes_with)
     backends = offers(arguments.device, engines.backend)
+    confinement = {name: asdict(one) for name, one in {**measures, "memory": memory.measure}.items()}
     _flush()
-    send(Hello(device, backends, limit, remedies(arguments.device)))
-    return engines
+    send(Hello(device, backends, limit, remedies(arguments.device), confinement))
+    return engines, memory
 
 
-def _answer(request: Request, send: Send, engines: Engines, device: str) -> None:
-    result = _result(engines, request)
+def _answer(request: Request, send: Send, engines: Engines, memory: MemoryLimit, device: str) -> None:
+    with memory.of(request):
+        result = _result(engines, request, memory)
     _flush()
     send(Reply(result, engines.residency, _memory_free(device)))
     if _takes_much_memory(request):
@@ -106,16 +115,16 @@ def _flush() -> None:
     ctypes.CDLL(None).fflush(None)
 
 
-def _result(engines: Engines, request: Request) -> Outcome | BackendError:
+def _result(engines: Engines, request: Request, memory: MemoryLimit) -> Outcome | BackendError:
     try:
         return engines.do(request)
     except BackendError as error:
-        return error
+        return memory.explained(error)
     except ConnectionError:
         raise
     except Exception as error:
         log.exception("%s failed", type(request).__name__)
-        return _unforeseen(error)
+        return memory.explained(_unforeseen(error))
 
 
 def _unforeseen(error: Exception) -> BackendError:
@@ -134,7 +143,10 @@ def _arguments() -> Namespace:
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--device", required=True)
     parser.add_argument("--resident-bytes", type=int)
+    parser.add_argument("--job-bytes", type=int)
     parser.add_argument("--scratch", type=Path, required=True)
+    for kind in ("readable", "writable", "private"):
+        parser.add_argument(f"--{kind}", type=Path, action="append", default=[])
     return parser.parse_args()
 
 

@@ -1,6 +1,6 @@
 """Carries out the child's requests, with the backends, the parameter files and the resident engines."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import replace
@@ -32,9 +32,11 @@ from workers.channel.messages import (
     Verified,
     Verify,
 )
+from workers.channel.weight_bytes import stored_bytes
 from workers.engine_host.backends import catalog
 from workers.engine_host.backends.base import Backend, LoadedEngine, MergesTimings
-from workers.engine_host.backends.stopwatch import Stopwatch
+from workers.engine_host.backends.stopwatch import Stopwatch, under_deadline
+from workers.engine_host.cost import Costs, Limit, no_limit
 from workers.engine_host.latency import benchmark
 from workers.engine_host.references import References
 from workers.engine_host.resident import ResidentEngines
@@ -51,15 +53,18 @@ class Engines:
     """Carries out requests on one device.
 
     `report` gets progress meanwhile, from several threads at once. Temporary files lie in `scratch`, which is removed
-    with this process.
+    with this process. `limit` is as in `Costs`.
     """
 
-    def __init__(self, device: str, resident_bytes: int, scratch: Path, report: Report) -> None:
+    def __init__(
+        self, device: str, resident_bytes: int, scratch: Path, report: Report, limit: Limit = no_limit
+    ) -> None:
         self._device = device
         self._scratch = scratch
         self._report = report
         self._files = ParameterFiles(scratch)
-        self._references = References(self._files)
+        self._costs = Costs(limit)
+        self._references = References(self._files, self._costs)
         self._resident = ResidentEngines(resident_bytes)
         self._backends: dict[str, Backend] = {}
 
@@ -139,8 +144,10 @@ class Engines:
                 return self._benchmark(request)
 
     def _build(self, request: Build) -> tuple[Built, EngineFile]:
-        self._resident.make_room(_nbytes(request.parameters))
-        built, loaded = self.backend(request.backend).build(request, self._report)
+        backend = self.backend(request.backend)
+        self._costs.check_build(request)
+        self._resident.make_room(stored_bytes(request.parameters))
+        built, loaded = backend.build(request, self._report)
         engine = request.engine(built)
         if loaded is not None:
             self._keep(loaded, engine)
@@ -152,10 +159,10 @@ class Engines:
         if backend.refits_in_place:
             resident = self._resident.take(key, parent.root_plan)  # if the refit fails, this engine is lost
             if resident is None:
-                self._resident.make_room(_nbytes(request.parameters))
+                self._resident.make_room(stored_bytes(request.parameters))
         else:
             self._resident.get(key)  # counts as used, so that it is the last to go
-            self._resident.make_room(_nbytes(request.parameters))
+            self._resident.make_room(stored_bytes(request.parameters))
             resident = self._resident.get(key)
         refitted, loaded = backend.refit(request, resident, self._report)
         engine = request.engine(refitted)
@@ -231,9 +238,10 @@ class Engines:
         inputs = read_tensors(request.inputs)
         negative = self.backend(request.engine.backend).offered.negative_indices
         check_inputs(inputs, request.engine.inputs, request.engine.profiles, negative_indices=negative)
+        self._costs.check_run(request.engine, inputs)
         with watch.phase("load"):
             engine = self._loaded(request.engine)
-        with watch.phase("run"):
+        with watch.phase("run"), under_deadline(self._report, "run"):
             outputs = engine.run(inputs)
         with watch.phase("write"):
             write_tensors(request.outputs, outputs)
@@ -243,7 +251,7 @@ class Engines:
         backend = self.backend(request.engine.backend)
         if request.against_not_refittable:  # room for both engines; this one counts as used, so it goes last
             self._resident.get(request.engine.key)
-            self._resident.make_room(_nbytes(request.engine.parameters))
+            self._resident.make_room(stored_bytes(request.engine.parameters))
         return benchmark(request, self._loaded(request.engine), backend, self._scratch, self._report)
 
     def _merge_timings(self, request: MergeTimings) -> TimingsMerged:
@@ -259,7 +267,7 @@ class Engines:
             return resident
         loaded = self._switched(engine)
         if loaded is None:
-            self._resident.make_room(_nbytes(engine.parameters))
+            self._resident.make_room(stored_bytes(engine.parameters))
             loaded = self.backend(engine.backend).load(engine, self._report)
         self._keep(loaded, engine)
         return loaded
@@ -281,11 +289,6 @@ class Engines:
 
     def _keep(self, loaded: LoadedEngine, engine: EngineFile) -> None:
         self._resident.put(engine.key, loaded, engine.root_plan)
-
-
-def _nbytes(parameters: Iterable[ParameterSource]) -> int:
-    """Return the stored bytes of these parameters, which is about the memory that an engine with them keeps."""
-    return sum(tensor.nbytes for parameter in parameters for tensor in parameter.tensors)
 
 
 def _cast_warning(what: str, counts: Mapping[str, int]) -> str:

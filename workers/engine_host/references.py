@@ -17,6 +17,7 @@ from cachetools import LRUCache
 from workers.channel.messages import EngineFile
 from workers.engine_host import onnx_graph
 from workers.engine_host.backends.base import Arrays
+from workers.engine_host.cost import Costs
 from workers.engine_host.stored_bytes import FileIdentity
 from workers.engine_host.tensors import Array, MappedFiles, ParameterFiles
 
@@ -38,16 +39,20 @@ class _Session:
 class Reference:
     """A definition with weights. `tables` are those of which only rows that inputs name are used.
 
-    `found` is shared by all weight versions of the definition.
+    `found` is shared by all weight versions of the definition. `costs` says what is too much to run, and `engine` what
+    it is a reference of.
     """
 
     weights: Mapping[str, Array]
     tables: frozenset[str]
     found: dict[Hashable, Any]
+    engine: EngineFile
+    costs: Costs
     _session: Any
 
     def run(self, inputs: Arrays, others: Arrays | None = None) -> dict[str, Array]:
         """Return the outputs; `others` are values for some of the parameters. BackendError where it cannot be run."""
+        self.costs.check_run(self.engine, inputs)
         from workers.engine_host import onnxruntime_session as ort_session  # noqa: PLC0415 - only a verification needs the runtime
 
         return ort_session.run_session(self._session, {**inputs, **self.weights, **(others or {})})
@@ -60,8 +65,9 @@ class References:
     small model.
     """
 
-    def __init__(self, files: ParameterFiles) -> None:
+    def __init__(self, files: ParameterFiles, costs: Costs) -> None:
         self._files = files
+        self._costs = costs
         self._sessions: LRUCache[FileIdentity, _Session] = LRUCache(KEPT_REFERENCES)
         self._quantised: LRUCache[FileIdentity, bool] = LRUCache(KEPT_ANSWERS)
 
@@ -72,7 +78,7 @@ class References:
         onnx_graph.check_values(one.parameters, values)
         mapped = MappedFiles()
         weights = {name: mapped.view(values[name]) for name in one.parameters}
-        return Reference(weights, one.tables & weights.keys(), one.found, one.session)
+        return Reference(weights, one.tables & weights.keys(), one.found, engine, self._costs, one.session)
 
     def is_quantised(self, definition: str) -> bool:
         """Return whether the definition at this path quantises what it computes, not only its weights."""

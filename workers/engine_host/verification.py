@@ -22,7 +22,7 @@ from workers.channel.messages import (
     Verify,
 )
 from workers.engine_host.backends.base import Arrays, Backend, LoadedEngine
-from workers.engine_host.backends.stopwatch import Stopwatch
+from workers.engine_host.backends.stopwatch import Stopwatch, under_deadline
 from workers.engine_host.comparison import (
     Tolerance,
     difference,
@@ -75,16 +75,20 @@ def verify(
             ok=True, against="none", outputs={}, tolerance=asdict(tolerance), inputs="", detail="", timings={}
         )
     try:
-        fed = _fed(request, engine, backend, references, tolerance, watch)
+        with under_deadline(report, "verification"):
+            fed = _fed(request, engine, backend, references, tolerance, watch)
     except Impossible as error:
         if check.if_impossible == "fail":
             raise error.error from error
         return Verified(None, _against(check), {}, asdict(tolerance), "", error.error.detail, watch.seconds)
     with watch.phase("verify"):
-        outputs = engine.run(fed.inputs) if fed.outputs is None else fed.outputs
+        with under_deadline(report, "verification"):
+            outputs = engine.run(fed.inputs) if fed.outputs is None else fed.outputs
         expected = fed.expected
         if check.against == "rebuild" and expected is None:
-            expected = _rebuilt(request.engine, backend, scratch, report).run(fed.inputs)
+            rebuilt = _rebuilt(request.engine, backend, scratch, report)
+            with under_deadline(report, "verification"):
+                expected = rebuilt.run(fed.inputs)
     return _compared(check, fed, outputs, expected, tolerance, watch)
 
 

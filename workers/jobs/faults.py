@@ -4,7 +4,7 @@ import errno
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 
@@ -34,6 +34,15 @@ class DeadlineExceeded(Exception):
 
     def __init__(self, seconds: float) -> None:
         super().__init__(seconds)
+        self.seconds = seconds
+
+
+class TakesTooLong(Exception):
+    """A verification or a run of an engine, as `what` says, has taken more than `seconds`."""
+
+    def __init__(self, what: Literal["verification", "run"], seconds: float) -> None:
+        super().__init__(what, seconds)
+        self.what = what
         self.seconds = seconds
 
 
@@ -75,7 +84,7 @@ def is_outage(error: Exception) -> bool:
     return isinstance(error, DATABASE_DOWN)
 
 
-def fault_of(error: Exception, tail: Sequence[str]) -> Fault:  # noqa: PLR0911 - a table, one line per kind
+def fault_of(error: Exception, tail: Sequence[str]) -> Fault:  # noqa: C901, PLR0911 - a table, one entry per kind
     """Return what a client is told of an error; `tail` is the end of the engine host's log."""
     log_lines = list(tail)
     match error:
@@ -92,6 +101,8 @@ def fault_of(error: Exception, tail: Sequence[str]) -> Fault:  # noqa: PLR0911 -
         case EngineHostNotStarted():
             told = JobError(error.code, error.detail, error.log or log_lines)
             return Fault(told, passing=True, outage=True, cut_off="host")
+        case TakesTooLong():
+            return Fault(_too_slow(error, log_lines))
         case EngineHostDied():
             return Fault(JobError(error.code, error.detail, error.log or log_lines), passing=True, strike=True)
         case Unavailable():
@@ -126,6 +137,26 @@ def _too_long(seconds: float) -> str:
     return (
         f"The job ran for longer than {seconds:g} s and was killed. "
         "Raise ENGINESMITH_JOB_DEADLINE_S, or ask for less (fewer profiles, a lower optimisation level)."
+    )
+
+
+def _too_slow(error: TakesTooLong, log_lines: list[str]) -> JobError:
+    if error.what == "run":
+        return JobError("run_timeout", _endless_run(error.seconds), log_lines)
+    return JobError("verification_timeout", _endless_verification(error.seconds), log_lines)
+
+
+def _endless_run(seconds: float) -> str:
+    return (
+        f"The engine ran for more than {seconds:.0f} s and was killed. If it is meant to take so long on such inputs, "
+        "raise ENGINESMITH_RUN_DEADLINE_S, or give smaller inputs. Else look for an endless Loop in the model."
+    )
+
+
+def _endless_verification(seconds: float) -> str:
+    return (
+        f"The verification took more than {seconds:.0f} s and was killed. If the model is meant to take so long, raise "
+        'ENGINESMITH_VERIFICATION_DEADLINE_S, or give smaller inputs in "verify". Else look for an endless Loop in it.'
     )
 
 

@@ -14,13 +14,15 @@ from app.jobs import lease
 from app.jobs.lease import CancelAsked, Claim
 from app.jobs.state import State
 from workers.channel.host import EngineHostDied
-from workers.channel.messages import DamagedFile, Message, Outcome, PlanWritten, Request
-from workers.jobs.faults import DeadlineExceeded, ShuttingDown
+from workers.channel.messages import Computing, DamagedFile, Message, Outcome, PlanWritten, Request
+from workers.channel.weight_bytes import weight_bytes
+from workers.jobs.faults import DeadlineExceeded, ShuttingDown, TakesTooLong
 from workers.jobs.memory_deaths import as_memory_death, kills
 from workers.jobs.news import News
 from workers.jobs.worker import Worker
 
 TICK_S = 0.5  # a cancel is noticed within this time
+BYTES_A_SECOND = 16 << 20  # of weights that a verification computes with, on few cores
 NEWS_S = 1.0  # news are written this often, so a client can follow a job without a row per line
 log = structlog.get_logger(__name__)
 
@@ -41,6 +43,7 @@ class Watch:
         self._renew_at = self._started + held.lease_s / 3
         self._tell_at = self._started + NEWS_S
         self._look_at = self._started + TICK_S
+        self._computing: tuple[TakesTooLong, float] | None = None  # what is raised, and when
 
     @property
     def seconds(self) -> float:
@@ -62,6 +65,8 @@ class Watch:
         def hear(message: Message) -> None:
             if isinstance(message, PlanWritten):
                 on_plan(message)
+            elif isinstance(message, Computing):
+                self._computing = self._deadline(message, request)
             else:
                 self.news.hear(message)
 
@@ -73,9 +78,22 @@ class Watch:
             raise
         except EngineHostDied as error:
             raise as_memory_death(error, killed_before) from error
+        finally:
+            self._computing = None
         if not isinstance(outcome, expected):
             raise TypeError(f"the engine host answered {type(request).__name__} with {type(outcome).__name__}")
         return outcome
+
+    def _deadline(self, message: Computing, request: Request) -> tuple[TakesTooLong, float] | None:
+        settings = self._worker.settings
+        match message.what:
+            case None:
+                return None
+            case "verification":
+                seconds = settings.verification_deadline_s + weight_bytes(request) / BYTES_A_SECOND
+            case "run":
+                seconds = settings.run_deadline_s
+        return TakesTooLong(message.what, seconds), time.monotonic() + seconds
 
     def _discard(self, damaged: DamagedFile) -> None:
         """Remove a damaged copy; Unavailable if there was one, because the next attempt fetches it again."""
@@ -102,14 +120,16 @@ class Watch:
     def tick(self) -> None:
         """Renew the lease, write the news and look for a cancel, each if it is due.
 
-        Raises LeaseLost, CancelAsked, DeadlineExceeded or ShuttingDown. A database that is down for a moment stops no
-        compile. If the lease is lost meanwhile, the fence keeps this attempt from writing anything.
+        Raises LeaseLost, CancelAsked, DeadlineExceeded, TakesTooLong or ShuttingDown. A database that is down for a
+        moment stops no compile. If the lease is lost meanwhile, the fence keeps this attempt from writing anything.
         """
         if self._worker.stopping.is_set():
             raise ShuttingDown
         moment = time.monotonic()
         if moment - self._started >= self._worker.settings.job_deadline_s:
             raise DeadlineExceeded(self._worker.settings.job_deadline_s)
+        if self._computing is not None and moment >= self._computing[1]:
+            raise self._computing[0]
         try:
             state = self._look(moment)
         except DATABASE_DOWN as error:

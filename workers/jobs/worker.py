@@ -30,6 +30,7 @@ from app.jobs.transition import Notify
 from app.scratch import remove_abandoned, scratch_folder
 from app.settings import Settings
 from workers.channel.host import EngineHost, EngineHostNotStarted, HostDescription
+from workers.channel.process import Reach
 from workers.identity import new_identity
 from workers.jobs.faults import ShuttingDown, is_outage
 from workers.jobs.fitness import Fitness
@@ -145,6 +146,7 @@ class Worker:
             queues=self.queues,
             job_id=self.job_id,
             trouble=self.fitness.trouble,
+            confinement=described.confinement,
         )
 
 
@@ -166,6 +168,12 @@ def usable_backends(device: str, backends: Mapping[str, BackendOffer], installab
     raise ServiceError(" ".join([f"No backend can be used on {device}.", *reasons, *remedies]), code="no_backend")
 
 
+def reach_of(settings: Settings, store: ArtifactStore) -> Reach:
+    """Return what an engine host sees of the data directory: artifacts, or this machine's copies of them."""
+    folder = store.directory or settings.cache_dir or settings.data_dir / "cache"
+    return Reach((folder,), private=(settings.data_dir,), job_bytes=settings.job_memory_bytes)
+
+
 @contextmanager
 def open_worker(settings: Settings, device: str) -> Iterator[Worker]:
     """Make a worker for `device` ("cpu", "cuda:0"), and close all that it holds when the block ends.
@@ -182,7 +190,7 @@ def open_worker(settings: Settings, device: str) -> Iterator[Worker]:
         scratch_folder(settings.scratch_dir, "worker") as scratch,
         ThreadPoolExecutor(IO_THREADS, thread_name_prefix="io") as io,
     ):
-        host = EngineHost(device, settings.resident_bytes, scratch)
+        host = EngineHost(device, settings.resident_bytes, scratch, reach_of(settings, store))
         try:
             described = _described(host)
             usable = usable_backends(device, described.backends, described.installable)

@@ -22,11 +22,24 @@ from structlog.testing import capture_logs
 from app.definitions.parameter import InputSpec
 from tests.workers.hosting import Hosting
 from tests.workers.networks import Network, bound, checkpoint, network_of, perceptron
+from workers.channel.hearing import read_frame
 from workers.channel.host import EngineHost, EngineHostDied, EngineHostNotStarted
-from workers.channel.messages import BackendError, Build, Check, EngineFile, Progress, Request, Residency, Run, Verify
+from workers.channel.messages import (
+    BackendError,
+    Build,
+    Check,
+    EngineFile,
+    LogLine,
+    Progress,
+    Request,
+    Residency,
+    Run,
+    Verify,
+)
 from workers.channel.process import EngineHostProcess
-from workers.channel.wire import Reply
+from workers.channel.replies import Reply
 from workers.engine_host import child
+from workers.engine_host.memory_limit import memory_limit
 from workers.engine_host.run_inputs import fixed_inputs
 
 Tick = Callable[[], None]
@@ -321,7 +334,7 @@ def test_a_failure_of_the_device_is_told_though_the_device_answers_nothing_any_m
     request: Any = None
     monkeypatch.setattr(child, "memory_free", Mock(side_effect=failed))
 
-    child._answer(request, sent.append, engines, "cuda:0")
+    child._answer(request, sent.append, engines, memory_limit({"kind": "cuda", "memory_total": 0}, None), "cuda:0")
 
     assert sent == [Reply(failed, Residency(), memory_free=0)]
 
@@ -349,11 +362,11 @@ def test_a_gpu_whose_attributes_are_not_remembered_is_told_of_with_the_remedy(
 def test_what_several_threads_send_at_once_arrives_whole() -> None:
     ours, theirs = Pipe()
     send = child.one_at_a_time(theirs)
-    messages = [str(number) * 100_000 for number in range(4)]  # more than a pipe takes at once
+    messages = [LogLine("info", str(number) * 100_000) for number in range(4)]  # more than a pipe takes at once
     with ThreadPoolExecutor(len(messages)) as pool:
         for message in messages:
-            pool.submit(lambda text: [send(text) for _ in range(20)], message)
-        arrived = Counter(ours.recv() for _ in range(20 * len(messages)))
+            pool.submit(lambda one: [send(one) for _ in range(20)], message)
+        arrived = Counter(read_frame(ours.recv_bytes()) for _ in range(20 * len(messages)))
     assert arrived == dict.fromkeys(messages, 20)
 
 

@@ -18,6 +18,7 @@ from workers.channel.messages import (
     Build,
     Built,
     Check,
+    Computing,
     EngineFile,
     Materialise,
     Materialised,
@@ -211,6 +212,8 @@ class Writing(WeightHolding):
             yield pool.submit(self._late, written)
 
     def hear(self, message: Message) -> None:
+        if isinstance(message, Computing):
+            return
         self.heard.append(message.phase if isinstance(message, Progress) else type(message).__name__)
         if self.heard[-1] == "verify":
             self._verifying.set()

@@ -12,6 +12,7 @@ from tests.workers.networks import Network, bound, checkpoint, perceptron
 from tests.workers.processes import status_bytes
 from workers.channel.host import EngineHost
 from workers.channel.messages import Residency
+from workers.channel.process import Reach
 from workers.engine_host.backends.base import LoadedEngine
 from workers.engine_host.backends.onnxruntime.backend import SESSION_BYTES
 from workers.engine_host.resident import MAX_ENGINES, ResidentEngines
@@ -120,7 +121,7 @@ def test_an_engine_is_dropped_where_it_is_there() -> None:
 
 def test_a_host_gives_up_engines_beyond_its_limit_and_loads_them_again(tmp_path: Path) -> None:
     network = perceptron(tmp_path / "definition.onnx")
-    host = EngineHost("cpu", 2 * SESSION_BYTES + MIB, tmp_path / "scratch")
+    host = EngineHost("cpu", 2 * SESSION_BYTES + MIB, tmp_path / "scratch", Reach(writable=(tmp_path,)))
     hosting = Hosting(host, tmp_path)
     try:
         sources = [
@@ -196,7 +197,7 @@ def test_binding_takes_no_more_memory_than_a_bare_session(hosting: Hosting, larg
 
 def test_a_parent_that_does_not_fit_beside_its_child_goes_before_the_child_is_loaded(tmp_path: Path) -> None:
     network = perceptron(tmp_path / "definition.onnx", width=512)
-    host = EngineHost("cpu", SESSION_BYTES + 3 * MIB, tmp_path / "scratch")
+    host = EngineHost("cpu", SESSION_BYTES + 3 * MIB, tmp_path / "scratch", Reach(writable=(tmp_path,)))
     hosting = Hosting(host, tmp_path)
     try:
         a, b = (

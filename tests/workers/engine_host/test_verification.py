@@ -20,6 +20,7 @@ from workers.channel.messages import BackendError, Check, EngineFile, OutputDiff
 from workers.engine_host import references as held
 from workers.engine_host.backends.onnxruntime.backend import OnnxruntimeEngine
 from workers.engine_host.comparison import difference, fault_of, is_finite, tolerance_of
+from workers.engine_host.cost import Costs, no_limit
 from workers.engine_host.engines import Engines
 from workers.engine_host.onnx_graph import quantises
 from workers.engine_host.references import References
@@ -383,7 +384,7 @@ def test_of_the_definitions_run_as_reference_those_used_last_stay_open(
     monkeypatch.setattr(held, "KEPT_REFERENCES", 2)
     definitions = [str(perceptron(tmp_path / f"{width}.onnx", width=width).path) for width in (8, 16, 32)]
     first, second, third = definitions
-    references = References(ParameterFiles(tmp_path))
+    references = References(ParameterFiles(tmp_path), Costs(no_limit))
     opened = {one: references._session(one) for one in (first, second)}
 
     references._session(first)
@@ -395,7 +396,7 @@ def test_of_the_definitions_run_as_reference_those_used_last_stay_open(
 
 def test_a_definition_whose_file_became_another_one_is_opened_anew(tmp_path: Path) -> None:
     definition = str(perceptron(tmp_path / "one.onnx", width=8).path)
-    references = References(ParameterFiles(tmp_path))
+    references = References(ParameterFiles(tmp_path), Costs(no_limit))
     opened = references._session(definition)
 
     assert references._session(definition) is opened

@@ -154,6 +154,7 @@ def test_a_job_whose_engine_host_is_killed_is_tried_again(net: Service, monkeypa
 
     def ask(watch: Watch, *args: Any) -> Any:  # noqa: ANN401 - stands in for any call
         if kill_once:
+            net.worker.host.greet()
             os.kill(net.worker.host.start().pid, kill_once.pop())
         return hear(watch, *args)
 

@@ -3,8 +3,9 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
-from workers.channel.messages import Progress, Report
+from workers.channel.messages import Computing, Progress, Report
 
 
 class Stopwatch:
@@ -26,3 +27,13 @@ class Stopwatch:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+
+@contextmanager
+def under_deadline(report: Report, what: Literal["verification", "run"]) -> Iterator[None]:
+    """Have the worker's deadline for a verification or a run hold for the block: it kills this process then."""
+    report(Computing(what))
+    try:
+        yield
+    finally:
+        report(Computing(None))
