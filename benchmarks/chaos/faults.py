@@ -18,6 +18,8 @@ from benchmarks.chaos.programs import Program
 from benchmarks.chaos.servers import Mode, wait_until
 
 OUTAGE_S = (0.5, 4.0)
+LONG_OUTAGE_S = (33.0, 40.0)
+LONG = 0.1
 FLOOD = 300  # messages of each sort
 BUSY = 0.8  # so many of the workers that are hit are in the middle of a job
 JOB_S = 0.06  # about as long as a job takes
@@ -86,12 +88,16 @@ def lose_database(fleet: Fleet, _load: Load, chance: random.Random) -> str:
 
 
 def lose_store(fleet: Fleet, _load: Load, chance: random.Random) -> str:
-    """Have the store refuse connections, answer nothing, or answer 503, for some seconds."""
+    """Have the store refuse connections, answer nothing, or answer 503, for some seconds; a tenth of them takes longer.
+
+    The longer ones outlast the 30 s for which the store's clients try again.
+    """
     mode = chance.choice((Mode.REFUSE, Mode.STALL, Mode.FAIL))
+    is_long = chance.random() < LONG
     fleet.store.proxy.set(mode)
-    time.sleep(chance.uniform(*OUTAGE_S))
+    time.sleep(chance.uniform(*(LONG_OUTAGE_S if is_long else OUTAGE_S)))
     fleet.store.proxy.set(Mode.OPEN)
-    return mode.value
+    return f"{mode.value}, long" if is_long else mode.value
 
 
 FAULTS: Mapping[str, Fault] = {

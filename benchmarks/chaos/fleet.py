@@ -21,7 +21,6 @@ APIS, WORKERS = 2, 3
 SETTINGS = {
     "LEASE_S": str(LEASE_S),
     "SWEEP_INTERVAL_S": "1",
-    "RESEND_AFTER_S": "3",
     "WORKER_TIMEOUT_S": "6",
     "MAX_ATTEMPTS": "20",  # here faults come thousands of times as often as in life, so one job may meet many
     "ORPHAN_GRACE_S": "600",
