@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, exists, func, or_, select
+from sqlalchemy import ColumnElement, Select, and_, exists, func, literal, or_, select
 from sqlalchemy.orm import Session
 
 from app.artifacts.service import collect_orphans, unneeded
@@ -89,7 +89,8 @@ def _of_jobs(session: Session, settings: Settings) -> Iterator[Prunable]:
         yield _rows(session, "idempotency keys", "keep_idempotency_keys_days", statement)
     if outputs:
         due = (*retention.due_blobs(outputs), ~NAMED)
-        yield _rows(session, "jobs whose blobs are released", "keep_outputs_days", _finished(*due))
+        keeping = exists().where(BlobUse.owner == literal(retention.blobs_owner("")) + Job.id)
+        yield _rows(session, "jobs whose blobs are released", "keep_outputs_days", _finished(*due, keeping))
         yield _blobs(session, "blobs that those release", "keep_outputs_days", Blob.digest.in_(_only_of(due)))
 
 

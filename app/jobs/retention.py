@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypeVar
 
-from sqlalchemy import ColumnElement, Row, delete, select, update
+from sqlalchemy import ColumnElement, Row, delete, insert, select, update
 from sqlalchemy.orm import Session
 
 from app.artifacts.service import release
+from app.artifacts.tables import BlobUse
 from app.database import Database, now
-from app.jobs import events
+from app.jobs.events import Event
 from app.jobs.tables import IdempotencyKey, Job, JobEvent, Pruned
 from app.pace import GoOn, unhindered
 
@@ -63,16 +64,16 @@ def release_blobs(database: Database, *, days: float, named: ColumnElement[bool]
     """Release the blobs of jobs that ended `days` ago, and return of how many jobs.
 
     `named` is the condition on a job that something else names for good: such a job keeps its blobs. Each other job
-    tells in an event that its blobs went.
+    that had some tells in an event that they went.
     """
 
     def take(session: Session, jobs: Sequence[Row[str, bool]]) -> int:
-        going = [job.id for job in jobs if not job.named]
-        release(session, *map(blobs_owner, going))
+        owners = {blobs_owner(job.id): job.id for job in jobs if not job.named}
+        keeping = set(session.scalars(select(BlobUse.owner).where(BlobUse.owner.in_(owners))))
+        release(session, *keeping)
         _mark(session, [job.id for job in jobs], Pruned.BLOBS)
-        for job_id in going:
-            events.append(session, job_id, "blobs_released", {"after_days": days})
-        return len(going)
+        _tell(session, [owners[owner] for owner in keeping], Event("blobs_released", {"after_days": days}))
+        return len(keeping)
 
     return sum(_batches(database, due_blobs(days), named, take, go_on))
 
@@ -115,18 +116,14 @@ def _batches(
     take: Callable[[Session, Sequence[Row[str, bool]]], T],
     go_on: GoOn,
 ) -> Iterator[T]:
-    """Yield what `take` returns of each batch of jobs that are due, the oldest first.
+    """Yield what `take` returns of each batch of jobs that are due.
 
     A power cut may bring back what was taken last; then it is due again.
     """
     while True:
         with database.transaction(durable=False) as session:
             jobs = session.execute(
-                select(Job.id, named.label("named"))
-                .where(*due)
-                .order_by(Job.finished_at)
-                .limit(BATCH)
-                .with_for_update(of=Job, skip_locked=True)
+                select(Job.id, named.label("named")).where(*due).limit(BATCH).with_for_update(of=Job, skip_locked=True)
             ).all()
             taken = take(session, jobs) if jobs else None
         if taken is None:
@@ -139,3 +136,16 @@ def _batches(
 def _mark(session: Session, ids: Sequence[str], pruned: Pruned) -> None:
     statement = update(Job).where(Job.id.in_(ids)).values(pruned=pruned)
     session.execute(statement.execution_options(synchronize_session=False))
+
+
+def _tell(session: Session, ids: Sequence[str], event: Event) -> None:
+    """Write the same event of many jobs."""
+    if not ids:
+        return
+    counted = update(Job).where(Job.id.in_(ids)).values(last_event=Job.last_event + 1).returning(Job.id, Job.last_event)
+    numbered = session.execute(counted.execution_options(synchronize_session=False)).all()
+    at = now()
+    rows = [
+        {"job_id": job_id, "seq": seq, "type": event.type, "data": event.data, "at": at} for job_id, seq in numbered
+    ]
+    session.execute(insert(JobEvent), rows)

@@ -51,8 +51,8 @@ def main() -> int:
     try:
         with fleet(folder) as service:
             load = Load(service.urls, folder, given.seed)
-            load.start()
             audit = Audit(service.settings)
+            load.start()
             for campaign, limit in zip(campaigns, _limits(given).values(), strict=True):
                 chance = random.Random(f"{given.seed} {campaign.kind}")  # noqa: S311 - nothing secret
                 run(campaign, limit, service, load, audit, chance, told)

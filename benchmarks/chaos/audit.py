@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from sqlalchemy import func, select
+from sqlalchemy import exists, func, select
 
 from app.artifacts.listing import Stored
 from app.artifacts.service import collect_orphans
@@ -38,6 +38,7 @@ class Audit:
         self._database = Database(settings.database)
         self._store = open_store(settings)
         self._read: set[str] = set()
+        self._keyless = self._jobs_without_key()
 
     def look(self, promises: Iterable[Promise]) -> Findings:
         """Return what is wrong with these promises, and with all that database and store hold."""
@@ -60,8 +61,14 @@ class Audit:
             if ends[job.id] != 1 or events.get(job.id) != job.last_event:
                 told = f"{events.get(job.id)} events of {job.last_event}"
                 found.doubled.append(f"{promise.kind} {job.id}: ended {ends[job.id]} times, {told}")
+        found.doubled += [f"job {job_id}: no key made it" for job_id in self._jobs_without_key() - self._keyless]
         self._check_bytes(found)
         return found
+
+    def _jobs_without_key(self) -> set[str]:
+        made = exists().where(IdempotencyKey.job_id == Job.id)
+        with self._database.reading() as session:
+            return set(session.scalars(select(Job.id).where(~made)))
 
     def _check(self, promise: Promise, job: Job, found: Findings, *, made: int, of_weights: int) -> None:
         what = f"{promise.kind} {job.id}"

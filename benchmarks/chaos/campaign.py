@@ -2,6 +2,7 @@
 
 import random
 import time
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -113,9 +114,8 @@ def _measure(campaign: Campaign, load: Load, met: list[tuple[float, list[Promise
     promises = load.promises[first:]
     campaign.jobs = len(promises)
     successes = sorted(one.ended for one in promises if one.ended is not None and one.succeeded)
-    campaign.next_success_s = [
-        later - over for over, _ in met if (later := next((one for one in successes if one >= over), None)) is not None
-    ]
+    nexts = [(over, bisect_left(successes, over)) for over, _ in met]
+    campaign.next_success_s = [successes[place] - over for over, place in nexts if place < len(successes)]
     ends = [(over, [one.ended for one in jobs]) for over, jobs in met]
     campaign.in_flight_s = [
         max(0.0, max(whole) - over) for over, ended in ends if (whole := [one for one in ended if one is not None])

@@ -11,7 +11,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from app.processes.environment import python_environment
-from app.settings import Settings
+from app.settings import MIB, Settings
 from benchmarks.chaos.programs import Program, kept
 from benchmarks.chaos.servers import Broker, ObjectStore, Postgres, free_port, postgres, wait_until
 from migrations import upgrade
@@ -24,6 +24,7 @@ SETTINGS = {
     "WORKER_TIMEOUT_S": "6",
     "MAX_ATTEMPTS": "20",  # here faults come thousands of times as often as in life, so one job may meet many
     "ORPHAN_GRACE_S": "600",
+    "CACHE_BYTES": str(2 * MIB),  # so that files are fetched again and again
     "SIGNING_KEY": "42" * 32,
     "LOG_LEVEL": "INFO",
     "MIN_FREE_BYTES": "0",

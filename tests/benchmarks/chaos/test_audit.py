@@ -1,11 +1,10 @@
 """What the audit of a chaos campaign finds, with one promise broken at a time."""
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sqlalchemy import delete, update
+from sqlalchemy import update
 
 from app.artifacts.service import keep, record
 from app.artifacts.store import ArtifactStore
@@ -22,7 +21,6 @@ from tests.engines.workbench import Workbench
 
 OUTPUTS = "sha256:" + "ab" * 32
 KEY = "key"
-Make = Callable[[], Promise]
 
 
 @pytest.fixture
@@ -93,7 +91,13 @@ def test_a_missing_event_is_noticed(audit: Audit, database: Database, ran: Promi
 
 def test_a_key_that_names_another_job_is_doubled(audit: Audit, database: Database, ran: Promise) -> None:
     with database.transaction() as session:
-        session.execute(delete(IdempotencyKey))
+        session.execute(update(IdempotencyKey).values(key="another"))
+    assert found(audit, ran) == {"doubled": 1}
+
+
+def test_a_job_that_no_key_made_is_doubled(audit: Audit, database: Database, model_id: int, ran: Promise) -> None:
+    with database.transaction() as session:
+        service.create(session, kind="run", model_id=model_id, queue="q", request={}, likeness="any")
     assert found(audit, ran) == {"doubled": 1}
 
 
