@@ -79,7 +79,7 @@ def test_other_outputs_are_wrong(audit: Audit, ran: Promise) -> None:
 
 
 def test_a_job_that_ended_twice_is_doubled(audit: Audit, database: Database, ran: Promise) -> None:
-    end(database, ran.job_id)
+    end(database, ran.job_id, result={"outputs": OUTPUTS})
     assert found(audit, ran) == {"doubled": 1}
 
 
