@@ -37,13 +37,17 @@ Fault = Callable[[Fleet, Load, random.Random], str]
 
 
 def kill(fleet: Fleet, _load: Load, chance: random.Random) -> str:
-    """SIGKILL to an API, a worker, an engine host, or all of them at once."""
-    what = chance.choices(("api", "worker", "engine host", "all"), (15, 43, 40, 2))[0]
+    """SIGKILL to an API, a process below one, a worker, an engine host, or all of them at once."""
+    what = chance.choices(("api", "child of an api", "worker", "engine host", "all"), (12, 6, 40, 40, 2))[0]
     if what == "all":
         for program in (*fleet.apis, *fleet.workers):
             program.kill()
     elif what == "api":
         chance.choice(fleet.apis).kill()
+    elif what == "child of an api":
+        children = chance.choice(fleet.apis).children()
+        with suppress(ProcessLookupError, IndexError):
+            os.kill(chance.choice(children), signal.SIGKILL)
     elif what == "worker":
         _victim(fleet, chance).kill()
     else:
