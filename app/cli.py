@@ -1,4 +1,4 @@
-"""The command line: `enginesmith serve | api | worker | migrate | health | version`.
+"""The command line: `enginesmith serve | api | worker | migrate | prune | health | version`.
 
 Each command imports what it needs when it runs, so that `--help` answers at once.
 """
@@ -137,6 +137,22 @@ def migrate() -> None:
         raise unreachable(settings, error) from error
     except OSError as error:  # the directory of an SQLite file cannot be made
         raise unwritable(settings.data_dir, error) from error
+
+
+@app.command()
+def prune(
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Remove nothing; print what would go.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Remove now what is older than the settings allow.
+
+    Workers do the same by themselves. Engines, weights and definitions are never removed.
+    """
+    from app.serve.pruning import print_prunable, print_pruned
+
+    action = print_prunable if dry_run else print_pruned
+    action(_settings(), as_json=json)
 
 
 @app.command()

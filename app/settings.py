@@ -86,6 +86,18 @@ class Settings(BaseSettings):
     orphan_grace_s: float = Field(
         24 * 3600.0, gt=0, description="Unreferenced artifacts younger than this are kept, seconds."
     )
+    store_sweep_interval_s: float = Field(
+        24 * 3600.0, ge=0, description="Time between sweeps of the store for files without a row, seconds; 0: never."
+    )
+    keep_jobs_days: float = Field(
+        90.0, ge=0, description="Jobs and their events are removed so long after they ended; 0: never."
+    )
+    keep_outputs_days: float = Field(
+        30.0, ge=0, description="What runs read and wrote is released so long after they ended; 0: with their jobs."
+    )
+    keep_idempotency_keys_days: float = Field(
+        7.0, ge=0, description="Idempotency keys are forgotten so long after their job ended; 0: with their jobs."
+    )
     worker_timeout_s: float = Field(20.0, gt=0, description="A worker silent for this long counts as gone, seconds.")
     resident_bytes: int | None = Field(
         None,

@@ -1,7 +1,7 @@
 """Every table of every slice, imported so that `Base.metadata` is complete."""
 
 from app.aliases.tables import Alias, AliasMove
-from app.artifacts.tables import Blob, BlobUse
+from app.artifacts.tables import Blob, BlobUse, StoreSweep
 from app.bindings.tables import Binding
 from app.database import Base
 from app.definitions.tables import Definition
@@ -26,6 +26,7 @@ __all__ = [
     "JobEvent",
     "Model",
     "ReportedWorker",
+    "StoreSweep",
     "TimingCache",
     "VerificationDefault",
     "WeightVersion",

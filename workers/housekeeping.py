@@ -1,7 +1,8 @@
-"""What a worker does beside its jobs: report itself, sweep, collect orphans.
+"""What a worker does beside its jobs: report itself, sweep, tidy up.
 
-A daemon thread does the chores, one after the other. A chore that fails is logged, and is done again when it is next
-due: no chore may end the worker.
+A daemon thread does the chores that have to be in time, one after the other. Another one does those that may take
+long, and pauses as often as it works. A chore that fails is logged, and is done again when it is next due: no chore
+may end the worker.
 """
 
 import math
@@ -15,14 +16,18 @@ import structlog
 from sqlalchemy import text
 
 from app.artifacts.service import collect_orphans
+from app.artifacts.strays import sweep_store
 from app.database import DATABASE_DOWN
 from app.fleet import service as fleet
 from app.jobs.sweep import Swept, let_go, sweep
+from app.pace import Pace
+from app.pruning import retire
 from workers.identity import is_gone
 from workers.jobs.worker import Worker
 
 REPORTS_PER_TIMEOUT = 4  # so that a worker does not look gone if one or two reports are late
-COLLECT_S = 600.0
+TIDY_S = 600.0
+STRAYS_S = 60.0  # between two looks whether a sweep of the store is due
 log = structlog.get_logger(__name__)
 
 
@@ -43,21 +48,36 @@ def chores(worker: Worker) -> list[Chore]:
         Chore("bury", math.inf, lambda: bury_the_dead(worker)),
         Chore("report", settings.worker_timeout_s / REPORTS_PER_TIMEOUT, lambda: report(worker)),
         Chore("sweep", settings.sweep_interval_s, sweeping(worker)),
-        Chore("collect", COLLECT_S, lambda: collect(worker)),
     ]
+
+
+def tidying(worker: Worker, over: Event) -> list[Chore]:
+    """Return the chores that may take long."""
+    todo = [
+        Chore("retire", TIDY_S, lambda: retire_jobs(worker, Pace(over))),
+        Chore("collect", TIDY_S, lambda: collect(worker, Pace(over))),
+    ]
+    if worker.settings.store_sweep_interval_s:
+        todo.append(Chore("strays", STRAYS_S, lambda: remove_strays(worker, Pace(over))))
+    return todo
 
 
 @contextmanager
 def housekeeping(worker: Worker) -> Iterator[None]:
     """Do the chores for as long as the block lasts; the worker leaves the fleet when the block ends."""
     over = Event()
-    thread = Thread(target=keep_house, args=(chores(worker), over), name="housekeeping", daemon=True)
-    thread.start()
+    threads = [
+        Thread(target=keep_house, args=(todo, over), name=name, daemon=True)
+        for name, todo in (("housekeeping", chores(worker)), ("tidying", tidying(worker, over)))
+    ]
+    for thread in threads:
+        thread.start()
     try:
         yield
     finally:
         over.set()
-        thread.join(timeout=worker.settings.worker_timeout_s)
+        for thread in threads:
+            thread.join(timeout=worker.settings.worker_timeout_s)
         with suppress(*DATABASE_DOWN):  # the fleet drops a worker whose reports stop
             fleet.forget(worker.database, worker.id)
 
@@ -124,11 +144,32 @@ def take_back(worker: Worker) -> None:
         log.info("swept", requeued=swept.requeued, failed=swept.failed, canceled=swept.canceled)
 
 
-def collect(worker: Worker) -> None:
+def retire_jobs(worker: Worker, pace: Pace) -> None:
+    """Remove jobs, events and idempotency keys that are older than the settings allow."""
+    counts = retire(worker.database, worker.settings, pace)
+    if any(counts.values()):
+        log.info("removed by retention", **{kind.replace(" ", "_"): count for kind, count in counts.items()})
+
+
+def collect(worker: Worker, pace: Pace) -> None:
     """Delete artifacts that nothing refers to any more."""
-    collected = collect_orphans(worker.database, worker.store, older_than_s=worker.settings.orphan_grace_s)
-    if collected:
-        log.info("orphans collected", count=collected)
+    grace_s = worker.settings.orphan_grace_s
+    if count := collect_orphans(worker.database, worker.store, older_than_s=grace_s, go_on=pace):
+        log.info("orphans collected", count=count)
+
+
+def remove_strays(worker: Worker, pace: Pace) -> None:
+    """Delete files of the store that no row names, if a sweep is due."""
+    settings = worker.settings
+    count = sweep_store(
+        worker.database,
+        worker.store,
+        older_than_s=settings.orphan_grace_s,
+        every_s=settings.store_sweep_interval_s,
+        go_on=pace,
+    )
+    if count:
+        log.info("files without a row removed", count=count)
 
 
 def _do(chore: Chore) -> None:

@@ -4,16 +4,19 @@ import asyncio
 import fcntl
 import os
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import BinaryIO, Self
+from uuid import uuid4
 
 from app.artifacts.batches import Room, Share, batched
 from app.artifacts.digest import file_digest, hex_of, require_equal
 from app.artifacts.incoming import Incoming, clear_leftovers, locked, storage_errors
+from app.artifacts.listing import FOLDER, PAGE, Stored, after, digest_at
 from app.errors import NotFound, Unavailable
 from app.settings import MIB
 
@@ -33,7 +36,7 @@ class LocalStore:
     def __init__(self, root: Path, buffered_bytes: int = BUFFERED) -> None:
         self.root = root
         self._room = Room(buffered_bytes)
-        self._artifacts = root / "sha256"
+        self._artifacts = root / FOLDER
         self._incoming = root / "incoming"
 
     @classmethod
@@ -46,7 +49,7 @@ class LocalStore:
         try:
             store._artifacts.mkdir(parents=True, exist_ok=True)
             store._incoming.mkdir(exist_ok=True)
-            clear_leftovers(store._incoming)
+            store.clear_leftovers()
         except OSError as error:
             raise _unusable(root, error) from error
         return store
@@ -171,6 +174,34 @@ class LocalStore:
             path.unlink()
         return True
 
+    def page(self, last: str | None = None) -> Sequence[Stored]:
+        """See `ArtifactStore`. A page ends with a folder."""
+        first = "" if last is None else hex_of(last)[:2]
+        found: list[Stored] = []
+        for shard in sorted(path for path in self._artifacts.iterdir() if path.name >= first):
+            found += after(_files_of(shard), last)
+            if len(found) >= PAGE:
+                break
+        return found
+
+    def owner(self, mine: str) -> str:
+        """See `ArtifactStore`."""
+        path = self.root / "owner"
+        incoming = self._incoming / uuid4().hex
+        with storage_errors():
+            incoming.write_text(mine)
+            try:
+                path.hardlink_to(incoming)
+            except FileExistsError:
+                return path.read_text()
+            finally:
+                incoming.unlink()
+        return mine
+
+    def clear_leftovers(self) -> None:
+        """See `ArtifactStore`."""
+        clear_leftovers(self._incoming)
+
     def check(self) -> None:
         """See `ArtifactStore`."""
         try:
@@ -222,6 +253,15 @@ class LocalStore:
 
 def _keep_written(share: Share, batch: list[bytes], _written: asyncio.Future[None]) -> None:
     share.keep_written(batch)
+
+
+def _files_of(shard: Path) -> Iterator[Stored]:
+    for path in shard.glob("*"):
+        digest = digest_at(shard.name, path.name)
+        if digest is not None:
+            with suppress(FileNotFoundError):
+                state = path.stat()
+                yield Stored(digest, state.st_size, datetime.fromtimestamp(state.st_mtime, UTC))
 
 
 def missing_error(digest: str) -> NotFound:

@@ -2,30 +2,32 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import obstore
-from obstore.exceptions import BaseError
+from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import ObjectStore, from_url
 
 from app.artifacts.batches import Room, Share, batched
 from app.artifacts.cache import ArtifactCache
 from app.artifacts.digest import file_digest, hex_of, require_equal
+from app.artifacts.listing import FOLDER, PAGE, Stored, after, digest_at
 from app.artifacts.local import missing_error
 from app.errors import Unavailable
 from app.settings import MIB
 
 if TYPE_CHECKING:
     # These exist for type checkers only.
-    from obstore import AsyncWritableFile
+    from obstore import AsyncWritableFile, ObjectMeta
     from obstore.store import RetryConfig
 
 SCHEMES = ("s3", "gs", "az", "memory")
 BUFFERED = 64 * MIB
+OWNER = "owner"
 PART = 8 * MIB
 MAX_PARTS = 10_000  # S3's limit; a larger upload gets larger parts, not more
 UPLOADS = 3  # parts of one artifact that are uploaded at a time
@@ -150,6 +152,27 @@ class RemoteStore:
         self.delete(digest)
         return True
 
+    def page(self, last: str | None = None) -> Sequence[Stored]:
+        """See `ArtifactStore`."""
+        offset = None if last is None else _key(last)
+        with _store_errors():
+            for objects in obstore.list(self._objects, f"{FOLDER}/", offset=offset, chunk_size=PAGE):
+                if found := after(filter(None, map(_stored, objects)), last):
+                    return found
+        return []
+
+    def owner(self, mine: str) -> str:
+        """See `ArtifactStore`."""
+        with _store_errors():
+            try:
+                obstore.put(self._objects, OWNER, mine.encode(), mode="create")
+            except AlreadyExistsError:
+                return bytes(obstore.get(self._objects, OWNER).bytes()).decode()
+        return mine
+
+    def clear_leftovers(self) -> None:
+        """See `ArtifactStore`. obstore lists no unfinished uploads: a lifecycle rule of the bucket ends them."""
+
     def check(self) -> None:
         """See `ArtifactStore`."""
         with _store_errors():
@@ -176,7 +199,14 @@ async def _multipart(objects: ObjectStore, key: str, part: int) -> "AsyncIterato
 
 def _key(digest: str) -> str:
     name = hex_of(digest)
-    return f"sha256/{name[:2]}/{name}"
+    return f"{FOLDER}/{name[:2]}/{name}"
+
+
+def _stored(row: "ObjectMeta") -> Stored | None:
+    """Return the artifact that an object is; None if it is none."""
+    shard, _, name = row["path"].removeprefix(f"{FOLDER}/").partition("/")
+    digest = digest_at(shard, name)
+    return None if digest is None else Stored(digest, row["size"], row["last_modified"])
 
 
 def _part_bytes(size: int) -> int:

@@ -1,12 +1,14 @@
 """Recording artifacts and what needs them, and removing those that nothing needs."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import structlog
-from sqlalchemy import ColumnElement, delete, exists, select, update
+from sqlalchemy import ColumnElement, Row, and_, delete, exists, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -15,9 +17,12 @@ from app.artifacts.store import ArtifactStore
 from app.artifacts.tables import Blob, BlobUse
 from app.database import Database, insert_into, now
 from app.errors import FieldError, Invalid, NotFound, Unavailable
+from app.pace import GoOn, unhindered
 from app.settings import MIB
 
 READ_BYTES = 4 * MIB
+BATCH = 100  # blobs whose rows one transaction of a collection removes, so that it holds the database briefly
+DELETES = 8  # files that a collection removes at a time: an object store takes long for each, and many at once
 log = structlog.get_logger()
 
 
@@ -87,13 +92,13 @@ def keep(session: Session, digest: str, owner: str) -> None:
     session.execute(insert_into(session, BlobUse).values(digest=digest, owner=owner).on_conflict_do_nothing())
 
 
-def release(session: Session, owner: str) -> None:
-    """Release all blobs that `owner` keeps; those that nothing else keeps are collected after another grace period."""
-    used = select(BlobUse.digest).where(BlobUse.owner == owner)
+def release(session: Session, *owners: str) -> None:
+    """Release all blobs that `owners` keep; those that nothing else keeps are collected after another grace period."""
+    used = select(BlobUse.digest).where(BlobUse.owner.in_(owners))
     session.execute(
         update(Blob).where(Blob.digest.in_(used)).values(seen_at=now()).execution_options(synchronize_session=False)
     )
-    session.execute(delete(BlobUse).where(BlobUse.owner == owner))
+    session.execute(delete(BlobUse).where(BlobUse.owner.in_(owners)))
 
 
 def touch(database: Database, digest: str, *, unless_seen_within_s: float = 0.0) -> bool:
@@ -142,17 +147,19 @@ def record_upload(database: Database, store: ArtifactStore, digest: str, size: i
         record(session, digest, size)
     if store.size(digest) is None:
         with database.transaction() as session:
-            session.execute(delete(Blob).where(Blob.digest == digest, ~_used()))
+            session.execute(delete(Blob).where(Blob.digest == digest, ~used()))
         raise Unavailable("The blob was removed while it was being uploaded. Send it again.", code="blob_collected")
 
 
-def collect_orphans(database: Database, store: ArtifactStore, *, older_than_s: float, limit: int = 100) -> int:
-    """Remove up to `limit` blobs that nothing keeps and nobody asked for in `older_than_s` seconds; return how many.
+def collect_orphans(database: Database, store: ArtifactStore, *, older_than_s: float, go_on: GoOn = unhindered) -> int:
+    """Remove the blobs that nothing keeps and nobody asked for in `older_than_s` seconds; return how many.
+
+    It asks `go_on` before each batch but the first. Any number of processes may collect at once.
 
     Why nothing is lost that somebody still needs:
 
     * `require`, `keep` and an upload of known bytes set `seen_at` and commit. The DELETE checks age and uses in its
-      own statement. So it sees their change, or on PostgreSQL waits for their row lock and then checks again. If the
+      own statement, and on PostgreSQL it passes over a row that somebody has locked. So it sees their change. If the
       DELETE comes first, they find no row: `require` answers blob_not_found, and an upload sends its bytes.
     * An upload puts the file first and writes the row second, so this may find the file of an upload that has no row
       yet. Therefore this removes the file last, by `delete_stale`, which spares a file that was put within the grace.
@@ -162,34 +169,65 @@ def collect_orphans(database: Database, store: ArtifactStore, *, older_than_s: f
       and for the grace after that.
     * An object store cannot compare and delete in one step. If a put completes in the milliseconds between the two,
       `record_upload` finds the file missing and asks the client to send it again.
-    * If this is killed between row and file, it leaves a file without a row. That costs space and does no harm. The
-      next upload of the same bytes takes the file over.
+    * If this is killed between rows and files, or the store does not answer, it leaves files without rows. They do no
+      harm, and `sweep_store` removes them. The next upload of the same bytes takes such a file over.
     """
-    cutoff = now() - timedelta(seconds=older_than_s)
-    orphaned = (Blob.seen_at < cutoff, ~_used())
-    with database.reading() as session:
-        digests = session.scalars(select(Blob.digest).where(*orphaned).order_by(Blob.seen_at).limit(limit)).all()
+    orphaned = unneeded(older_than_s)
+    delete_file = partial(store.delete_stale, older_than_s=older_than_s)
     collected = 0
-    for digest in digests:
-        if _delete_row(database, digest, orphaned):
-            store.delete_stale(digest, older_than_s=older_than_s)
-            collected += 1
+    last: Row[str, datetime] | None = None
+    with ThreadPoolExecutor(DELETES, thread_name_prefix="collect") as deleting:
+        while rows := _next_orphans(database, orphaned, last):
+            last = rows[-1]
+            gone = _delete_rows(database, [row.digest for row in rows], orphaned)
+            collected += sum(1 for _ in deleting.map(delete_file, gone))
+            if not go_on():
+                break
     return collected
 
 
-def _delete_row(database: Database, digest: str, orphaned: tuple[ColumnElement[bool], ...]) -> bool:
+def unneeded(older_than_s: float) -> tuple[ColumnElement[bool], ...]:
+    """Return the conditions on a blob that nothing keeps and nobody asked for in `older_than_s` seconds."""
+    return (Blob.seen_at < now() - timedelta(seconds=older_than_s), ~used())
+
+
+def used() -> ColumnElement[bool]:
+    """Return the condition on a blob that something keeps it."""
+    return exists().where(BlobUse.digest == Blob.digest)
+
+
+def _next_orphans(
+    database: Database, orphaned: Iterable[ColumnElement[bool]], last: Row[str, datetime] | None
+) -> Sequence[Row[str, datetime]]:
+    """Return the longest unseen orphans after `last`, so that one which cannot be removed does not stop the others."""
+    statement = select(Blob.digest, Blob.seen_at).where(*orphaned).order_by(Blob.seen_at, Blob.digest).limit(BATCH)
+    if last is not None:
+        later = or_(Blob.seen_at > last.seen_at, and_(Blob.seen_at == last.seen_at, Blob.digest > last.digest))
+        statement = statement.where(Blob.seen_at >= last.seen_at, later)
+    with database.reading() as session:
+        return session.execute(statement).all()
+
+
+def _delete_rows(
+    database: Database, digests: Sequence[str], orphaned: tuple[ColumnElement[bool], ...]
+) -> Sequence[str]:
+    """Delete those rows that are orphaned still, and return their digests."""
+    free = select(Blob.digest).where(Blob.digest.in_(digests), *orphaned).with_for_update(skip_locked=True)
+    statement = (
+        delete(Blob)
+        .where(Blob.digest.in_(free), *orphaned)
+        .returning(Blob.digest)
+        .execution_options(synchronize_session=False)
+    )
     try:
         with database.transaction() as session:
-            statement = delete(Blob).where(Blob.digest == digest, *orphaned).returning(Blob.digest)
-            return session.scalar(statement) is not None
+            return session.scalars(statement).all()
     except IntegrityError:
+        if len(digests) > 1:
+            return [gone for digest in digests for gone in _delete_rows(database, [digest], orphaned)]
         # A row of another table names the blob without keeping it, which is a fault of its slice. The bytes stay.
-        log.exception("a blob without uses is still referenced", digest=digest)
-        return False
-
-
-def _used() -> ColumnElement[bool]:
-    return exists().where(BlobUse.digest == Blob.digest)
+        log.exception("a blob without uses is still referenced", digest=digests[0])
+        return []
 
 
 def _by_pointer(digests: str | Sequence[str] | Mapping[str, str], pointer: str) -> dict[str, str]:

@@ -1,12 +1,13 @@
 """Where artifacts lie: one interface with a local and a remote implementation; the store URL chooses between them."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
 from app.artifacts.cache import ArtifactCache
+from app.artifacts.listing import Stored
 from app.artifacts.local import LocalStore
 from app.artifacts.remote import SCHEMES, RemoteStore
 from app.errors import Invalid
@@ -68,6 +69,18 @@ class ArtifactStore(Protocol):
 
     def delete_stale(self, digest: str, *, older_than_s: float) -> bool:
         """Remove the artifact unless it was put within the last `older_than_s` seconds; return whether it is gone."""
+
+    def page(self, last: str | None = None) -> Sequence[Stored]:
+        """Return the artifacts whose digests follow `last`, in order, about `PAGE` of them; none at the end.
+
+        What lies in the store and is not named as an artifact is passed over.
+        """
+
+    def owner(self, mine: str) -> str:
+        """Return the name of the service whose store this is; if nobody has written one yet, `mine` is written."""
+
+    def clear_leftovers(self) -> None:
+        """Remove what killed writers left half written, if the store can tell."""
 
     def check(self) -> None:
         """Raise `Unavailable` if nothing can be stored now."""

@@ -31,3 +31,18 @@ class BlobUse(Base):
 
     digest: Mapped[str] = mapped_column(ForeignKey("blobs.digest"), primary_key=True)
     owner: Mapped[str] = mapped_column(primary_key=True)
+
+
+class StoreSweep(Base):
+    """How far the sweep of the store is. There is one row, made by the first sweep.
+
+    `owner` is the name of this service, which the store has as well. `due_at` says when the sweep goes on: it lies
+    ahead while a worker sweeps, so that no other one does.
+    """
+
+    __tablename__ = "store_sweeps"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    owner: Mapped[str]
+    due_at: Mapped[datetime]
+    last: Mapped[str | None]  # the digest after which it goes on; null: it begins anew

@@ -45,9 +45,9 @@ class Engine(Base):
     plan_bytes: Mapped[int | None]
     plan_signature: Mapped[str | None]
     base_id: Mapped[int | None] = mapped_column(ForeignKey("engines.id"))
-    materialise_job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))  # the job queued last
+    materialise_job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), index=True)  # the job queued last
     binding_id: Mapped[int] = mapped_column(ForeignKey("bindings.id"))
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
     created_at: Mapped[datetime] = mapped_column(default=now)
     profiles: Mapped[list[Any]] = mapped_column(deferred=True)
     options: Mapped[dict[str, Any]] = mapped_column(deferred=True)

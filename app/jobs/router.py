@@ -111,12 +111,12 @@ def _event_number(last_event_id: str | None) -> int:
 
 def _require(database: Database, job: str) -> None:
     with database.reading() as session:
-        service.get_job(session, job)
+        service.require_events(service.get_job(session, job))
 
 
 def _event_page(database: Database, job: str, page: PageQuery) -> Response:
     with database.reading() as session:
-        service.get_job(session, job)
+        service.require_events(service.get_job(session, job))
         statement = select(JobEvent).where(JobEvent.job_id == job)
         rows = list_rows(session, statement, JobEvent.seq, page, newest_first=False)
         answer = Listing[EventAnswer].model_validate(rows, from_attributes=True)

@@ -2,8 +2,10 @@
 
 import statistics
 from collections.abc import Mapping
-from datetime import timedelta
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import Select, bindparam, func, select
 from sqlalchemy.orm import Session
@@ -15,7 +17,7 @@ from app.jobs import events, lease
 from app.jobs.dispatch import Dispatch
 from app.jobs.events import Event
 from app.jobs.state import State
-from app.jobs.tables import Job
+from app.jobs.tables import Job, Pruned
 from app.registry.tables import Model
 from app.remembered import remembered
 
@@ -96,10 +98,19 @@ def get_job(session: Session, job_id: str) -> Job:
     job = session.get(Job, job_id)
     if job is None:
         raise NotFound(
-            f"There is no job '{job_id}'. List jobs with GET /v1/jobs.",
-            code="job_not_found",
+            f"There is no job '{job_id}'.{_removed(job_id)} List jobs with GET /v1/jobs.", code="job_not_found"
         )
     return job
+
+
+def require_events(job: Job) -> None:
+    """Raise NotFound "events_removed" if retention has removed the events of a job that itself stays."""
+    if job.pruned == Pruned.EVENTS:
+        raise NotFound(
+            f"The events of job '{job.id}' were removed: it ended more than ENGINESMITH_KEEP_JOBS_DAYS days ago. The "
+            "job itself stays, because an engine names it.",
+            code="events_removed",
+        )
 
 
 def list_jobs(
@@ -142,6 +153,19 @@ def request_cancel(session: Session, job_id: str) -> Job:
     lease.request_cancel(session, job_id, notify=dispatch.announce if dispatch else None)
     session.refresh(job)
     return job
+
+
+def _removed(job_id: str) -> str:
+    """Return what is to be said of a job that may have been removed; its id has the time at which it was made."""
+    with suppress(ValueError):
+        identity = UUID(job_id)
+        if identity.version == 7:
+            made = datetime.fromtimestamp((identity.int >> 80) / 1000, UTC)
+            return (
+                f" If it was made when its id says, at {made:%Y-%m-%d %H:%M} UTC, it was removed: a job is, once it "
+                "ended ENGINESMITH_KEEP_JOBS_DAYS days ago."
+            )
+    return ""
 
 
 def _model_name(session: Session, model_id: int) -> str:

@@ -1,6 +1,7 @@
 """Jobs, their events, and the keys that make it idempotent to post a job."""
 
 from datetime import datetime
+from enum import IntEnum
 from typing import Any
 
 from sqlalchemy import ForeignKey, Index
@@ -8,6 +9,14 @@ from sqlalchemy.orm import Mapped, mapped_column
 from uuid_utils import uuid7
 
 from app.database import Base, now
+
+
+class Pruned(IntEnum):
+    """What retention has taken of a job."""
+
+    NOTHING = 0
+    BLOBS = 1
+    EVENTS = 2
 
 
 class Job(Base):
@@ -20,6 +29,7 @@ class Job(Base):
         Index(None, "model_id", "id"),
         Index(None, "model_id", "kind", "state", "id"),
         Index(None, "likeness", "state", "id"),  # finds the last jobs of like work
+        Index(None, "pruned", "finished_at"),  # finds what retention has not come to yet
     )
 
     id: Mapped[str] = mapped_column(primary_key=True, default=lambda: str(uuid7()))  # sorts by time of creation
@@ -47,6 +57,7 @@ class Job(Base):
     created_at: Mapped[datetime] = mapped_column(default=now)
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
+    pruned: Mapped[int] = mapped_column(default=Pruned.NOTHING)  # a value of `Pruned`
 
 
 class JobEvent(Base):
@@ -68,5 +79,5 @@ class IdempotencyKey(Base):
 
     key: Mapped[str] = mapped_column(primary_key=True)
     request_digest: Mapped[str]
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
-    created_at: Mapped[datetime] = mapped_column(default=now)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
+    created_at: Mapped[datetime] = mapped_column(default=now, index=True)

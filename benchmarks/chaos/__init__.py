@@ -1,0 +1,1 @@
+"""Faults put into a running service, and what became of its jobs: `python -m benchmarks.chaos --help`."""
