@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from app import health
 from app.aliases.router import router as aliases_router
+from app.artifacts.damage import noting
 from app.artifacts.router import router as artifacts_router
 from app.artifacts.store import open_store
 from app.backends import backend_names
@@ -83,7 +84,7 @@ def _compose(app: FastAPI, settings: Settings) -> None:
     url = redis_url(settings.broker_url)
     state.settings = settings
     state.database = Database(settings.database, most_rows=MOST_ROWS)
-    state.store = open_store(settings)
+    state.store = open_store(settings, noting(state.database, "api"))
     state.office = Office(settings, state.database, state.store)
     state.children = Children(ForkServer(MODULES), settings.scratch_dir)
     state.announcer = Announcer(url)

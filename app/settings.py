@@ -51,6 +51,9 @@ class Settings(BaseSettings):
     orphan_grace_s: float = Field(
         24 * 3600.0, gt=0, description="Unreferenced artifacts younger than this are kept, seconds."
     )
+    scrub_period_s: float = Field(
+        7 * 86400.0, ge=0, description="Every artifact is read and checked within this time, seconds; 0: never."
+    )
     worker_timeout_s: float = Field(20.0, gt=0, description="A worker silent for this long counts as gone, seconds.")
     resident_bytes: int | None = Field(
         None,

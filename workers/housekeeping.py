@@ -1,7 +1,7 @@
 """What a worker does beside its jobs: report itself, sweep, collect orphans.
 
 A daemon thread does the chores, one after the other. A chore that fails is logged, and is done again when it is next
-due: no chore may end the worker.
+due: no chore may end the worker. The scrubber, which reads every artifact, has a thread to itself.
 """
 
 import math
@@ -14,7 +14,9 @@ from threading import Event, Thread
 import redis
 import structlog
 
+from app.artifacts.scrub import scrub
 from app.artifacts.service import collect_orphans
+from app.artifacts.store import ArtifactStore, open_store
 from app.database import DATABASE_DOWN
 from app.fleet import service as fleet
 from app.jobs.sweep import let_go, sweep
@@ -23,6 +25,7 @@ from workers.jobs.worker import Worker
 
 REPORTS_PER_TIMEOUT = 4  # so that a worker does not look gone if one or two reports are late
 COLLECT_S = 600.0
+SCRUB_S = 60.0
 log = structlog.get_logger(__name__)
 
 
@@ -48,24 +51,37 @@ def chores(worker: Worker) -> list[Chore]:
     ]
 
 
+def scrub_chores(worker: Worker, over: Event) -> list[Chore]:
+    """Return what the scrubber does; it opens the store anew, so that what it finds is told by itself alone."""
+    period_s = worker.settings.scrub_period_s
+    if not period_s:
+        return []
+    store = open_store(worker.settings)
+    interval_s = min(SCRUB_S, period_s / 10)
+    return [Chore("scrub", interval_s, lambda: scrub_artifacts(worker, store, over), due=time.monotonic() + interval_s)]
+
+
 @contextmanager
 def housekeeping(worker: Worker) -> Iterator[None]:
     """Do the chores for as long as the block lasts; the worker leaves the fleet when the block ends."""
     over = Event()
-    thread = Thread(target=keep_house, args=(chores(worker), over), name="housekeeping", daemon=True)
-    thread.start()
+    todo = {"housekeeping": chores(worker), "scrubber": scrub_chores(worker, over)}
+    threads = [Thread(target=keep_house, args=(each, over), name=name, daemon=True) for name, each in todo.items()]
+    for thread in threads:
+        thread.start()
     try:
         yield
     finally:
         over.set()
-        thread.join(timeout=worker.settings.worker_timeout_s)
+        for thread in threads:
+            thread.join(timeout=worker.settings.worker_timeout_s)
         with suppress(*DATABASE_DOWN):  # the fleet drops a worker whose reports stop
             fleet.forget(worker.database, worker.id)
 
 
 def keep_house(todo: list[Chore], over: Event) -> None:
     """Do each chore when it is due, until `over` is set."""
-    while not over.is_set():
+    while todo and not over.is_set():
         for chore in todo:
             if chore.due <= time.monotonic():
                 _do(chore)
@@ -114,6 +130,13 @@ def collect(worker: Worker) -> None:
     collected = collect_orphans(worker.database, worker.store, older_than_s=worker.settings.orphan_grace_s)
     if collected:
         log.info("orphans collected", count=collected)
+
+
+def scrub_artifacts(worker: Worker, store: ArtifactStore, over: Event) -> None:
+    """Read the artifacts that are due."""
+    done = scrub(worker.database, store, period_s=worker.settings.scrub_period_s, over=over)
+    if done.read:
+        log.info("artifacts read", read=done.read, damaged=done.damaged, healed=done.healed)
 
 
 def _do(chore: Chore) -> None:

@@ -66,7 +66,7 @@ async def upload_blob(
         return problem_response(413, TooLarge.title, detail, TooLarge.code, headers=_unread(request))
     began = time.monotonic()
     if await run_in_threadpool(service.touch, database, digest):
-        size = await run_in_threadpool(service.whole_size, store, digest)
+        size = await run_in_threadpool(service.whole_size, database, store, digest)
         if size is not None:
             return _answer(digest, size, 200, _unread(request, time.monotonic() - began))
     try:

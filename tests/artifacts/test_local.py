@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from app.artifacts.incoming import Incoming, locked
 from app.artifacts.checked import BlobDamaged
+from app.artifacts.incoming import Incoming, locked
 from app.artifacts.local import LocalStore
 from app.errors import Unavailable
 from app.settings import MIB

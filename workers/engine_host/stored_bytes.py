@@ -17,7 +17,7 @@ from cachetools import LRUCache
 
 from workers.channel.messages import BackendError, DamagedFile, ParameterSource, TensorFile
 
-KEPT_FILES = 1000
+KEPT_FILES = 10_000  # more than the resident engines were loaded from
 
 
 class FileIdentity(NamedTuple):
@@ -66,6 +66,17 @@ class StoredBytes:
         if begun:
             self._begun.append(self._thread.submit(_check, begun))
 
+    def are_untouched(self, sources: Iterable[ParameterSource]) -> bool:
+        """Whether the files of these parameters are what they were when their tensors were begun.
+
+        An engine may go on reading the files that it was loaded from.
+        """
+        known = {path: self._files.get(path) for path in {one.path for source in sources for one in source.tensors}}
+        try:
+            return all(file is None or file.identity == _identity(path) for path, file in known.items())
+        except OSError:
+            return False
+
     def settle(self) -> None:
         """Wait until all that was begun is checked; BackendError "weights_damaged" if a tensor has other bytes."""
         begun, self._begun = self._begun, []
@@ -88,17 +99,21 @@ class StoredBytes:
 
     def _file(self, path: str, end: int) -> _Known:
         try:
-            found = Path(path).stat()
+            identity = _identity(path)
         except OSError as error:
             raise BackendError("file_failed", f"{path}: {error.strerror}") from error  # a copy is fetched again
-        if found.st_size < end:
-            detail = f"{path} has {found.st_size} bytes, {end} are needed. {_UPLOAD}"
+        if identity.size < end:
+            detail = f"{path} has {identity.size} bytes, {end} are needed. {_UPLOAD}"
             raise DamagedFile("weights_unreadable", detail, path)
-        identity = FileIdentity(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
         known = self._files.get(path)
         if known is None or known.identity != identity:
             known = self._files[path] = _Known(identity)
         return known
+
+
+def _identity(path: str) -> FileIdentity:
+    found = Path(path).stat()
+    return FileIdentity(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 def _check(tensors: Sequence[tuple[str, TensorFile]]) -> None:

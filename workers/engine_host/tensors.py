@@ -97,6 +97,10 @@ class ParameterFiles:
         """Return what casts lost, by parameter, as far as the parameters' values were computed in this process."""
         return {source.name: lost for source in sources if (lost := self._lost.get(source.content)) is not None}
 
+    def are_untouched(self, sources: Sequence[ParameterSource]) -> bool:
+        """Whether nobody has written to the files of these parameters since they were located."""
+        return self._stored.are_untouched(sources)
+
     def settle(self) -> None:
         """Wait until the bytes of all tensors that values were made of are checked.
 

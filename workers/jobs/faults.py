@@ -6,6 +6,7 @@ from typing import Any
 
 import structlog
 
+from app.artifacts.checked import BlobDamaged
 from app.database import DATABASE_DOWN
 from app.errors import ServiceError, Unavailable
 from app.jobs.lease import JobError
@@ -57,6 +58,8 @@ def fault_of(error: Exception, tail: Sequence[str]) -> Fault:  # noqa: PLR0911 -
             return Fault(JobError("deadline_exceeded", _too_long(error.seconds), log_lines))
         case EngineHostDied():
             return Fault(JobError(error.code, error.detail, error.log or log_lines), passing=True)
+        case BlobDamaged():
+            return Fault(JobError(error.code, error.detail, log_lines))
         case Unavailable():
             return Fault(JobError(error.code, error.detail, log_lines), passing=True)
         case ServiceError():

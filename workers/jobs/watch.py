@@ -41,6 +41,11 @@ class Watch:
         self._look_at = self._started + TICK_S
 
     @property
+    def claim(self) -> Claim:
+        """The claim that it keeps."""
+        return self._held
+
+    @property
     def seconds(self) -> float:
         """Seconds since the claim."""
         return time.monotonic() - self._started
@@ -80,6 +85,7 @@ class Watch:
                 f"The copy of {digest} on this machine was damaged and is removed. The next attempt fetches it again.",
                 code="copy_damaged",
             ) from damaged
+        self.during(self._worker.store.recheck, digest)  # which puts it on record
 
     def during(self, action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run an action that moves artifacts, in a thread; if the job has to stop, the thread is left to end by itself.

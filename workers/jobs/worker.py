@@ -14,6 +14,7 @@ from typing import TypeVar
 import structlog
 
 from app.artifacts import service as artifacts
+from app.artifacts.damage import noting
 from app.artifacts.signing import PlanSigner, open_signer
 from app.artifacts.store import ArtifactStore, open_store
 from app.database import DATABASE_DOWN, Database
@@ -30,7 +31,6 @@ from app.scratch import remove_abandoned, scratch_folder
 from app.settings import Settings
 from workers.channel.host import EngineHost
 from workers.identity import new_identity
-from workers.jobs.plans import PlanVerifier
 from workers.jobs.stored import Sources
 
 IO_THREADS = 4  # several, so that an upload that a cancel left behind does not hold up the next job
@@ -53,7 +53,6 @@ class Worker:
     settings: Settings
     database: Database
     store: ArtifactStore
-    plans: PlanVerifier
     signer: PlanSigner
     host: EngineHost
     queue: Sender
@@ -145,7 +144,7 @@ def open_worker(settings: Settings, device: str) -> Iterator[Worker]:
     """
     remove_abandoned(settings.scratch_dir)
     database = Database(settings.database)
-    store = open_store(settings)
+    store = open_store(settings, noting(database, "worker"))
     signer = open_signer(settings)
     queue = JobQueue(settings.broker_url)
     announce = Announcer(redis_url(settings.broker_url))
@@ -162,7 +161,6 @@ def open_worker(settings: Settings, device: str) -> Iterator[Worker]:
                 settings=settings,
                 database=database,
                 store=store,
-                plans=PlanVerifier(signer),
                 signer=signer,
                 host=host,
                 queue=queue,
