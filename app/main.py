@@ -20,6 +20,7 @@ from app.children.fork_server import ForkServer
 from app.database import Database
 from app.definitions.router import router as definitions_router
 from app.definitions.weights_router import router as new_weights_router
+from app.engines.damaged_router import router as damaged_router
 from app.engines.router import router as engines_router
 from app.engines.verification_router import router as verification_router
 from app.fleet.router import router as fleet_router
@@ -43,6 +44,7 @@ ROUTERS = (
     registry_router,
     aliases_router,
     artifacts_router,
+    damaged_router,
     definitions_router,
     new_weights_router,
     weights_router,

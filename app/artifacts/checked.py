@@ -7,6 +7,7 @@ this process has not digested, except weights, whose tensors have digests of the
 
 import hashlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
 from typing import Protocol
 from weakref import WeakValueDictionary
@@ -131,9 +132,13 @@ class Checked:
         sha256 = hashlib.sha256()
 
         def digesting() -> Iterator[bytes]:
-            for piece in found.chunks(0, found.size, chunk):
-                sha256.update(piece)
-                yield piece
+            with ThreadPoolExecutor(1, "digest") as thread:  # it digests a piece while the piece is sent
+                before: Future[None] | None = None
+                for piece in found.chunks(0, found.size, chunk):
+                    if before is not None:
+                        before.result()
+                    before = thread.submit(sha256.update, piece)
+                    yield piece
 
         return held_back(digesting(), lambda: self._conclude(digest, found, _named(sha256.hexdigest())))
 

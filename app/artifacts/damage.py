@@ -8,7 +8,7 @@ import structlog
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from app.artifacts.checked import Told
+from app.artifacts.checked import BlobDamaged, Told
 from app.artifacts.tables import Blob, BlobUse
 from app.database import DATABASE_DOWN, Database, now
 from app.http.pagination import PageQuery, Rows, list_rows
@@ -37,6 +37,13 @@ def note(database: Database, digest: str, damage: Damage, finder: Finder) -> Non
     found: dict[str, Any] = {"damage": damage, "damaged_at": now(), "found_by": finder}
     with database.transaction() as session:
         session.execute(update(Blob).where(Blob.digest == digest, Blob.damaged_at.is_(None)).values(**found))
+
+
+def require_undamaged(database: Database, digest: str) -> None:
+    """Raise BlobDamaged if an artifact is on record as damaged, but not missing."""
+    with database.reading() as session:
+        if session.scalar(select(Blob.damage).where(Blob.digest == digest)) == "changed":
+            raise BlobDamaged(digest)
 
 
 def note_whole(database: Database, digest: str) -> None:

@@ -60,7 +60,7 @@ def scrub(database: Database, store: ArtifactStore, *, period_s: float, over: Ev
     machine's copy in the cache if there is one, else it is put on record.
     """
     with database.reading() as session:
-        total = session.scalar(select(func.sum(Blob.size))) or 0
+        total = float(session.scalar(select(func.sum(Blob.size))) or 0)
     pace = Pace(max(LEAST_RATE, total / (period_s / 2)), over)
     read = damaged = healed = 0
     while not over.is_set():
