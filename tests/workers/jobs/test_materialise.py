@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import select
+from safetensors.numpy import save
+from sqlalchemy import select, update
 
 from app.artifacts.checked import Checked
 from app.artifacts.service import collect_orphans
+from app.artifacts.signing import FORM
 from app.artifacts.store import ArtifactStore
 from app.artifacts.tables import Blob, BlobUse
+from app.engines.tables import Engine
 from app.jobs.service import create, get_job
 from app.settings import Settings
 from tests.workers.networks import Network, Weights
@@ -452,3 +455,47 @@ def test_a_refit_asks_its_host_for_what_the_client_asked(net: Service, host: Hos
     net.result("/refits", {"engine": 1, "weights": weights, "reuse": False, "verify": {"against": "finite"}})
     asked = [(one.plan is not None, one.check.against) for one in requests if isinstance(one, Refit)]
     assert asked == [(False, "reference"), (True, "reference"), (True, "finite")]
+
+
+def row_of(net: Service, number: int) -> Engine:
+    with net.worker.database.reading() as session:
+        return session.scalars(select(Engine).where(Engine.number == number)).one()
+
+
+def set_row(net: Service, number: int, **values: Any) -> None:  # noqa: ANN401 - of any column
+    with net.worker.database.transaction() as session:
+        session.execute(update(Engine).where(Engine.number == number).values(**values))
+
+
+def test_a_lazy_engine_whose_row_was_changed_is_not_loaded(net: Service, second: Weights, x: Array) -> None:
+    refit_lazily(net, second)
+    run = {"engine": 2, "inputs": net.upload(save({"x": x}))}
+    first, lazy = row_of(net, 1), row_of(net, 2)
+    set_row(net, 2, weights_id=first.weights_id)
+    assert net.do("/runs", run)["error"]["code"] == "bad_signature"
+    set_row(net, 2, weights_id=lazy.weights_id)
+    net.result("/engines/2/materialise", {})
+    net.result("/runs", run)
+    assert row_of(net, 2).plan_signature != lazy.plan_signature
+
+
+def test_a_lazy_engine_is_not_loaded_from_a_plan_that_was_compiled_by_itself(
+    net: Service, second: Weights, x: Array
+) -> None:
+    refit_lazily(net, second)
+    build = {"definition": 1, "weights": 1, "backend": "tensorrt", "options": {"precision": "fp16"}}
+    assert net.result("/builds", build)["engine"] == 3
+    set_row(net, 2, base_id=row_of(net, 3).id)
+    job = net.do("/runs", {"engine": 2, "inputs": net.upload(save({"x": x}))})
+    assert job["error"]["code"] == "bad_signature"
+
+
+def test_a_lazy_engine_of_the_release_before_is_loaded_and_signed_with_its_plan(
+    net: Service, second: Weights, x: Array
+) -> None:
+    refit_lazily(net, second)
+    set_row(net, 2, plan_signature=None, signature_form=1)
+    net.run(2, x)
+    net.result("/engines/2/materialise", {})
+    net.run(2, x)
+    assert row_of(net, 2).signature_form == FORM
