@@ -112,7 +112,7 @@ def main(number: int, seed: int, seconds: int) -> None:
             service(Path(folder), remote=remote) as one,
         ):
             campaign = Campaign(one, np.random.default_rng([seed, index]))
-            found += [campaign.damage() for _ in range(share)]
+            found += campaign.damages(share, seconds / 2)
     figures = _figures(found) | {"seed": seed, "seconds": round(time.monotonic() - started, 1)}
     RESULT.write_text(json.dumps({"machine": machine(), "figures": figures}, indent=2) + "\n")
     console.print(_table(figures))
