@@ -16,6 +16,9 @@ WRITTEN: Final[Mapping[tuple[str, str], str]] = {
     ("413", "request_entity_too_large"): "The body is larger than this call takes. Upload large content with "
     "PUT /v1/blobs/«digest» and name its digest.",
     ("422", "blob_not_found"): "There is no blob «digest». Upload it with PUT /v1/blobs/«digest». (A body names it.)",
+    ("503", "blob_damaged"): "The stored bytes of «digest» are not those that were stored. Upload the same bytes again "
+    "with PUT /v1/blobs/«digest», which replaces them. A definition or an engine's plan may be made again instead. (A "
+    "job fails with it as well.)",
     (JOB, "verification_failed"): "The engine's outputs are too far from those it was verified against, or not "
     "finite; `error.figures` say how far. Check the weights, or ask for another `verify`.",
     (COMMAND, "disk_unusable"): "A disk that the service writes to has too little room, or cannot be looked at; the "

@@ -182,8 +182,8 @@ def _source_of(session: Session, engine: Engine) -> tuple[StoredPlan | BasePlan,
     base = _read(session, engine.base_id)
     if (base.root_plan, base.recipe) != (engine.root_plan, engine.recipe):
         raise ServiceError(
-            f"Engine {engine.number} is loaded from the plan of engine {base.number}, which is of another definition "
-            'or was compiled by itself: the row of one of them was changed. Build it again with "reuse": false.',
+            f"Engine {engine.number} is loaded from the plan of engine {base.number}, whose plan goes back to "
+            'another one: the row of one of them was changed. Build the engine again with "reuse": false.',
             code="bad_signature",
         )
     weights = load_weights(session, base.weights_id, base.binding_id)
