@@ -24,13 +24,13 @@ import structlog
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.damage_kinds import KINDS, Random
 from benchmarks.damaged_service import ENGINES, Service, service
 from benchmarks.machine import machine
 
 NUMBER, SEED, SECONDS = 1000, 1, 3600
 RESULT = Path(__file__).parent / "results" / "damage.json"
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - no damage has to survive a power cut
-PAGE = 4096
 RESTARTS = 0.005  # a share of the damages before which the engine host is killed
 HEALED_WORK = 0.2  # a share of the damages after whose healing the work is done again
 # How often each artifact is damaged. Each ONNX file is parsed by a child, and a large blob is long.
@@ -43,10 +43,10 @@ SHARES = {
     "ONNX file": 0.02,
     "large blob": 0.02,
 }
+RANGES = 0.3  # a share of the downloads that ask for a part
 GOOD, BAD = 200, 400
 TOTALS = ("damages", "wrong bytes used", "wrong bytes served whole", "not healed")
 TABLES = ("by_artifact", "by_damage", "by_place")
-Random = np.random.Generator
 console = Console(highlight=False)
 
 
@@ -66,38 +66,6 @@ class Damage:
     work: str
     detail: str
     healed: bool
-
-
-def flip(content: bytes, _others: list[bytes], random: Random) -> bytes:
-    """Flip one bit."""
-    at = int(random.integers(len(content)))
-    return content[:at] + bytes([content[at] ^ (1 << int(random.integers(8)))]) + content[at + 1 :]
-
-
-def cut(content: bytes, _others: list[bytes], random: Random) -> bytes:
-    """Leave out the end."""
-    return content[: int(random.integers(len(content)))]
-
-
-def blank(content: bytes, _others: list[bytes], random: Random) -> bytes:
-    """Zero a page."""
-    at = int(random.integers(-(-len(content) // PAGE))) * PAGE
-    page = content[at : at + PAGE]
-    return content[:at] + bytes(len(page)) + content[at + PAGE :]
-
-
-def stale(content: bytes, others: list[bytes], random: Random) -> bytes:
-    """Take the bytes of another artifact of the same kind, as an old copy would have."""
-    return others[int(random.integers(len(others)))] if others else cut(content, others, random)
-
-
-KINDS: Mapping[str, Callable[[bytes, list[bytes], Random], bytes]] = {
-    "bit": flip,
-    "truncation": cut,
-    "zeroed page": blank,
-    "stale copy": stale,
-    "swap": stale,  # the other one gets these bytes as well
-}
 
 
 def main(number: int, seed: int, seconds: int) -> None:
@@ -187,8 +155,10 @@ class Campaign:
 
     def _downloads(self, digest: str) -> tuple[str, ...]:
         size = len(self._service.contents[digest])
-        start = int(self._random.integers(size))
-        return self._download(digest), self._download(digest, start, min(size, start + 1000))
+        if self._random.random() < RANGES:
+            start = int(self._random.integers(size))
+            return (self._download(digest, start, min(size, start + 1000)),)
+        return (self._download(digest),)
 
     def _download(self, digest: str, start: int = 0, stop: int | None = None) -> str:
         right = self._service.contents[digest][start:stop]

@@ -4,7 +4,6 @@ import asyncio
 import fcntl
 import os
 import time
-import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -12,9 +11,10 @@ from threading import Thread
 from typing import Self
 
 from app.artifacts.batches import batched
-from app.artifacts.checked import BlobDamaged, Checked, Identity, Pace, Told
+from app.artifacts.checked import BlobDamaged, Checked, Pace, Told
 from app.artifacts.digest import file_digest, hex_of, require_equal
 from app.artifacts.incoming import Incoming, clear_leftovers, locked, storage_errors
+from app.artifacts.stored_file import StoredFile
 from app.errors import NotFound, Unavailable
 from app.settings import MIB
 
@@ -138,8 +138,7 @@ class LocalStore:
 
     def unchecked_path(self, digest: str) -> Path:
         """See `ArtifactStore`."""
-        path = self._path(digest)
-        if not path.exists():
+        if not (path := self._path(digest)).exists():
             raise missing_error(digest)
         return path
 
@@ -176,8 +175,7 @@ class LocalStore:
     @contextmanager
     def using(self, digest: str) -> Iterator[bool]:
         """Keep `delete_if` from the artifact during the block, and give whether it is there."""
-        path = self._path(digest)
-        if not path.parent.exists():
+        if not (path := self._path(digest)).parent.exists():
             yield False
             return
         with locked(path.parent, fcntl.LOCK_SH):
@@ -221,9 +219,9 @@ class LocalStore:
         name = hex_of(digest)
         return self._artifacts / name[:2] / name
 
-    def _open(self, digest: str) -> "_StoredFile":
+    def _open(self, digest: str) -> StoredFile:
         try:
-            return _StoredFile(self._path(digest))
+            return StoredFile(self._path(digest))
         except FileNotFoundError:
             raise missing_error(digest) from None
 
@@ -285,41 +283,6 @@ def _freed_by_thread(path: Path) -> Iterator[None]:
         yield
     finally:
         Thread(target=file.close, name="free").start()
-
-
-class _StoredFile:
-    """An artifact's file, open; see `Stored`. It is closed with the last reference to it."""
-
-    def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        weakref.finalize(self, os.close, self._descriptor)
-        state = os.fstat(self._descriptor)
-        self.identity: Identity = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
-        self.size = state.st_size
-        self._written_at = state.st_mtime_ns
-
-    def chunks(self, start: int, stop: int, chunk: int) -> Iterator[bytes]:
-        """See `Stored`."""
-        while start < stop:
-            data = os.pread(self._descriptor, min(chunk, stop - start), start)
-            if not data:
-                raise Unavailable("The artifact was cut short while it was read. Upload it again.", code="blob_damaged")
-            start += len(data)
-            yield data
-
-    def is_unchanged(self) -> bool:
-        """See `Stored`. Its names may have changed: it may be deleted while it is read."""
-        state = os.fstat(self._descriptor)
-        return (state.st_size, state.st_mtime_ns) == (self.size, self._written_at)
-
-    @contextmanager
-    def from_disk(self) -> Iterator[None]:
-        """Have the block read from the disk, and leave nothing of it in the system's memory."""
-        os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        try:
-            yield
-        finally:
-            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _sync_directory(path: Path) -> None:

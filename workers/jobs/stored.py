@@ -27,6 +27,7 @@ from app.weights.manifest import TensorEntry, entries_from_json
 from app.weights.service import load_rows
 from app.weights.tables import WeightVersion
 from workers.channel.messages import EngineFile, ParameterSource, TensorFile
+from workers.jobs.statements import Signed, signed_of, statement_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +60,6 @@ class StoredPlan:
 
     digest: str
     nbytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Signed:
-    """What an engine's row says of its plan, and the signature that the row holds."""
-
-    statement: PlanStatement
-    signature: str
-    form: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +152,7 @@ def load_engine(session: Session, engine_id: int) -> StoredEngine:
         root_plan=engine.root_plan,
         source=source,
         statement=statement,
-        signed=(*_signed(engine, statement), *signed),
+        signed=(*signed_of(engine, statement), *signed),
         definition=definition,
         weights=weights,
         profiles=parse_profiles(engine.profiles, definition.inputs),
@@ -188,7 +180,7 @@ def _source_of(session: Session, engine: Engine) -> tuple[StoredPlan | BasePlan,
         )
     weights = load_weights(session, base.weights_id, base.binding_id)
     statement = _statement(base, load_definition(session, base.definition_id), weights)
-    return BasePlan(base.id, _plan_of(base), weights), _signed(base, statement)
+    return BasePlan(base.id, _plan_of(base), weights), signed_of(base, statement)
 
 
 def _plan_of(engine: Engine) -> StoredPlan:
@@ -201,30 +193,7 @@ def _plan_of(engine: Engine) -> StoredPlan:
 
 
 def _statement(engine: Engine, definition: StoredDefinition, weights: BoundWeights) -> PlanStatement:
-    return PlanStatement(
-        digest=engine.plan_digest,
-        model_id=engine.model_id,
-        job_id=engine.job_id,
-        method=engine.method,
-        parent=engine.parent,
-        backend=engine.backend,
-        backend_version=engine.backend_version,
-        platform=engine.platform,
-        device=engine.device,
-        definition=definition.digest,
-        weights=weights.weights_digest,
-        binding=weights.binding_digest,
-        profiles=engine.profiles,
-        options=engine.options,
-        root_plan=engine.root_plan,
-    )
-
-
-def _signed(engine: Engine, statement: PlanStatement) -> tuple[Signed, ...]:
-    """Return what is signed of an engine. An engine without a plan that an earlier release made has no signature."""
-    if engine.plan_digest is None and engine.signature_form == 1:
-        return ()
-    return (Signed(statement, engine.plan_signature or "", engine.signature_form),)
+    return statement_of(engine, definition.digest, weights.weights_digest, weights.binding_digest)
 
 
 class Sources:
