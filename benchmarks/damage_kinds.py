@@ -1,4 +1,4 @@
-"""What happens to stored bytes: each takes the right bytes and those of others of their kind, and returns wrong ones."""
+"""What happens to stored bytes. Each function takes the right bytes and those of others of their kind."""
 
 from collections.abc import Callable, Mapping
 

@@ -11,7 +11,7 @@ from threading import Thread
 from typing import Self
 
 from app.artifacts.batches import batched
-from app.artifacts.checked import BlobDamaged, Checked, Pace, Told
+from app.artifacts.checked import Checked, Pace, Told
 from app.artifacts.digest import file_digest, hex_of, require_equal
 from app.artifacts.incoming import Incoming, clear_leftovers, locked, storage_errors
 from app.artifacts.stored_file import StoredFile
@@ -160,8 +160,6 @@ class LocalStore:
         if not is_whole:
             with suppress(FileNotFoundError):
                 self._path(digest).chmod(0o444)  # so that no process takes it any longer for what it has checked
-            with suppress(BlobDamaged):
-                self._checked.require(digest, self._open(digest))
         return found.size if is_whole else None
 
     def heal(self, _digest: str) -> bool:
