@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
-from typing import Protocol
+from typing import Protocol, Self
 from weakref import WeakValueDictionary
 
 from cachetools import LRUCache
@@ -42,6 +42,10 @@ class BlobDamaged(Unavailable):
             "GET /v1/artifacts/damaged lists what else is damaged."
         )
         self.digest = digest
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str]]:
+        """Go from one process to another as what it was made of."""
+        return type(self), (self.digest,)
 
 
 class Stored(Protocol):

@@ -1,6 +1,7 @@
 """What is damaged in a store or in a cache is handed out by no reader, and what is whole is digested once."""
 
 import os
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -230,6 +231,12 @@ def test_a_damaged_object_is_not_downloaded(remote: RemoteStore, tmp_path: Path,
         remote.local_path(digest)
     assert told == [digest]
     assert not remote.heal(digest)
+
+
+def test_the_error_goes_from_one_process_to_another() -> None:
+    error = BlobDamaged(digest_of(BYTES))
+    copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
+    assert (copy.digest, copy.detail, copy.code, str(copy)) == (error.digest, error.detail, error.code, str(error))
 
 
 def test_only_what_has_digests_of_its_own_goes_around_the_check() -> None:
