@@ -19,7 +19,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 FROM python:3.11-slim-bookworm AS cpu
 RUN groupadd --system --gid 10001 enginesmith \
     && useradd --system --uid 10001 --gid enginesmith --no-create-home --home-dir /var/lib/enginesmith enginesmith \
-    && install --directory --owner=enginesmith --group=enginesmith --mode=0750 /var/lib/enginesmith
+    && install --directory --owner=enginesmith --group=enginesmith --mode=0700 /var/lib/enginesmith
 COPY --from=cpu-build /opt/enginesmith /opt/enginesmith
 ENV PATH=/opt/enginesmith/bin:$PATH \
     ENGINESMITH_DATA_DIR=/var/lib/enginesmith
@@ -55,7 +55,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* \
     && groupadd --system --gid 10001 enginesmith \
     && useradd --system --uid 10001 --gid enginesmith --no-create-home --home-dir /var/lib/enginesmith enginesmith \
-    && install --directory --owner=enginesmith --group=enginesmith --mode=0750 /var/lib/enginesmith
+    && install --directory --owner=enginesmith --group=enginesmith --mode=0700 /var/lib/enginesmith
 COPY --from=gpu-build /opt/enginesmith /opt/enginesmith
 ENV PATH=/opt/enginesmith/bin:$PATH \
     ENGINESMITH_DATA_DIR=/var/lib/enginesmith

@@ -125,11 +125,12 @@ def migrate() -> None:
     """
     from sqlalchemy.exc import OperationalError
 
-    from app.serve.data_directory import unwritable
+    from app.serve.data_directory import make_private, unwritable
     from app.serve.database import unreachable
     from migrations import upgrade
 
     settings = _settings()
+    make_private(settings.data_dir)
     try:
         upgrade(settings.database)
     except OperationalError as error:
@@ -169,16 +170,20 @@ def _device(name: str) -> str:
 def _settings(**given: Any) -> "Settings":  # noqa: ANN401 - pydantic checks the values
     from pydantic import ValidationError
 
+    from app.redaction import hide_in_tracebacks, learn
     from app.serve.variables import unknown_variables
     from app.settings import Settings
 
     for warning in unknown_variables():
         typer.echo(f"enginesmith: warning: {warning}", err=True)
     try:
-        return Settings(**given)
+        settings = Settings(**given)
     except ValidationError as error:
         faults = "; ".join(f"ENGINESMITH_{str(fault['loc'][0]).upper()}: {fault['msg']}" for fault in error.errors())
         raise CannotStart("bad_settings", f"{faults}. Mend the environment variable.") from error
+    learn(settings)
+    hide_in_tracebacks()
+    return settings
 
 
 def main() -> None:

@@ -129,7 +129,7 @@ def now() -> datetime:
 
 
 def _connect(url: str) -> Engine:
-    pool = {"pool_size": 20, "max_overflow": 20}
+    pool = {"pool_size": 20, "max_overflow": 60}  # for each place of the API's pools, and for 40 threads of transfers
     if not url.startswith("sqlite"):
         return create_engine(url, pool_pre_ping=True, json_serializer=_to_json, **pool)
     engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S}, json_serializer=_to_json, **pool)

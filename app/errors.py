@@ -1,11 +1,13 @@
 """The errors that a client can see.
 
     ServiceError 500 internal_error
+    ├── Forbidden 403 forbidden
     ├── NotFound 404 not_found
     ├── Conflict 409 conflict
     ├── PreconditionFailed 412 precondition_failed
     ├── TooLarge 413 too_large
     ├── RangeNotSatisfiable 416 range_not_satisfiable
+    ├── Misdirected 421 misdirected
     ├── Invalid 422 invalid
     └── Unavailable 503 unavailable
 
@@ -45,6 +47,12 @@ class ServiceError(Exception):
         self.errors = tuple(errors)
 
 
+class Forbidden(ServiceError):
+    """The caller may not do this."""
+
+    status, title, code = 403, "Forbidden", "forbidden"
+
+
 class NotFound(ServiceError):
     """The resource does not exist."""
 
@@ -73,6 +81,12 @@ class RangeNotSatisfiable(ServiceError):
     """The Range header names no byte of the resource."""
 
     status, title, code = 416, "Range not satisfiable", "range_not_satisfiable"
+
+
+class Misdirected(ServiceError):
+    """The request names a host that this service does not answer for."""
+
+    status, title, code = 421, "Misdirected request", "misdirected"
 
 
 class Invalid(ServiceError):

@@ -19,6 +19,7 @@ from app.errors import ServiceError, Unavailable
 from app.fleet import service as fleet
 from app.http.dependencies import DatabaseDep, SettingsDep
 from app.jobs import service as jobs
+from app.redaction import public_json
 
 router = APIRouter(tags=["health"])
 log = structlog.get_logger()
@@ -90,7 +91,7 @@ def readyz(request: Request, database: DatabaseDep, store: StoreDep, settings: S
     except OSError as error:
         checks["disk"] = _reason("disk", error)
     ready = all(state == "ok" for state in checks.values())
-    return JSONResponse({"ready": ready, "checks": checks, "workers": workers}, 200 if ready else 503)
+    return JSONResponse({"ready": ready, "checks": public_json(checks), "workers": workers}, 200 if ready else 503)
 
 
 @router.get(

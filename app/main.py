@@ -26,14 +26,18 @@ from app.engines.verification_router import router as verification_router
 from app.fleet.router import router as fleet_router
 from app.heavy import MOST_ROWS
 from app.http import openapi, problems
-from app.http.body_limit import BodyLimit
+from app.http.body_budget import BodyBudget
+from app.http.browsers import BrowserGuard
+from app.http.pools import Pools
 from app.http.request_body import check_address
 from app.jobs.dispatch import Dispatch
-from app.jobs.notices import Announcer, Listener
+from app.jobs.notices import Announcer
 from app.jobs.queue import JobQueue, redis_url
 from app.jobs.router import router as jobs_router
+from app.jobs.watching import Watching
 from app.observability import Metrics, RequestObserver, note_route
 from app.office.office import Office
+from app.redaction import learn
 from app.registry.router import router as registry_router
 from app.scratch import remove_abandoned
 from app.settings import Settings
@@ -73,7 +77,8 @@ def create_app(settings: Settings) -> FastAPI:
     _compose(app, settings)
     problems.install(app)
     openapi.install(app)
-    app.add_middleware(BodyLimit, limit=settings.max_json_bytes)
+    app.add_middleware(BodyBudget, limit=settings.max_buffered_bytes // 2)
+    app.add_middleware(BrowserGuard, allowed_hosts=settings.host_names)
     app.add_middleware(RequestObserver, metrics=app.state.metrics, on_fault=problems.unexpected)
     app.include_router(health.router)
     for router in ROUTERS:
@@ -84,13 +89,15 @@ def create_app(settings: Settings) -> FastAPI:
 def _compose(app: FastAPI, settings: Settings) -> None:
     state = app.state
     url = redis_url(settings.broker_url)
+    learn(settings)
     state.settings = settings
+    state.pools = Pools()
     state.database = Database(settings.database, most_rows=MOST_ROWS)
     state.store = open_store(settings, noting(state.database, "api"))
     state.office = Office(settings, state.database, state.store)
     state.children = Children(ForkServer(MODULES), settings.scratch_dir)
     state.announcer = Announcer(url)
-    state.listener = Listener(url)
+    state.watching = Watching(state.database, url, max_streams=settings.max_streams)
     state.dispatch = Dispatch(JobQueue(settings.broker_url), state.announcer)
     state.metrics = Metrics(CollectorRegistry())
     checkpoint_formats()  # a broken format stops the start, not an upload
@@ -100,7 +107,7 @@ def _compose(app: FastAPI, settings: Settings) -> None:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     remove_abandoned(app.state.settings.scratch_dir)
-    async with app.state.listener.running():
+    async with app.state.watching.running():
         yield
     app.state.dispatch.close()
     app.state.announcer.close()

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.redaction import hide_in_tracebacks, hide_secrets, learn
 from app.settings import Settings
 
 REQUEST_ID_HEADER = b"x-request-id"
@@ -48,12 +49,15 @@ class LogStream:
 
 
 def configure_logging(settings: Settings) -> None:
-    """Send structlog's and the standard library's log lines to stderr in one format."""
+    """Send structlog's and the standard library's log lines to stderr in one format, without secrets."""
+    learn(settings)
+    hide_in_tracebacks()
     shared: list[structlog.types.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso"),
         structlog.processors.format_exc_info,
+        hide_secrets,
     ]
     renderer: structlog.types.Processor = (
         structlog.processors.JSONRenderer() if settings.log_json else structlog.dev.ConsoleRenderer(colors=False)

@@ -7,7 +7,8 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-MIB = 1024 * 1024
+KIB = 1024
+MIB = 1024 * KIB
 GIB = 1024 * MIB
 
 
@@ -17,13 +18,14 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="ENGINESMITH_", frozen=True)
 
     data_dir: Path = Field(Path("data"), description="SQLite database, artifacts, signing key, scratch files.")
-    database_url: str = Field("", description="SQLAlchemy URL; empty: SQLite in the data directory.")
+    database_url: str = Field("", repr=False, description="SQLAlchemy URL; empty: SQLite in the data directory.")
     broker_url: str = Field(
         "redis://127.0.0.1:6379/0",
+        repr=False,
         description="Redis or Valkey: redis://, rediss:// or redis+socket:///path. `serve` starts its own.",
     )
     store_url: str = Field(
-        "", description="s3://, gs://, az:// or file:// URL; empty: the data directory's artifacts folder."
+        "", repr=False, description="s3://, gs://, az:// or file:// URL; empty: the data directory's artifacts folder."
     )
     cache_dir: Path | None = Field(
         None, description="Where workers keep copies of remote artifacts; empty: DATA_DIR/cache."
@@ -31,13 +33,40 @@ class Settings(BaseSettings):
     cache_bytes: int = Field(64 * GIB, ge=0, description="Size of that cache; least recently used go first.")
     signing_key: str = Field(
         "",
+        repr=False,
         description="Ed25519 private key, 64 hex digits, shared by all workers; empty: DATA_DIR/signing.key.",
     )
 
+    allowed_hosts: str = Field(
+        "",
+        description="Names that the API answers to besides `localhost` and IP addresses, separated by commas; "
+        "`*.example.com`: all below it, `*`: any.",
+    )
+
     max_blob_bytes: int = Field(1024 * GIB, gt=0, description="Largest upload accepted.")
-    max_json_bytes: int = Field(8 * MIB, gt=0, description="Largest JSON request body accepted.")
+    max_json_bytes: int = Field(
+        MIB, gt=0, description="Largest JSON request body of any call; most calls have a smaller limit of their own."
+    )
+    max_streams: int = Field(1000, ge=0, description="Event streams open at once in one API process.")
     max_onnx_bytes: int = Field(2 * GIB, gt=0, description="Largest ONNX file parsed.")
     max_prefer_wait_s: float = Field(60.0, ge=0, description="Longest `Prefer: wait` honoured, seconds.")
+
+    max_connections: int = Field(
+        1000, gt=0, description="Connections that an API process takes; fewer if it may not open two files for each."
+    )
+    max_connections_per_address: int = Field(
+        500, ge=0, description="The same for one client address; 0 behind a proxy, from which all come: no limit."
+    )
+    max_header_bytes: int = Field(64 * KIB, gt=0, description="Longest request line and headers of a request.")
+    header_timeout_s: float = Field(20.0, gt=0, description="Time for a request's headers to arrive, seconds.")
+    keep_alive_s: float = Field(30.0, gt=0, description="A connection without requests is closed after it, seconds.")
+    min_transfer_rate: int = Field(1 * KIB, gt=0, description="Bytes a second, below which a transfer is slow.")
+    slow_transfer_s: float = Field(
+        60.0, gt=0, description="A body or an answer that has been slow for so long is cut off, seconds."
+    )
+    max_buffered_bytes: int = Field(
+        128 * MIB, gt=0, description="Request bodies that an API process holds in memory, half of it JSON."
+    )
 
     min_free_bytes: int = Field(
         64 * MIB, ge=0, description="Free space without which the API is not ready, on each disk it writes to."
@@ -47,7 +76,9 @@ class Settings(BaseSettings):
     job_deadline_s: float = Field(4 * 3600.0, gt=0, description="A job running longer is killed, seconds.")
     max_attempts: int = Field(3, ge=1, description="Times a job is started before it fails for good.")
     sweep_interval_s: float = Field(5.0, gt=0, description="Time between sweeps for lost jobs, seconds.")
-    resend_after_s: float = Field(15.0, gt=0, description="A queued job nobody claimed is sent again, seconds.")
+    outage_limit_s: float = Field(
+        3600.0, gt=0, description="A job fails once outages have kept it from being done for this long, seconds."
+    )
     orphan_grace_s: float = Field(
         24 * 3600.0, gt=0, description="Unreferenced artifacts younger than this are kept, seconds."
     )
@@ -68,6 +99,11 @@ class Settings(BaseSettings):
     def database(self) -> str:
         """The SQLAlchemy URL in force."""
         return self.database_url or f"sqlite:///{self.data_dir.resolve() / 'enginesmith.db'}"
+
+    @property
+    def host_names(self) -> tuple[str, ...]:
+        """The names that the API answers to besides localhost."""
+        return tuple(name for word in self.allowed_hosts.split(",") if (name := word.strip()))
 
     @property
     def artifacts_dir(self) -> Path:

@@ -130,7 +130,7 @@ def _weights(model_id: int) -> WeightVersion:
 def _job(model_id: int, **values: Any) -> dict[str, Any]:  # noqa: ANN401 - column values
     return {
         "id": str(uuid7()), "kind": "refit", "queue": "enginesmith.onnxruntime", "model_id": model_id,
-        "model": "scale", "request": {"engine": 1}, "sent_at": now(), "attempt": 0, "fence": 0, "last_event": 0,
+        "model": "scale", "request": {"engine": 1}, "attempt": 0, "strikes": 0, "fence": 0, "last_event": 0,
         **values,
     }  # fmt: skip
 

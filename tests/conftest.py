@@ -33,7 +33,7 @@ from migrations import alembic_config
 # `make test-fast` leaves out what is marked slow: what needs a server other than Valkey, and what kills a process.
 SLOW_FIXTURES = {"postgres_server", "s3_endpoint"}
 SLOW_FILES = {  # each test starts whole programs, and many kill them
-    "test_celery.py",
+    "test_consuming.py",
     "test_child.py",
     "test_cli.py",
     "test_demo.py",
@@ -200,7 +200,7 @@ def app(settings: Settings, routes: list[BaseRoute], fork_server: ForkServer) ->
 @pytest.fixture
 def client(app: FastAPI) -> Iterator[TestClient]:
     """A client whose server errors come back as answers, as they would over a socket."""
-    with TestClient(app, raise_server_exceptions=False) as client:
+    with TestClient(app, "http://localhost", raise_server_exceptions=False) as client:
         yield client
 
 

@@ -1,4 +1,5 @@
 import os
+import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -245,3 +246,8 @@ def test_what_cannot_start_is_one_message_and_exit_status_1(
     with pytest.raises(SystemExit, match="1"):
         main()
     assert capsys.readouterr().err == "enginesmith: What is wrong. What to do. [some_code]\n"
+
+
+def test_migrating_makes_a_data_directory_for_its_user_alone(tmp_path: Path) -> None:
+    done = enginesmith("migrate", ENGINESMITH_DATA_DIR=str(tmp_path / "data"))
+    assert (done.returncode, stat.S_IMODE((tmp_path / "data").stat().st_mode)) == (0, 0o700)

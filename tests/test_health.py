@@ -62,7 +62,7 @@ def test_a_disk_without_room_matters_only_where_something_is_written(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     elsewhere = settings.model_copy(update={"store_url": f"file://{tmp_path / 'other' / 'store'}"})
-    with TestClient(create_app(elsewhere)) as client:
+    with TestClient(create_app(elsewhere), "http://localhost") as client:
         monkeypatch.setattr(os, "statvfs", _statvfs(tmp_path / "artifacts", f_bavail=0))
         assert client.get("/readyz").status_code == 200
         monkeypatch.setattr(os, "statvfs", _statvfs(tmp_path / "other", f_bavail=0))
@@ -84,7 +84,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_is_not_ready_on_a_filesystem_that_was_filled_until_there_is_room_again(
     settings: Settings, small_disk: Path
 ) -> None:
-    with TestClient(create_app(settings.model_copy(update={"data_dir": small_disk}))) as client:
+    with TestClient(create_app(settings.model_copy(update={"data_dir": small_disk})), "http://localhost") as client:
         assert client.get("/readyz").status_code == 200
         ballast = small_disk / "ballast"
         with suppress(OSError), ballast.open("wb", buffering=0) as file:
@@ -100,7 +100,7 @@ def test_is_not_ready_on_a_filesystem_that_was_filled_until_there_is_room_again(
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_is_not_ready_without_a_broker_and_says_so(settings: Settings) -> None:
     lonely = settings.model_copy(update={"broker_url": "redis://127.0.0.1:1/0"})
-    with TestClient(create_app(lonely)) as client:
+    with TestClient(create_app(lonely), "http://localhost") as client:
         answer = client.get("/readyz")
         alive = client.get("/healthz")
     assert answer.status_code == 503

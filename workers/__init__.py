@@ -1,1 +1,1 @@
-"""Celery workers that bind, compile, refit and run."""
+"""Workers that bind, compile, refit and run."""

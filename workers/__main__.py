@@ -6,12 +6,14 @@ import typer
 
 from app.errors import ServiceError
 from app.observability import configure_logging
+from app.redaction import without_secrets
+from app.serve.data_directory import make_private
 from app.serve.database import require_database
 from app.serve.errors import CannotStart
 from app.settings import get_settings
-from workers.celery import consume
 from workers.channel.host import EngineHostDied
 from workers.channel.messages import BackendError
+from workers.consuming import consume
 from workers.housekeeping import housekeeping
 from workers.jobs.worker import open_worker
 
@@ -25,13 +27,13 @@ def main(device: Annotated[str, typer.Option(help='"cpu" or a GPU, such as "cuda
     configure_logging(settings)
     try:
         require_database(settings)
+        make_private(settings.data_dir)
         with open_worker(settings, device) as worker, housekeeping(worker):
-            status = consume(worker)
+            consume(worker)
     except (ServiceError, BackendError, EngineHostDied) as error:
-        raise SystemExit(f"The worker cannot start: {error.detail}") from error
+        raise SystemExit(without_secrets(f"The worker cannot start: {error.detail}")) from error
     except CannotStart as error:
         raise SystemExit(f"The worker cannot start: {error} [{error.code}]") from error
-    raise SystemExit(status)
 
 
 if __name__ == "__main__":

@@ -1,120 +1,169 @@
 """How job ids get from the broker to this process.
 
-Celery is only a transport here. A message says that there may be a job, and is acknowledged before the job
-starts. The database says whether the job exists and whether it is done.
+Celery is only a transport here. A message says that there may be a job, and is gone from the broker once it is read.
+The database says whether the job exists and whether it is done. So whatever lies in a queue and is no such message is
+dropped, and a broker that is gone is no error.
 """
 
-import logging
-import signal
+import random
+import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
+from uuid import UUID
 
 import structlog
-from celery import Celery, signals
-from celery.apps.worker import Worker as CeleryWorker
+from celery import Celery
 from celery.exceptions import CPendingDeprecationWarning
-from celery.platforms import EX_OK, SecurityWarning
-from celery.worker import state
+from kombu.exceptions import InconsistencyError, OperationalError
+from redis import RedisError, ResponseError
 
-from app.database import DATABASE_DOWN
-from app.jobs.queue import TASK
-from workers.jobs.attempt import run_job
-from workers.jobs.worker import Worker
+from app.jobs.queue import BINDINGS, ONE_LIST_A_QUEUE, TASK
 
-SOCKET_TIMEOUT_S = 5.0
+SOCKET_TIMEOUT_S = 1.0  # a broker that does not answer holds up the look into the database for no longer
+RECONNECT_S = 1.0
+SAY_S = 1.0
+WRONG_TYPE = "WRONGTYPE"
+GONE = (OperationalError, InconsistencyError, RedisError, OSError)
 log = structlog.get_logger(__name__)
 
 
-def celery_app(worker: Worker) -> Celery:
-    """Make the Celery app of this worker."""
-    app = Celery("enginesmith", broker=worker.settings.broker_url, set_as_current=False)
-    app.conf.update(
-        accept_content=["json"],
-        task_serializer="json",
-        task_ignore_result=True,
-        task_acks_late=False,
-        task_reject_on_worker_lost=False,
-        task_create_missing_queues=True,
-        broker_connection_retry_on_startup=True,
-        broker_connection_max_retries=None,
-        broker_transport_options={
-            "socket_timeout": SOCKET_TIMEOUT_S,
-            "socket_connect_timeout": SOCKET_TIMEOUT_S,
-            "socket_keepalive": True,
-        },
-        worker_enable_remote_control=False,
-        worker_hijack_root_logger=False,
-        worker_prefetch_multiplier=1,
-        worker_redirect_stdouts=False,
-        worker_send_task_events=False,
-    )
+class Inbox:
+    """The receiving end of the broker, for some queues. All calls are made from one thread.
 
-    @app.task(name=TASK, ignore_result=True, shared=False)  # type: ignore[untyped-decorator]  # Celery ships no types
-    def run(job_id: str) -> None:
-        try:
-            run_job(worker, job_id)
-        except DATABASE_DOWN as error:
-            log.warning("job not claimed; a sweep will send it again", job_id=job_id, error=str(error))
-
-    return app
-
-
-def consume(worker: Worker) -> int:
-    """Do jobs until the process is told to stop; returns its exit status.
-
-    SIGTERM and SIGINT set `worker.stopping`: the job at hand is given back, then Celery stops.
+    A message may wait unread in this process while it does a job that it did not get from here. Another worker then
+    finds that message's job in the database.
     """
 
-    def ready(**_signal: Any) -> None:  # noqa: ANN401 - Celery's signature
-        log.info("worker ready", worker=worker.id, device=worker.device, queues=worker.queues)
-
-    signals.worker_ready.connect(ready)
-    _quiet()
-    try:
-        program = _Program(
-            app=celery_app(worker),
-            hostname=f"enginesmith@{worker.id}",
-            queues=list(worker.queues),
-            pool="solo",
-            concurrency=1,
-            quiet=True,
-            loglevel=worker.settings.log_level,
-            without_gossip=True,
-            without_heartbeat=True,
-            without_mingle=True,
+    def __init__(self, broker_url: str, queues: Sequence[str]) -> None:
+        warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)  # about late acks, which are not used
+        self._queues = queues
+        self._received: deque[str] = deque()
+        self._connection: Any = None  # of kombu, whose types are in part only
+        self._connect_at = 0.0
+        self._answers = True
+        self._dropped, self._say_at = 0, 0.0
+        self._app = Celery("enginesmith", broker=broker_url, set_as_current=False)
+        self._app.conf.update(
+            accept_content=["json"],
+            broker_transport_options=ONE_LIST_A_QUEUE
+            | {
+                "max_retries": 0,
+                "socket_timeout": SOCKET_TIMEOUT_S,
+                "socket_connect_timeout": SOCKET_TIMEOUT_S,
+                "socket_keepalive": True,
+            },
         )
-        with _stopped_by_signals(worker):
-            program.start()
-    finally:
-        signals.worker_ready.disconnect(ready)
-    return int(program.exitcode or 0)
+
+    def next(self, timeout_s: float, wait: Callable[[float], object] = time.sleep) -> str | None:
+        """Return the job id of the next message, None if none has come within `timeout_s` seconds.
+
+        As long as the broker does not answer, the time is spent in `wait`.
+        """
+        if not self._received and self._connected(timeout_s, wait):
+            self._receive(timeout_s)
+        return self._received.popleft() if self._received else None
+
+    def close(self) -> None:
+        """Close the connections to the broker."""
+        self._disconnect()
+        self._app.close()
+
+    def _connected(self, timeout_s: float, wait: Callable[[float], object]) -> bool:
+        if self._connection is not None:
+            return True
+        delay = self._connect_at - time.monotonic()
+        if delay > 0:
+            wait(min(delay, timeout_s))
+            return False
+        try:
+            self._connect()
+        except Exception as error:  # noqa: BLE001 - redis, kombu and sockets each have errors of their own
+            self._gone(error)
+            return False
+        if not self._answers:
+            log.info("the broker answers again")
+        self._answers = True
+        return True
+
+    def _connect(self) -> None:
+        self._connection = connection = self._app.connection_for_read()
+        channel = connection.default_channel
+        channel.qos.restore_visible = _nothing  # it looks for messages that were never acknowledged: there are none
+        self._app.amqp.TaskConsumer(
+            channel,
+            queues=[self._app.amqp.queues[name] for name in self._queues],
+            no_ack=True,
+            on_message=self._hear,
+        ).consume()
+
+    def _receive(self, timeout_s: float) -> None:
+        connection = self._connection
+        if connection is None:
+            return
+        try:
+            connection.drain_events(timeout=timeout_s)
+        except TimeoutError:  # of `drain_events`: nothing came
+            return
+        except GONE as error:
+            self._gone(error)
+        except Exception as error:  # noqa: BLE001 - whatever a message can make kombu stumble over; it is read already
+            self._drop(error)
+
+    def _hear(self, message: Any) -> None:  # noqa: ANN401 - of kombu
+        try:
+            self._received.append(job_id_of(message))
+        except Exception as error:  # noqa: BLE001 - the message may be anything, and so may what is raised
+            self._drop(error)
+
+    def _drop(self, error: Exception) -> None:
+        """Say that a message was dropped; of a flood of them, once a second."""
+        self._dropped += 1
+        if time.monotonic() >= self._say_at:
+            told = f"{type(error).__name__}: {str(error)[:200]}"
+            log.warning("dropped messages that name no job", count=self._dropped, last=told)
+            self._dropped, self._say_at = 0, time.monotonic() + SAY_S
+
+    def _gone(self, error: Exception) -> None:
+        if isinstance(error, ResponseError) or WRONG_TYPE in str(error):
+            self._clear_wrong_types(error)
+        self._disconnect()
+        self._connect_at = time.monotonic() + RECONNECT_S * random.uniform(0.8, 1.0)  # noqa: S311 - no secret
+        if self._answers:
+            log.warning("the broker does not answer; jobs are taken from the database", error=str(error))
+        self._answers = False
+
+    def _clear_wrong_types(self, error: Exception) -> None:
+        """Remove what has the name of one of our queues and is none: as long as it is there, nothing can be read."""
+        if self._connection is None or WRONG_TYPE not in str(error):
+            return
+        wanted = dict.fromkeys(self._queues, b"list") | {
+            before + name: b"set" for before in BINDINGS for name in self._queues
+        }
+        with suppress(RedisError, OperationalError, OSError):
+            client = self._connection.default_channel.client
+            wrong = [key for key, kind in wanted.items() if client.type(key) not in {kind, b"none"}]
+            if wrong:
+                client.delete(*wrong)
+                log.warning("dropped what is no queue but had the name of one", keys=wrong)
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            with suppress(Exception):  # it may be broken already
+                self._connection.release()
+        self._connection = None
 
 
-class _Program(CeleryWorker):  # type: ignore[misc]  # Celery ships no types
-    def install_platform_tweaks(self, worker: object) -> None:
-        """Install none of Celery's signal handlers: they print, and the one for SIGHUP starts the program anew."""
+def job_id_of(message: Any) -> str:  # noqa: ANN401 - of kombu
+    """Return the job id that a message of `JobQueue.send` carries; raises whatever any other message makes it raise."""
+    task = message.headers["task"]
+    if task != TASK:
+        raise ValueError(f"the task {str(task)[:80]!r} is not ours")
+    (job_id,) = message.decode()[0]
+    return str(UUID(job_id))
 
 
-@contextmanager
-def _stopped_by_signals(worker: Worker) -> Iterator[None]:
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        worker.stopping.set()
-        state.should_stop = EX_OK
-
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _quiet() -> None:
-    """Silence all of Celery's log but its warnings: `run_job` logs each job itself."""
-    logging.getLogger("celery").setLevel(logging.WARNING)
-    # A worker that runs as root is dangerous if messages are pickled. Here they are JSON and hold nothing but an id.
-    warnings.filterwarnings("ignore", category=SecurityWarning)
-    warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)  # about late acks, which are not used here
+def _nothing(**_options: int) -> None:
+    pass

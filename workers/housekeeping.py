@@ -11,15 +11,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from threading import Event, Thread
 
-import redis
 import structlog
+from sqlalchemy import text
 
 from app.artifacts.scrub import scrub
 from app.artifacts.service import collect_orphans
 from app.artifacts.store import ArtifactStore, open_store
 from app.database import DATABASE_DOWN
 from app.fleet import service as fleet
-from app.jobs.sweep import let_go, sweep
+from app.jobs.sweep import Swept, let_go, sweep
 from workers.identity import is_gone
 from workers.jobs.worker import Worker
 
@@ -45,8 +45,7 @@ def chores(worker: Worker) -> list[Chore]:
     return [
         Chore("bury", math.inf, lambda: bury_the_dead(worker)),
         Chore("report", settings.worker_timeout_s / REPORTS_PER_TIMEOUT, lambda: report(worker)),
-        Chore("resend", math.inf, lambda: sweep_jobs(worker, resend_after_s=0.0)),  # jobs left queued before this start
-        Chore("sweep", settings.sweep_interval_s, lambda: sweep_jobs(worker, resend_after_s=settings.resend_after_s)),
+        Chore("sweep", settings.sweep_interval_s, sweeping(worker)),
         Chore("collect", COLLECT_S, lambda: collect(worker)),
     ]
 
@@ -110,19 +109,35 @@ def bury_the_dead(worker: Worker) -> None:
         log.info("jobs of killed workers freed", count=count)
 
 
-def sweep_jobs(worker: Worker, *, resend_after_s: float) -> None:
-    """Take back lost jobs and send unsent ones."""
-    swept = sweep(
-        worker.database,
-        worker.queue,
-        worker.settings,
-        queues=worker.queues,
-        backlog=worker.backlog,
-        resend_after_s=resend_after_s,
-        notify=worker.announce,
-    )
-    if any((swept.requeued, swept.failed, swept.canceled, swept.sent)):
-        log.info("swept", requeued=swept.requeued, failed=swept.failed, canceled=swept.canceled, sent=swept.sent)
+def sweeping(worker: Worker) -> Callable[[], None]:
+    """Return the chore that takes back jobs whose lease ran out.
+
+    After an outage of the database every lease has run out, also those of workers that live and are about to renew
+    them. So nothing is taken back before the database has answered for as long as a lease lasts.
+    """
+    answers_since: float | None = None
+
+    def sweep_jobs() -> None:
+        nonlocal answers_since
+        try:
+            with worker.database.reading() as session:
+                session.execute(text("SELECT 1"))
+            if answers_since is None or time.monotonic() - answers_since >= worker.settings.lease_s:
+                take_back(worker)
+        except DATABASE_DOWN:
+            answers_since = math.inf
+            raise
+        if answers_since == math.inf:
+            answers_since = time.monotonic()
+
+    return sweep_jobs
+
+
+def take_back(worker: Worker) -> None:
+    """Queue the jobs whose lease ran out, or end them."""
+    swept = sweep(worker.database, worker.settings, notify=worker.announce)
+    if swept != Swept():
+        log.info("swept", requeued=swept.requeued, failed=swept.failed, canceled=swept.canceled)
 
 
 def collect(worker: Worker) -> None:
@@ -142,7 +157,7 @@ def scrub_artifacts(worker: Worker, store: ArtifactStore, over: Event) -> None:
 def _do(chore: Chore) -> None:
     try:
         chore.action()
-    except (redis.RedisError, *DATABASE_DOWN) as error:
+    except DATABASE_DOWN as error:
         log.warning("chore put off", chore=chore.name, error=str(error))
     except Exception:  # whatever is wrong with a chore, the jobs go on
         log.exception("chore failed", chore=chore.name)

@@ -11,11 +11,12 @@ from app.engines.queries import get_engine
 from app.http.dependencies import SessionDep, SettingsDep
 from app.http.pagination import Listing, PageDep
 from app.http.problems import problems
+from app.http.routes import Route
 from app.jobs import service as jobs
 from app.registry.schemas import Name
 from app.registry.service import get_model
 
-router = APIRouter(prefix="/models/{model}/aliases", tags=["aliases"])
+router = APIRouter(prefix="/models/{model}/aliases", tags=["aliases"], route_class=Route)
 
 AliasPath = Annotated[Name, Path(description="The alias, such as `production`.")]
 

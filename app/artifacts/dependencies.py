@@ -7,7 +7,7 @@ from fastapi import Depends, Request
 from app.artifacts.store import ArtifactStore
 
 
-def _store(request: Request) -> ArtifactStore:
+async def _store(request: Request) -> ArtifactStore:
     store: ArtifactStore = request.app.state.store
     return store
 

@@ -1,6 +1,5 @@
 """A file on its way into a store: it is digested while it is written, and has a temporary name until it is whole."""
 
-import errno
 import fcntl
 import hashlib
 import os
@@ -12,10 +11,10 @@ from pathlib import Path
 from uuid import uuid4
 
 from app.artifacts.writeback import WRITEBACK, start_writeback
+from app.disk_faults import BROKEN, FULL, READ_ONLY
 from app.errors import Unavailable
 
 WRITE_BUFFER = 128 * 1024  # bytes; smaller chunks are gathered, larger ones pass straight through
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 SETTLING_S = 60.0  # the writer of a temporary file younger than this may not have locked it yet
 
 
@@ -64,7 +63,8 @@ class Incoming:
         with self._turn:
             with suppress(OSError):  # closing flushes, which fails again if the disk is full
                 self._file.close()
-            self.path.unlink(missing_ok=True)
+            with suppress(OSError):  # a disk that has become read-only keeps it; the next start removes it
+                self.path.unlink(missing_ok=True)
 
     def _start_writeback(self) -> None:
         waiting = self.size - self._on_its_way
@@ -95,14 +95,36 @@ def locked(path: Path, operation: int) -> Iterator[int]:
 
 @contextmanager
 def storage_errors() -> Iterator[None]:
-    """Turn the OSError of a full disk into Unavailable "store_full"; any other OSError passes through."""
+    """Turn the OSError of a disk into Unavailable: "store_full", "store_read_only" or "store_unavailable".
+
+    An OSError that says nothing of the disk passes through.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno not in FULL:
+        known = _of_the_disk(error)
+        if known is None:
             raise
-        raise Unavailable(
+        raise known from error
+
+
+def _of_the_disk(error: OSError) -> Unavailable | None:
+    if error.errno in FULL:
+        return Unavailable(
             "The artifact store is full; nothing of this upload was kept. Free space or raise the quota of the "
             "store, then send it again.",
             code="store_full",
-        ) from error
+        )
+    if error.errno in READ_ONLY:
+        return Unavailable(
+            f"Nothing can be written to the artifact store ({error.strerror}); nothing of this upload was kept. Make "
+            "its directory writable for this process, then send it again.",
+            code="store_read_only",
+        )
+    if error.errno in BROKEN:
+        return Unavailable(
+            f"The disk of the artifact store fails ({error.strerror}). See the system's log for that disk, then send "
+            "the request again.",
+            code="store_unavailable",
+        )
+    return None

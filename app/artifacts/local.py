@@ -6,11 +6,12 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Self
 
-from app.artifacts.batches import batched
+from app.artifacts.batches import Room, Share, batched
 from app.artifacts.checked import Checked, Pace, Told
 from app.artifacts.digest import file_digest, hex_of, require_equal
 from app.artifacts.incoming import Incoming, clear_leftovers, locked, storage_errors
@@ -19,6 +20,7 @@ from app.errors import NotFound, Unavailable
 from app.settings import MIB
 
 BATCH = 4 * MIB
+BUFFERED = 64 * MIB
 
 
 class LocalStore:
@@ -32,16 +34,20 @@ class LocalStore:
     A file is known by its device, inode, size and times. Its bytes are digested when this process first reads them.
     """
 
-    def __init__(self, root: Path, on_damage: Told = lambda _digest: None) -> None:
+    def __init__(self, root: Path, buffered_bytes: int = BUFFERED, on_damage: Told = lambda _digest: None) -> None:
         self.root = root
+        self._room = Room(buffered_bytes)
         self._artifacts = root / "sha256"
         self._incoming = root / "incoming"
         self._checked = Checked(on_damage)
 
     @classmethod
-    def open(cls, root: Path, on_damage: Told = lambda _digest: None) -> Self:
-        """Make the directories that are missing, and remove the temporary files of killed writers."""
-        store = cls(root, on_damage)
+    def open(cls, root: Path, buffered_bytes: int = BUFFERED, on_damage: Told = lambda _digest: None) -> Self:
+        """Make the directories that are missing, and remove the temporary files of killed writers.
+
+        All uploads of this process together hold at most `buffered_bytes` bytes in memory.
+        """
+        store = cls(root, buffered_bytes, on_damage)
         try:
             store._artifacts.mkdir(parents=True, exist_ok=True)
             store._incoming.mkdir(exist_ok=True)
@@ -58,14 +64,20 @@ class LocalStore:
     async def put_stream(self, chunks: AsyncIterator[bytes], *, expected: str, limit: int) -> int:
         """See `ArtifactStore`. The next batch arrives while a thread digests and writes the one before."""
         hex_of(expected)
+        with self._room.share() as share:
+            return await self._put_batches(batched(chunks, nbytes=BATCH, limit=limit, share=share), share, expected)
+
+    async def _put_batches(self, batches: AsyncIterator[list[bytes]], share: Share, expected: str) -> int:
         loop = asyncio.get_running_loop()
         incoming = Incoming(self._incoming)
         try:
             writing: asyncio.Future[None] | None = None
-            async for batch in batched(chunks, nbytes=BATCH, limit=limit):
+            async for batch in batches:
                 if writing is not None:
                     await writing
+                    share.drop_written()
                 writing = loop.run_in_executor(None, incoming.write, batch)
+                writing.add_done_callback(partial(_keep_written, share, batch))
             if writing is not None:
                 await writing
             await loop.run_in_executor(None, self._seal, incoming, expected)
@@ -104,11 +116,10 @@ class LocalStore:
         if path.stat().st_dev != self.root.stat().st_dev:
             return self._copy_in(path, digest)
         digest = digest or file_digest(path)
-        with path.open("rb") as file:
+        with path.open("rb") as file, storage_errors():
             size = os.fstat(file.fileno()).st_size
             os.fchmod(file.fileno(), 0o444)
-            with storage_errors():
-                os.fsync(file.fileno())
+            os.fsync(file.fileno())
         self._publish(path, digest)
         if path.resolve() != self._path(digest).resolve():
             path.unlink()
@@ -247,6 +258,10 @@ class LocalStore:
                 except FileExistsError:
                     _replace(path, source)
                 os.fsync(shard)
+
+
+def _keep_written(share: Share, batch: list[bytes], _written: asyncio.Future[None]) -> None:
+    share.keep_written(batch)
 
 
 def missing_error(digest: str) -> NotFound:

@@ -12,7 +12,7 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import ObjectStore, from_url
 
-from app.artifacts.batches import batched
+from app.artifacts.batches import Room, Share, batched
 from app.artifacts.cache import ArtifactCache
 from app.artifacts.checked import BlobDamaged, Checked, Identity, Pace, Told, no_pace
 from app.artifacts.digest import file_digest, hex_of, require_equal
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from obstore.store import RetryConfig
 
 SCHEMES = ("s3", "gs", "az", "memory")
+BUFFERED = 64 * MIB
 PART = 8 * MIB
 MAX_PARTS = 10_000  # S3's limit; a larger upload gets larger parts, not more
 UPLOADS = 3  # parts of one artifact that are uploaded at a time
@@ -41,18 +42,34 @@ class RemoteStore:
     temporary name would, without the copy to a final name, which S3 limits to 5 GiB.
     """
 
-    def __init__(self, objects: ObjectStore, cache: ArtifactCache, on_damage: Told = lambda _digest: None) -> None:
+    def __init__(
+        self,
+        objects: ObjectStore,
+        cache: ArtifactCache,
+        buffered_bytes: int = BUFFERED,
+        on_damage: Told = lambda _digest: None,
+    ) -> None:
         self._objects = objects
         self._cache = cache
+        self._room = Room(buffered_bytes)
         self._on_damage = on_damage
         self._checked = Checked(on_damage)
 
     @classmethod
-    def open(cls, url: str, cache: ArtifactCache, on_damage: Told = lambda _digest: None) -> Self:
-        """Connect to the bucket and prefix of `url`; credentials come from the provider's usual environment."""
+    def open(
+        cls,
+        url: str,
+        cache: ArtifactCache,
+        buffered_bytes: int = BUFFERED,
+        on_damage: Told = lambda _digest: None,
+    ) -> Self:
+        """Connect to the bucket and prefix of `url`; credentials come from the provider's usual environment.
+
+        All uploads of this process together hold at most `buffered_bytes` bytes in memory, and each some parts more.
+        """
         cache.prepare()
         with _store_errors():
-            return cls(from_url(url, retry_config=RETRY), cache, on_damage)
+            return cls(from_url(url, retry_config=RETRY), cache, buffered_bytes, on_damage)
 
     @property
     def directory(self) -> None:
@@ -61,15 +78,24 @@ class RemoteStore:
 
     async def put_stream(self, chunks: AsyncIterator[bytes], *, expected: str, limit: int) -> int:
         """See `ArtifactStore`."""
+        with self._room.share() as share:
+            return await self._put_batches(
+                batched(chunks, nbytes=MIB, limit=limit, share=share), share, expected, _part_bytes(limit)
+            )
+
+    async def _put_batches(self, batches: AsyncIterator[list[bytes]], share: Share, expected: str, part: int) -> int:
         sha256 = hashlib.sha256()
         size = 0
-        async with _multipart(self._objects, _key(expected), _part_bytes(limit)) as writer:
-            async for batch in batched(chunks, nbytes=MIB, limit=limit):
+        async with _multipart(self._objects, _key(expected), part) as writer:
+            async for batch in batches:
                 data = b"".join(batch)
+                batch.clear()
                 await asyncio.to_thread(sha256.update, data)
                 with _store_errors(WRITING):
                     await writer.write(data)
                 size += len(data)
+                share.free(len(data))
+                del data
             require_equal(f"sha256:{sha256.hexdigest()}", expected)
         await asyncio.to_thread(self._know_object, expected)
         return size

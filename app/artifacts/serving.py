@@ -11,8 +11,10 @@ from app.artifacts.local import missing_error
 from app.artifacts.store import ArtifactStore
 from app.errors import PreconditionFailed, RangeNotSatisfiable
 from app.http.problems import problem_response
+from app.settings import KIB
 
 MEDIA_TYPE = "application/octet-stream"
+CHUNK = 256 * KIB  # a client that takes its answer slowly keeps two of them in memory
 ENTITY_TAG = re.compile(r'(?:W/)?("[^"]*")')
 
 
@@ -60,7 +62,7 @@ def _send(store: ArtifactStore, digest: str, part: ByteRange | None, size: int, 
     if part is not None:
         headers["Content-Range"] = part.content_range
     return StreamingResponse(
-        store.iter_bytes(digest, start, stop), 206 if part is not None else 200, headers, media_type=MEDIA_TYPE
+        store.iter_bytes(digest, start, stop, CHUNK), 206 if part is not None else 200, headers, media_type=MEDIA_TYPE
     )
 
 

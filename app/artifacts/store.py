@@ -20,8 +20,9 @@ class ArtifactStore(Protocol):
     A disk or somebody else may damage an artifact all the same. So its bytes are digested when this process first
     reads them, and again if the file changes; nothing that is damaged is handed out.
 
-    Every call may raise `Unavailable` "store_full" or "store_unavailable". A call that needs an artifact raises
-    `NotFound` "blob_not_found" if it is missing, and `BlobDamaged` if its bytes are not those of its digest.
+    Every call may raise `Unavailable` "store_full", "store_read_only" or "store_unavailable". A call that
+    needs an artifact raises `NotFound` "blob_not_found" if it is missing, and `BlobDamaged` if its bytes are not those
+    of its digest.
     """
 
     @property
@@ -106,10 +107,11 @@ def open_store(settings: Settings, on_damage: Told = lambda _digest: None) -> Ar
         Unavailable: the directory cannot be written.
     """
     url = urlsplit(settings.store_url)
+    buffered_bytes = settings.max_buffered_bytes // 2
     if not settings.store_url:
-        return LocalStore.open(settings.artifacts_dir, on_damage)
+        return LocalStore.open(settings.artifacts_dir, buffered_bytes, on_damage)
     if url.scheme == "file" and url.netloc in {"", "localhost"}:
-        return LocalStore.open(Path(unquote(url.path)), on_damage)
+        return LocalStore.open(Path(unquote(url.path)), buffered_bytes, on_damage)
     if url.scheme not in SCHEMES:
         raise Invalid(
             f"ENGINESMITH_STORE_URL is {settings.store_url!r}. Use file:///DIRECTORY, "
@@ -117,4 +119,5 @@ def open_store(settings: Settings, on_damage: Told = lambda _digest: None) -> Ar
             code="bad_store_url",
         )
     directory = settings.cache_dir or settings.data_dir / "cache"
-    return RemoteStore.open(settings.store_url, ArtifactCache(directory, settings.cache_bytes), on_damage)
+    cache = ArtifactCache(directory, settings.cache_bytes)
+    return RemoteStore.open(settings.store_url, cache, buffered_bytes, on_damage)

@@ -14,15 +14,23 @@ from app.bindings.service import Pair
 from app.database import Database
 from app.http.dependencies import DatabaseDep
 from app.http.problems import problems
+from app.http.routes import WITH_RULES_BYTES, Route, max_body
 from app.office.office import OfficeDep
 from app.registry import service as registry
 
-router = APIRouter(prefix="/models/{model}/bindings", tags=["bindings"])
+router = APIRouter(prefix="/models/{model}/bindings", tags=["bindings"], route_class=Route)
 
 PROBLEMS = problems(404, 422, 503)
+WITH_RULES = max_body(WITH_RULES_BYTES)
 
 
-@router.post("/check", summary="Check a binding", response_model=ReportAnswer, responses=PROBLEMS)
+@router.post(
+    "/check",
+    summary="Check a binding",
+    response_model=ReportAnswer,
+    responses=PROBLEMS,
+    openapi_extra=max_body(WITH_RULES_BYTES),
+)
 async def check_binding(
     model: str, body: BindingRequest, database: DatabaseDep, store: StoreDep, office: OfficeDep
 ) -> Response:
@@ -30,7 +38,13 @@ async def check_binding(
     return _json(await office.where_it_fits(_checked, database, store, model, body))
 
 
-@router.post("/propose", summary="Propose binding rules", response_model=ProposeAnswer, responses=PROBLEMS)
+@router.post(
+    "/propose",
+    summary="Propose binding rules",
+    response_model=ProposeAnswer,
+    responses=PROBLEMS,
+    openapi_extra=max_body(WITH_RULES_BYTES),
+)
 async def propose_rules(
     model: str, body: BindingRequest, database: DatabaseDep, store: StoreDep, office: OfficeDep
 ) -> Response:

@@ -14,10 +14,11 @@ from app.http.dependencies import DatabaseDep, SessionDep, SettingsDep
 from app.http.fields import Number
 from app.http.pagination import Listing, PageDep, PageQuery, Rows, list_items
 from app.http.problems import problems
+from app.http.routes import WITH_RULES_BYTES, Route, max_body
 from app.office.office import OfficeDep
 from app.registry import service as registry
 
-router = APIRouter(prefix="/models/{model}/definitions", tags=["definitions"])
+router = APIRouter(prefix="/models/{model}/definitions", tags=["definitions"], route_class=Route)
 
 Version = Annotated[Number, Path(description="The number of the definition.")]
 
@@ -31,6 +32,7 @@ Version = Annotated[Number, Path(description="The number of the definition.")]
         200: {"model": DefinitionAnswer, "description": "The model already has a definition of the same graph."},
         **problems(404, 422, 503),
     },
+    openapi_extra=max_body(WITH_RULES_BYTES),  # a config names each of its labels twice
 )
 async def create_definition(
     model: str,

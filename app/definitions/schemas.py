@@ -1,13 +1,14 @@
 """Definitions as clients see them."""
 
 from datetime import datetime
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from app.artifacts.fields import Digest
 from app.definitions.family import Precision, family_names
 from app.definitions.limits import MAX_CONVERTED_OPSET, MIN_OPSET
+from app.http.fields import at_most
 from app.http.request_body import RequestBody
 
 FAMILY_REQUEST: dict[str, Any] = {
@@ -72,7 +73,7 @@ class DefinitionRequest(RequestBody):
     )
     precision: Precision | None = Field(None, description="Of a family's parameters; `fp32` unless given.")
     onnx: Digest | None = Field(None, description="An ONNX file sent with PUT /v1/blobs/<digest>.")
-    external_data: dict[str, Digest] = Field(
+    external_data: Annotated[dict[str, Digest], at_most(1000)] = Field(
         {},
         description="The files that hold data of the ONNX file, sent likewise, each by the location that the ONNX file "
         "has for it. They may be of any size; weights are used where they lie in them.",

@@ -7,11 +7,12 @@ from app.children.dependencies import ChildrenDep
 from app.definitions import reexported_weights
 from app.http.dependencies import DatabaseDep, SettingsDep
 from app.http.problems import problems
+from app.http.routes import Route
 from app.weights import service
 from app.weights.schemas import WeightsAnswer, WeightsRequest
 from app.weights.tables import WeightVersion
 
-router = APIRouter(prefix="/models/{model}/weights", tags=["weights"])
+router = APIRouter(prefix="/models/{model}/weights", tags=["weights"], route_class=Route)
 
 
 @router.post(

@@ -32,6 +32,7 @@ from app.http.dependencies import DatabaseDep, SessionDep, SettingsDep
 from app.http.fields import Number
 from app.http.pagination import MAX_LIMIT, Listing, PageDep
 from app.http.problems import problems
+from app.http.routes import WITH_RULES_BYTES, Route, heavy, max_body
 from app.jobs.schemas import JobAnswer
 from app.jobs.state import FINAL
 from app.jobs.submission import JOB_HEADERS, JOB_RESPONSES, PatientSubmitDep, Submit, SubmitDep
@@ -39,7 +40,7 @@ from app.office.office import OfficeDep
 from app.registry.service import get_model
 from app.settings import Settings
 
-router = APIRouter(prefix="/models/{model}", tags=["engines"])
+router = APIRouter(prefix="/models/{model}", tags=["engines"], route_class=Route)
 
 EngineNumber = Annotated[Number, Path(description="The number of the engine.")]
 NumberFilter = Annotated[Number | None, Query(description="Only engines with this one.")]
@@ -48,6 +49,7 @@ MAKES_JOB: dict[str, Any] = {
     "response_model": JobAnswer,
     "responses": {**JOB_RESPONSES, **problems(404, 422, 503)},
 }
+TAKES_RULES: dict[str, Any] = MAKES_JOB | {"openapi_extra": max_body(WITH_RULES_BYTES)}
 BINARY: dict[str, Any] = {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}, "example": "bytes"}}
 HEADERS: dict[str, Any] = {
     "ETag": {"schema": {"type": "string"}, "example": f'"{ENGINE["plan_digest"]}"'},
@@ -56,7 +58,7 @@ HEADERS: dict[str, Any] = {
 }
 
 
-@router.post("/builds", summary="Build an engine", **MAKES_JOB)
+@router.post("/builds", summary="Build an engine", **TAKES_RULES)
 async def build(
     model: str, body: BuildRequest, database: DatabaseDep, settings: SettingsDep, submit: SubmitDep
 ) -> Response:
@@ -69,7 +71,7 @@ async def build(
     return await submit(requests.request_build, database, settings, model, body)
 
 
-@router.post("/refits", summary="Refit an engine", **MAKES_JOB)
+@router.post("/refits", summary="Refit an engine", **TAKES_RULES)
 async def refit(
     model: str, body: RefitRequest, database: DatabaseDep, settings: SettingsDep, submit: SubmitDep
 ) -> Response:
@@ -80,7 +82,7 @@ async def refit(
     return await submit(requests.request_refit, database, settings, model, body)
 
 
-@router.post("/engines", summary="Get an engine for weights by the cheapest way", **MAKES_JOB)
+@router.post("/engines", summary="Get an engine for weights by the cheapest way", **TAKES_RULES)
 async def make_engine(
     model: str, body: EngineRequest, database: DatabaseDep, settings: SettingsDep, submit: SubmitDep
 ) -> Response:
@@ -170,6 +172,7 @@ async def materialise(
     response_model=LineageAnswer,
     responses=problems(404, 422, 503),
 )
+@heavy
 async def read_lineage(
     model: str,
     number: EngineNumber,

@@ -3,12 +3,12 @@
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, FailFast, Field, StringConstraints
 
 from app.artifacts.fields import Digest
 from app.engines.against import Against, Coverage, IfImpossible
 from app.engines.work import Materialise
-from app.http.fields import Number
+from app.http.fields import Number, at_most
 from app.http.request_body import RequestBody
 
 Backend = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,64}$")]
@@ -217,7 +217,7 @@ class BenchmarkRequest(RequestBody):
     engine: Number
     iterations: int = Field(100, ge=1, le=10_000, description="Runs that are timed, one by one.")
     warmup: int = Field(10, ge=0, le=1000, description="Runs before them that are not.")
-    shapes: dict[str, list[int]] = Field(
+    shapes: Annotated[dict[str, Annotated[list[int], FailFast()]], at_most(1024)] = Field(
         {},
         max_length=1024,
         description="Shapes by input; inputs left out follow from those given, or have the `opt` of a profile.",

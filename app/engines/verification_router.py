@@ -11,9 +11,10 @@ from app.engines.schemas import DefaultVerification
 from app.http.dependencies import SessionDep
 from app.http.fields import Number
 from app.http.problems import problems
+from app.http.routes import Route
 from app.registry.service import get_model
 
-router = APIRouter(prefix="/models/{model}/definitions/{version}/verification", tags=["definitions"])
+router = APIRouter(prefix="/models/{model}/definitions/{version}/verification", tags=["definitions"], route_class=Route)
 
 Version = Annotated[Number, Path(description="The number of the definition.")]
 

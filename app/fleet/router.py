@@ -8,8 +8,9 @@ from app.fleet import service
 from app.fleet.schemas import WorkerAnswer
 from app.http.dependencies import SessionDep, SettingsDep
 from app.http.pagination import Listing, PageDep, list_items
+from app.http.routes import Route
 
-router = APIRouter(prefix="/workers", tags=["fleet"])
+router = APIRouter(prefix="/workers", tags=["fleet"], route_class=Route)
 
 
 @router.get("", summary="List workers", response_model=Listing[WorkerAnswer])

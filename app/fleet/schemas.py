@@ -46,6 +46,7 @@ WORKER: dict[str, Any] = {
     },
     "queues": ["enginesmith.onnxruntime", "enginesmith.onnxruntime.cpu"],
     "job": None,
+    "trouble": None,
     "started_at": "2026-11-22T10:00:00Z",
     "seen_at": "2026-11-22T10:05:00Z",
 }
@@ -84,5 +85,8 @@ class WorkerAnswer(BaseModel):
     )
     queues: list[str]
     job: str | None = Field(validation_alias="job_id", description="The job it works on.")
+    trouble: str | None = Field(
+        description="Why it begins no jobs for now, such as a store that does not answer; it tries again by itself."
+    )
     started_at: datetime
     seen_at: datetime

@@ -11,11 +11,13 @@ from sqlalchemy.orm import Session
 from app.database import Database, now
 from app.fleet.backend_offer import BackendOffer, read_offers
 from app.fleet.tables import ReportedWorker
+from app.redaction import public_json
 from app.settings import Settings
 
 SEEN_LATELY = ReportedWorker.seen_at >= bindparam("oldest")
 ALIVE = select(ReportedWorker).where(SEEN_LATELY).order_by(ReportedWorker.started_at)
-CONSUMING = select(ReportedWorker.id, ReportedWorker.queues).where(SEEN_LATELY)  # the other columns may be large
+CONSUMED = (ReportedWorker.id, ReportedWorker.queues, ReportedWorker.trouble)  # the other columns may be large
+CONSUMING = select(*CONSUMED).where(SEEN_LATELY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,7 @@ class WorkerReport:
     """What a worker says of itself.
 
     `device` is {"kind": "cpu" or "cuda", "name", "memory_total", "memory_free"}, with the memory in bytes. `backends`
-    maps the name of each backend to what the worker says of it.
+    maps the name of each backend to what the worker says of it. `trouble` is why it claims no jobs for now.
     """
 
     id: str
@@ -33,23 +35,25 @@ class WorkerReport:
     backends: Mapping[str, BackendOffer]
     queues: tuple[str, ...]
     job_id: str | None
+    trouble: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Consumer:
-    """The id of a worker that is alive, and the queues from which it takes jobs."""
+    """The id of a worker that is alive, the queues from which it takes jobs, and why it takes none for now."""
 
     worker: str
     queues: frozenset[str]
+    trouble: str | None
 
 
 def report(database: Database, worker: WorkerReport) -> None:
     """Record that a worker is alive, and what it says of itself."""
     with database.transaction() as session:
         row = session.get(ReportedWorker, worker.id) or ReportedWorker(id=worker.id)
-        row.hostname, row.pid, row.job_id = worker.hostname, worker.pid, worker.job_id
+        row.hostname, row.pid, row.job_id, row.trouble = worker.hostname, worker.pid, worker.job_id, worker.trouble
         row.device, row.queues = dict(worker.device), list(worker.queues)
-        row.backends = {name: offer.to_json() for name, offer in worker.backends.items()}
+        row.backends = {name: public_json(offer.to_json()) for name, offer in worker.backends.items()}
         row.seen_at = now()
         session.add(row)
 
@@ -66,8 +70,9 @@ def alive(session: Session, settings: Settings) -> list[ReportedWorker]:
 
 
 def consumers(session: Session, settings: Settings) -> list[Consumer]:
-    """Return each worker that is alive, with its queues."""
-    return [Consumer(worker, frozenset(queues)) for worker, queues in session.execute(CONSUMING, _lately(settings))]
+    """Return each worker that is alive, with its queues and its trouble."""
+    rows = session.execute(CONSUMING, _lately(settings))
+    return [Consumer(worker, frozenset(queues), trouble) for worker, queues, trouble in rows]
 
 
 def unavailable(session: Session, settings: Settings, backend: str) -> tuple[str, ...]:

@@ -20,5 +20,6 @@ class ReportedWorker(Base):
     backends: Mapped[dict[str, Any]]
     queues: Mapped[list[Any]]
     job_id: Mapped[str | None]
+    trouble: Mapped[str | None]  # why it claims no jobs for now
     started_at: Mapped[datetime] = mapped_column(default=now)
     seen_at: Mapped[datetime] = mapped_column(default=now, index=True)

@@ -47,7 +47,7 @@ class Rows(Generic[T]):
     next_cursor: str | None
 
 
-def _page_query(
+async def _page_query(
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Rows per page.")] = 50,
     after: Annotated[str | None, Query(description="The `next_cursor` of the page before.")] = None,
 ) -> PageQuery:

@@ -13,8 +13,11 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from app.database import DATABASE_DOWN
+from app.disk_faults import DISK_FAULTS
 from app.errors import FieldError, Invalid, ServiceError, Unavailable, json_pointer
+from app.http.request_body import MAX_FAULTS
 from app.observability import request_id
+from app.redaction import public
 
 MEDIA_TYPE = "application/problem+json"
 UNREADABLE = (
@@ -88,10 +91,10 @@ def problem_response(
     problem = Problem(
         title=title,
         status=status,
-        detail=detail,
+        detail=public(detail),
         code=code,
         request_id=request_id(),
-        errors=[Fault(pointer=error.pointer, detail=error.detail) for error in errors],
+        errors=[Fault(pointer=error.pointer, detail=public(error.detail)) for error in errors],
     )
     return JSONResponse(problem.model_dump(), status, headers, media_type=MEDIA_TYPE)
 
@@ -99,6 +102,11 @@ def problem_response(
 async def _service_error(_request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, ServiceError):
         raise error
+    return error_response(error)
+
+
+def error_response(error: ServiceError) -> JSONResponse:
+    """Build the answer for an error of this service."""
     headers = {"Retry-After": "1"} if error.status == HTTPStatus.SERVICE_UNAVAILABLE else None
     return problem_response(error.status, error.title, error.detail, error.code, errors=error.errors, headers=headers)
 
@@ -106,8 +114,8 @@ async def _service_error(_request: Request, error: Exception) -> JSONResponse:
 async def _database_down(request: Request, error: Exception) -> JSONResponse:
     log.error("the database failed", error=str(error))
     detail = (
-        "The database does not answer, or its disk is full; nothing of this request was kept unless a repeat says so. "
-        "GET /readyz says more. Repeat the request, with the same Idempotency-Key where it had one."
+        "The database does not answer, or its disk is full or read-only; nothing of this request was kept unless a "
+        "repeat says so. GET /readyz says more. Repeat the request, with the same Idempotency-Key where it had one."
     )
     return await _service_error(request, Unavailable(detail, code="database_unavailable"))
 
@@ -115,7 +123,7 @@ async def _database_down(request: Request, error: Exception) -> JSONResponse:
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, RequestValidationError):
         raise error
-    errors = [_field_error(fault) for fault in error.errors()]
+    errors = [_field_error(fault) for fault in error.errors()[:MAX_FAULTS]]
     detail = "; ".join(f"{fault.pointer or '/'}: {fault.detail}" for fault in errors)
     remedy = "See /docs for the fields of this call."
     if "json" not in request.headers.get("content-type", "") and any(not fault.pointer for fault in errors):
@@ -150,8 +158,6 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     remedies = {
         404: f"There is nothing at {request.url.path}. GET /docs lists every call.",
         405: f"{request.url.path} does not take {request.method}. GET /docs lists every call.",
-        413: "The body is larger than this call takes. Upload large content with PUT /v1/blobs/<digest> "
-        "and name its digest.",
     }
     detail = remedies.get(error.status_code, str(error.detail))
     headers = dict(error.headers or {})
@@ -173,8 +179,16 @@ def _allowed(request: Request) -> str:
 
 
 def unexpected(error: Exception) -> JSONResponse:
-    """Answer an unexpected exception with 500; only the log has its cause."""
+    """Answer an unexpected exception with 500, one of a disk with 503; only the log has its cause."""
     log.error("request failed", exc_info=error)
+    if isinstance(error, OSError) and error.errno in DISK_FAULTS:
+        return error_response(
+            Unavailable(
+                f"A disk that this service works on is at fault ({error.strerror}); nothing of this request was kept. "
+                "GET /readyz says more. Repeat the request once that disk has room, can be written and works.",
+                code="disk_unavailable",
+            )
+        )
     return problem_response(
         500,
         ServiceError.title,

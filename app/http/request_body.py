@@ -26,19 +26,22 @@ class RequestBody(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _check_content(cls, body: object) -> object:
-        check_content(body)
-        return body
+    def _leave_out_surplus(cls, body: object) -> object:
+        """Leave out most members that are no fields, since no more than MAX_FAULTS of them are told of anyway."""
+        if not isinstance(body, dict) or len(body) <= len(cls.model_fields) + MAX_FAULTS:
+            return body
+        unknown = [name for name in body if name not in cls.model_fields][:MAX_FAULTS]
+        return {name: body[name] for name in (*cls.model_fields, *unknown) if name in body}
 
 
 def check_content(body: object) -> None:
     """Raise Invalid "bad_content", with a pointer to each fault, if the JSON holds values that cannot be stored."""
     faults = [fault for _, fault in zip(range(MAX_FAULTS), _faults(body), strict=False)]
     if faults:
-        raise _bad_content(faults)
+        raise bad_content(faults)
 
 
-def check_address(request: Request) -> None:
+async def check_address(request: Request) -> None:
     """Check the values of the path and of the query, and the names of the query's parameters.
 
     Raises Invalid "bad_content" if a value cannot be stored, and "invalid_request" if the route has no such parameter.
@@ -56,7 +59,7 @@ def _check_values(request: Request) -> None:
         if (fault := text_fault(str(value))) is not None
     ]
     if faults:
-        raise _bad_content(faults[:MAX_FAULTS])
+        raise bad_content(faults[:MAX_FAULTS])
 
 
 def _check_names(request: Request) -> None:
@@ -124,7 +127,8 @@ def _value_fault(value: object) -> str | None:
     return None
 
 
-def _bad_content(faults: list[FieldError]) -> Invalid:
+def bad_content(faults: list[FieldError]) -> Invalid:
+    """Return the error of a request that holds what cannot be stored."""
     listed = "; ".join(f"{fault.pointer or '/'} {fault.detail}" for fault in faults[:5])
     return Invalid(
         f"The request holds what cannot be kept: {listed}. Send it without.", code="bad_content", errors=faults

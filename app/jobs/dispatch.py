@@ -24,7 +24,7 @@ class Queue(Protocol):
 class Dispatch:
     """Sends job ids and notices one after the other in a thread of its own, so a broker that hangs delays no answer.
 
-    If the process ends with job ids unsent, a sweep sends them.
+    If the process ends with job ids unsent, workers find the jobs in the database.
     """
 
     def __init__(self, queue: Queue, announce: Notify) -> None:
@@ -49,4 +49,4 @@ class Dispatch:
         try:
             self._queue.send(job_id, queue)
         except Exception:  # the job is in the database, and this thread has to go on with the next one
-            log.exception("job not sent; the sweep will send it", job_id=job_id)
+            log.exception("job not sent; a worker will find it in the database", job_id=job_id)

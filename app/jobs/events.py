@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from app.database import now
 from app.errors import NotFound
 from app.jobs.tables import Job, JobEvent
+from app.redaction import public_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ def write(session: Session, job_id: str, last: int, events: Sequence[Event]) -> 
     first = last - len(events) + 1
     at = now()
     rows = [
-        {"job_id": job_id, "seq": first + index, "type": event.type, "data": event.data, "at": at}
+        {"job_id": job_id, "seq": first + index, "type": event.type, "data": public_json(event.data), "at": at}
         for index, event in enumerate(events)
     ]
     session.connection().execute(insert(JobEvent), rows)

@@ -20,14 +20,21 @@ from sqlalchemy.orm import Session
 from app.database import Database, now
 from app.jobs import events as job_events
 from app.jobs.events import Event
+from app.jobs.outage import Outage, again_at
+from app.jobs.ready import due
 from app.jobs.state import HELD, State, before
 from app.jobs.tables import Job
 from app.jobs.transition import Notify, ended, requeued, tell, write
+from app.redaction import public_json
 from app.settings import Settings
 
 CLAIM = (
     update(Job)
-    .where(Job.id == bindparam("job"), Job.state.in_(before(State.RUNNING)))
+    .where(
+        Job.id == bindparam("job"),
+        Job.state.in_(before(State.RUNNING)),
+        due(bindparam("moment", type_=Job.again_at.type)),
+    )
     .values(
         state=State.RUNNING,
         fence=Job.fence + 1,
@@ -37,7 +44,17 @@ CLAIM = (
         started_at=func.coalesce(Job.started_at, bindparam("moment", type_=Job.started_at.type)),
         last_event=Job.last_event + 1,
     )
-    .returning(Job.kind, Job.model_id, Job.fence, Job.attempt, Job.request, Job.queue, Job.last_event)
+    .returning(
+        Job.kind,
+        Job.model_id,
+        Job.fence,
+        Job.attempt,
+        Job.request,
+        Job.queue,
+        Job.outage,
+        Job.strikes,
+        Job.last_event,
+    )
 )
 
 
@@ -51,7 +68,10 @@ class CancelAsked(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The right to work on a job as long as its lease is renewed; `fence` guards every later write."""
+    """The right to work on a job as long as its lease is renewed; `fence` guards every later write.
+
+    `outage` is what the row says of earlier outages, and `strikes` how often the engine host died of the job.
+    """
 
     job_id: str
     kind: str
@@ -62,6 +82,8 @@ class Claim:
     queue: str
     worker: str
     lease_s: float
+    outage: dict[str, Any] | None = None
+    strikes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +105,14 @@ class JobError:
     figures: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the job's `error`: always code and detail, log and figures unless they are empty."""
-        return {name: value for name, value in asdict(self).items() if value or name in {"code", "detail"}}
+        """Return the job's `error` as a client may see it: code and detail, log and figures unless they are empty."""
+        return {name: public_json(value) for name, value in asdict(self).items() if value or name in {"code", "detail"}}
 
 
 def claim(
     database: Database, job_id: str, *, worker: str, settings: Settings, notify: Notify | None = None
 ) -> Claim | None:
-    """Take a queued job; None if it is not queued any more: its message came twice, or the job was canceled.
+    """Take a queued job; None if it is not queued any more, as after a message that came twice, or has to wait yet.
 
     A power cut may lose a claim: the worker that made it is lost too.
     """
@@ -101,11 +123,11 @@ def claim(
         row = session.connection().execute(CLAIM, given).one_or_none()
         if row is None:
             return None
-        kind, model_id, fence, attempt, request, queue, last = row
+        kind, model_id, fence, attempt, request, queue, outage, strikes, last = row
         started = Event("running", {"worker": worker, "attempt": attempt})
         job_events.write(session, job_id, last, [started])
         tell(session, notify, job_id, State.RUNNING)
-    return Claim(job_id, kind, model_id, fence, attempt, request, queue, worker, settings.lease_s)
+    return Claim(job_id, kind, model_id, fence, attempt, request, queue, worker, settings.lease_s, outage, strikes)
 
 
 def renew(
@@ -156,6 +178,7 @@ def succeed(
     says nothing about like jobs, so the job loses its likeness. Raises LeaseLost or CancelAsked; the caller's
     transaction must then be rolled back.
     """
+    result = public_json(result)
     told = [*events, Event("succeeded", {"result": result})]
     values = ended(State.SUCCEEDED) | {"result": result}
     if was_ready:
@@ -194,9 +217,24 @@ def release(
     events: Sequence[Event] = (),
     notify: Notify | None = None,
 ) -> None:
-    """Give the job back to the queue without counting the attempt; a sweep sends it again. Raises LeaseLost."""
+    """Give the job back to the queue without counting the attempt. Raises LeaseLost."""
     told = [*events, Event("released", {"reason": reason, "attempt": held.attempt})]
     _leave(database, held, requeued() | {"attempt": held.attempt - 1}, told, notify)
+
+
+def put_off(
+    database: Database,
+    held: Claim,
+    outage: Outage,
+    *,
+    events: Sequence[Event] = (),
+    notify: Notify | None = None,
+) -> None:
+    """Give the job back to the queue until the pause of its outage is over; no attempt counts. Raises LeaseLost."""
+    moment = again_at(outage)
+    told = [*events, Event("put_off", {"outage": outage.to_json(), "again_at": moment.isoformat()})]
+    values = {"attempt": held.attempt - 1, "again_at": moment, "outage": outage.to_json()}
+    _leave(database, held, requeued() | values, told, notify)
 
 
 def retry(
@@ -204,15 +242,17 @@ def retry(
     held: Claim,
     error: JobError,
     *,
+    strike: bool = False,
     events: Sequence[Event] = (),
     notify: Notify | None = None,
 ) -> None:
-    """Give the job back to the queue after a fault that may pass; the attempt counts, and a sweep sends the job again.
+    """Give the job back to the queue after a fault that may pass; the attempt counts.
 
-    The caller keeps to `max_attempts`: the last attempt ends in `fail`. Raises LeaseLost.
+    With `strike` the engine host died of the job, which counts as well. The caller keeps to `max_attempts`: the last
+    attempt ends in `fail`. Raises LeaseLost.
     """
     told = [*events, Event("retried", {"error": error.to_json(), "attempt": held.attempt})]
-    _leave(database, held, requeued(), told, notify)
+    _leave(database, held, requeued() | {"strikes": held.strikes + strike}, told, notify)
 
 
 def request_cancel(session: Session, job_id: str, *, notify: Notify | None = None) -> None:

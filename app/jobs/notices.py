@@ -5,37 +5,44 @@ looks at the job's row from time to time as well.
 """
 
 import asyncio
-from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 
 import redis
 import redis.asyncio
 import structlog
 
-from app.jobs.state import FINAL, State
+from app.jobs.state import State
 
 CHANNEL = "enginesmith.jobs"
 RECONNECT_S = 1.0
 CANCEL_AGAIN_S = 0.1
-SOCKET_TIMEOUT_S = 3.0
-ENDS_KEPT = 1000  # jobs that ended last: a waiter may come just after the notice of the end
+SOCKET_TIMEOUT_S = 1.0
+SILENCE_S = 5.0
 log = structlog.get_logger()
 
 
 class Announcer:
-    """The sending end; if the broker does not answer, that is logged and raises no error."""
+    """The sending end; if the broker does not answer, that is logged and raises no error.
+
+    It then says nothing for a while, because a job must not wait for a broker that hangs.
+    """
 
     def __init__(self, url: str) -> None:
         self._client = redis.Redis.from_url(
-            url, socket_timeout=SOCKET_TIMEOUT_S, socket_connect_timeout=SOCKET_TIMEOUT_S
+            url, socket_timeout=SOCKET_TIMEOUT_S, socket_connect_timeout=SOCKET_TIMEOUT_S, retry=None
         )
+        self._silent_until = 0.0
 
     def __call__(self, job_id: str, state: State) -> None:
         """Say that a job has changed, with its present state."""
+        if time.monotonic() < self._silent_until:
+            return
         try:
             self._client.publish(CHANNEL, f"{job_id} {state}")
         except redis.RedisError as error:
+            self._silent_until = time.monotonic() + SILENCE_S
             log.debug("notice not sent", job_id=job_id, error=str(error))
 
     def ping(self) -> None:
@@ -48,17 +55,15 @@ class Announcer:
 
 
 class Listener:
-    """The receiving end: one subscription, which all waiters of the process share.
+    """The receiving end: one subscription for the whole process.
 
-    Once `ending` is set, each waiter answers with the job's present state, at the latest when it next looks.
+    `hear` is called with each notice's job id and state, and `miss` whenever notices may have been lost.
     """
 
-    def __init__(self, url: str) -> None:
-        self.ending = False
+    def __init__(self, url: str, *, hear: Callable[[str, str], None], miss: Callable[[], None]) -> None:
         self._url = url
-        self._watchers: dict[str, set[asyncio.Event]] = defaultdict(set)
-        self._waiters: dict[str, set[asyncio.Event]] = defaultdict(set)
-        self._ended: deque[str] = deque(maxlen=ENDS_KEPT)
+        self._hear = hear
+        self._miss = miss
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -71,27 +76,15 @@ class Listener:
                 task.cancel()  # more than once: redis-py swallows a cancellation that comes while it connects
                 await asyncio.wait([task], timeout=CANCEL_AGAIN_S)
 
-    @contextmanager
-    def watching(self, job_id: str) -> Iterator[asyncio.Event]:
-        """Give an event that is set whenever the job changes; the watcher clears it before it looks."""
-        with _registered(self._watchers, job_id) as changed:
-            yield changed
-
-    @contextmanager
-    def waiting(self, job_id: str) -> Iterator[asyncio.Event]:
-        """Give an event that is set once the job has ended, or at once if the job is among the last that ended."""
-        with _registered(self._waiters, job_id) as ended:
-            if job_id in self._ended:
-                ended.set()
-            yield ended
-
     async def _listen(self) -> None:
         while True:
             try:
                 await self._receive()
             except (redis.RedisError, OSError) as error:
                 log.debug("no notices", error=str(error))
-            self._wake_all()
+            except Exception:  # whatever the broker says, the next notices are listened for
+                log.exception("no notices for a moment")
+            self._miss()
             await asyncio.sleep(RECONNECT_S)
 
     async def _receive(self) -> None:
@@ -99,38 +92,12 @@ class Listener:
             await subscription.subscribe(CHANNEL)
             async for message in subscription.listen():
                 if message["type"] == "message":
-                    self._hear(message["data"].decode())
-
-    def _hear(self, notice: str) -> None:
-        job_id, _, state = notice.partition(" ")
-        _wake(self._watchers.get(job_id, ()))
-        if state in FINAL:
-            self._ended.append(job_id)
-            _wake(self._waiters.get(job_id, ()))
-
-    def _wake_all(self) -> None:
-        for one in (*self._watchers.values(), *self._waiters.values()):
-            _wake(one)
+                    job_id, _, state = message["data"].decode(errors="replace").partition(" ")
+                    self._hear(job_id, state)
 
 
-@contextmanager
-def _registered(events: dict[str, set[asyncio.Event]], job_id: str) -> Iterator[asyncio.Event]:
-    event = asyncio.Event()
-    events[job_id].add(event)
-    try:
-        yield event
-    finally:
-        events[job_id].discard(event)
-        if not events[job_id]:
-            del events[job_id]
-
-
-def _wake(events: Iterable[asyncio.Event]) -> None:
-    for event in events:
-        event.set()
-
-
-async def wait_for(event: asyncio.Event, timeout_s: float) -> None:
-    """Wait until the event is set or the time is up, whichever comes first."""
+async def wait_for(event: asyncio.Event, timeout_s: float) -> bool:
+    """Wait until the event is set or the time is up, whichever comes first; return whether it is set."""
     with suppress(TimeoutError):
         await asyncio.wait_for(event.wait(), timeout_s)
+    return event.is_set()

@@ -1,11 +1,12 @@
 """Job ids on their way to the workers.
 
-A message is a hint: it carries a job's id and nothing else. If a message is lost, the sweep sends it again. If it
-comes twice, the second one finds the job claimed.
+A message is a hint: it carries a job's id and nothing else. If a message is lost, a worker finds the job in the
+database. If it comes twice, the second one finds the job claimed.
 """
 
 import re
 from functools import cached_property
+from typing import Any
 from urllib.parse import urlsplit
 
 import structlog
@@ -14,6 +15,8 @@ from kombu.exceptions import OperationalError
 
 TASK = "enginesmith.run_job"
 SOCKET_TIMEOUT_S = 3.0
+BINDINGS = ("_kombu.binding.", "_kombu.binding_permanent.")  # before a queue's name: the sets in which kombu notes it
+ONE_LIST_A_QUEUE: dict[str, Any] = {"priority_steps": [0]}  # kombu's default is one list for each of four priorities
 _SLUG = re.compile(r"[^a-z0-9.]+")
 log = structlog.get_logger()
 
@@ -46,7 +49,7 @@ class JobQueue:
         try:
             self._celery.send_task(TASK, args=[job_id], queue=queue, retry=False, ignore_result=True)
         except (OperationalError, OSError) as error:
-            log.warning("job not sent; the sweep will send it", job_id=job_id, error=str(error))
+            log.warning("job not sent; a worker will find it in the database", job_id=job_id, error=str(error))
             return False
         return True
 
@@ -59,7 +62,8 @@ class JobQueue:
     def _celery(self) -> Celery:
         app = Celery("enginesmith", broker=self.broker_url, set_as_current=False)
         app.conf.update(
-            broker_transport_options={
+            broker_transport_options=ONE_LIST_A_QUEUE
+            | {
                 "socket_connect_timeout": SOCKET_TIMEOUT_S,
                 "socket_timeout": SOCKET_TIMEOUT_S,
                 "max_retries": 0,

@@ -10,16 +10,19 @@ from app.database import Database
 from app.errors import FieldError, Invalid
 from app.http.dependencies import DatabaseDep, SessionDep, SettingsDep
 from app.http.pagination import Listing, PageDep, PageQuery, Rows, list_rows
+from app.http.pools import Pool
 from app.http.problems import problems
+from app.http.routes import Route
 from app.jobs import service
 from app.jobs.kinds import Kind
 from app.jobs.schemas import EVENT, EventAnswer, JobAnswer, job_answers
 from app.jobs.state import State
 from app.jobs.stream import stream
 from app.jobs.tables import JobEvent
+from app.jobs.watching import Watching
 from app.registry.service import get_model
 
-router = APIRouter(prefix="/jobs", tags=["jobs"])
+router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=Route)
 
 EVENT_STREAM = "text/event-stream"
 EVENT_PAGE: dict[str, Any] = {"data": [EVENT], "has_more": False, "next_cursor": None}
@@ -58,10 +61,10 @@ def read_job(job: str, session: SessionDep, settings: SettingsDep) -> Any:
                 EVENT_STREAM: {"schema": {"type": "string"}},
             },
         },
-        **problems(404, 422),
+        **problems(404, 422, 503),
     },
 )
-def read_events(
+async def read_events(
     job: str,
     request: Request,
     database: DatabaseDep,
@@ -70,12 +73,16 @@ def read_events(
     last_event_id: Annotated[str | None, Header(description="Replay from after this event.")] = None,
 ) -> Response:
     """What happened to the job, in order. A follower that lost its connection goes on with Last-Event-ID."""
-    with database.reading() as session:
-        service.get_job(session, job)
-    if EVENT_STREAM in accept.lower():
-        events = stream(database, request.app.state.listener, job, _event_number(last_event_id))
-        return StreamingResponse(events, media_type=EVENT_STREAM, headers={"Cache-Control": "no-store"})
-    return JSONResponse(_event_page(database, job, page).model_dump(mode="json"))
+    reads: Pool = request.app.state.pools.reads
+    async with reads.place():
+        if EVENT_STREAM not in accept.lower():
+            return await reads.thread(_event_page, database, job, page)
+        await reads.thread(_require, database, job)
+    after = _event_number(last_event_id)
+    watching: Watching = request.app.state.watching
+    watching.check_room()
+    events = stream(watching, database, reads, job, after)
+    return StreamingResponse(events, media_type=EVENT_STREAM, headers={"Cache-Control": "no-store"})
 
 
 @router.post(
@@ -102,8 +109,15 @@ def _event_number(last_event_id: str | None) -> int:
     return int(last_event_id)
 
 
-def _event_page(database: Database, job: str, page: PageQuery) -> Listing[EventAnswer]:
+def _require(database: Database, job: str) -> None:
     with database.reading() as session:
+        service.get_job(session, job)
+
+
+def _event_page(database: Database, job: str, page: PageQuery) -> Response:
+    with database.reading() as session:
+        service.get_job(session, job)
         statement = select(JobEvent).where(JobEvent.job_id == job)
         rows = list_rows(session, statement, JobEvent.seq, page, newest_first=False)
-        return Listing[EventAnswer].model_validate(rows, from_attributes=True)
+        answer = Listing[EventAnswer].model_validate(rows, from_attributes=True)
+    return JSONResponse(answer.model_dump(mode="json"))

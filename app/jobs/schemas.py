@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from app.jobs import service
 from app.jobs.state import State
 from app.jobs.tables import Job
-from app.jobs.waiting import Waiting, waiting_by_queue
+from app.jobs.waiting import Waiting, waiting_by_queue, waiting_of
 from app.settings import Settings
 
 JOB: dict[str, Any] = {
@@ -31,6 +31,7 @@ WAITING: dict[str, Any] = {
     "code": "no_worker",
     "detail": "No worker alive offers 'tensorrt'. Start a worker that does, or cancel the job. GET /v1/workers lists "
     "those alive.",
+    "again_at": None,
 }
 EVENT: dict[str, Any] = {
     "seq": 3,
@@ -61,9 +62,12 @@ class WaitingAnswer(BaseModel):
 
     code: str = Field(
         description="no_worker: no worker alive offers the backend. no_worker_of_platform: some do, but not on the "
-        "platform of the engine. workers_busy: all workers that can do it are at other jobs."
+        "platform of the engine. workers_busy: all workers that can do it are at other jobs. workers_in_trouble: none "
+        "of them begins jobs for now. outage: it was begun, and put off because the store, the database or an engine "
+        "host was gone."
     )
     detail: str
+    again_at: datetime | None = Field(None, description="When it begins again after an outage.")
 
 
 class JobAnswer(BaseModel):
@@ -101,7 +105,7 @@ class EventAnswer(BaseModel):
 def job_answers(session: Session, settings: Settings, jobs: Sequence[Job]) -> list[JobAnswer]:
     """Return jobs as a client sees them."""
     waiting = waiting_by_queue(session, settings, jobs)
-    return [job_answer(job, waiting.get(job.queue) if job.state == State.QUEUED else None) for job in jobs]
+    return [job_answer(job, waiting_of(settings, job, waiting)) for job in jobs]
 
 
 def job_answer(job: Job, waiting: Waiting | None = None) -> JobAnswer:

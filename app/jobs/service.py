@@ -50,7 +50,6 @@ def create(session: Session, *, kind: str, model_id: int, queue: str, request: M
         request=dict(request),
         likeness=likeness,
         expected_s=_expected_seconds(session, likeness),
-        sent_at=now(),
         last_event=1,
     )
     session.add(job)

@@ -10,29 +10,28 @@ answer others.
 
 import math
 import re
-import time
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import Annotated, Any, ParamSpec, Protocol
 
 from fastapi import Depends, Header, Request
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
-from starlette.concurrency import run_in_threadpool
 
 from app.database import Database
 from app.heavy import Heavy
+from app.http.pools import Pool
 from app.jobs import idempotency, service
 from app.jobs.dispatch import Dispatch
-from app.jobs.notices import Listener, wait_for
+from app.jobs.notices import wait_for
 from app.jobs.schemas import JOB, WAITING, JobAnswer, job_answers
 from app.jobs.state import FINAL
 from app.jobs.tables import Job
+from app.jobs.watching import Watching
 from app.office.office import Office
 from app.settings import Settings
 
-LOOK_EVERY_S = 1.0  # a waiter looks at the row this often even if every notice is lost
 MAX_RETRY_AFTER_S = 30
 WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?([0-9]+(?:\.[0-9]+)?)\"?\s*(?:$|[,;])", re.IGNORECASE)
 
@@ -84,10 +83,12 @@ class Submit:
         self._database: Database = state.database
         self._settings: Settings = state.settings
         self._dispatch: Dispatch = state.dispatch
-        self._listener: Listener = state.listener
+        self._watching: Watching = state.watching
+        self._reads: Pool = state.pools.reads
         self._office: Office = state.office
         self._key = key
-        self._digest = idempotency.request_digest(request.method, request.url.path, body)
+        self._pool: Pool = state.pools.work
+        self._request = (request.method, request.url.path, body)
         preferred = wait_seconds(prefer)
         self._applied = None if preferred is None else min(preferred, self._settings.max_prefer_wait_s)
         self._wait_s = patience_s if self._applied is None else self._applied
@@ -106,12 +107,18 @@ class Submit:
         A client is answered only once its job survives a power cut. If the job ended while the client waited, it does:
         the worker's last transaction was durable, and with it all that came before. Otherwise the database settles now.
         """
-        made = await self._made(partial(prepare, *args, **kwargs), partial(self._office.call, prepare, *args, **kwargs))
+        prepared = partial(prepare, *args, **kwargs)
+        try:
+            async with self._pool.place():
+                made = await self._pool.thread(self._make, prepared)
+        except Heavy:  # nothing is made yet
+            in_office = partial(self._office.call, prepare, *args, **kwargs)
+            made = await self._office.run(partial(self._make, in_office))
         if not self._wait_s or made.state in FINAL:
-            return await run_in_threadpool(self._settled, made)
+            return await self._pool.run(self._settled, made)
         job = await self._finished(made.id)
         if job.state not in FINAL:
-            await run_in_threadpool(self._database.settle)
+            await self._pool.thread(self._database.settle)
         return job
 
     def answer(self, job: JobAnswer) -> JSONResponse:
@@ -123,12 +130,6 @@ class Submit:
             return JSONResponse(job.model_dump(mode="json"), 200, headers)
         headers["Retry-After"] = str(min(MAX_RETRY_AFTER_S, max(1, math.ceil(job.progress.eta_s or 1))))
         return JSONResponse(job.model_dump(mode="json"), 202, headers)
-
-    async def _made(self, prepare: Callable[[], Placement], in_office: Callable[[], Placement]) -> Job:
-        try:
-            return await run_in_threadpool(self._make, prepare)
-        except Heavy:  # nothing is made yet
-            return await self._office.run(partial(self._make, in_office))
 
     def _make(self, prepare: Callable[[], Placement]) -> Job:
         with self._database.reading() as session:
@@ -161,6 +162,10 @@ class Submit:
         job_id = idempotency.earlier_job(session, self._key, self._digest)
         return None if job_id is None else service.get_job(session, job_id)
 
+    @cached_property
+    def _digest(self) -> str:
+        return idempotency.request_digest(*self._request)
+
     def _settled(self, job: Job) -> JobAnswer:
         self._database.settle()
         with self._database.reading() as session:
@@ -168,15 +173,10 @@ class Submit:
 
     async def _finished(self, job_id: str) -> JobAnswer:
         """Return the job once it has ended, or as it is when the time is up."""
-        deadline = time.monotonic() + self._wait_s
-        with self._listener.waiting(job_id) as ended:
-            while True:
-                if not self._listener.ending:
-                    await wait_for(ended, min(deadline - time.monotonic(), LOOK_EVERY_S))
-                ended.clear()
-                job = await run_in_threadpool(self._read, job_id)
-                if job.state in FINAL or deadline <= time.monotonic() or self._listener.ending:
-                    return job
+        with self._watching.waiting(job_id) as ended:
+            if not self._watching.ending:
+                await wait_for(ended, self._wait_s)
+        return await self._reads.run(self._read, job_id)
 
     def _read(self, job_id: str) -> JobAnswer:
         with self._database.reading() as session:

@@ -16,7 +16,7 @@ class Job(Base):
     __tablename__ = "jobs"
     __table_args__ = (
         Index(None, "state", "lease_until"),
-        Index(None, "state", "queue", "sent_at"),  # the sweep looks for unsent jobs queue by queue
+        Index(None, "state", "queue", "id"),  # workers look for the oldest queued jobs, queue by queue
         Index(None, "model_id", "id"),
         Index(None, "model_id", "kind", "state", "id"),
         Index(None, "likeness", "state", "id"),  # finds the last jobs of like work
@@ -35,7 +35,9 @@ class Job(Base):
     fence: Mapped[int] = mapped_column(default=0)
     worker: Mapped[str | None]
     lease_until: Mapped[datetime | None]
-    sent_at: Mapped[datetime | None]
+    again_at: Mapped[datetime | None]  # a queued job is not claimed before
+    outage: Mapped[dict[str, Any] | None]  # what kept the job from being done; see `outage.py`
+    strikes: Mapped[int] = mapped_column(default=0)  # times the engine host died of it
     phase: Mapped[str | None]
     step: Mapped[int | None]
     total: Mapped[int | None]

@@ -66,12 +66,12 @@ def _update(states: tuple[State, ...], guards: tuple[str, ...], columns: tuple[s
 
 def ended(state: State) -> dict[str, Any]:
     """Return the column values of a job that enters a final state."""
-    return {"state": state, "lease_until": None, "finished_at": now()}
+    return {"state": state, "lease_until": None, "outage": None, "finished_at": now()}
 
 
 def requeued() -> dict[str, Any]:
-    """Return the column values of a job that goes back to its queue; without `sent_at` the next sweep sends it."""
-    gone = dict.fromkeys(("worker", "lease_until", "sent_at", "phase", "step", "total"))
+    """Return the column values of a job that goes back to its queue, where a worker finds it."""
+    gone = dict.fromkeys(("worker", "lease_until", "again_at", "phase", "step", "total"))
     return {"state": State.QUEUED} | gone
 
 

@@ -1,10 +1,12 @@
 """What a queued job waits for, as the fleet is now.
 
-Workers come and go while a job is queued, so the reason is computed each time a job is read. It is never stored.
+Workers come and go while a job is queued, so the reason is computed each time a job is read. Only an outage that the
+job itself has met is stored with it.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -12,6 +14,7 @@ from sqlalchemy.orm import Session
 from app.database import now
 from app.fleet import service as fleet
 from app.fleet.service import Consumer
+from app.jobs.outage import Outage
 from app.jobs.queue import backend_of, queue_of
 from app.jobs.state import HELD, State
 from app.jobs.tables import Job
@@ -20,10 +23,23 @@ from app.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """Why a job has not begun: a stable word for programs, and a sentence with the remedy."""
+    """Why a job has not begun: a stable word for programs, and a sentence with the remedy.
+
+    `again_at` is when the job is tried again, if it waits for that.
+    """
 
     code: str
     detail: str
+    again_at: datetime | None = None
+
+
+def waiting_of(settings: Settings, job: Job, of_queue: Mapping[str, Waiting]) -> Waiting | None:
+    """Return why a job has not begun, None if it has or is about to; `of_queue` is from `waiting_by_queue`."""
+    if job.state != State.QUEUED:
+        return None
+    if job.outage is not None and job.again_at is not None and job.again_at > now():
+        return _outage(settings, Outage.read(job.outage), job.again_at)
+    return of_queue.get(job.queue)
 
 
 def waiting_by_queue(session: Session, settings: Settings, jobs: Collection[Job]) -> dict[str, Waiting]:
@@ -49,9 +65,12 @@ def _busy(session: Session) -> frozenset[str]:
 def _reason(
     session: Session, settings: Settings, queue: str, consumers: Sequence[Consumer], busy: Collection[str]
 ) -> Waiting | None:
-    takers = [consumer.worker for consumer in consumers if queue in consumer.queues]
+    takers = [consumer for consumer in consumers if queue in consumer.queues]
+    fit = [taker.worker for taker in takers if taker.trouble is None]
+    if fit:
+        return _workers_busy(len(fit)) if all(worker in busy for worker in fit) else None
     if takers:
-        return _workers_busy(len(takers)) if all(worker in busy for worker in takers) else None
+        return _workers_in_trouble(len(takers), str(takers[0].trouble))
     backend = backend_of(queue)
     others = sum(queue_of(backend) in consumer.queues for consumer in consumers)
     return _no_worker_of_platform(queue, others) if others else _no_worker(session, settings, backend)
@@ -60,6 +79,23 @@ def _reason(
 def _workers_busy(count: int) -> Waiting:
     who = "The only worker that can do it is" if count == 1 else f"All {count} workers that can do it are"
     return Waiting("workers_busy", f"{who} at work on other jobs. The job begins when it is its turn.")
+
+
+def _workers_in_trouble(count: int, trouble: str) -> Waiting:
+    who = "The only worker that can do it begins" if count == 1 else f"All {count} workers that can do it begin"
+    return Waiting("workers_in_trouble", f"{who} no jobs for now: {trouble} Every few seconds it is tried again.")
+
+
+def _outage(settings: Settings, outage: Outage, again_at: datetime) -> Waiting:
+    times = "once" if outage.times == 1 else f"{outage.times} times"
+    up_to = outage.since_moment + timedelta(seconds=settings.outage_limit_s)
+    return Waiting(
+        "outage",
+        f"It was put off {times} since {outage.since_moment:%H:%M:%S} UTC, at last because of '{outage.code}': "
+        f"{outage.detail} It begins again at {again_at:%H:%M:%S} UTC, and fails if that lasts beyond "
+        f"{up_to:%Y-%m-%d %H:%M:%S} UTC.",
+        again_at,
+    )
 
 
 def _no_worker_of_platform(queue: str, others: int) -> Waiting:

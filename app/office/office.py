@@ -13,7 +13,6 @@ from typing import Annotated, Any, Final, ParamSpec, TypeVar
 
 import structlog
 from fastapi import Depends, Request
-from starlette.concurrency import run_in_threadpool
 
 import app
 from app.artifacts.store import ArtifactStore
@@ -21,6 +20,7 @@ from app.children.room import Room
 from app.database import Database
 from app.errors import Unavailable
 from app.heavy import Heavy
+from app.http.pools import current_pool
 from app.office.own import Own
 from app.processes.environment import python_environment
 from app.settings import Settings
@@ -45,14 +45,16 @@ class Office:
         self._connection: Connection | None = None
 
     async def where_it_fits(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call `work` in a thread; or, if it is too heavy for this process, in the office.
+        """Call `work` in a thread of the request's pool; or, if it is too heavy for this process, in the office.
 
         `work` is a function of a module. Arguments that the office has of its own, the database, the store and the
         settings, are replaced there. The others, and what it returns or raises, are pickled. Raises Unavailable "busy"
         at once if too many requests wait for the office.
         """
         try:
-            return await run_in_threadpool(work, *args, **kwargs)
+            pool = current_pool.get()
+            async with pool.place():
+                return await pool.thread(work, *args, **kwargs)
         except Heavy:
             return await self.run(partial(self.call, work, *args, **kwargs))
 

@@ -7,10 +7,11 @@ from fastapi import APIRouter, Response
 from app.http.dependencies import SessionDep
 from app.http.pagination import Listing, PageDep
 from app.http.problems import problems
+from app.http.routes import Route
 from app.registry import service
 from app.registry.schemas import ModelAnswer, ModelRequest
 
-router = APIRouter(prefix="/models", tags=["models"])
+router = APIRouter(prefix="/models", tags=["models"], route_class=Route)
 
 
 @router.post(

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from app.http.fields import at_most
 from app.http.request_body import RequestBody
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,127}$")]
@@ -29,7 +30,7 @@ class ModelRequest(RequestBody):
 
     name: Name
     description: str = Field("", max_length=4096)
-    labels: dict[Label, Label] = Field({}, max_length=64)
+    labels: Annotated[dict[Label, Label], at_most(64)] = Field({}, max_length=64)
 
 
 class ModelAnswer(BaseModel):

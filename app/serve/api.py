@@ -1,5 +1,7 @@
 """The API process."""
 
+import asyncio
+import math
 import socket
 from contextlib import suppress
 from types import FrameType
@@ -7,23 +9,32 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from app.connections.crowd import Crowd
+from app.connections.limits import Limits
+from app.connections.protocol import Crowded, LimitedProtocol
 from app.errors import ServiceError
 from app.main import create_app
 from app.observability import configure_logging
+from app.serve.data_directory import make_private
 from app.serve.database import require_database_file
 from app.serve.errors import CannotStart
 from app.settings import Settings
 
 GRACEFUL_SHUTDOWN_S = 5
+TICKS_PER_CHECK = 10
+# libuv accepts one connection of a socket for each turn of its loop, so a flood would keep others waiting for seconds.
+ACCEPTED_AT_ONCE = 16
 
 
 def run(settings: Settings, listener: socket.socket) -> None:
     """Answer HTTP on a listening socket until SIGINT or SIGTERM.
 
     Requests in progress then have GRACEFUL_SHUTDOWN_S to end. The application itself logs each request with its id,
-    so the server's own access log is off. Raises CannotStart if there is no database file, or the store is unusable.
+    so the server's own access log is off. Raises CannotStart if there is no database file, or if the data
+    directory or the store is unusable.
     """
     require_database_file(settings)
+    make_private(settings.data_dir)
     configure_logging(settings)
     try:
         app = create_app(settings)
@@ -33,26 +44,40 @@ def run(settings: Settings, listener: socket.socket) -> None:
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=LimitedProtocol,
         ws="none",
         lifespan="on",
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=math.ceil(settings.keep_alive_s),
         timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_S,
     )
+    crowd = Crowd(Limits.of(settings), app.state.metrics.registry)
     with suppress(KeyboardInterrupt):  # after it has shut down, uvicorn raises this once more
-        Server(config, app).run(sockets=[listener])
+        Server(config, app, crowd).run(sockets=[listener, *(listener.dup() for _ in range(ACCEPTED_AT_ONCE - 1))])
 
 
 class Server(uvicorn.Server):
-    """Answers the clients that wait for a job when it is told to stop, so that only transfers use up the grace."""
+    """Holds connections to their limits.
 
-    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+    When it is told to stop, it answers the clients that wait for a job, so that only transfers use up the grace.
+    """
+
+    server_state: Crowded
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI, crowd: Crowd) -> None:
         super().__init__(config)
+        self.server_state = Crowded(crowd)
         self._app = app
+
+    async def on_tick(self, counter: int) -> bool:
+        """Check the connections once a second; uvicorn calls this every 0.1 s."""
+        if counter % TICKS_PER_CHECK == 0:
+            self.server_state.crowd.check(asyncio.get_running_loop().time())
+        return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle SIGINT or SIGTERM."""
-        self._app.state.listener.ending = True
+        self._app.state.watching.ending = True
         super().handle_exit(sig, frame)

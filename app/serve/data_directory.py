@@ -12,6 +12,9 @@ from typing import Self
 from app.serve.errors import CannotStart
 
 RUNTIME_PREFIX = "enginesmith-"
+OWNER_ONLY = 0o700
+OTHERS = 0o077
+OURS = ("enginesmith.db", "artifacts", "signing.key", "scratch")
 
 
 class DataDirectory:
@@ -25,8 +28,8 @@ class DataDirectory:
     def __init__(self, path: Path) -> None:
         """Create and lock the directory; raises CannotStart "data_dir_unwritable" or "data_dir_in_use"."""
         self.path = path.absolute()
+        make_private(self.path)
         try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.logs.mkdir(exist_ok=True)
             self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
@@ -85,6 +88,21 @@ class DataDirectory:
     def _write_holder(self, holder: dict[str, object]) -> None:
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, json.dumps(holder).encode(), 0)
+
+
+def make_private(path: Path) -> None:
+    """Make a data directory that only this user enters; raises CannotStart "data_dir_unwritable".
+
+    One that exists is closed to others if it holds Enginesmith's files. Any other one, such as /tmp, stays as it is.
+    """
+    try:
+        path.mkdir(mode=OWNER_ONLY, parents=True, exist_ok=True)
+        mode = path.stat().st_mode
+        if mode & OTHERS and any((path / name).exists() for name in OURS):
+            with suppress(PermissionError):  # it belongs to another user, who decides
+                path.chmod(mode & ~OTHERS)
+    except OSError as error:
+        raise unwritable(path, error) from error
 
 
 def unwritable(path: Path, error: OSError) -> CannotStart:

@@ -9,6 +9,7 @@ from app.http.dependencies import DatabaseDep, SessionDep
 from app.http.fields import Number
 from app.http.pagination import Listing, PageDep, PageQuery, Rows, list_items
 from app.http.problems import problems
+from app.http.routes import Route, heavy
 from app.office.office import OfficeDep
 from app.registry import service as registry
 from app.weights import service
@@ -16,7 +17,7 @@ from app.weights.diff import diff
 from app.weights.manifest import Manifest, TensorEntry
 from app.weights.schemas import DiffAnswer, TensorAnswer, TensorChangeAnswer, WeightsAnswer
 
-router = APIRouter(prefix="/models/{model}/weights", tags=["weights"])
+router = APIRouter(prefix="/models/{model}/weights", tags=["weights"], route_class=Route)
 
 Version = Annotated[Number, Path(description="The number of the weight version.")]
 From = Annotated[Number, Query(alias="from", description="The version to compare with.")]
@@ -40,6 +41,7 @@ def read_weights(model: str, version: Version, session: SessionDep) -> Any:
     response_model=Listing[TensorAnswer],
     responses=problems(404, 422, 503),
 )
+@heavy
 async def list_tensors(model: str, version: Version, database: DatabaseDep, office: OfficeDep, page: PageDep) -> Any:
     """Name, dtype, shape, BLAKE3 and place of every tensor, in the order of their names."""
     return await office.where_it_fits(_tensors, database, model, version, page)
@@ -51,6 +53,7 @@ async def list_tensors(model: str, version: Version, database: DatabaseDep, offi
     response_model=DiffAnswer,
     responses=problems(404, 422, 503),
 )
+@heavy
 async def read_diff(
     model: str, version: Version, earlier: From, database: DatabaseDep, office: OfficeDep, page: PageDep
 ) -> Any:

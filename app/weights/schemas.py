@@ -1,12 +1,12 @@
 """Weight versions as clients see them."""
 
 from datetime import datetime
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from app.artifacts.fields import Digest
-from app.http.fields import Number
+from app.http.fields import Number, at_most
 from app.http.pagination import Listing
 from app.http.request_body import RequestBody
 from app.weights.diff import Change
@@ -61,7 +61,7 @@ class WeightsRequest(RequestBody):
     definition: Number | None = Field(
         None, description="The definition that `onnx` is matched to; the model's newest unless given."
     )
-    external_data: dict[str, Digest] = Field(
+    external_data: Annotated[dict[str, Digest], at_most(1000)] = Field(
         {},
         description="The files that hold data of the ONNX file, each by the location that the ONNX file has for it.",
         max_length=1000,

@@ -15,6 +15,9 @@ WRITTEN: Final[Mapping[tuple[str, str], str]] = {
     ("405", "method_not_allowed"): "«path» does not take «method». GET /docs lists every call.",
     ("413", "request_entity_too_large"): "The body is larger than this call takes. Upload large content with "
     "PUT /v1/blobs/«digest» and name its digest.",
+    ("503", "service_unavailable"): "The bodies of other requests take all the memory that "
+    "ENGINESMITH_MAX_BUFFERED_BYTES gives to them, and this one had not arrived. Send the request again in a moment, "
+    "and send it whole.",
     ("422", "blob_not_found"): "There is no blob «digest». Upload it with PUT /v1/blobs/«digest». (A body names it.)",
     ("503", "blob_damaged"): "The stored bytes of «digest» are not those that were stored. Upload the same bytes again "
     "with PUT /v1/blobs/«digest», which replaces them. A definition or an engine's plan may be made again instead. (A "

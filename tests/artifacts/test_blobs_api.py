@@ -131,7 +131,7 @@ def test_other_bytes_answer_422(client: TestClient, files: LocalStore) -> None:
 @pytest.mark.parametrize("body", [BYTES, iter([BYTES])], ids=["announced", "chunked"])
 def test_too_many_bytes_answer_413(settings: Settings, body: bytes | Iterator[bytes]) -> None:
     app = create_app(settings.model_copy(update={"max_blob_bytes": len(BYTES) - 1}))
-    with TestClient(app, raise_server_exceptions=False) as client:
+    with TestClient(app, "http://localhost", raise_server_exceptions=False) as client:
         answer = client.put(URL, content=body)
     assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
     assert str(len(BYTES) - 1) in answer.json()["detail"]
@@ -223,26 +223,28 @@ def test_if_match_answers_412_when_the_bytes_are_others(uploaded: TestClient, va
 @pytest.mark.parametrize("length", [len(BYTES), len(BYTES) + 10_000_000])
 def test_a_client_that_goes_away_leaves_nothing(live: LiveServer, files: LocalStore, length: int) -> None:
     with live.connect() as connection:
-        connection.sendall(f"PUT {URL} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n".encode())
+        connection.sendall(f"PUT {URL} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n".encode())
         connection.sendall(BYTES[: 2 * MIB + 500_000])
     live.stop()
     assert files_in(files) == []
 
 
 def test_a_known_blob_is_answered_before_its_body_and_the_connection_stays_usable(live: LiveServer) -> None:
-    head = f"PUT {URL} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(BYTES)}\r\n\r\n".encode()
+    head = f"PUT {URL} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(BYTES)}\r\n\r\n".encode()
     with live.connect() as connection:
         connection.sendall(head + BYTES)
         assert connection.recv(4096).startswith(b"HTTP/1.1 201")
         connection.sendall(head)
         assert connection.recv(4096).startswith(b"HTTP/1.1 200")
         connection.sendall(BYTES)
-        connection.sendall(f"HEAD {URL} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        connection.sendall(f"HEAD {URL} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         assert connection.recv(4096).startswith(b"HTTP/1.1 200")
 
 
 def test_expect_100_continue_spares_sending_a_known_blob(live: LiveServer) -> None:
-    head = f"PUT {URL} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {len(BYTES)}\r\n\r\n".encode()
+    head = (
+        f"PUT {URL} HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: {len(BYTES)}\r\n\r\n"
+    ).encode()
     with live.connect() as connection:
         connection.sendall(head)
         assert connection.recv(4096) == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -258,7 +260,9 @@ def test_expect_100_continue_spares_sending_a_known_blob(live: LiveServer) -> No
 def test_a_client_that_tires_of_waiting_for_the_check_of_a_known_blob_keeps_its_connection(
     live: LiveServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    head = f"PUT {URL} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {len(BYTES)}\r\n\r\n".encode()
+    head = (
+        f"PUT {URL} HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: {len(BYTES)}\r\n\r\n"
+    ).encode()
     with live.connect() as connection:
         connection.sendall(head)
         assert connection.recv(4096) == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -267,7 +271,7 @@ def test_a_client_that_tires_of_waiting_for_the_check_of_a_known_blob_keeps_its_
         monkeypatch.setattr("app.artifacts.router.CLIENT_PATIENCE_S", 0.0)
         connection.sendall(head + BYTES)
         assert connection.recv(4096).startswith(b"HTTP/1.1 200")
-        connection.sendall(f"HEAD {URL} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        connection.sendall(f"HEAD {URL} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         assert connection.recv(4096).startswith(b"HTTP/1.1 200")
 
 

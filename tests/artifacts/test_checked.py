@@ -60,7 +60,7 @@ def told() -> list[str]:
 
 @pytest.fixture
 def store(tmp_path: Path, told: list[str]) -> LocalStore:
-    store = LocalStore.open(tmp_path / "artifacts", told.append)
+    store = LocalStore.open(tmp_path / "artifacts", on_damage=told.append)
     store.put_chunks([BYTES])
     store.put_chunks([LARGE])
     return store
@@ -116,7 +116,7 @@ def test_no_reader_is_given_what_is_damaged(
 
 def test_a_new_process_checks_what_it_reads_first(store: LocalStore, told: list[str]) -> None:
     flip(store.local_path(digest_of(BYTES)))
-    fresh = LocalStore(store.root, told.append)
+    fresh = LocalStore(store.root, on_damage=told.append)
     with pytest.raises(BlobDamaged):
         fresh.local_path(digest_of(BYTES))
     assert told == [digest_of(BYTES)]

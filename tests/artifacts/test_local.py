@@ -1,4 +1,5 @@
 import asyncio
+import errno
 import fcntl
 import os
 import resource
@@ -55,6 +56,45 @@ def test_a_full_disk_is_named_and_nothing_is_left(
     with pytest.raises(Unavailable, match="full") as full:
         upload(local_store, BYTES)
     assert full.value.code == "store_full"
+    assert files_in(local_store) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (errno.EROFS, "store_read_only"),
+        (errno.EACCES, "store_read_only"),
+        (errno.EIO, "store_unavailable"),
+        (errno.ESTALE, "store_unavailable"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("call", "upload"),
+    [("open", lambda store, _path: put(store, BYTES)), ("link", lambda store, path: store.put_file(path))],
+    ids=["stream", "file"],
+)
+def test_a_disk_that_takes_no_writes_is_named(
+    local_store: LocalStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    call: str,
+    upload: Callable[[LocalStore, Path], object],
+    number: int,
+    code: str,
+) -> None:
+    path = tmp_path / "plan"
+    path.write_bytes(BYTES)
+
+    def refuse(*_given: object, **_named: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, call, refuse)  # root may write anywhere
+    with pytest.raises(Unavailable) as refused:
+        upload(local_store, path)
+    monkeypatch.undo()
+    assert refused.value.code == code
+    assert os.strerror(number) in refused.value.detail
+    assert path.read_bytes() == BYTES
     assert files_in(local_store) == []
 
 

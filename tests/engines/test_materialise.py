@@ -230,7 +230,7 @@ def test_a_download_holds_no_session_while_it_waits(
     checked_out: list[int] = []
 
     def look(job_id: str) -> None:
-        while app.state.listener._waiters.get(job_id) is None:
+        while app.state.watching._waiters.get(job_id) is None:
             pass
         while app.state.database.engine.pool.checkedout():  # it looks at the row once, then waits
             pass

@@ -87,7 +87,7 @@ def test_an_address_that_no_database_takes_is_refused(client: TestClient, path: 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_every_call_refuses_a_query_parameter_that_it_does_not_have_and_lists_those_it_has(app: FastAPI) -> None:
-    client = TestClient(app, raise_server_exceptions=False)
+    client = TestClient(app, "http://localhost", raise_server_exceptions=False)
     paths = {path: methods for path, methods in app.openapi()["paths"].items() if path.startswith("/v1/")}
     assert len(paths) > 20
     for path, methods in paths.items():

@@ -1,11 +1,10 @@
 """Jobs to work on, made straight in the database."""
 
 from collections.abc import Callable
-from datetime import datetime
 
 import pytest
 
-from app.database import Database, now
+from app.database import Database
 from app.jobs import service
 
 QUEUE = "enginesmith.onnxruntime"
@@ -16,13 +15,11 @@ MakeJob = Callable[..., str]
 def make_job(database: Database, model_id: int) -> MakeJob:
     """Insert a queued job and return its id."""
 
-    def make(*, sent_at: datetime | None = None, queue: str = QUEUE) -> str:
+    def make(*, queue: str = QUEUE) -> str:
         with database.transaction() as session:
-            job = service.create(
+            return service.create(
                 session, kind="run", model_id=model_id, queue=queue, request={"engine_id": 1}, likeness="any"
-            )
-            job.sent_at = sent_at
-        return job.id
+            ).id
 
     return make
 
@@ -30,4 +27,4 @@ def make_job(database: Database, model_id: int) -> MakeJob:
 @pytest.fixture
 def queued(make_job: MakeJob) -> str:
     """A job just posted."""
-    return make_job(sent_at=now())
+    return make_job()

@@ -156,7 +156,7 @@ def test_a_released_job_is_queued_and_its_attempt_not_counted(
 ) -> None:
     lease.release(database, held, "worker stops")
     job = read(database, held.job_id)
-    assert (job.state, job.attempt, job.worker, job.sent_at) == (State.QUEUED, 0, None, None)
+    assert (job.state, job.attempt, job.worker) == (State.QUEUED, 0, None)
     again = claim(database, held.job_id, settings, worker="two")
     assert (again.fence, again.attempt) == (2, 1)
 

@@ -72,7 +72,7 @@ def client(app: FastAPI, database: Database, preparations: Preparations) -> Iter
 
         return await submit(prepare)
 
-    with TestClient(app) as client:
+    with TestClient(app, "http://localhost") as client:
         yield client
 
 
@@ -166,7 +166,7 @@ def test_prefer_wait_answers_once_it_hears_of_the_end(
         heard.append(ended.is_set())
 
     monkeypatch.setattr("app.jobs.submission.wait_for", wait_and_look)
-    monkeypatch.setattr("app.jobs.submission.LOOK_EVERY_S", 30.0)
+    monkeypatch.setattr("app.jobs.watching.LOOK_EVERY_S", 30.0)
     answers: list[tuple[int, dict[str, object]]] = []
     waiter = threading.Thread(target=lambda: answers.append(_post(client, Prefer="wait=60")))
     waiter.start()
@@ -237,7 +237,7 @@ def test_prefer_wait_gives_up_with_202(client: TestClient) -> None:
 
 
 def test_waits_and_streams_end_with_the_process_and_leave_the_job_queued(app: FastAPI, client: TestClient) -> None:
-    app.state.listener.ending = True
+    app.state.watching.ending = True
     status, job = _post(client, Prefer="wait=60")
     assert (status, job["state"]) == (202, "queued")
     streamed = client.get(f"/v1/jobs/{job['id']}/events", headers={"Accept": "text/event-stream"})
@@ -342,6 +342,17 @@ def test_events_are_streamed_to_the_end_and_replayed_from_the_last_one_seen(
     assert "event: succeeded" in rest
     assert "event: running" not in rest
     assert client.get(url, headers=stream | {"Last-Event-ID": "x"}).status_code == 422
+
+
+def test_a_process_that_streams_to_enough_clients_says_503_and_still_gives_pages(
+    app: FastAPI, client: TestClient
+) -> None:
+    _, job = _post(client)
+    app.state.watching._max_streams = 0
+    url = f"/v1/jobs/{job['id']}/events"
+    answer = client.get(url, headers={"Accept": "text/event-stream"})
+    assert (answer.status_code, answer.json()["code"], answer.headers["Retry-After"]) == (503, "busy", "1")
+    assert client.get(url).status_code == 200
 
 
 def test_events_of_a_job_that_is_not_there_are_404(client: TestClient) -> None:

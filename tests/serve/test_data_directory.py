@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from app.serve.data_directory import DataDirectory
+from app.serve.data_directory import DataDirectory, make_private
 from app.serve.errors import CannotStart
 
 HOLD_AND_DIE = """
 import os, signal, sys
 from pathlib import Path
-from app.serve.data_directory import DataDirectory
+from app.serve.data_directory import DataDirectory, make_private
 data = DataDirectory(Path(sys.argv[1]))
 (data.runtime / "socket").touch()
 print(data.runtime, flush=True)
@@ -27,6 +27,25 @@ def test_a_directory_is_made_for_its_user_alone(tmp_path: Path) -> None:
     with DataDirectory(tmp_path / "deep" / "data") as data:
         assert stat.S_IMODE(data.path.stat().st_mode) == 0o700
         assert stat.S_IMODE(data.runtime.stat().st_mode) == 0o700
+
+
+def test_one_that_others_enter_is_closed_to_them_if_it_is_ours_and_left_alone_if_not(tmp_path: Path) -> None:
+    ours, shared = tmp_path / "ours", tmp_path / "shared"
+    for path in (ours, shared):
+        path.mkdir()
+        path.chmod(0o755)
+    (ours / "enginesmith.db").touch()
+    (shared / "letter").touch()
+    for path, mode in ((ours, 0o700), (shared, 0o755)):
+        make_private(path)
+        assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+def test_a_file_in_its_place_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "data").touch()
+    with pytest.raises(CannotStart, match="it is a file") as raised:
+        make_private(tmp_path / "data")
+    assert raised.value.code == "data_dir_unwritable"
 
 
 def test_a_second_holder_is_told_the_process_id_of_the_first(tmp_path: Path) -> None:

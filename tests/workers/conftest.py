@@ -9,13 +9,12 @@ import pytest
 
 from app.artifacts.signing import open_signer
 from app.artifacts.store import ArtifactStore
-from app.database import Database, now
+from app.database import Database
 from app.engines.work import RunWork
 from app.fleet.backend_offer import BackendOffer
 from app.jobs import service
 from app.jobs.notices import Announcer
-from app.jobs.queue import JobQueue, queue_of, redis_url
-from app.jobs.sweep import Backlog
+from app.jobs.queue import queue_of, redis_url
 from app.settings import Settings
 from tests.workers.hosting import Hosting
 from workers.channel.host import EngineHost
@@ -38,8 +37,6 @@ def worker(settings: Settings, database: Database, store: ArtifactStore, tmp_pat
             store=store,
             signer=signer,
             host=host,
-            queue=JobQueue(settings.broker_url),
-            backlog=Backlog(settings.broker_url),
             announce=Announcer(redis_url(settings.broker_url)),
             io=io,
             scratch=scratch,
@@ -55,16 +52,14 @@ def post(database: Database, model_id: int) -> Post:
 
     def post() -> str:
         with database.transaction() as session:
-            job = service.create(
+            return service.create(
                 session,
                 kind="run",
                 model_id=model_id,
                 queue=queue_of("onnxruntime"),
                 request=RunWork(engine_id=1, inputs=f"sha256:{'0' * 64}").to_json(),
                 likeness="any",
-            )
-            job.sent_at = now()
-        return job.id
+            ).id
 
     return post
 

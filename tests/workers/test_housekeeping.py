@@ -1,14 +1,15 @@
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import timedelta
 from threading import Event
 
 import pytest
-import redis
 from sqlalchemy import update
+from sqlalchemy.exc import OperationalError
 
 from app.artifacts import service as artifacts
 from app.artifacts.tables import Blob
@@ -16,28 +17,16 @@ from app.database import Database, now
 from app.fleet import service as fleet
 from app.fleet.service import WorkerReport
 from app.jobs import lease, service
-from app.jobs.queue import queue_of
 from app.settings import Settings
-from workers.housekeeping import Chore, bury_the_dead, housekeeping, keep_house, scrub_chores, sweep_jobs
+from workers.housekeeping import Chore, bury_the_dead, housekeeping, keep_house, scrub_chores, sweeping
 from workers.jobs.worker import Worker
 
 Post = Callable[[], str]
 
 
-@dataclass
-class Recorder:
-    """The broker's sending end, keeping what it is given."""
-
-    sent: list[tuple[str, str]] = field(default_factory=list)
-
-    def send(self, job_id: str, queue: str) -> bool:
-        self.sent.append((job_id, queue))
-        return True
-
-
 def test_a_chore_that_fails_comes_round_again() -> None:
     over = Event()
-    faults = [LookupError("a fault of our own"), redis.ConnectionError("no broker")]
+    faults = [LookupError("a fault of our own"), OperationalError("SELECT 1", {}, ConnectionError("no database"))]
 
     def fail() -> None:
         if faults:
@@ -69,17 +58,6 @@ def test_a_worker_is_in_the_fleet_for_as_long_as_it_lives(
         assert fleet.alive(session, worker.settings) == []
 
 
-def test_a_worker_sends_at_its_start_what_an_earlier_life_left_queued(worker: Worker, post: Post) -> None:
-    queue = Recorder()
-    worker.queue = queue
-    worker.backlog = lambda _queue: 0
-    job_id = post()
-    sweep_jobs(worker, resend_after_s=worker.settings.resend_after_s)
-    assert queue.sent == []
-    sweep_jobs(worker, resend_after_s=0.0)
-    assert queue.sent == [(job_id, queue_of("onnxruntime"))]
-
-
 def test_a_worker_frees_at_its_start_what_killed_ones_of_its_host_held(
     worker: Worker, database: Database, settings: Settings, post: Post
 ) -> None:
@@ -88,10 +66,9 @@ def test_a_worker_frees_at_its_start_what_killed_ones_of_its_host_held(
     held = lease.claim(database, post(), worker=dead, settings=settings)
     assert held is not None
     worker.settings = settings.model_copy(update={"database_url": ""})
-    worker.queue, worker.backlog = Recorder(), lambda _queue: 0
 
     bury_the_dead(worker)
-    sweep_jobs(worker, resend_after_s=0.0)
+    sweeping(worker)()
 
     with database.reading() as session:
         assert (service.get_job(session, held.job_id).state, fleet.alive(session, settings)) == ("queued", [])
@@ -129,3 +106,27 @@ def test_a_worker_reads_what_is_stored_unless_it_is_told_not_to(
     with database.reading() as session:
         blob = session.get_one(Blob, digest)
     assert (blob.damage, blob.found_by) == (("changed", "scrubber") if period_s else (None, None))
+
+
+def test_an_outage_of_the_database_takes_no_job_from_a_worker_that_lives(
+    worker: Worker, database: Database, settings: Settings, post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    held = lease.claim(database, post(), worker="another", settings=settings.model_copy(update={"lease_s": -1.0}))
+    assert held is not None
+    sweep_jobs = sweeping(worker)
+    worker.database = Database("sqlite:////nowhere/enginesmith.db")
+    with pytest.raises(OperationalError):
+        sweep_jobs()
+    worker.database = database
+
+    def state() -> str:
+        with database.reading() as session:
+            return service.get_job(session, held.job_id).state
+
+    sweep_jobs()
+    assert state() == "running"
+    clock[0] += settings.lease_s
+    sweep_jobs()
+    assert state() == "queued"

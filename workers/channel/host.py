@@ -23,14 +23,24 @@ log = structlog.get_logger(__name__)
 
 
 class EngineHostDied(Exception):
-    """The child ended in the middle of a request; `log` holds the last lines it wrote."""
+    """The child ended in the middle of a request; `log` holds the last lines it wrote.
+
+    `status` is how it ended, negative for a signal; None if the worker killed it.
+    """
 
     code = "engine_host_died"
 
-    def __init__(self, detail: str, log: Sequence[str] = ()) -> None:
+    def __init__(self, detail: str, log: Sequence[str] = (), status: int | None = None) -> None:
         super().__init__(detail)
         self.detail = detail
         self.log = list(log)
+        self.status = status
+
+
+class EngineHostNotStarted(EngineHostDied):
+    """The child ended before it had taken a request, so no request is to blame."""
+
+    code = "engine_host_not_started"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +105,8 @@ class EngineHost:
 
         `on_message` gets each message and log line as it comes. `tick` is called at least every `tick_s` seconds. If
         either raises, the child is killed and the exception passes through. Raises BackendError if the request fails:
-        the child goes on as before, unless the code is DEVICE_FAILED. Raises EngineHostDied if the child ends. If the
-        child is gone, the next call spawns another.
+        the child goes on as before, unless the code is DEVICE_FAILED. Raises EngineHostDied if the child ends, and
+        EngineHostNotStarted if it ends while it starts. If the child is gone, the next call spawns another.
         """
         with self._conversing:
             process = self.start()
@@ -118,9 +128,9 @@ class EngineHost:
         """Return what a child last said of itself, whether it still runs or not.
 
         The first call spawns a child, waits for its greeting and calls `tick` meanwhile. Raises BackendError if the
-        device does not exist, and EngineHostDied.
+        device does not exist, and EngineHostNotStarted.
         """
-        hello, kept = self._hello or self._first_hello(tick), self._residency
+        hello, kept = self._hello or self.greet(tick), self._residency
         return HostDescription(
             dict(hello.device), read_offers(hello.backends), kept, hello.resident_bytes, hello.installable
         )
@@ -132,20 +142,22 @@ class EngineHost:
         self._process = None
         self._residency = Residency()
 
-    def _first_hello(self, tick: Callable[[], None]) -> Hello:
+    def greet(self, tick: Callable[[], None] = lambda: None) -> Hello:
+        """Return what the child says of itself, after spawning it if there is none; `tick` is called meanwhile.
+
+        Raises BackendError if the device does not exist, and EngineHostNotStarted.
+        """
         deadline = time.monotonic() + HELLO_S
 
         def tick_in_time() -> None:
             tick()
             if time.monotonic() > deadline:
-                raise EngineHostDied(
+                raise EngineHostNotStarted(
                     f"The engine host of {self._device} did not start within {HELLO_S:.0f} s and was killed. "
                     "Look whether the device answers (`nvidia-smi`) and what its log says."
                 )
 
         with self._conversing:
-            if self._hello is not None:
-                return self._hello
             process = self.start()
             try:
                 return self._greet(process, _Conversation(process, _log_message, tick_in_time, TICK_S))
@@ -183,8 +195,14 @@ class _Conversation:
         self._tick_at = time.monotonic() + tick_s
 
     def hello(self) -> Hello:
-        """Wait for the first thing a child says; raises its BackendError if it cannot start."""
-        said = self._listen()
+        """Wait for the first thing a child says; raises its BackendError if it cannot start.
+
+        Raises EngineHostNotStarted if it ends instead.
+        """
+        try:
+            said = self._listen()
+        except EngineHostDied as error:
+            raise EngineHostNotStarted(error.detail, error.log, error.status) from error
         if isinstance(said, BackendError):
             raise said
         if not isinstance(said, Hello):
@@ -207,7 +225,7 @@ class _Conversation:
             self._pass_on_log()
             tail = self._process.log.tail
             last = f" Its last line was: {tail[-1]}" if tail else ""
-            raise EngineHostDied(f"The engine host {how}.{last}", tail) from error
+            raise EngineHostDied(f"The engine host {how}.{last}", tail, self._process.status) from error
 
     def _next(self) -> Hello | BackendError | Reply:
         """Return the next greeting, error or reply; messages and log lines before it are passed on."""

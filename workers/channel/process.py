@@ -77,6 +77,11 @@ class EngineHostProcess:
         """Whether the child runs."""
         return self._process.poll() is None
 
+    @property
+    def status(self) -> int | None:
+        """How the child ended, as `subprocess` tells it (negative for a signal); None while it runs."""
+        return self._process.poll()
+
     def send(self, request: Request) -> None:
         """Send a request without waiting for the child to read it; if the child dies, its socket ends."""
         self._sender = Thread(target=self._send, args=(self._writer.write(request),), name="request", daemon=True)

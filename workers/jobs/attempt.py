@@ -4,18 +4,19 @@ However a job ends, its row says so. If that cannot be written because the datab
 sweep queues the job for another attempt.
 """
 
-import tempfile
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any, Concatenate, ParamSpec
 
 import structlog
 
 from app.artifacts import service as artifacts
 from app.database import DATABASE_DOWN
-from app.jobs import lease
-from app.jobs.lease import CancelAsked, Claim, LeaseLost
-from workers.jobs.faults import ShuttingDown, fault_of
+from app.jobs import lease, outage
+from app.jobs.lease import CancelAsked, Claim, JobError, LeaseLost
+from workers.jobs.faults import MAX_STRIKES, Fault, ShuttingDown, died_again, fault_of
 from workers.jobs.kinds import steps_of
 from workers.jobs.steps import Product, Ready, Steps
 from workers.jobs.watch import Watch
@@ -26,28 +27,27 @@ log = structlog.get_logger(__name__)
 P = ParamSpec("P")
 
 
-def run_job(worker: Worker, job_id: str) -> None:
-    """Do a job if it is still queued; whatever goes wrong with it is written to its row."""
+def run_job(worker: Worker, job_id: str) -> bool:
+    """Do a job if it is still queued, and return whether it was; what goes wrong with it is written to its row."""
     if worker.stopping.is_set():
-        return  # the job stays queued, and a sweep sends it to another worker
+        return False  # the job stays queued for another worker
     held = lease.claim(worker.database, job_id, worker=worker.id, settings=worker.settings, notify=worker.announce)
     if held is None:
         log.debug("nothing to claim", job_id=job_id)
-        return
+        return False
     worker.job_id = job_id
     try:
-        with (
-            structlog.contextvars.bound_contextvars(job_id=job_id, kind=held.kind, attempt=held.attempt),
-            tempfile.TemporaryDirectory(prefix="job-", dir=worker.scratch, ignore_cleanup_errors=True) as folder,
-        ):
-            _run(worker, held, Watch(worker, held, Path(folder)))
+        with structlog.contextvars.bound_contextvars(job_id=job_id, kind=held.kind, attempt=held.attempt):
+            _run(worker, held, Watch(worker, held, worker.scratch / f"job-{job_id}"))
     finally:
         worker.job_id = None
+    return True
 
 
 def _run(worker: Worker, held: Claim, watch: Watch) -> None:
     try:
-        _do(worker, held, watch)
+        with _made(watch.folder):
+            _do(worker, held, watch)
     except LeaseLost:
         log.warning("lease lost, result thrown away")
     except CancelAsked:
@@ -58,6 +58,16 @@ def _run(worker: Worker, held: Claim, watch: Watch) -> None:
         _end(_give_up, worker, held, watch, error)
     else:
         log.info("job succeeded", seconds=round(watch.seconds, 3))
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make a folder, and remove it with all that is in it when the block ends."""
+    folder.mkdir(exist_ok=True)
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _do(worker: Worker, held: Claim, watch: Watch) -> None:
@@ -97,15 +107,45 @@ def _give_up(worker: Worker, held: Claim, watch: Watch, cause: Exception) -> Non
     fault = fault_of(cause, watch.news.tail)
     if fault.passing and worker.stopping.is_set():
         return _release(worker, held, watch)  # whoever stops a worker may stop its engine host as well
-    again = fault.passing and held.attempt < worker.settings.max_attempts
-    log.warning("job retried" if again else "job failed", code=fault.error.code, detail=fault.error.detail)
-    leave = lease.retry if again else lease.fail
-    return leave(worker.database, held, fault.error, events=watch.news.events, notify=worker.announce)
+    _notice(worker, fault)
+    if fault.outage and _put_off(worker, held, watch, fault.error):
+        return None
+    strikes = held.strikes + fault.strike
+    if fault.strike and strikes >= MAX_STRIKES:
+        return _fail(worker, held, watch, died_again(fault.error))
+    if fault.outage or not fault.passing or held.attempt >= worker.settings.max_attempts:
+        return _fail(worker, held, watch, fault.error)
+    log.warning("job retried", code=fault.error.code, detail=fault.error.detail)
+    events = watch.news.events
+    return lease.retry(worker.database, held, fault.error, strike=fault.strike, events=events, notify=worker.announce)
 
 
-def _end(write: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+def _notice(worker: Worker, fault: Fault) -> None:
+    if fault.cut_off == "store":
+        worker.fitness.lost_store(fault.error.detail)
+    if fault.cut_off == "host":
+        worker.fitness.lost_host(fault.error.detail)
+
+
+def _put_off(worker: Worker, held: Claim, watch: Watch, error: JobError) -> bool:
+    """Give the job back until its outage may have passed; False if that lasts too long by now."""
+    met = outage.next_outage(held.outage, error.code, error.detail)
+    if outage.lasts_too_long(met, worker.settings.outage_limit_s):
+        return False
+    log.warning("job put off", code=error.code, detail=error.detail, times=met.times)
+    lease.put_off(worker.database, held, met, events=watch.news.events, notify=worker.announce)
+    return True
+
+
+def _fail(worker: Worker, held: Claim, watch: Watch, error: JobError) -> None:
+    log.warning("job failed", code=error.code, detail=error.detail)
+    lease.fail(worker.database, held, error, events=watch.news.events, notify=worker.announce)
+
+
+def _end(write: Callable[Concatenate[Worker, P], None], worker: Worker, *args: P.args, **kwargs: P.kwargs) -> None:
+    """Write how a job has ended; if the database does not answer, wait for it, as there is nothing else to do."""
     try:
-        write(*args, **kwargs)
+        worker.through_outage(lambda: write(worker, *args, **kwargs))
     except LeaseLost:
         log.warning("lease lost before the job's end could be written")
     except DATABASE_DOWN as error:

@@ -1,5 +1,7 @@
 """What can go wrong with a job, what the client is told, and whether trying again may help."""
 
+import errno
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,12 +10,19 @@ import structlog
 
 from app.artifacts.checked import BlobDamaged
 from app.database import DATABASE_DOWN
+from app.disk_faults import DISK_FAULTS
 from app.errors import ServiceError, Unavailable
 from app.jobs.lease import JobError
-from workers.channel.host import EngineHostDied
+from workers.channel.host import EngineHostDied, EngineHostNotStarted
 from workers.channel.messages import BackendError
 
-PASSING = {"file_failed", "out_of_memory", "device_failed"}  # faults of the machine, not of the job
+PASSING = {"file_failed", "device_failed"}  # faults of the machine, not of the job
+STORE_OUTAGES = {"store_unavailable", "store_full", "store_read_only"}
+NO_MEMORY = "out_of_memory"
+MAX_STRIKES = 2  # an engine host that dies twice dies of the job
+NETWORK_FAULTS = frozenset({errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH})
+MACHINE_FAULTS = frozenset({errno.EMFILE, errno.ENFILE, errno.EAGAIN})
+OUTAGES = DISK_FAULTS | NETWORK_FAULTS | MACHINE_FAULTS
 log = structlog.get_logger(__name__)
 
 
@@ -40,10 +49,31 @@ class VerificationFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Why a job could not be done; `passing` says that another attempt may succeed."""
+    """Why a job could not be done; `passing` says that another attempt may succeed.
+
+    An `outage` is no fault of the job and counts no attempt; `cut_off` says what this worker is without: "store",
+    "host" or nothing. A `strike` may well be a fault of the job: the engine host died of it.
+    """
 
     error: JobError
     passing: bool = False
+    outage: bool = False
+    cut_off: str | None = None
+    strike: bool = False
+
+
+def is_outage(error: Exception) -> bool:
+    """Tell whether the database or the store does not answer, or a disk: nothing is wrong with what was asked."""
+    match error:
+        case Unavailable() if not isinstance(error, BlobDamaged):
+            return error.code in STORE_OUTAGES
+        case ServiceError():
+            return False
+        case OSError():
+            return error.errno in OUTAGES or isinstance(error, ConnectionError | TimeoutError)
+        case BackendError(code="file_failed"):
+            return any(os.strerror(number) in error.detail for number in DISK_FAULTS)
+    return isinstance(error, DATABASE_DOWN)
 
 
 def fault_of(error: Exception, tail: Sequence[str]) -> Fault:  # noqa: PLR0911 - a table, one line per kind
@@ -51,25 +81,46 @@ def fault_of(error: Exception, tail: Sequence[str]) -> Fault:  # noqa: PLR0911 -
     log_lines = list(tail)
     match error:
         case BackendError():
-            return Fault(JobError(error.code, error.detail, log_lines), passing=error.code in PASSING)
+            told = JobError(error.code, error.detail, log_lines)
+            strike = error.code == NO_MEMORY
+            outage = is_outage(error)
+            passing = strike or error.code in PASSING
+            return Fault(told, passing, outage=outage, cut_off="store" if outage else None, strike=strike)
         case VerificationFailed():
             return Fault(JobError("verification_failed", error.detail, log_lines, error.figures))
         case DeadlineExceeded():
             return Fault(JobError("deadline_exceeded", _too_long(error.seconds), log_lines))
+        case EngineHostNotStarted():
+            told = JobError(error.code, error.detail, error.log or log_lines)
+            return Fault(told, passing=True, outage=True, cut_off="host")
         case EngineHostDied():
-            return Fault(JobError(error.code, error.detail, error.log or log_lines), passing=True)
-        case BlobDamaged():
-            return Fault(JobError(error.code, error.detail, log_lines))
-        case Unavailable():
-            return Fault(JobError(error.code, error.detail, log_lines), passing=True)
+            return Fault(JobError(error.code, error.detail, error.log or log_lines), passing=True, strike=True)
+        case Unavailable() if not isinstance(error, BlobDamaged):
+            outage = is_outage(error)
+            told = JobError(error.code, error.detail, log_lines)
+            return Fault(told, passing=True, outage=outage, cut_off="store" if outage else None)
         case ServiceError():
             return Fault(JobError(error.code, error.detail, log_lines))
         case OSError():
-            return Fault(JobError("storage_failed", _storage(error), log_lines), passing=True)
+            outage = is_outage(error)
+            told = JobError("storage_failed", _storage(error), log_lines)
+            return Fault(told, passing=True, outage=outage, cut_off="store" if outage else None)
     if isinstance(error, DATABASE_DOWN):
-        return Fault(JobError("database_unavailable", _database(error), log_lines), passing=True)
+        return Fault(JobError("database_unavailable", _database(error), log_lines), passing=True, outage=True)
     log.error("job failed by a fault in the worker", exc_info=error)
     return Fault(JobError("internal_error", _internal(error), log_lines))
+
+
+def died_again(error: JobError) -> JobError:
+    """Return what a client is told of a job of which the engine host died for the last time it is tried."""
+    if error.code == NO_MEMORY:
+        return error
+    return JobError(
+        "engine_host_died_twice",
+        f"The engine host died in {MAX_STRIKES} attempts at this job, so the job is the likely cause. {error.detail} "
+        "Its last lines are in `log`. Change the model, the options or the backend's version before you post it again.",
+        error.log,
+    )
 
 
 def _too_long(seconds: float) -> str:

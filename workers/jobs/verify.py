@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from app.artifacts.store import ArtifactStore
 from app.engines.work import Verification, VerifyWork
 from app.jobs.lease import Claim
+from app.redaction import public_json
 from workers.channel.messages import Check, Verified, Verify
 from workers.jobs.faults import VerificationFailed
 from workers.jobs.steps import Steps
@@ -108,7 +109,7 @@ def publish(_session: Session, _held: Claim, _job: VerifyInput, made: Figures) -
 
 
 def _figures(verification: Verified, asked: Verification) -> dict[str, Any]:
-    figures = asdict(verification)
+    figures: dict[str, Any] = public_json(asdict(verification))
     figures["seconds"] = figures.pop("timings").get("verify", 0.0)
     return figures | {"asked": _inputs_of(asked)}
 

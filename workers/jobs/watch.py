@@ -13,8 +13,10 @@ from app.errors import Unavailable
 from app.jobs import lease
 from app.jobs.lease import CancelAsked, Claim
 from app.jobs.state import State
+from workers.channel.host import EngineHostDied
 from workers.channel.messages import DamagedFile, Message, Outcome, PlanWritten, Request
 from workers.jobs.faults import DeadlineExceeded, ShuttingDown
+from workers.jobs.memory_deaths import as_memory_death, kills
 from workers.jobs.news import News
 from workers.jobs.worker import Worker
 
@@ -68,11 +70,14 @@ class Watch:
             else:
                 self.news.hear(message)
 
+        killed_before = kills()
         try:
             outcome = self._worker.host.call(request, on_message=hear, tick=self.tick, tick_s=TICK_S)
         except DamagedFile as error:
             self._discard(error)
             raise
+        except EngineHostDied as error:
+            raise as_memory_death(error, killed_before) from error
         if not isinstance(outcome, expected):
             raise TypeError(f"the engine host answered {type(request).__name__} with {type(outcome).__name__}")
         return outcome

@@ -1,8 +1,10 @@
 """The composition root of a worker process: one device, one engine host, one job at a time."""
 
 import os
+import random
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,25 +19,30 @@ from app.artifacts import service as artifacts
 from app.artifacts.damage import noting
 from app.artifacts.signing import PlanSigner, open_signer
 from app.artifacts.store import ArtifactStore, open_store
-from app.database import DATABASE_DOWN, Database
+from app.database import Database
 from app.engines.queries import Served
-from app.errors import ServiceError
+from app.errors import ServiceError, Unavailable
 from app.fleet.backend_offer import BackendOffer
 from app.fleet.offers import BUILD_ONLY
 from app.fleet.service import WorkerReport
 from app.jobs.notices import Announcer
-from app.jobs.queue import JobQueue, queue_of, redis_url
-from app.jobs.sweep import Backlog, Sender
+from app.jobs.queue import queue_of, redis_url
 from app.jobs.transition import Notify
 from app.scratch import remove_abandoned, scratch_folder
 from app.settings import Settings
-from workers.channel.host import EngineHost
+from workers.channel.host import EngineHost, EngineHostNotStarted, HostDescription
 from workers.identity import new_identity
+from workers.jobs.faults import ShuttingDown, is_outage
+from workers.jobs.fitness import Fitness
 from workers.jobs.stored import Sources
 
 IO_THREADS = 4  # several, so that an upload that a cancel left behind does not hold up the next job
-OUTAGE_PAUSES_S = (0.2, 1.0, 5.0)  # so that a restart of the database does not throw away a compile of minutes
-PUT_PAUSES_S = (*OUTAGE_PAUSES_S, *(5.0,) * 5)  # for a thread beside the job, which may lose its lease meanwhile
+START_PAUSES_S = (
+    0.5,
+    30.0,
+)  # between two starts of an engine host that is killed while it starts: the first, the longest
+OUTAGE_PAUSES_S = (0.2, 5.0)  # between two tries to write what a compile of minutes has made: the first, the longest
+PUT_OUTAGE_S = 60.0  # for a thread beside the job, which may lose its lease meanwhile
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
@@ -55,19 +62,19 @@ class Worker:
     store: ArtifactStore
     signer: PlanSigner
     host: EngineHost
-    queue: Sender
-    backlog: Callable[[str], int]
     announce: Notify
     io: ThreadPoolExecutor
     scratch: Path
     device: str
     offered: Mapping[str, BackendOffer]
     sources: Sources = field(init=False)
+    fitness: Fitness = field(init=False)
     stopping: Event = field(default_factory=Event)
     job_id: str | None = None
 
     def __post_init__(self) -> None:
         self.sources = Sources(self.store)
+        self.fitness = Fitness(self.store, self.host, self.io, self.stop_if_told)
 
     @property
     def queues(self) -> tuple[str, ...]:
@@ -99,17 +106,31 @@ class Worker:
         """
         used_within_s = self.settings.job_deadline_s
         put = partial(artifacts.put_file, self.database, self.store, path, digest=digest, used_within_s=used_within_s)
-        return self.through_outage(put, PUT_PAUSES_S)
+        return self.through_outage(put, PUT_OUTAGE_S)
 
-    def through_outage(self, write: Callable[[], T], pauses_s: Sequence[float] = OUTAGE_PAUSES_S) -> T:
-        """Return what `write` returns; if the database does not answer, try again after each of the pauses."""
-        for pause in pauses_s:
+    def through_outage(self, write: Callable[[], T], limit_s: float | None = None) -> T:
+        """Return what `write` returns; as long as the database or the store does not answer, try again.
+
+        The last fault is raised after `limit_s` seconds (None: the setting `outage_limit_s`), or once the worker stops.
+        """
+        left = self.settings.outage_limit_s if limit_s is None else limit_s
+        for pause in pauses(*OUTAGE_PAUSES_S):
             try:
                 return write()
-            except DATABASE_DOWN as error:
-                log.warning("not written yet", error=str(error), again_in_s=pause)
+            except Exception as error:
+                if not is_outage(error) or left < pause or self.stopping.is_set():
+                    raise
+                if isinstance(error, Unavailable) and self.fitness.trouble is None:
+                    self.fitness.lost_store(error.detail)  # so that the fleet shows what the job at hand waits for
+                log.warning("not written yet", error=str(error), again_in_s=round(pause, 3))
+                left -= pause
                 self.stopping.wait(pause)
         return write()
+
+    def stop_if_told(self) -> None:
+        """Raise ShuttingDown if the worker has been told to stop."""
+        if self.stopping.is_set():
+            raise ShuttingDown
 
     def report(self) -> WorkerReport:
         """Return what the fleet shows of this worker."""
@@ -122,7 +143,16 @@ class Worker:
             backends=described.backends,
             queues=self.queues,
             job_id=self.job_id,
+            trouble=self.fitness.trouble,
         )
+
+
+def pauses(first_s: float, longest_s: float) -> Iterator[float]:
+    """Yield pauses without end, each about twice as long as the one before; a random part sets workers apart."""
+    longest = first_s
+    while True:
+        yield longest * random.uniform(0.75, 1.0)  # noqa: S311 - no secret
+        longest = min(2 * longest, longest_s)
 
 
 def usable_backends(device: str, backends: Mapping[str, BackendOffer], installable: str) -> dict[str, BackendOffer]:
@@ -139,14 +169,13 @@ def usable_backends(device: str, backends: Mapping[str, BackendOffer], installab
 def open_worker(settings: Settings, device: str) -> Iterator[Worker]:
     """Make a worker for `device` ("cpu", "cuda:0"), and close all that it holds when the block ends.
 
-    Raises ServiceError if no backend can be used on the device, BackendError if the device does not exist, and
-    EngineHostDied if its engine host does not start.
+    An engine host that is killed while it starts is started again. Raises ServiceError if no backend can be used on the
+    device, BackendError if the device does not exist, and EngineHostNotStarted if the engine host ends by itself.
     """
     remove_abandoned(settings.scratch_dir)
     database = Database(settings.database)
     store = open_store(settings, noting(database, "worker"))
     signer = open_signer(settings)
-    queue = JobQueue(settings.broker_url)
     announce = Announcer(redis_url(settings.broker_url))
     with (
         scratch_folder(settings.scratch_dir, "worker") as scratch,
@@ -154,7 +183,7 @@ def open_worker(settings: Settings, device: str) -> Iterator[Worker]:
     ):
         host = EngineHost(device, settings.resident_bytes, scratch)
         try:
-            described = host.describe()
+            described = _described(host)
             usable = usable_backends(device, described.backends, described.installable)
             yield Worker(
                 id=new_identity(),
@@ -163,8 +192,6 @@ def open_worker(settings: Settings, device: str) -> Iterator[Worker]:
                 store=store,
                 signer=signer,
                 host=host,
-                queue=queue,
-                backlog=Backlog(settings.broker_url),
                 announce=announce,
                 io=io,
                 scratch=scratch,
@@ -173,6 +200,18 @@ def open_worker(settings: Settings, device: str) -> Iterator[Worker]:
             )
         finally:
             host.close()
-            queue.close()
             announce.close()
             database.dispose()
+
+
+def _described(host: EngineHost) -> HostDescription:
+    """Return what the host says of itself; one that a signal ends while it starts is started again, however often."""
+    for pause in pauses(*START_PAUSES_S):
+        try:
+            return host.describe()
+        except EngineHostNotStarted as error:
+            if error.status is None or error.status >= 0:
+                raise
+            log.warning("the engine host was killed while it started", error=error.detail, again_in_s=round(pause, 3))
+            time.sleep(pause)
+    return host.describe()

@@ -22,7 +22,7 @@ from structlog.testing import capture_logs
 from app.definitions.parameter import InputSpec
 from tests.workers.hosting import Hosting
 from tests.workers.networks import Network, bound, checkpoint, network_of, perceptron
-from workers.channel.host import EngineHost, EngineHostDied
+from workers.channel.host import EngineHost, EngineHostDied, EngineHostNotStarted
 from workers.channel.messages import BackendError, Build, Check, EngineFile, Progress, Request, Residency, Run, Verify
 from workers.channel.process import EngineHostProcess
 from workers.channel.wire import Reply
@@ -30,6 +30,7 @@ from workers.engine_host import child
 from workers.engine_host.run_inputs import fixed_inputs
 
 Tick = Callable[[], None]
+NOTHING = Run(EngineFile("none", "", "", "", (), ()), "", "")
 
 
 class Canceled(Exception):
@@ -74,6 +75,27 @@ def test_a_child_that_dies_in_the_middle_is_reported_and_replaced(
     assert hosting.host.pid is None
     assert runs(hosting, engine)
     assert hosting.host.pid != first
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ask", ["greet", "describe"])
+def test_a_child_that_is_killed_while_it_starts_is_no_fault_of_a_request(hosting: Hosting, ask: str) -> None:
+    def kill() -> None:
+        if (pid := hosting.host.pid) is not None:
+            os.kill(pid, signal.SIGKILL)
+
+    for _ in range(2):
+        hosting.host.start()
+        kill()
+        with pytest.raises(EngineHostNotStarted, match="SIGKILL") as caught:
+            hosting.host.call(
+                NOTHING,
+                on_message=hosting.messages.append,
+                tick=kill,
+                tick_s=0.01,
+            )
+        assert (caught.value.code, caught.value.status) == ("engine_host_not_started", -signal.SIGKILL)
+    assert getattr(hosting.host, ask)().device
 
 
 @pytest.mark.slow

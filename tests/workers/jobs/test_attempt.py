@@ -1,6 +1,8 @@
 """How a job ends, whatever happens to it. The work itself is a stand-in that each test scripts."""
 
+import errno
 import hashlib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,27 +14,29 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from app.artifacts import service
+from app.artifacts.local import LocalStore
 from app.artifacts.service import collect_orphans
 from app.artifacts.store import ArtifactStore
 from app.artifacts.tables import Blob
-from app.database import DATABASE_DOWN, Database
+from app.database import DATABASE_DOWN, Database, now
 from app.engines.work import RunWork
 from app.errors import Invalid, Unavailable
 from app.jobs import events, lease
 from app.jobs.lease import Claim
-from app.jobs.queue import TASK
+from app.jobs.outage import LEAST_TRIES
 from app.jobs.state import State
 from app.jobs.tables import Job, JobEvent
-from workers.celery import celery_app
-from workers.channel.host import EngineHostDied
+from workers.channel.host import EngineHostDied, EngineHostNotStarted
 from workers.channel.messages import BackendError, LogLine, Progress
+from workers.consuming import do_job, do_ready_job
 from workers.jobs import kinds, watch
 from workers.jobs.attempt import run_job
 from workers.jobs.faults import VerificationFailed
+from workers.jobs.memory_deaths import EngineHostOutOfMemory
 from workers.jobs.news import MAX_LINES
 from workers.jobs.steps import Ready, Steps
 from workers.jobs.watch import Watch
-from workers.jobs.worker import OUTAGE_PAUSES_S, PUT_PAUSES_S, Worker
+from workers.jobs.worker import PUT_OUTAGE_S, Worker
 
 Post = Callable[[], str]
 Step = Callable[[Worker, Watch], None]
@@ -343,8 +347,8 @@ def test_a_failed_verification_says_how_far_off_it_was(
 @pytest.mark.parametrize(
     ("error", "detail"),
     [
-        (Unavailable("the store does not answer"), "the store does not answer"),
-        (OSError("disk full"), "disk full"),
+        (Unavailable("it was damaged", code="copy_damaged"), "it was damaged"),
+        (OSError("odd"), "odd"),
         (BackendError("file_failed", "No such file"), "No such file"),
     ],
 )
@@ -361,6 +365,108 @@ def test_a_fault_that_may_pass_is_tried_again_and_then_fails_with_its_cause(
     job = read(worker.database, job_id)
     assert job.error is not None
     assert detail in job.error["detail"]
+
+
+OUTAGES = [
+    Unavailable("The store does not answer.", code="store_unavailable"),
+    Unavailable("The store is full.", code="store_full"),
+    Unavailable("The store is read-only.", code="store_read_only"),
+    OSError(errno.EIO, "Input/output error"),
+    ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"),
+    OperationalError("SELECT", {}, ConnectionError("server closed the connection")),
+    BackendError("file_failed", f"Writing failed: {os.strerror(errno.ENOSPC)}"),
+    EngineHostNotStarted("The engine host was killed by SIGKILL.", status=-9),
+]
+
+
+@pytest.mark.parametrize("error", OUTAGES, ids=repr)
+def test_an_outage_costs_no_attempt_and_is_told_and_waited_for(
+    worker: Worker, post: Post, does: Callable[[Step], None], error: Exception
+) -> None:
+    does(raising(error))
+    job_id = post()
+    for times in range(1, worker.settings.max_attempts + 2):
+        assert run_job(worker, job_id)
+        assert not run_job(worker, job_id)  # its pause is not over
+        job = read(worker.database, job_id)
+        assert job.outage is not None
+        assert (job.state, job.attempt, job.outage["times"]) == (State.QUEUED, 0, times)
+        assert told(worker.database, job_id)[-1] == "put_off"
+        _end_pause(worker, job_id)
+    does(lambda _worker, _watch: None)
+    assert run_job(worker, job_id)
+    job = read(worker.database, job_id)
+    assert (job.state, job.attempt, job.outage) == (State.SUCCEEDED, 1, None)
+
+
+def test_an_outage_without_end_fails_the_job_with_its_cause(
+    worker: Worker, post: Post, does: Callable[[Step], None]
+) -> None:
+    does(raising(Unavailable("The store does not answer.", code="store_unavailable")))
+    worker.settings = worker.settings.model_copy(update={"outage_limit_s": 1e-9})
+    job_id = post()
+    states = []
+    for _ in range(LEAST_TRIES):
+        run_job(worker, job_id)
+        _end_pause(worker, job_id)
+        states.append(read(worker.database, job_id).state)
+    assert states == [State.QUEUED, State.QUEUED, State.FAILED]
+    error = read(worker.database, job_id).error
+    assert error is not None
+    assert error["code"] == "store_unavailable"
+
+
+def test_two_deaths_of_the_engine_host_are_the_jobs_fault(
+    worker: Worker, post: Post, does: Callable[[Step], None]
+) -> None:
+    does(raising(EngineHostDied("The engine host was killed by SIGSEGV.", ["last words"], status=-11)))
+    job_id = post()
+    assert (run_job(worker, job_id), read(worker.database, job_id).state) == (True, State.QUEUED)
+    run_job(worker, job_id)
+    job = read(worker.database, job_id)
+    assert job.error is not None
+    assert (job.state, job.attempt, job.error["code"]) == (State.FAILED, 2, "engine_host_died_twice")
+    assert "SIGSEGV" in job.error["detail"]
+    assert job.error["log"] == ["last words"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [EngineHostOutOfMemory("The engine host ran out of memory."), BackendError("out_of_memory", "No memory.")],
+    ids=repr,
+)
+def test_a_job_that_runs_out_of_memory_twice_has_failed(
+    worker: Worker, post: Post, does: Callable[[Step], None], error: Exception
+) -> None:
+    does(raising(error))
+    job_id = post()
+    run_job(worker, job_id)
+    run_job(worker, job_id)
+    job = read(worker.database, job_id)
+    assert job.error is not None
+    assert (job.state, job.attempt, job.error["code"]) == (State.FAILED, 2, "out_of_memory")
+
+
+def test_the_end_of_a_job_is_written_once_the_database_is_back(
+    worker: Worker, post: Post, does: Callable[[Step], None], away: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = worker.database
+    back_after = [0.0, 0.0, 1.0]
+
+    def wait(pause: float) -> None:
+        if back_after.pop() == 0.0:
+            worker.database = database
+        assert pause > 0
+
+    def step(worker: Worker, _watch: Watch) -> None:
+        worker.database = away
+        raise BackendError("unsupported_operator", "no kernel for Foo")
+
+    monkeypatch.setattr(worker.stopping, "wait", wait)
+    does(step)
+    job_id = post()
+    run_job(worker, job_id)
+    assert read(database, job_id).state == State.FAILED
 
 
 def test_a_database_that_fails_for_a_moment_loses_no_result(
@@ -397,7 +503,7 @@ def test_what_was_put_and_cannot_be_published_is_collected(
     monkeypatch.setattr(lease, "succeed", full)
     job_id = post()
     run_job(worker, job_id)
-    assert tuple(pauses) == OUTAGE_PAUSES_S
+    assert sum(pauses) == pytest.approx(worker.settings.outage_limit_s, abs=5.0)
     assert read(worker.database, job_id).state == State.QUEUED
     assert store.size(DIGEST) == len(CONTENT)
     collect_orphans(worker.database, store, older_than_s=-2 * worker.settings.job_deadline_s)
@@ -410,7 +516,7 @@ def test_nothing_is_put_that_cannot_be_recorded(
     worker.database = away
     with pytest.raises(DATABASE_DOWN):
         worker.put(made_in(worker.scratch))
-    assert tuple(pauses) == PUT_PAUSES_S
+    assert sum(pauses) == pytest.approx(PUT_OUTAGE_S, abs=5.0)
     assert store.size(DIGEST) is None
 
 
@@ -429,6 +535,24 @@ def test_a_database_that_fails_for_a_moment_only_puts_off_a_put(
     assert worker.put(made_in(worker.scratch)) == (DIGEST, len(CONTENT))
     assert faults == []
     assert blob_is_recorded(worker.database)
+
+
+def test_a_store_that_fails_for_a_moment_only_puts_off_a_put_and_the_worker_tells_of_it(
+    worker: Worker, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults = [Unavailable("The store is read-only.", code="store_read_only") for _ in range(3)]
+    put_file = LocalStore.put_file
+
+    def flaky(store: LocalStore, path: Path, *, digest: str | None = None) -> tuple[str, int]:
+        if faults:
+            raise faults.pop()
+        return put_file(store, path, digest=digest)
+
+    monkeypatch.setattr(LocalStore, "put_file", flaky)
+    assert worker.put(made_in(worker.scratch)) == (DIGEST, len(CONTENT))
+    assert len(pauses) == 3
+    assert pauses == sorted(pauses)
+    assert worker.report().trouble == "The store is read-only."
 
 
 @pytest.mark.usefixtures("impatient")
@@ -452,7 +576,8 @@ def test_a_database_that_is_away_for_a_while_stops_no_work(
 def test_a_job_that_cannot_be_claimed_now_stays_for_later(worker: Worker, post: Post) -> None:
     job_id = post()
     database, worker.database = worker.database, Database("sqlite:////nowhere/enginesmith.db")
-    celery_app(worker).tasks[TASK](job_id)
+    assert not do_job(worker, job_id)
+    assert not do_ready_job(worker)
     assert read(database, job_id).state == State.QUEUED
 
 
@@ -471,6 +596,11 @@ def test_nothing_is_left_in_the_scratch_folder(worker: Worker, post: Post, does:
 def _ask_cancel(database: Database, job_id: str) -> None:
     with database.transaction() as session:
         lease.request_cancel(session, job_id)
+
+
+def _end_pause(worker: Worker, job_id: str) -> None:
+    with worker.database.transaction() as session:
+        session.get_one(Job, job_id).again_at = now()
 
 
 def _take_over(worker: Worker, job_id: str) -> None:

@@ -1,0 +1,58 @@
+import asyncio
+import threading
+
+import pytest
+
+from app.errors import Unavailable
+from app.http.pools import Pool
+
+
+def test_a_full_house_is_told_at_once_and_what_waits_is_let_in_later() -> None:
+    async def crowd() -> list[object]:
+        pool = Pool("be tested", places=2, queue=1)
+        gate = threading.Event()
+
+        async def visit() -> object:
+            try:
+                async with pool.place():
+                    return await pool.thread(gate.wait, 30)
+            except Unavailable as error:
+                gate.set()  # refused while the others still hold their places
+                return error.code
+
+        return list(await asyncio.gather(*(visit() for _ in range(5))))
+
+    assert sorted(asyncio.run(crowd()), key=str) == [True, True, True, "busy", "busy"]
+
+
+def test_whoever_was_let_in_before_waits_for_a_place_however_long_the_queue() -> None:
+    async def crowd() -> list[int]:
+        pool = Pool("be tested", places=1, queue=0)
+        return list(await asyncio.gather(*(pool.run(abs, -number) for number in range(20))))
+
+    assert asyncio.run(crowd()) == list(range(20))
+
+
+def test_a_full_pool_keeps_nobody_of_another_waiting() -> None:
+    async def read_beside() -> int:
+        slow, reads = (Pool("be tested", places=1, queue=9) for _ in range(2))
+        gate = threading.Event()
+        work = [asyncio.create_task(slow.run(gate.wait, 30)) for _ in range(60)]  # more than any shared pool has
+        await asyncio.sleep(0)
+        answer = await asyncio.wait_for(reads.run(abs, -1), 20)
+        gate.set()
+        await asyncio.gather(*work)
+        return answer
+
+    assert asyncio.run(read_beside()) == 1
+
+
+def test_a_place_is_given_back_after_an_error() -> None:
+    async def fail_twice() -> None:
+        pool = Pool("be tested", places=1, queue=0)
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError):
+                async with pool.place():
+                    await pool.thread(divmod, 1, 0)
+
+    asyncio.run(fail_twice())
