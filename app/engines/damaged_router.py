@@ -7,8 +7,9 @@ from app.engines.damaged import DamagedAnswer
 from app.http.dependencies import SessionDep
 from app.http.pagination import Listing, PageDep, Rows
 from app.http.problems import problems
+from app.http.routes import Route
 
-router = APIRouter(prefix="/artifacts", tags=["blobs"])
+router = APIRouter(prefix="/artifacts", tags=["blobs"], route_class=Route)
 
 
 @router.get(
