@@ -111,7 +111,7 @@ def test_the_download_of_a_large_blob_is_cut_off_if_it_turns_out_to_be_damaged(
     path.chmod(0o644)
     path.write_bytes(b"?" + content[1:])
     with live.connect() as connection:
-        connection.sendall(f"GET {url} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        connection.sendall(f"GET {url} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         answer = b"".join(iter(lambda: connection.recv(MIB), b""))
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200")
