@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
+from app.artifacts.damage import count_damaged, oldest_check_s
 from app.artifacts.dependencies import StoreDep
 from app.disks import fault_of_disks
 from app.errors import ServiceError, Unavailable
@@ -100,16 +101,25 @@ def readyz(request: Request, database: DatabaseDep, store: StoreDep, settings: S
     responses={200: {"content": {"text/plain": {"example": 'enginesmith_jobs{kind="build",state="queued"} 2.0'}}}},
 )
 def metrics(request: Request, database: DatabaseDep, settings: SettingsDep) -> Response:
-    """This process's requests, and the jobs and workers of the whole service."""
+    """This process's requests, and the jobs, workers and damaged artifacts of the whole service."""
     with database.reading() as session:
         counts = jobs.count_by_state(session)
         workers = fleet.alive(session, settings)
+        damaged, oldest_s = count_damaged(session), oldest_check_s(session)
     job_gauge = GaugeMetricFamily("enginesmith_jobs", "Jobs by kind and state.", labels=["kind", "state"])
     for (kind, state), count in sorted(counts.items()):
         job_gauge.add_metric([kind, state], count)
     worker_gauge = GaugeMetricFamily("enginesmith_workers", "Workers alive.", value=len(workers))
+    damage_gauge = GaugeMetricFamily("enginesmith_artifacts_damaged", "Damaged artifacts.", labels=["damage"])
+    for damage, count in damaged.items():
+        damage_gauge.add_metric([damage], count)
+    age_gauge = GaugeMetricFamily(
+        "enginesmith_artifacts_oldest_check_seconds", "Age of the oldest check of an artifact.", value=oldest_s
+    )
     registry = request.app.state.metrics.registry
-    families = generate_latest(registry) + generate_latest(_Families([job_gauge, worker_gauge]))
+    families = generate_latest(registry) + generate_latest(
+        _Families([job_gauge, worker_gauge, damage_gauge, age_gauge])
+    )
     return Response(families, media_type=CONTENT_TYPE_LATEST)
 
 

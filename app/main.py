@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from app import health
 from app.aliases.router import router as aliases_router
+from app.artifacts.damage import noting
 from app.artifacts.router import router as artifacts_router
 from app.artifacts.store import open_store
 from app.backends import backend_names
@@ -19,6 +20,7 @@ from app.children.fork_server import ForkServer
 from app.database import Database
 from app.definitions.router import router as definitions_router
 from app.definitions.weights_router import router as new_weights_router
+from app.engines.damaged_router import router as damaged_router
 from app.engines.router import router as engines_router
 from app.engines.verification_router import router as verification_router
 from app.fleet.router import router as fleet_router
@@ -46,6 +48,7 @@ ROUTERS = (
     registry_router,
     aliases_router,
     artifacts_router,
+    damaged_router,
     definitions_router,
     new_weights_router,
     weights_router,
@@ -90,7 +93,7 @@ def _compose(app: FastAPI, settings: Settings) -> None:
     state.settings = settings
     state.pools = Pools()
     state.database = Database(settings.database, most_rows=MOST_ROWS)
-    state.store = open_store(settings)
+    state.store = open_store(settings, noting(state.database, "api"))
     state.office = Office(settings, state.database, state.store)
     state.children = Children(ForkServer(MODULES), settings.scratch_dir)
     state.announcer = Announcer(url)

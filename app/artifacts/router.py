@@ -10,6 +10,7 @@ from starlette.requests import ClientDisconnect
 
 from app.artifacts import service
 from app.artifacts.batches import too_large
+from app.artifacts.damage import require_undamaged
 from app.artifacts.dependencies import StoreDep
 from app.artifacts.digest import hex_of
 from app.artifacts.local import missing_error
@@ -66,7 +67,7 @@ async def upload_blob(
         return problem_response(413, TooLarge.title, detail, TooLarge.code, headers=_unread(request))
     began = time.monotonic()
     if await run_in_threadpool(service.touch, database, digest):
-        size = await run_in_threadpool(service.whole_size, store, digest)
+        size = await run_in_threadpool(service.whole_size, database, store, digest)
         if size is not None:
             return _answer(digest, size, 200, _unread(request, time.monotonic() - began))
     try:
@@ -85,13 +86,17 @@ async def upload_blob(
         200: {"content": BINARY, "headers": HEADERS},
         206: {"content": BINARY, "headers": HEADERS, "description": "The range asked for."},
         304: {"description": "If-None-Match names it: the client has these bytes."},
-        **problems(404, 412, 416, 422),
+        **problems(404, 412, 416, 422, 503),
     },
 )
 def download_blob(
     digest: BlobDigest, request: Request, database: DatabaseDep, store: StoreDep, settings: SettingsDep
 ) -> Response:
-    """The content. One Range is served, also under If-Range, so a broken download can go on where it stopped."""
+    """The content. One Range is served, also under If-Range, so a broken download can go on where it stopped.
+
+    What is damaged is answered with `blob_damaged`. If that shows only while a large blob is sent, the connection is
+    closed before the blob's end.
+    """
     return _serve(digest, request, database, store, settings)
 
 
@@ -99,12 +104,16 @@ def download_blob(
     "/{digest}",
     summary="Is a blob there?",
     response_class=Response,
-    responses={200: {"headers": HEADERS}, **problems(404, 412, 422)},
+    responses={200: {"headers": HEADERS}, **problems(404, 412, 422, 503)},
 )
 def look_for_blob(
     digest: BlobDigest, request: Request, database: DatabaseDep, store: StoreDep, settings: SettingsDep
 ) -> Response:
-    """The headers of a download. A blob that is there stays for another grace period, long enough to use it."""
+    """The headers of a download. A blob that is there stays for another grace period, long enough to use it.
+
+    A blob that is on record as damaged is answered with 503: upload it again.
+    """
+    require_undamaged(database, digest)
     return _serve(digest, request, database, store, settings)
 
 

@@ -1,6 +1,5 @@
 """Recording artifacts and what needs them, and removing those that nothing needs."""
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
@@ -12,15 +11,14 @@ from sqlalchemy import ColumnElement, Row, and_, delete, exists, or_, select, up
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from app.artifacts.damage import UNDAMAGED, note_whole
 from app.artifacts.digest import file_digest
 from app.artifacts.store import ArtifactStore
 from app.artifacts.tables import Blob, BlobUse
 from app.database import Database, insert_into, now
-from app.errors import FieldError, Invalid, NotFound, Unavailable
+from app.errors import FieldError, Invalid, Unavailable
 from app.pace import GoOn, unhindered
-from app.settings import MIB
 
-READ_BYTES = 4 * MIB
 BATCH = 100  # blobs whose rows one transaction of a collection removes, so that it holds the database briefly
 DELETES = 8  # files that a collection removes at a time: an object store takes long for each, and many at once
 log = structlog.get_logger()
@@ -29,14 +27,16 @@ log = structlog.get_logger()
 def record(session: Session, digest: str, size: int, *, used_within_s: float = 0.0) -> None:
     """Record an artifact of `size` bytes that was put just now or is put next; if it is recorded, mark it as seen.
 
+    What is put replaces what was there, so it is no longer on record as damaged.
+
     Its grace period begins in `used_within_s` seconds.
     """
     moment = now()
     seen = moment + timedelta(seconds=used_within_s)
     session.execute(
         insert_into(session, Blob)
-        .values(digest=digest, size=size, created_at=moment, seen_at=seen)
-        .on_conflict_do_update(index_elements=["digest"], set_={"seen_at": seen})
+        .values(digest=digest, size=size, created_at=moment, seen_at=seen, checked_at=moment)
+        .on_conflict_do_update(index_elements=["digest"], set_={"seen_at": seen, "checked_at": moment, **UNDAMAGED})
     )
 
 
@@ -118,23 +118,16 @@ def touch(database: Database, digest: str, *, unless_seen_within_s: float = 0.0)
         return result.first() is not None
 
 
-def whole_size(store: ArtifactStore, digest: str) -> int | None:
+def whole_size(database: Database, store: ArtifactStore, digest: str) -> int | None:
     """Read an artifact and return its size in bytes; None if it is missing, or its bytes have another digest.
 
-    An artifact may be damaged while it lies in the store: by its disk, or by somebody who writes into it.
+    An artifact may be damaged while it lies in the store: by its disk, or by somebody who writes into it. One that was
+    on record as damaged and is whole is so no longer.
     """
-    size = store.size(digest)
-    if size is None:
-        return None
-    sha256 = hashlib.sha256()
-    try:
-        for chunk in store.iter_bytes(digest, 0, size, READ_BYTES):
-            sha256.update(chunk)
-    except (NotFound, Unavailable) as error:
-        if error.code not in {"blob_not_found", "blob_damaged"}:
-            raise
-        return None
-    return size if f"sha256:{sha256.hexdigest()}" == digest else None
+    size = store.recheck(digest)
+    if size is not None:
+        note_whole(database, digest)
+    return size
 
 
 def record_upload(database: Database, store: ArtifactStore, digest: str, size: int) -> None:

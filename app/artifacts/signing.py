@@ -1,12 +1,19 @@
 """Signatures of plans: loading a plan runs code, so a worker loads only plans that a worker of this service made.
 
 The signatures are Ed25519 (RFC 8032). The signed text begins with a line of its own, so a plan's signature never
-passes for a signature of anything else that was made with the same key.
+passes for a signature of anything else that was made with the same key. It says what the plan is for, so a plan that
+this service signed is not loaded in the place of another one.
+
+Signatures of the first form say the plan's digest and nothing else. Engines of earlier releases have them.
 """
 
+import json
 import os
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from cryptography.exceptions import InvalidSignature
@@ -15,34 +22,68 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from app.errors import ServiceError
 from app.settings import Settings
 
-DOMAIN = b"enginesmith plan v1\n"
+DOMAINS = {1: b"enginesmith plan v1\n", 2: b"enginesmith plan v2\n"}
+FORM = 2  # of the signatures that are made
 KEY_FILE = "signing.key"
 
 
+@dataclass(frozen=True, slots=True)
+class PlanStatement:
+    """What an engine's plan is and what it is for, as its signature says it.
+
+    `digest` is the plan's; None for an engine that has no plan of its own yet. `job_id` is the job that made the
+    engine. `definition`, `weights`, `binding` and `root_plan` are digests. `parent` is the number of the engine it was
+    refitted from.
+    """
+
+    digest: str | None
+    model_id: int
+    job_id: str
+    method: str
+    parent: int | None
+    backend: str
+    backend_version: str
+    platform: str
+    device: str
+    definition: str
+    weights: str
+    binding: str
+    profiles: Sequence[Any]
+    options: Mapping[str, Any]
+    root_plan: str
+
+    def text(self, form: int) -> bytes:
+        """Return what is signed."""
+        if form == 1:
+            return DOMAINS[1] + (self.digest or "").encode()
+        return DOMAINS[2] + json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()
+
+
 class PlanSigner:
-    """Signs the digests of plans and checks such signatures."""
+    """Signs what plans are for and checks such signatures."""
 
     def __init__(self, private_key: bytes) -> None:
         """Take a raw Ed25519 private key of 32 bytes."""
         self._private_key = Ed25519PrivateKey.from_private_bytes(private_key)
         self._public_key = self._private_key.public_key()
 
-    def sign(self, digest: str) -> str:
-        """Return the signature of a plan's digest, 128 hexadecimal digits."""
-        return self._private_key.sign(DOMAIN + digest.encode()).hex()
+    def sign(self, statement: PlanStatement, form: int = FORM) -> str:
+        """Return the signature of a statement, 128 hexadecimal digits."""
+        return self._private_key.sign(statement.text(form)).hex()
 
-    def verify(self, digest: str, signature: str) -> None:
-        """Return if this service signed the digest.
+    def verify(self, statement: PlanStatement, signature: str, form: int) -> None:
+        """Return if this service signed the statement in that form.
 
         Raises:
             ServiceError: with code "bad_signature".
         """
         try:
-            self._public_key.verify(bytes.fromhex(signature), DOMAIN + digest.encode())
+            self._public_key.verify(bytes.fromhex(signature), statement.text(form))
         except (InvalidSignature, ValueError) as error:
             raise ServiceError(
-                f"The plan {digest} does not carry a signature of this service and is not loaded. Build the engine "
-                "again; if the signing key was replaced, all engines made before need that.",
+                f"The plan {statement.digest} does not carry a signature of this service for this engine and is not "
+                "loaded: the engine's row or its plan is not the one that was published. Build the engine again with "
+                '"reuse": false; if the signing key was replaced, all engines made before need that.',
                 code="bad_signature",
             ) from error
 

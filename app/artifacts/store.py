@@ -7,6 +7,7 @@ from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
 from app.artifacts.cache import ArtifactCache
+from app.artifacts.checked import Pace, Told
 from app.artifacts.listing import Stored
 from app.artifacts.local import LocalStore
 from app.artifacts.remote import SCHEMES, RemoteStore
@@ -15,10 +16,14 @@ from app.settings import MIB, Settings
 
 
 class ArtifactStore(Protocol):
-    """Bytes by digest. An artifact is either there, whole and verified, or not there at all. It never changes.
+    """Bytes by digest. An artifact is either there, whole, or not there at all. It never changes.
+
+    A disk or somebody else may damage an artifact all the same. So its bytes are digested when this process first
+    reads them, and again if the file changes; nothing that is damaged is handed out.
 
     Every call may raise `Unavailable` "store_full", "store_read_only" or "store_unavailable". A call that
-    needs an artifact raises `NotFound` "blob_not_found" if it is missing.
+    needs an artifact raises `NotFound` "blob_not_found" if it is missing, and `BlobDamaged` if its bytes are not those
+    of its digest.
     """
 
     @property
@@ -49,7 +54,11 @@ class ArtifactStore(Protocol):
         """Return `length` bytes from `offset` on; fewer only if the artifact ends there."""
 
     def iter_bytes(self, digest: str, start: int, stop: int, chunk: int = MIB) -> Iterator[bytes]:
-        """Return the bytes from `start` up to, but not including, `stop`, at most `chunk` bytes at a time."""
+        """Return the bytes from `start` up to, but not including, `stop`, at most `chunk` bytes at a time.
+
+        All bytes of a large artifact are digested on their way if that was not done yet. Then the iterator raises
+        `BlobDamaged` in place of the last chunk if the digest is wrong. In any other case the call raises it.
+        """
 
     def local_path(self, digest: str) -> Path:
         """Return a local, read-only file with the artifact's bytes: the artifact itself or a cached copy.
@@ -57,6 +66,21 @@ class ArtifactStore(Protocol):
         A cached copy may be evicted later. Open it within minutes, or ask for it in a `holding` block. A file that is
         open stays readable.
         """
+
+    def unchecked_path(self, digest: str) -> Path:
+        """Return what `local_path` returns, for a reader that checks the bytes it uses by digests of their own."""
+
+    def know(self, digest: str) -> None:
+        """Take the local file for whole as it is now: this process has just written and digested its bytes."""
+
+    def recheck(self, digest: str, pace: Pace | None = None) -> int | None:
+        """Digest an artifact, whatever is known of it; return its size in bytes, None if it is missing or damaged.
+
+        If there is a `pace`, it is told the number of bytes after each piece that was read, and may wait.
+        """
+
+    def heal(self, digest: str) -> bool:
+        """Replace a damaged or missing artifact by another copy of this machine; False if there is none."""
 
     def holding(self) -> AbstractContextManager[None]:
         """Until the block ends, evict no file that `local_path` returns during the block, in whichever thread."""
@@ -86,8 +110,10 @@ class ArtifactStore(Protocol):
         """Raise `Unavailable` if nothing can be stored now."""
 
 
-def open_store(settings: Settings) -> ArtifactStore:
+def open_store(settings: Settings, on_damage: Told = lambda _digest: None) -> ArtifactStore:
     """Open the store that the settings name, and remove the temporary files that killed uploads left in it.
+
+    `on_damage` is told the digest of each artifact that is found damaged.
 
     Raises:
         Invalid: with code "bad_store_url".
@@ -96,9 +122,9 @@ def open_store(settings: Settings) -> ArtifactStore:
     url = urlsplit(settings.store_url)
     buffered_bytes = settings.max_buffered_bytes // 2
     if not settings.store_url:
-        return LocalStore.open(settings.artifacts_dir, buffered_bytes)
+        return LocalStore.open(settings.artifacts_dir, buffered_bytes, on_damage)
     if url.scheme == "file" and url.netloc in {"", "localhost"}:
-        return LocalStore.open(Path(unquote(url.path)), buffered_bytes)
+        return LocalStore.open(Path(unquote(url.path)), buffered_bytes, on_damage)
     if url.scheme not in SCHEMES:
         raise Invalid(
             f"ENGINESMITH_STORE_URL is {settings.store_url!r}. Use file:///DIRECTORY, "
@@ -106,4 +132,5 @@ def open_store(settings: Settings) -> ArtifactStore:
             code="bad_store_url",
         )
     directory = settings.cache_dir or settings.data_dir / "cache"
-    return RemoteStore.open(settings.store_url, ArtifactCache(directory, settings.cache_bytes), buffered_bytes)
+    cache = ArtifactCache(directory, settings.cache_bytes)
+    return RemoteStore.open(settings.store_url, cache, buffered_bytes, on_damage)

@@ -13,6 +13,9 @@ class Blob(Base):
 
     A job that makes a blob writes the row before it puts the bytes, so the bytes may not be there yet, or never come.
     It sets `seen_at` to a time in the future, by which it must have used the blob.
+
+    `checked_at` says when its bytes were last put or read by the scrubber, and `checking_until` that a scrubber reads
+    them now. If they were found `damage` "changed" or "missing", `damaged_at` says when, and `found_by` which reader.
     """
 
     __tablename__ = "blobs"
@@ -21,6 +24,11 @@ class Blob(Base):
     size: Mapped[int]
     created_at: Mapped[datetime] = mapped_column(default=now)
     seen_at: Mapped[datetime] = mapped_column(default=now, index=True)
+    checked_at: Mapped[datetime | None] = mapped_column(default=now, index=True)
+    checking_until: Mapped[datetime | None]
+    damage: Mapped[str | None]
+    damaged_at: Mapped[datetime | None] = mapped_column(index=True)
+    found_by: Mapped[str | None]
 
 
 class BlobUse(Base):

@@ -8,6 +8,7 @@ from sqlalchemy import insert, select, update
 from sqlalchemy.orm import Session
 
 from app.artifacts.service import keep
+from app.artifacts.signing import FORM
 from app.definitions.tables import Definition
 from app.engines.facts import EngineFacts
 from app.engines.fingerprint import recipe
@@ -74,6 +75,7 @@ def publish_engine(session: Session, **made: Unpack[EngineRow]) -> int:
             options=made["options"],
         ),
         "refittable": made["facts"].refittable,
+        "signature_form": FORM,
     }
     engine_id = session.connection().execute(INSERT, row).scalar_one()
     plan = made.get("plan_digest")
@@ -90,7 +92,7 @@ def publish_plan(session: Session, engine_id: int, *, digest: str, nbytes: int, 
     statement = (
         update(Engine)
         .where(Engine.id == engine_id, Engine.plan_digest.is_(None))
-        .values(plan_digest=digest, plan_bytes=nbytes, plan_signature=signature, base_id=None)
+        .values(plan_digest=digest, plan_bytes=nbytes, plan_signature=signature, signature_form=FORM, base_id=None)
         .returning(Engine.id)
         .execution_options(synchronize_session=False)
     )

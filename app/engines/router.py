@@ -205,7 +205,7 @@ async def read_manifest(model: str, number: EngineNumber, database: DatabaseDep,
         206: {"content": BINARY, "headers": HEADERS, "description": "The range asked for."},
         202: JOB_RESPONSES[202] | {"description": "The job that writes the plan has not ended yet."},
         304: {"description": "If-None-Match names it: the client has these bytes."},
-        **problems(404, 409, 412, 416, 422, 500),
+        **problems(404, 409, 412, 416, 422, 500, 503),
     },
 )
 async def download_plan(

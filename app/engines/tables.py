@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import ForeignKey, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
+from app.artifacts.signing import FORM
 from app.database import Base, now
 
 
@@ -43,7 +44,9 @@ class Engine(Base):
     # An engine that is not materialised has no plan of its own: it is loaded from the plan of the engine `base_id`.
     plan_digest: Mapped[str | None] = mapped_column(ForeignKey("blobs.digest"))
     plan_bytes: Mapped[int | None]
+    # What is signed says what the engine was made from, also where it has no plan yet (see `app.artifacts.signing`).
     plan_signature: Mapped[str | None]
+    signature_form: Mapped[int] = mapped_column(default=FORM, server_default="1")
     base_id: Mapped[int | None] = mapped_column(ForeignKey("engines.id"))
     materialise_job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), index=True)  # the job queued last
     binding_id: Mapped[int] = mapped_column(ForeignKey("bindings.id"))

@@ -12,6 +12,7 @@ from typing import Any
 
 import structlog
 
+from app.artifacts.damage import noting
 from app.artifacts.store import ArtifactStore, open_store
 from app.database import Database
 from app.errors import ServiceError
@@ -37,7 +38,8 @@ def main() -> None:
     connection = Connection(int(sys.argv[1]))
     settings: Settings = connection.recv()
     configure_logging(settings)
-    means = _Means(Database(settings.database), open_store(settings), settings)
+    database = Database(settings.database)
+    means = _Means(database, open_store(settings, noting(database, "api")), settings)
     while True:
         try:
             function, arguments = connection.recv()

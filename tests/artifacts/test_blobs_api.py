@@ -3,6 +3,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
@@ -56,7 +57,7 @@ def test_a_recorded_blob_whose_file_was_lost_is_taken_again(uploaded: TestClient
 
 
 def damaged(files: LocalStore, content: bytes) -> None:
-    path = files.local_path(DIGEST)
+    path = files.unchecked_path(DIGEST)
     path.chmod(0o644)
     path.write_bytes(content)
 
@@ -68,6 +69,55 @@ def test_a_known_blob_that_was_damaged_is_replaced(uploaded: TestClient, files: 
     assert uploaded.put(URL, content=BYTES).status_code == 201
     assert uploaded.get(URL).content == files.local_path(DIGEST).read_bytes() == BYTES
     assert uploaded.put(URL, content=BYTES).status_code == 200
+
+
+def test_a_damaged_blob_is_served_by_no_call_until_it_is_uploaded_again(
+    uploaded: TestClient, files: LocalStore
+) -> None:
+    assert uploaded.get("/v1/artifacts/damaged").json()["data"] == []
+    damaged(files, BYTES[:-1] + b"?")
+    for headers in ({}, {"Range": "bytes=0-99"}, {"Range": "bytes=-1"}):
+        answer = uploaded.get(URL, headers=headers)
+        assert (answer.status_code, answer.json()["code"]) == (503, "blob_damaged")
+        assert URL in answer.json()["detail"]
+    assert uploaded.head(URL).status_code == 503
+    (listed,) = uploaded.get("/v1/artifacts/damaged").json()["data"]
+    assert (listed["digest"], listed["damage"], listed["found_by"]) == (DIGEST, "changed", "api")
+    assert 'enginesmith_artifacts_damaged{damage="changed"} 1.0' in uploaded.get("/metrics").text
+
+    assert uploaded.put(URL, content=BYTES).status_code == 201
+    assert uploaded.get(URL).content == BYTES
+    assert uploaded.head(URL).status_code == 200
+    assert uploaded.get("/v1/artifacts/damaged").json()["data"] == []
+    assert 'enginesmith_artifacts_damaged{damage="changed"} 0.0' in uploaded.get("/metrics").text
+
+
+def test_bytes_that_somebody_has_put_back_are_no_damage_any_more(uploaded: TestClient, files: LocalStore) -> None:
+    damaged(files, BYTES[:-1] + b"?")
+    assert uploaded.get(URL).status_code == 503
+    files.unchecked_path(DIGEST).write_bytes(BYTES)
+    assert uploaded.get(URL).content == BYTES
+    assert uploaded.put(URL, content=BYTES).status_code == 200
+    assert uploaded.get("/v1/artifacts/damaged").json()["data"] == []
+
+
+def test_the_download_of_a_large_blob_is_cut_off_if_it_turns_out_to_be_damaged(
+    live: LiveServer, files: LocalStore
+) -> None:
+    content = BYTES * 4
+    url = f"/v1/blobs/{digest_of(content)}"
+    assert httpx2.put(live.url + url, content=content).status_code == 201
+    path = files.local_path(digest_of(content))
+    path.chmod(0o644)
+    path.write_bytes(b"?" + content[1:])
+    with live.connect() as connection:
+        connection.sendall(f"GET {url} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        answer = b"".join(iter(lambda: connection.recv(MIB), b""))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200")
+    assert f"content-length: {len(content)}" in head.decode().lower()
+    assert 0 < len(body) < len(content)
+    assert httpx2.get(live.url + url).json()["code"] == "blob_damaged"
 
 
 def test_other_bytes_answer_422(client: TestClient, files: LocalStore) -> None:

@@ -39,12 +39,16 @@ def ask(cache: ArtifactCache, data: bytes) -> Path:
     return cache.path(digest_of(data), lambda: [data])
 
 
+def asked_long_ago(path: Path, age_s: float = 0.0) -> None:
+    os.utime(path.parents[2] / "used" / path.name, (1e9 - age_s,) * 2)
+
+
 def fill(cache: ArtifactCache) -> list[Path]:
     """Ask for every file, each a minute after the one before."""
     paths: list[Path] = []
     for age, data in enumerate(reversed(FILES)):
         paths.insert(0, ask(cache, data))
-        os.utime(paths[0], (1e9 - 60 * age,) * 2)
+        asked_long_ago(paths[0], 60 * age)
     return paths
 
 
@@ -77,7 +81,7 @@ def test_an_open_copy_stays_readable_after_eviction(tmp_path: Path) -> None:
     cache = cache_of(tmp_path, 1500)
     path = ask(cache, FILES[0])
     with path.open("rb") as reader:
-        os.utime(path, (1e9, 1e9))
+        asked_long_ago(path)
         ask(cache, FILES[1])
         assert not path.exists()
         assert reader.read() == FILES[0]
@@ -90,7 +94,7 @@ def test_what_is_asked_for_while_holding_stays_until_that_ends(tmp_path: Path) -
         ask(cache, FILES[0])
         passing = ask(neighbour, FILES[1])
         for path in (held, passing):
-            os.utime(path, (1e9, 1e9))
+            asked_long_ago(path)
         ask(neighbour, FILES[2])
         assert (held.exists(), passing.exists()) == (True, False)
     ask(neighbour, FILES[3])
@@ -101,7 +105,7 @@ def test_what_is_asked_for_while_holding_stays_until_that_ends(tmp_path: Path) -
 def test_what_was_asked_for_before_is_not_held(tmp_path: Path) -> None:
     cache = cache_of(tmp_path, 1500, keep_s=3600)
     path = ask(cache, FILES[0])
-    os.utime(path, (1e9, 1e9))
+    asked_long_ago(path)
     with cache.holding():
         ask(cache, FILES[1])
     assert not path.exists()
@@ -125,7 +129,7 @@ def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        os.utime(path, (1e9, 1e9))
+        asked_long_ago(path)
         ask(cache, FILES[1])
         assert path.exists()
         os.kill(holder.pid, signal.SIGKILL)

@@ -19,7 +19,6 @@ from app.settings import Settings
 from tests.workers.hosting import Hosting
 from workers.channel.host import EngineHost
 from workers.channel.process import Reach
-from workers.jobs.plans import PlanVerifier
 from workers.jobs.worker import Worker
 
 Post = Callable[[], str]
@@ -37,7 +36,6 @@ def worker(settings: Settings, database: Database, store: ArtifactStore, tmp_pat
             settings=settings,
             database=database,
             store=store,
-            plans=PlanVerifier(signer),
             signer=signer,
             host=host,
             announce=Announcer(redis_url(settings.broker_url)),

@@ -1,19 +1,24 @@
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from threading import Event
 
 import pytest
+from sqlalchemy import update
 from sqlalchemy.exc import OperationalError
 
-from app.database import Database
+from app.artifacts import service as artifacts
+from app.artifacts.tables import Blob
+from app.database import Database, now
 from app.fleet import service as fleet
 from app.fleet.service import WorkerReport
 from app.jobs import lease, service
 from app.settings import Settings
-from workers.housekeeping import Chore, bury_the_dead, housekeeping, keep_house, sweeping
+from workers.housekeeping import Chore, bury_the_dead, housekeeping, keep_house, scrub_chores, sweeping
 from workers.jobs.worker import Worker
 
 Post = Callable[[], str]
@@ -78,6 +83,29 @@ def test_workers_of_a_database_server_are_left_to_their_leases(
     worker.settings = settings.model_copy(update={"database_url": "postgresql+psycopg://elsewhere"})
     bury_the_dead(worker)
     assert lease.renew(database, held) == "running"
+
+
+@pytest.mark.parametrize("period_s", [0.5, 0.0])
+def test_a_worker_reads_what_is_stored_unless_it_is_told_not_to(
+    worker: Worker, database: Database, *, period_s: float
+) -> None:
+    digest, size = worker.store.put_chunks([b"content"])  # type: ignore[attr-defined]  # the local store has it
+    with database.transaction() as session:
+        artifacts.record(session, digest, size)
+        session.execute(update(Blob).values(seen_at=now() - timedelta(days=1), checked_at=now() - timedelta(days=1)))
+    path = worker.store.unchecked_path(digest)
+    path.chmod(0o644)
+    path.write_bytes(b"Content")
+    over = Event()
+    todo = scrub_chores(replace(worker, settings=worker.settings.model_copy(update={"scrub_period_s": period_s})), over)
+    for chore in todo:
+        end = threading.Timer(0.2, over.set)
+        end.start()
+        chore.action()
+        end.join()
+    with database.reading() as session:
+        blob = session.get_one(Blob, digest)
+    assert (blob.damage, blob.found_by) == (("changed", "scrubber") if period_s else (None, None))
 
 
 def test_an_outage_of_the_database_takes_no_job_from_a_worker_that_lives(

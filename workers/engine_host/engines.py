@@ -264,7 +264,9 @@ class Engines:
     def _loaded(self, engine: EngineFile) -> LoadedEngine:
         resident = self._resident.get(engine.key)
         if resident is not None:
-            return resident
+            if self._files.are_untouched(engine.parameters):
+                return resident
+            self._resident.drop(engine.key)  # it may read what was written there since
         loaded = self._switched(engine)
         if loaded is None:
             self._resident.make_room(stored_bytes(engine.parameters))

@@ -17,7 +17,7 @@ from cachetools import LRUCache
 
 from workers.channel.messages import BackendError, DamagedFile, ParameterSource, TensorFile
 
-KEPT_FILES = 1000
+KEPT_FILES = 10_000  # more than the resident engines were loaded from
 
 
 class FileIdentity(NamedTuple):
@@ -71,6 +71,17 @@ class StoredBytes:
                     begun.append((name, tensor))
         if begun:
             self._begun.append(self._thread.submit(_check, begun))
+
+    def are_untouched(self, sources: Iterable[ParameterSource]) -> bool:
+        """Whether the files of these parameters are what they were when their tensors were begun.
+
+        An engine may go on reading the files that it was loaded from.
+        """
+        known = {path: self._files.get(path) for path in {one.path for source in sources for one in source.tensors}}
+        try:
+            return all(file is None or file.identity == FileIdentity.of(path) for path, file in known.items())
+        except OSError:
+            return False
 
     def settle(self) -> None:
         """Wait until all that was begun is checked; BackendError "weights_damaged" if a tensor has other bytes."""

@@ -99,6 +99,10 @@ class ParameterFiles:
             return {}  # the usual case; to look for hundreds of contents takes a millisecond
         return {source.name: lost for source in sources if (lost := self._lost.get(source.content)) is not None}
 
+    def are_untouched(self, sources: Sequence[ParameterSource]) -> bool:
+        """Whether nobody has written to the files of these parameters since they were located."""
+        return self._stored.are_untouched(sources)
+
     def settle(self) -> None:
         """Wait until the bytes of all tensors that values were made of are checked.
 

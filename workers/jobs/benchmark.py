@@ -8,10 +8,10 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from app.artifacts import service as artifacts
+from app.artifacts.signing import PlanSigner
 from app.engines.work import BenchmarkWork
 from app.jobs.lease import Claim
 from workers.channel.messages import Benchmark, Benchmarked
-from workers.jobs.plans import PlanVerifier
 from workers.jobs.steps import Steps
 from workers.jobs.stored import Sources, StoredEngine, engine_file, load_engine
 from workers.jobs.watch import Watch
@@ -49,7 +49,7 @@ def load(session: Session, _held: Claim, work: BenchmarkWork, _worker: Worker) -
 
 def compute(job: BenchmarkInput, worker: Worker, watch: Watch) -> Measurements:
     """Have the engine host measure, and put its report into the store."""
-    request = watch.during(_request, job, worker.sources, worker.plans, str(watch.folder / "benchmark.json"))
+    request = watch.during(_request, job, worker.sources, worker.signer, str(watch.folder / "benchmark.json"))
     found = watch.ask(request, Benchmarked)
     digest, size = watch.during(worker.put, Path(found.report))
     return Measurements(found, digest, size)
@@ -82,10 +82,10 @@ def slowest(layers: Sequence[tuple[str, float]], count: int) -> list[tuple[str, 
     return [layers[index] for index in sorted(kept)]
 
 
-def _request(job: BenchmarkInput, sources: Sources, plans: PlanVerifier, report: str) -> Benchmark:
+def _request(job: BenchmarkInput, sources: Sources, signer: PlanSigner, report: str) -> Benchmark:
     work = job.work
     return Benchmark(
-        engine=engine_file(job.engine, sources, plans),
+        engine=engine_file(job.engine, sources, signer),
         iterations=work.iterations,
         warmup=work.warmup,
         report=report,

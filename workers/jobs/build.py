@@ -77,7 +77,7 @@ def compute(job: BuildInput, worker: Worker, watch: Watch) -> BuiltEngine:
     with plan_put(worker, watch) as put:
         built = watch.ask(request, Built, put.begin)
         plan, origin = put.end(built.plan_digest), Origin(built.platform, built.plan_digest)
-        engine = new_engine(worker, watch, built, plan, origin, job.spec.verify, job.earlier)
+        engine = new_engine(worker, watch, built, plan, origin, job.spec, job.earlier)
         return BuiltEngine(engine, timing_cache.put(job.timings, built.timing_cache, worker, watch))
 
 

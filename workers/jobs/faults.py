@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import structlog
 
+from app.artifacts.checked import BlobDamaged
 from app.database import DATABASE_DOWN
 from app.disk_faults import DISK_FAULTS
 from app.errors import ServiceError, Unavailable
@@ -73,7 +74,7 @@ class Fault:
 def is_outage(error: Exception) -> bool:
     """Tell whether the database or the store does not answer, or a disk: nothing is wrong with what was asked."""
     match error:
-        case Unavailable():
+        case Unavailable() if not isinstance(error, BlobDamaged):
             return error.code in STORE_OUTAGES
         case ServiceError():
             return False
@@ -105,7 +106,7 @@ def fault_of(error: Exception, tail: Sequence[str]) -> Fault:  # noqa: C901, PLR
             return Fault(_too_slow(error, log_lines))
         case EngineHostDied():
             return Fault(JobError(error.code, error.detail, error.log or log_lines), passing=True, strike=True)
-        case Unavailable():
+        case Unavailable() if not isinstance(error, BlobDamaged):
             outage = is_outage(error)
             told = JobError(error.code, error.detail, log_lines)
             return Fault(told, passing=True, outage=outage, cut_off="store" if outage else None)

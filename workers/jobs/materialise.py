@@ -1,16 +1,16 @@
 """Materialise jobs: the plan of an engine that was refitted lazily, written as a file."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy.orm import Session
 
+from app.artifacts.signing import PlanSigner
 from app.engines.publish import publish_plan
 from app.engines.work import MaterialiseWork
 from app.jobs.lease import Claim
 from workers.channel.messages import Materialise, Materialised
-from workers.jobs.plans import PlanVerifier
 from workers.jobs.publication import plan_put
 from workers.jobs.steps import Ready, Steps
 from workers.jobs.stored import BasePlan, Sources, StoredEngine, StoredPlan, engine_file, load_engine
@@ -23,6 +23,7 @@ class WrittenPlan:
     """A plan in the store; `timings` are seconds by phase."""
 
     plan: StoredPlan
+    signature: str
     timings: dict[str, float]
 
     @property
@@ -41,21 +42,23 @@ def load(session: Session, _held: Claim, work: MaterialiseWork, _worker: Worker)
 
 def compute(engine: StoredEngine, worker: Worker, watch: Watch) -> WrittenPlan:
     """Have the engine host write the plan, and put it into the store."""
-    request = watch.during(_request, engine, worker.sources, worker.plans, str(watch.folder / "plan"))
+    request = watch.during(_request, engine, worker.sources, worker.signer, str(watch.folder / "plan"))
     with plan_put(worker, watch) as put:
         made = watch.ask(request, Materialised, put.begin)
-        return WrittenPlan(put.end(made.plan_digest), dict(made.timings) | {"total": watch.seconds})
+        plan = put.end(made.plan_digest)
+    signature = worker.signer.sign(replace(engine.statement, digest=plan.digest))
+    return WrittenPlan(plan, signature, dict(made.timings) | {"total": watch.seconds})
 
 
 def publish(session: Session, _held: Claim, engine: StoredEngine, made: WrittenPlan) -> dict[str, Any]:
     """Give the engine its plan; if another job was faster, its plan stays and this one is collected."""
     plan = made.plan
-    published = publish_plan(session, engine.id, digest=plan.digest, nbytes=plan.nbytes, signature=plan.signature)
+    published = publish_plan(session, engine.id, digest=plan.digest, nbytes=plan.nbytes, signature=made.signature)
     return _result(engine.number, published.plan_digest, made.timings)
 
 
-def _request(engine: StoredEngine, sources: Sources, plans: PlanVerifier, plan: str) -> Materialise:
-    return Materialise(engine_file(engine, sources, plans), plan)
+def _request(engine: StoredEngine, sources: Sources, signer: PlanSigner, plan: str) -> Materialise:
+    return Materialise(engine_file(engine, sources, signer), plan)
 
 
 def _result(number: int, digest: str | None, timings: Mapping[str, float]) -> dict[str, Any]:

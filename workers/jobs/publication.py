@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from sqlalchemy.orm import Session
 
+from app.artifacts.signing import PlanStatement
 from app.engines.facts import EngineFacts, read_facts
 from app.engines.publish import publish_engine
 from app.engines.queries import Served, find_equal
@@ -51,6 +52,7 @@ class VerifiedEngine:
 
     origin: Origin
     plan: StoredPlan | None
+    signature: str
     backend_version: str
     device: str
     facts: EngineFacts
@@ -82,18 +84,19 @@ def new_engine(
     made: Built | Refitted,
     plan: StoredPlan | None,
     origin: Origin,
-    verify: Verification,
+    spec: EngineSpec,
     earlier: Mapping[str, Any] | None,
 ) -> VerifiedEngine:
     """Gather what is to be published; an engine that failed its verification never is: VerificationFailed.
 
-    `verify` is what was asked of its verification, and `earlier` what was found at an engine of other weights.
+    `earlier` is what the verification of an engine of other weights found.
     """
-    verification = passed(made.verification, verify, earlier)
+    verification = passed(made.verification, spec.verify, earlier)
     checked = {"verify": 0.0} if made.verification is None else dict(made.verification.timings)
     return VerifiedEngine(
         origin=origin,
         plan=plan,
+        signature=worker.signer.sign(_statement(worker, watch.claim, made, plan, origin, spec)),
         backend_version=made.backend_version,
         device=worker.device,
         facts=read_facts(made.facts),
@@ -102,8 +105,32 @@ def new_engine(
     )
 
 
+def _statement(
+    worker: Worker, held: Claim, made: Built | Refitted, plan: StoredPlan | None, origin: Origin, spec: EngineSpec
+) -> PlanStatement:
+    """Return what the row of a new engine will say of its plan."""
+    parent = origin.parent
+    return PlanStatement(
+        digest=None if plan is None else plan.digest,
+        model_id=held.model_id,
+        job_id=held.job_id,
+        method="build" if parent is None else "refit",
+        parent=None if parent is None else parent.number,
+        backend=spec.backend,
+        backend_version=made.backend_version,
+        platform=origin.platform,
+        device=worker.device,
+        definition=spec.definition.digest,
+        weights=spec.weights.weights_digest,
+        binding=spec.weights.binding_digest,
+        profiles=spec.profiles,
+        options=spec.options,
+        root_plan=origin.root_plan,
+    )
+
+
 class PlanPut:
-    """Puts a plan of the engine host's into the store and signs it, in a thread of the worker's."""
+    """Puts a plan of the engine host's into the store, in a thread of the worker's."""
 
     def __init__(self, worker: Worker, watch: Watch, inherited: StoredPlan | None) -> None:
         self._worker = worker
@@ -143,7 +170,7 @@ class PlanPut:
 
     def _put(self, path: Path, digest: str) -> StoredPlan:
         _, nbytes = self._worker.put(path, digest=digest)
-        return StoredPlan(digest, nbytes, self._worker.signer.sign(digest))
+        return StoredPlan(digest, nbytes)
 
     def _know(self, path: Path, digest: str) -> None:
         """Spare the next refit of this engine reading the plan, where a local store has the file itself and no copy."""
@@ -152,7 +179,7 @@ class PlanPut:
         stored = self._watch.during(self._worker.store.local_path, digest)
         if stored.samefile(path):
             path.unlink()  # which changes what a file is known by
-            self._worker.plans.know(stored, digest)
+            self._worker.store.know(digest)
 
 
 @contextmanager
@@ -198,7 +225,7 @@ def publish_as(
         root_plan=made.origin.root_plan,
         plan_digest=None if plan is None else plan.digest,
         plan_bytes=None if plan is None else plan.nbytes,
-        plan_signature=None if plan is None else plan.signature,
+        plan_signature=made.signature,
         base_id=None if plan is not None or parent is None else parent.materialised_id,
         verification=made.verification,
         facts=made.facts,

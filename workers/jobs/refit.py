@@ -5,10 +5,10 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from app.artifacts.signing import PlanSigner
 from app.engines.work import RefitWork
 from app.jobs.lease import Claim
 from workers.channel.messages import Refit, Refitted
-from workers.jobs.plans import PlanVerifier
 from workers.jobs.publication import EngineSpec, Origin, VerifiedEngine, equal_engine, new_engine, plan_put, publish_as
 from workers.jobs.steps import Ready, Steps
 from workers.jobs.stored import Sources, StoredEngine, engine_file, load_engine, load_weights
@@ -35,12 +35,12 @@ def load(session: Session, held: Claim, work: RefitWork, worker: Worker) -> Refi
 
 def compute(job: RefitInput, worker: Worker, watch: Watch) -> VerifiedEngine:
     """Refit and verify; the parent's plan is checked before anything loads it."""
-    request = watch.during(_request, job, worker.sources, worker.plans, str(watch.folder / "plan"))
+    request = watch.during(_request, job, worker.sources, worker.signer, str(watch.folder / "plan"))
     origin = Origin(job.parent.platform, job.parent.root_plan, job.parent)
     with plan_put(worker, watch, job.parent.plan) as put:
         refitted = watch.ask(request, Refitted, put.begin)
         plan = None if refitted.plan_digest is None else put.end(refitted.plan_digest)
-        made = new_engine(worker, watch, refitted, plan, origin, job.spec.verify, job.parent.verification)
+        made = new_engine(worker, watch, refitted, plan, origin, job.spec, job.parent.verification)
     return replace(made, facts=made.facts.told(changed=refitted.changed, warm=refitted.warm))
 
 
@@ -64,8 +64,8 @@ def _spec(session: Session, work: RefitWork, parent: StoredEngine) -> EngineSpec
     )
 
 
-def _request(job: RefitInput, sources: Sources, plans: PlanVerifier, plan: str) -> Refit:
-    parent = engine_file(job.parent, sources, plans)
+def _request(job: RefitInput, sources: Sources, signer: PlanSigner, plan: str) -> Refit:
+    parent = engine_file(job.parent, sources, signer)
     check = check_of(job.spec.verify, sources.store, earlier=job.parent.verification)
     return Refit(parent, sources.of(job.spec.weights), plan if job.materialise else None, check)
 

@@ -8,10 +8,10 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from app.artifacts import service as artifacts
+from app.artifacts.signing import PlanSigner
 from app.engines.work import RunWork
 from app.jobs.lease import Claim
 from workers.channel.messages import Ran, Run
-from workers.jobs.plans import PlanVerifier
 from workers.jobs.steps import Steps
 from workers.jobs.stored import Sources, StoredEngine, engine_file, load_engine
 from workers.jobs.watch import Watch
@@ -47,7 +47,7 @@ def load(session: Session, _held: Claim, work: RunWork, _worker: Worker) -> RunI
 
 def compute(job: RunInput, worker: Worker, watch: Watch) -> Outputs:
     """Run, and put the outputs into the store."""
-    request = watch.during(_request, job, worker.sources, worker.plans, str(watch.folder / "outputs.safetensors"))
+    request = watch.during(_request, job, worker.sources, worker.signer, str(watch.folder / "outputs.safetensors"))
     ran = watch.ask(request, Ran)
     digest, size = watch.during(worker.put, Path(ran.outputs))
     return Outputs(digest, size, ran.seconds)
@@ -59,8 +59,8 @@ def publish(session: Session, held: Claim, _job: RunInput, made: Outputs) -> dic
     return {"outputs": made.digest, "seconds": made.seconds}
 
 
-def _request(job: RunInput, sources: Sources, plans: PlanVerifier, outputs: str) -> Run:
-    engine = engine_file(job.engine, sources, plans)
+def _request(job: RunInput, sources: Sources, signer: PlanSigner, outputs: str) -> Run:
+    engine = engine_file(job.engine, sources, signer)
     return Run(engine, str(sources.store.local_path(job.inputs)), outputs)
 
 

@@ -2,15 +2,20 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
 
 from cachetools import LRUCache
+from sqlalchemy import select
 from sqlalchemy.orm import Session, undefer
 
+from app.artifacts.checked import BlobDamaged
+from app.artifacts.signing import PlanSigner, PlanStatement
 from app.artifacts.store import ArtifactStore
 from app.bindings.report import ParameterBinding
 from app.bindings.service import StoredBinding, load_binding
+from app.bindings.tables import Binding
 from app.definitions.parameter import InputSpec
 from app.definitions.profiles import Profile, parse_profiles
 from app.definitions.service import inputs_of
@@ -20,8 +25,9 @@ from app.errors import ServiceError
 from app.remembered import KEPT_ROWS, remembered
 from app.weights.manifest import TensorEntry, entries_from_json
 from app.weights.service import load_rows
+from app.weights.tables import WeightVersion
 from workers.channel.messages import EngineFile, ParameterSource, TensorFile
-from workers.jobs.plans import PlanVerifier
+from workers.jobs.statements import Signed, signed_of, statement_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +41,8 @@ class BoundWeights:
     binding_id: int
     rows: list[Any]
     binding: StoredBinding
+    weights_digest: str
+    binding_digest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +56,10 @@ class StoredDefinition:
 
 @dataclass(frozen=True, slots=True)
 class StoredPlan:
-    """A signed plan in the store, of `nbytes` bytes."""
+    """A plan in the store, of `nbytes` bytes."""
 
     digest: str
     nbytes: int
-    signature: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +75,8 @@ class BasePlan:
 class StoredEngine:
     """A published engine, with all that is needed to load it again.
 
-    `source` is its own plan, or the plan of another engine until it is materialised. `profiles_json` are the profiles
-    as they were asked for.
+    `source` is its own plan, or the plan of another engine until it is materialised. `signed` is to be verified before
+    that plan is loaded. `profiles_json` are the profiles as they were asked for.
     """
 
     id: int
@@ -78,6 +85,8 @@ class StoredEngine:
     platform: str
     root_plan: str
     source: StoredPlan | BasePlan
+    statement: PlanStatement
+    signed: tuple[Signed, ...]
     definition: StoredDefinition
     weights: BoundWeights
     profiles: tuple[Profile, ...]
@@ -111,23 +120,41 @@ def load_definition(session: Session, definition_id: int) -> StoredDefinition:
 
 def load_weights(session: Session, weights_id: int, binding_id: int) -> BoundWeights:
     """Read a weight version and a binding by their keys."""
-    return BoundWeights(weights_id, binding_id, load_rows(session, weights_id), load_binding(session, binding_id))
+    return BoundWeights(
+        weights_id,
+        binding_id,
+        load_rows(session, weights_id),
+        load_binding(session, binding_id),
+        _digest(session, WeightVersion, weights_id),
+        _digest(session, Binding, binding_id),
+    )
+
+
+def _digest(session: Session, table: type[WeightVersion | Binding], key: int) -> str:
+    def read() -> str:
+        return session.scalars(select(table.digest).where(table.id == key)).one()
+
+    return remembered(session, f"{table.__tablename__} digest", key, read)
 
 
 def load_engine(session: Session, engine_id: int) -> StoredEngine:
     """Read an engine by its key."""
-    columns = (Engine.profiles, Engine.options, Engine.verification)
-    engine = session.get_one(Engine, engine_id, options=[undefer(column) for column in columns])
+    engine = _read(session, engine_id)
     definition = load_definition(session, engine.definition_id)
+    weights = load_weights(session, engine.weights_id, engine.binding_id)
+    statement = _statement(engine, definition, weights)
+    source, signed = _source_of(session, engine)
     return StoredEngine(
         id=engine.id,
         number=engine.number,
         backend=engine.backend,
         platform=engine.platform,
         root_plan=engine.root_plan,
-        source=_source_of(session, engine),
+        source=source,
+        statement=statement,
+        signed=(*signed_of(engine, statement), *signed),
         definition=definition,
-        weights=load_weights(session, engine.weights_id, engine.binding_id),
+        weights=weights,
         profiles=parse_profiles(engine.profiles, definition.inputs),
         profiles_json=engine.profiles,
         options=engine.options,
@@ -135,11 +162,25 @@ def load_engine(session: Session, engine_id: int) -> StoredEngine:
     )
 
 
-def _source_of(session: Session, engine: Engine) -> StoredPlan | BasePlan:
+def _read(session: Session, engine_id: int) -> Engine:
+    columns = (Engine.profiles, Engine.options, Engine.verification)
+    return session.get_one(Engine, engine_id, options=[undefer(column) for column in columns])
+
+
+def _source_of(session: Session, engine: Engine) -> tuple[StoredPlan | BasePlan, tuple[Signed, ...]]:
+    """Return the plan that an engine is loaded from, and what is signed of that plan if it is another engine's."""
     if engine.base_id is None:
-        return _plan_of(engine)
-    base = session.get_one(Engine, engine.base_id)
-    return BasePlan(base.id, _plan_of(base), load_weights(session, base.weights_id, base.binding_id))
+        return _plan_of(engine), ()
+    base = _read(session, engine.base_id)
+    if (base.root_plan, base.recipe) != (engine.root_plan, engine.recipe):
+        raise ServiceError(
+            f"Engine {engine.number} is loaded from the plan of engine {base.number}, whose plan goes back to "
+            'another one: the row of one of them was changed. Build the engine again with "reuse": false.',
+            code="bad_signature",
+        )
+    weights = load_weights(session, base.weights_id, base.binding_id)
+    statement = _statement(base, load_definition(session, base.definition_id), weights)
+    return BasePlan(base.id, _plan_of(base), weights), signed_of(base, statement)
 
 
 def _plan_of(engine: Engine) -> StoredPlan:
@@ -148,7 +189,11 @@ def _plan_of(engine: Engine) -> StoredPlan:
             f"Engine {engine.number} has no plan, and none it could be loaded from. Build it again.",
             code="plan_missing",
         )
-    return StoredPlan(engine.plan_digest, engine.plan_bytes, engine.plan_signature)
+    return StoredPlan(engine.plan_digest, engine.plan_bytes)
+
+
+def _statement(engine: Engine, definition: StoredDefinition, weights: BoundWeights) -> PlanStatement:
+    return statement_of(engine, definition.digest, weights.weights_digest, weights.binding_digest)
 
 
 class Sources:
@@ -156,7 +201,7 @@ class Sources:
 
     Weight versions have most of their values in common, and a line of refits reads the same few versions over and over.
     If a parameter's binding and tensors are the same as before, its source is the same object as before. So it is made
-    once and sent to the engine host once.
+    once and sent to the engine host once. The engine host checks each tensor's bytes when it first uses them.
     """
 
     def __init__(self, store: ArtifactStore) -> None:
@@ -197,7 +242,7 @@ class Sources:
         return source
 
     def _paths(self, digests: Iterable[str]) -> dict[str, str]:
-        return {digest: str(self.store.local_path(digest)) for digest in digests}
+        return {digest: str(self.store.unchecked_path(digest)) for digest in digests}
 
 
 class _Known(NamedTuple):
@@ -211,15 +256,19 @@ def _file(entry: TensorEntry, path: str) -> TensorFile:
     return TensorFile(path, entry.offset, entry.nbytes, entry.dtype, entry.shape, entry.blake3)
 
 
-def engine_file(engine: StoredEngine, sources: Sources, plans: PlanVerifier) -> EngineFile:
-    """Get an engine's files onto this machine; raises ServiceError if the plan that it is loaded from is not ours."""
+def engine_file(engine: StoredEngine, sources: Sources, signer: PlanSigner) -> EngineFile:
+    """Get an engine's files onto this machine.
+
+    Raises ServiceError "bad_signature" or "plan_damaged" if the plan that it is loaded from is not the one that this
+    service made for it: deserializing a plan runs the code in it.
+    """
     store = sources.store
-    plan = store.local_path(engine.plan.digest)
-    plans.verify(plan, engine.plan.digest, engine.plan.signature)
+    for one in engine.signed:
+        signer.verify(one.statement, one.signature, one.form)
     base = engine.source if isinstance(engine.source, BasePlan) else None
     return EngineFile(
         backend=engine.backend,
-        plan=str(plan),
+        plan=str(_whole_plan(store, engine.plan.digest)),
         root_plan=engine.root_plan,
         definition=str(store.local_path(engine.definition.digest)),
         parameters=sources.of(engine.weights),
@@ -228,3 +277,14 @@ def engine_file(engine: StoredEngine, sources: Sources, plans: PlanVerifier) -> 
         profiles=engine.profiles,
         options=engine.options,
     )
+
+
+def _whole_plan(store: ArtifactStore, digest: str) -> Path:
+    try:
+        return store.local_path(digest)
+    except BlobDamaged as error:
+        raise ServiceError(
+            f"The stored bytes of the plan {digest} are not those that were written: the artifact store is damaged. "
+            'Check the store\'s disk, then build the engine again with "reuse": false.',
+            code="plan_damaged",
+        ) from error

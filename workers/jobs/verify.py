@@ -97,7 +97,7 @@ def load(session: Session, _held: Claim, work: VerifyWork, _worker: Worker) -> V
 
 def compute(job: VerifyInput, worker: Worker, watch: Watch) -> Figures:
     """Have the engine host compare; figures out of tolerance are a result here, not a failure."""
-    engine = watch.during(engine_file, job.engine, worker.sources, worker.plans)
+    engine = watch.during(engine_file, job.engine, worker.sources, worker.signer)
     check = watch.during(partial(check_of, earlier=job.engine.verification), job.verify, worker.store)
     check = replace(check, if_impossible="publish")  # it is published already, and why is a result like any other
     return Figures(_figures(watch.ask(Verify(engine, check), Verified), job.verify))

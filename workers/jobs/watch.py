@@ -46,6 +46,11 @@ class Watch:
         self._computing: tuple[TakesTooLong, float] | None = None  # what is raised, and when
 
     @property
+    def claim(self) -> Claim:
+        """The claim that it keeps."""
+        return self._held
+
+    @property
     def seconds(self) -> float:
         """Seconds since the claim."""
         return time.monotonic() - self._started
@@ -103,6 +108,7 @@ class Watch:
                 f"The copy of {digest} on this machine was damaged and is removed. The next attempt fetches it again.",
                 code="copy_damaged",
             ) from damaged
+        self.during(self._worker.store.recheck, digest)  # which puts it on record
 
     def during(self, action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run an action that moves artifacts, in a thread; if the job has to stop, the thread is left to end by itself.

@@ -16,6 +16,7 @@ from typing import TypeVar
 import structlog
 
 from app.artifacts import service as artifacts
+from app.artifacts.damage import noting
 from app.artifacts.signing import PlanSigner, open_signer
 from app.artifacts.store import ArtifactStore, open_store
 from app.database import Database
@@ -34,7 +35,6 @@ from workers.channel.process import Reach
 from workers.identity import new_identity
 from workers.jobs.faults import ShuttingDown, is_outage
 from workers.jobs.fitness import Fitness
-from workers.jobs.plans import PlanVerifier
 from workers.jobs.stored import Sources
 
 IO_THREADS = 4  # several, so that an upload that a cancel left behind does not hold up the next job
@@ -61,7 +61,6 @@ class Worker:
     settings: Settings
     database: Database
     store: ArtifactStore
-    plans: PlanVerifier
     signer: PlanSigner
     host: EngineHost
     announce: Notify
@@ -183,7 +182,7 @@ def open_worker(settings: Settings, device: str) -> Iterator[Worker]:
     """
     remove_abandoned(settings.scratch_dir)
     database = Database(settings.database)
-    store = open_store(settings)
+    store = open_store(settings, noting(database, "worker"))
     signer = open_signer(settings)
     announce = Announcer(redis_url(settings.broker_url))
     with (
@@ -199,7 +198,6 @@ def open_worker(settings: Settings, device: str) -> Iterator[Worker]:
                 settings=settings,
                 database=database,
                 store=store,
-                plans=PlanVerifier(signer),
                 signer=signer,
                 host=host,
                 announce=announce,

@@ -11,11 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import select
+from safetensors.numpy import save
+from sqlalchemy import select, update
 
+from app.artifacts.checked import Checked
 from app.artifacts.service import collect_orphans
+from app.artifacts.signing import FORM
 from app.artifacts.store import ArtifactStore
 from app.artifacts.tables import Blob, BlobUse
+from app.engines.tables import Engine
 from app.jobs.service import create, get_job
 from app.settings import Settings
 from tests.workers.networks import Network, Weights
@@ -23,7 +27,6 @@ from tests.workers.service import Service, computed, service_with
 from tests.workers.weight_holding import OFFERED, PLATFORM, HeldWeights, HostInProcess, weights_in
 from workers.channel.messages import DEVICE_OUT_OF_MEMORY, BackendError, Materialise, Refit, Refitted, Report, Request
 from workers.engine_host.backends.base import Arrays, LoadedEngine
-from workers.jobs import plans
 from workers.jobs.attempt import run_job
 from workers.jobs.watch import Watch
 from workers.jobs.worker import Worker
@@ -254,8 +257,14 @@ def test_the_plan_of_a_build_can_still_be_loaded_where_it_was_written_while_it_i
 def test_a_plan_that_was_written_here_is_not_read_again_before_it_is_refitted(
     net: Service, second: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read: list[Path] = []
-    monkeypatch.setattr(plans, "file_digest", read.append)
+    read: list[str] = []
+    conclude = Checked._conclude
+
+    def note(checked: Checked, digest: str, *rest: Any) -> None:  # noqa: ANN401 - as the method it stands for
+        read.append(digest)
+        conclude(checked, digest, *rest)
+
+    monkeypatch.setattr(Checked, "_conclude", note)
     child = net.result("/refits", {"engine": 1, "weights": net.add_weights(second)})["engine"]
     assert net.result("/refits", {"engine": child, "weights": 1, "reuse": False})["engine"] == 3
     lazy = refit_lazily(net, {"0.bias": np.asarray(second["0.bias"]) + 1})["engine"]
@@ -263,13 +272,14 @@ def test_a_plan_that_was_written_here_is_not_read_again_before_it_is_refitted(
     (job,) = net.client.get("/v1/jobs", params={"kind": "materialise"}).json()["data"]
     run_job(net.worker, job["id"])
     net.result("/refits", {"engine": lazy, "weights": 1, "reuse": False})
-    assert read == []
-    path = net.worker.store.local_path(engine(net, child)["plan_digest"])
+    assert not {one["plan_digest"] for one in net.engines()}.intersection(read)
+    digest = engine(net, child)["plan_digest"]
+    path = net.worker.store.local_path(digest)
     path.chmod(0o644)
     path.write_bytes(path.read_bytes()[::-1])
     job = net.do("/refits", {"engine": child, "weights": 1, "reuse": False})
     assert job["error"]["code"] == "plan_damaged"
-    assert read == [path]
+    assert read.count(digest) == 1
 
 
 def test_a_damaged_plan_is_mended_where_the_same_one_is_made_again(
@@ -445,3 +455,47 @@ def test_a_refit_asks_its_host_for_what_the_client_asked(net: Service, host: Hos
     net.result("/refits", {"engine": 1, "weights": weights, "reuse": False, "verify": {"against": "finite"}})
     asked = [(one.plan is not None, one.check.against) for one in requests if isinstance(one, Refit)]
     assert asked == [(False, "reference"), (True, "reference"), (True, "finite")]
+
+
+def row_of(net: Service, number: int) -> Engine:
+    with net.worker.database.reading() as session:
+        return session.scalars(select(Engine).where(Engine.number == number)).one()
+
+
+def set_row(net: Service, number: int, **values: Any) -> None:  # noqa: ANN401 - of any column
+    with net.worker.database.transaction() as session:
+        session.execute(update(Engine).where(Engine.number == number).values(**values))
+
+
+def test_a_lazy_engine_whose_row_was_changed_is_not_loaded(net: Service, second: Weights, x: Array) -> None:
+    refit_lazily(net, second)
+    run = {"engine": 2, "inputs": net.upload(save({"x": x}))}
+    first, lazy = row_of(net, 1), row_of(net, 2)
+    set_row(net, 2, weights_id=first.weights_id)
+    assert net.do("/runs", run)["error"]["code"] == "bad_signature"
+    set_row(net, 2, weights_id=lazy.weights_id)
+    net.result("/engines/2/materialise", {})
+    net.result("/runs", run)
+    assert row_of(net, 2).plan_signature != lazy.plan_signature
+
+
+def test_a_lazy_engine_is_not_loaded_from_a_plan_that_was_compiled_by_itself(
+    net: Service, second: Weights, x: Array
+) -> None:
+    refit_lazily(net, second)
+    build = {"definition": 1, "weights": 1, "backend": "tensorrt", "options": {"precision": "fp16"}}
+    assert net.result("/builds", build)["engine"] == 3
+    set_row(net, 2, base_id=row_of(net, 3).id)
+    job = net.do("/runs", {"engine": 2, "inputs": net.upload(save({"x": x}))})
+    assert job["error"]["code"] == "bad_signature"
+
+
+def test_a_lazy_engine_of_the_release_before_is_loaded_and_signed_with_its_plan(
+    net: Service, second: Weights, x: Array
+) -> None:
+    refit_lazily(net, second)
+    set_row(net, 2, plan_signature=None, signature_form=1)
+    net.run(2, x)
+    net.result("/engines/2/materialise", {})
+    net.run(2, x)
+    assert row_of(net, 2).signature_form == FORM

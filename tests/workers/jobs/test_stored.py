@@ -39,7 +39,8 @@ def weights(store: ArtifactStore) -> Callable[..., BoundWeights]:
         steps = (Transpose((1, 0)), Cast("F16")) if cast else (Transpose((1, 0)),)
         bindings = tuple(ParameterBinding(f"p.{name}", "F32", (1, 2), (name,), steps) for name in reversed(NAMES))
         binding = StoredBinding(BindingReport(bindings).to_json())
-        return BoundWeights(next(numbers), 1 + cast, Manifest.of(entries).to_json(), binding)
+        rows = Manifest.of(entries).to_json()
+        return BoundWeights(next(numbers), 1 + cast, rows, binding, "sha256:weights", "sha256:binding")
 
     return make
 
@@ -69,8 +70,8 @@ def test_a_version_that_is_read_again_is_the_same_object_as_long_as_its_files_li
     sources, read = Sources(store), weights()
     before = sources.of(read)
     assert sources.of(read) is before
-    local_path = store.local_path
-    monkeypatch.setattr(store, "local_path", lambda digest: Path("/elsewhere") / local_path(digest).name)
+    unchecked_path = store.unchecked_path
+    monkeypatch.setattr(store, "unchecked_path", lambda digest: Path("/elsewhere") / unchecked_path(digest).name)
     after = sources.of(read)
     assert {Path(one.tensors[0].path).parent for one in after} == {Path("/elsewhere")}
     assert [one.content for one in after] == [one.content for one in before]
@@ -91,15 +92,15 @@ def test_a_file_that_takes_long_to_come_holds_up_no_other_version(
     slow, quick = weights(a="x"), weights(a="y")
     (digest,) = {row[4] for row in slow.rows} - {row[4] for row in quick.rows}
     asked, come = Event(), Event()
-    local_path = store.local_path
+    unchecked_path = store.unchecked_path
 
     def path(wanted: str) -> Path:
         if wanted == digest:
             asked.set()
             assert come.wait(PATIENCE_S)
-        return local_path(wanted)
+        return unchecked_path(wanted)
 
-    monkeypatch.setattr(store, "local_path", path)
+    monkeypatch.setattr(store, "unchecked_path", path)
     sources = Sources(store)
     with ThreadPoolExecutor(2) as pool:
         waiting = pool.submit(sources.of, slow)
