@@ -12,10 +12,11 @@ import traceback
 from collections.abc import Iterable, MutableMapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from app.settings import Settings
+if TYPE_CHECKING:  # pydantic takes a tenth of a second, which a command's help does not
+    from app.settings import Settings
 
 HIDDEN = "***"
 SHORTEST = 6  # characters of a secret that is hidden wherever it stands; a shorter one is hidden in its URL only
@@ -30,7 +31,7 @@ _places: set[str] = set()
 _patterns: dict[str, re.Pattern[str] | None] = {}
 
 
-def learn(settings: Settings) -> None:
+def learn(settings: "Settings") -> None:
     """Hide from now on what these settings and the environment hold as secrets, and where this service lies."""
     _secrets.update(_secrets_of(settings), _secrets_of_environment())
     _places.update(_places_of(settings), _places_of_process())
@@ -105,7 +106,7 @@ def _pattern(name: str, words: Iterable[str], rest: str) -> re.Pattern[str] | No
     return _patterns[name]
 
 
-def _secrets_of(settings: Settings) -> set[str]:
+def _secrets_of(settings: "Settings") -> set[str]:
     found = {settings.signing_key}
     for url in (settings.database_url, settings.broker_url, settings.store_url):
         found |= _secrets_of_url(url)
@@ -123,7 +124,7 @@ def _secrets_of_environment() -> set[str]:
     return {value for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) >= SHORTEST}
 
 
-def _places_of(settings: Settings) -> set[str]:
+def _places_of(settings: "Settings") -> set[str]:
     paths: list[str | Path | None] = [settings.data_dir, settings.cache_dir, urlsplit(settings.database).path[1:]]
     if settings.store_url.startswith("file:"):
         paths.append(unquote(urlsplit(settings.store_url).path))

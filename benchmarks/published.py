@@ -50,6 +50,7 @@ from workers.channel.messages import (
     TensorFile,
     Verified,
 )
+from workers.channel.process import Reach
 from workers.engine_host.run_inputs import fixed_inputs
 from workers.engine_host.tensors import Array, MappedFiles, write_tensors
 
@@ -137,7 +138,7 @@ def run(folder: Path, device: str, jobs: int) -> None:
 def _share(rows: Sequence[Published], folder: Path, device: str, backend: str, scratch: Path) -> list[Outcome]:
     """Try some of the files with an engine host of this thread's own."""
     outcomes = []
-    host = EngineHost(device, 4 << 30, scratch / "host")
+    host = EngineHost(device, 4 << 30, scratch / "host", Reach(writable=(scratch,)))
     for one in rows:
         work = scratch / one.sha256
         work.mkdir()

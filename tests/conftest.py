@@ -37,6 +37,7 @@ SLOW_FILES = {  # each test starts whole programs, and many kill them
     "test_child.py",
     "test_cli.py",
     "test_demo.py",
+    "test_office.py",
     "test_readme.py",
     "test_serve.py",
     "test_supervisor.py",

@@ -55,7 +55,12 @@ def _drop_privileges(view: View) -> None:
 
 def _is_open(view: View) -> bool:
     """Whether the way to each folder is open to this user without the capabilities of root."""
-    ways = {folder for path in (*view.readable, *view.writable) for folder in (path, *path.parents) if folder.is_dir()}
+    ways = {
+        folder
+        for path in (*view.readable, *view.writable, *view.own)
+        for folder in (path, *path.parents)
+        if folder.is_dir()
+    }
     found = (folder.stat() for folder in ways)
     return all(one.st_uid == os.geteuid() or one.st_mode & stat.S_IXOTH for one in found)
 

@@ -17,12 +17,13 @@ CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # the same numbers on a
 VERSION, PATH_BENEATH = 1, 1
 
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
-REMOVE_DIR, REMOVE_FILE, MAKE_DIR, MAKE_REG = 1 << 4, 1 << 5, 1 << 7, 1 << 8
+REMOVE_DIR, REMOVE_FILE, MAKE_DIR, MAKE_REG, MAKE_SYM = 1 << 4, 1 << 5, 1 << 7, 1 << 8, 1 << 12
 REFER, TRUNCATE, IOCTL_DEV = 1 << 13, 1 << 14, 1 << 15
 OF_FILES = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
 READ = EXECUTE | READ_FILE | READ_DIR
-# No links by name, sockets or nodes: what a process makes here is read by one that may read more.
-WRITE = READ | WRITE_FILE | TRUNCATE | REMOVE_DIR | REMOVE_FILE | MAKE_DIR | MAKE_REG | REFER
+OWN = READ | WRITE_FILE | TRUNCATE | REMOVE_DIR | REMOVE_FILE | MAKE_DIR | MAKE_REG | MAKE_SYM
+# No links, sockets or nodes: what a process makes here is read by one that may read more. Nor can any be moved here.
+WRITE = OWN & ~MAKE_SYM | REFER
 USE = READ | WRITE_FILE | TRUNCATE | IOCTL_DEV | MAKE_REG | REMOVE_FILE  # files too, in folders of shared memory
 RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15}  # how many rights a version of Landlock knows; later ones know 16
 SCOPE_SIGNALS, SCOPES_FROM = 1 << 1, 6
@@ -30,11 +31,15 @@ SCOPE_SIGNALS, SCOPES_FROM = 1 << 1, 6
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The files and folders, with all below, that a process may read, write below, and use as devices."""
+    """The files and folders, with all below, that a process may read, write below, and use as devices.
+
+    `own` folders it may write below as well, symbolic links included; nothing that it makes there can be moved out.
+    """
 
     readable: tuple[Path, ...] = ()
     writable: tuple[Path, ...] = ()
     devices: tuple[Path, ...] = ()
+    own: tuple[Path, ...] = ()
 
 
 class _Ruleset(ctypes.Structure):
@@ -64,7 +69,7 @@ def restrict_to(view: View) -> None:
     attributes = _Ruleset(handled, 0, SCOPE_SIGNALS if version >= SCOPES_FROM else 0)
     ruleset = syscall(CREATE_RULESET, _address(attributes), ctypes.sizeof(attributes), 0)
     try:
-        for rights, paths in ((READ, view.readable), (WRITE, view.writable), (USE, view.devices)):
+        for rights, paths in ((READ, view.readable), (WRITE, view.writable), (USE, view.devices), (OWN, view.own)):
             _allow(ruleset, rights & handled, paths)
         syscall(RESTRICT_SELF, ruleset, 0)
     finally:

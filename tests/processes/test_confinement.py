@@ -20,9 +20,9 @@ from app.processes.confinement import confine
 from app.processes.landlock import View
 from app.processes.python_files import device_nodes, python_files
 
-private, readable, writable = map(Path, sys.argv[1:4])
-view = View((*python_files([private]), readable), (writable,), device_nodes(gpu=False))
-measures = confine(view, [int(family) for family in sys.argv[4:]])
+private, readable, writable, own = map(Path, sys.argv[1:5])
+view = View((*python_files([private]), readable), (writable,), device_nodes(gpu=False), (own,))
+measures = confine(view, [int(family) for family in sys.argv[5:]])
 
 tries = {
     "internet": lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close(),
@@ -39,6 +39,16 @@ tries = {
     "rename": lambda: (writable / "plan.part").rename(writable / "plan"),
     "link to the secret": lambda: (writable / "link").symlink_to(private / "key"),
     "name the secret": lambda: (writable / "name").hardlink_to(private / "key"),
+    "write its own": lambda: (own / "graph").write_text("graph"),
+    "link in its own": lambda: (own / "link").symlink_to(readable / "weights"),
+    "read through a link of its own": lambda: (own / "link").read_text(),
+    "read the secret through a link": lambda: [(own / "key").symlink_to(private / "key"), (own / "key").read_text()],
+    "move a link out": lambda: (own / "link").rename(writable / "link"),
+    "move a folder with a link out": lambda: [
+        (own / "folder").mkdir(),
+        (own / "folder" / "link").symlink_to(private / "key"),
+        (own / "folder").rename(writable / "folder"),
+    ],
     "signal the parent": lambda: os.kill(os.getppid(), 0),
     "parent's environment": lambda: Path(f"/proc/{os.getppid()}/environ").read_bytes(),
     "parent's memory": lambda: open(f"/proc/{os.getppid()}/mem", "rb").close(),
@@ -66,7 +76,7 @@ with_filter = pytest.mark.skipif(not seccomp.has_filter(), reason="no filter is 
 
 def confined(folder: Path, *families: int) -> dict[str, Any]:
     """What a confined process could do and says of itself."""
-    paths = [folder / name for name in ("private", "readable", "writable")]
+    paths = [folder / name for name in ("private", "readable", "writable", "own")]
     for path in paths:
         path.mkdir()
     (paths[0] / "key").write_text("secret")
@@ -108,6 +118,9 @@ def test_the_filter_refuses(process: dict[str, Any], what: str) -> None:
         "add to what is readable",
         "link to the secret",
         "name the secret",
+        "read the secret through a link",
+        "move a link out",
+        "move a folder with a link out",
         "parent's environment",
         "parent's memory",
     ],
@@ -122,7 +135,20 @@ def test_it_cannot_send_signals_to_others(process: dict[str, Any]) -> None:
     assert not process["done"]["signal the parent"]
 
 
-@pytest.mark.parametrize("what", ["pair of sockets", "read what is readable", "write", "rename", "import", "device"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "pair of sockets",
+        "read what is readable",
+        "write",
+        "rename",
+        "write its own",
+        "link in its own",
+        "read through a link of its own",
+        "import",
+        "device",
+    ],
+)
 def test_its_work_it_can_do(process: dict[str, Any], what: str) -> None:
     assert process["done"][what]
 

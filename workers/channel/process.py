@@ -46,10 +46,10 @@ NO_MORE = Reach()
 
 
 class EngineHostProcess:
-    """A child with a scratch folder of its own; `kill` removes the folder with the child.
+    """A child with a scratch folder of its own in `scratch`; `kill` removes the folder with the child.
 
-    It may write anywhere below `scratch`. `greeted` says whether the child has sent its `Hello`. Raises BackendError if
-    `device` does not exist.
+    The child writes there and where `reach` says. `greeted` says whether the child has sent its `Hello`. Raises
+    BackendError if `device` does not exist.
     """
 
     def __init__(self, device: str, resident_bytes: int | None, scratch: Path, reach: Reach = NO_MORE) -> None:
@@ -69,7 +69,7 @@ class EngineHostProcess:
         arguments |= {key: value for key, value in limits.items() if value is not None}
         flags = [f"--{key}={value}" for key, value in arguments.items()]
         flags += [f"--readable={folder.absolute()}" for folder in reach.readable]
-        flags += [f"--writable={folder.absolute()}" for folder in (scratch, *reach.writable)]
+        flags += [f"--writable={folder.absolute()}" for folder in reach.writable]
         flags += [f"--private={folder.absolute()}" for folder in reach.private]
         try:
             self._process = subprocess.Popen(  # noqa: S603 - our own module, arguments of ours

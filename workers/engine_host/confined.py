@@ -29,6 +29,7 @@ def confine_host(arguments: Namespace) -> dict[str, Measure]:
         readable=(*python_files(arguments.private), *arguments.readable),
         writable=(*arguments.writable, *caches),
         devices=device_nodes(gpu=gpu),
+        own=(arguments.scratch,),
     )
     return {**confine(view, GPU_SOCKETS if gpu else ()), "user": USER}
 

@@ -167,10 +167,10 @@ def usable_backends(device: str, backends: Mapping[str, BackendOffer], installab
     raise ServiceError(" ".join([f"No backend can be used on {device}.", *reasons, *remedies]), code="no_backend")
 
 
-def reach_of(settings: Settings, store: ArtifactStore) -> Reach:
-    """Return what an engine host sees of the data directory: artifacts, or this machine's copies of them."""
+def reach_of(settings: Settings, store: ArtifactStore, jobs: Path) -> Reach:
+    """Return what an engine host sees of the data directory: `jobs`, and artifacts or this machine's copies of them."""
     folder = store.directory or settings.cache_dir or settings.data_dir / "cache"
-    return Reach((folder,), private=(settings.data_dir,), job_bytes=settings.job_memory_bytes)
+    return Reach((folder,), (jobs,), private=(settings.data_dir,), job_bytes=settings.job_memory_bytes)
 
 
 @contextmanager
@@ -189,7 +189,9 @@ def open_worker(settings: Settings, device: str) -> Iterator[Worker]:
         scratch_folder(settings.scratch_dir, "worker") as scratch,
         ThreadPoolExecutor(IO_THREADS, thread_name_prefix="io") as io,
     ):
-        host = EngineHost(device, settings.resident_bytes, scratch, reach_of(settings, store))
+        jobs = scratch / "jobs"
+        jobs.mkdir()
+        host = EngineHost(device, settings.resident_bytes, scratch / "hosts", reach_of(settings, store, jobs))
         try:
             described = _described(host)
             usable = usable_backends(device, described.backends, described.installable)
@@ -202,7 +204,7 @@ def open_worker(settings: Settings, device: str) -> Iterator[Worker]:
                 host=host,
                 announce=announce,
                 io=io,
-                scratch=scratch,
+                scratch=jobs,
                 device=described.device["name"],
                 offered=usable,
             )

@@ -62,5 +62,5 @@ def test_a_host_that_could_not_allocate_is_recognised_by_its_last_words(words: s
 def test_a_host_that_had_no_request_is_not_looked_at(events: Path) -> None:
     before = kills()
     events.write_text("oom_kill 2\n")
-    started = EngineHostNotStarted("The engine host was killed by SIGKILL.", [], status=-signal.SIGKILL)
+    started = EngineHostNotStarted("The engine host was killed by SIGKILL.", [], status=KILLED.status)
     assert as_memory_death(started, before) is started
