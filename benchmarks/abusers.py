@@ -50,7 +50,7 @@ class Abuse:
 
 
 def _post(path: str, body: bytes, length: int | None = None) -> bytes:
-    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nconnection: close\r\n"
+    head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nconnection: close\r\n"
     return f"{head}content-length: {len(body) if length is None else length}\r\n\r\n".encode() + body
 
 
@@ -62,33 +62,42 @@ def _headers(_targets: Targets) -> Abuse:
 
 def _half_requests(_targets: Targets) -> Abuse:
     """More half requests than a process usually may open files."""
-    return Abuse(1100, (b"GET /v1/jobs HTTP/1.1\r\nhost: x\r\n",))
+    return Abuse(1100, (b"GET /v1/jobs HTTP/1.1\r\nhost: localhost\r\n",))
 
 
 def _half_json(targets: Targets) -> Abuse:
     """JSON bodies that stop short of their end."""
-    return Abuse(60, (_post(f"/v1/models/{targets.model}/bindings/check", b" " * HALF, 8 * MIB),))
+    return Abuse(60, (_post(f"/v1/models/{targets.model}/bindings/check", b" " * (MIB - 1), MIB),))
 
 
 def _half_uploads(_targets: Targets) -> Abuse:
     """Uploads that stop."""
-    head = f"PUT /v1/blobs/sha256:{'0' * 64} HTTP/1.1\r\nhost: x\r\ncontent-length: {2**30}\r\n\r\n".encode()
+    head = f"PUT /v1/blobs/sha256:{'0' * 64} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {2**30}\r\n\r\n".encode()
     return Abuse(60, (head, bytes(HALF)))
 
 
 def _slow_readers(targets: Targets) -> Abuse:
     """Downloads of which nothing is taken."""
-    return Abuse(60, (f"GET /v1/blobs/{targets.large} HTTP/1.1\r\nhost: x\r\n\r\n".encode(),), reads=False)
+    return Abuse(60, (f"GET /v1/blobs/{targets.large} HTTP/1.1\r\nhost: localhost\r\n\r\n".encode(),), reads=False)
 
 
 def _pipelined(_targets: Targets) -> Abuse:
     """Thousands of requests at once, whose answers are not taken."""
-    return Abuse(20, (b"GET /v1/jobs?limit=200 HTTP/1.1\r\nhost: x\r\n\r\n" * 5000,), reads=False)
+    return Abuse(20, (b"GET /v1/jobs?limit=200 HTTP/1.1\r\nhost: localhost\r\n\r\n" * 5000,), reads=False)
 
 
 def _unread(_targets: Targets) -> Abuse:
     """Bodies that go on after they were refused."""
     return Abuse(8, (_post("/v1/models", bytes(MIB), 2**40), *(bytes(MIB),) * 63))
+
+
+def _json_rules(targets: Targets) -> Abuse:
+    """JSON of nearly as many bytes and values as a call takes."""
+    rules = b",".join(
+        b'{"source": "layer.%06d.weight", "target": "block.%06d.weight", "x": 1}' % (n, n) for n in range(5000)
+    )
+    body = b'{"definition": 1, "weights": 1, "rules": [' + rules + b"]}"
+    return Abuse(4, (_post(f"/v1/models/{targets.model}/bindings/check", body),))
 
 
 def _json_values(targets: Targets) -> Abuse:
@@ -120,7 +129,7 @@ def _many_nodes(targets: Targets) -> Abuse:
 def _event_streams(targets: Targets) -> Abuse:
     """Followers of a job that does not end."""
     path = f"/v1/jobs/{targets.job}/events"
-    return Abuse(400, (f"GET {path} HTTP/1.1\r\nhost: x\r\naccept: text/event-stream\r\n\r\n".encode(),))
+    return Abuse(400, (f"GET {path} HTTP/1.1\r\nhost: localhost\r\naccept: text/event-stream\r\n\r\n".encode(),))
 
 
 ABUSES: Mapping[str, Callable[[Targets], Abuse]] = {
@@ -131,6 +140,7 @@ ABUSES: Mapping[str, Callable[[Targets], Abuse]] = {
     "slow_readers": _slow_readers,
     "pipelined": _pipelined,
     "unread_bodies": _unread,
+    "json_rules": _json_rules,
     "json_values": _json_values,
     "json_depth": _json_depth,
     "json_objects": _json_objects,

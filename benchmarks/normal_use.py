@@ -89,7 +89,10 @@ class Client:
 
 def _request(method: str, path: str, body: bytes, headers: str) -> bytes:
     kind = "content-type: application/json\r\n" if method == "POST" else ""
-    return f"{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n{kind}{headers}\r\n".encode() + body
+    return (
+        f"{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n{kind}{headers}\r\n".encode()
+        + body
+    )
 
 
 async def read_job(client: Client, _number: int) -> None:
