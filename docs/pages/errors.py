@@ -63,13 +63,14 @@ class Problem:
 
 def page() -> str:
     """Return the text of the page."""
-    tables = {section: _table(rows, section) for section, *_ in SECTIONS if (rows := _rows(section))}
+    found = problems()
+    tables = {section: _table(rows, section) for section, *_ in SECTIONS if (rows := _rows(found, section))}
     sections = (f"## {title}\n\n{text}\n\n{tables[one]}" for one, title, text in SECTIONS if one in tables)
     return HEAD + "\n".join(sections)
 
 
-def _rows(section: str) -> list[Problem]:
-    return [one for one in problems() if one.place == section or (section == "status" and one.place.isdigit())]
+def _rows(found: Sequence[Problem], section: str) -> list[Problem]:
+    return [one for one in found if one.place == section or (section == "status" and one.place.isdigit())]
 
 
 def problems() -> list[Problem]:
