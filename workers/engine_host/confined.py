@@ -13,6 +13,7 @@ from app.processes.python_files import device_nodes, python_files
 
 GPU_SOCKETS = (socket.AF_UNIX, socket.AF_NETLINK)  # CUDA's driver talks to services of this machine and to the kernel
 MANAGED_MEMORY = Path("/dev/nvidia-uvm")
+OWN_THREADS = Path("/proc/self/task")  # CUDA's driver names its threads there, and does not start if it cannot
 USER = Measure(holds=False, detail="the worker's: what a host writes is moved into the store with its owner")
 
 
@@ -28,7 +29,7 @@ def confine_host(arguments: Namespace) -> dict[str, Measure]:
     view = View(
         readable=(*python_files(arguments.private), *arguments.readable),
         writable=(*arguments.writable, *caches),
-        devices=device_nodes(gpu=gpu),
+        devices=(*device_nodes(gpu=gpu), *((OWN_THREADS,) if gpu else ())),
         own=(arguments.scratch,),
     )
     return {**confine(view, GPU_SOCKETS if gpu else ()), "user": USER}
