@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from app.artifacts import service as artifacts
 from app.artifacts.store import ArtifactStore
-from app.children.house import House
+from app.children.house import House, Order
 from app.database import Database
 from app.errors import FieldError, Invalid, NotFound
 from app.heavy import check_size
@@ -27,7 +27,7 @@ BY_NUMBER = select(WeightVersion).where(
 )
 
 
-def create_weights(
+def order_weights(
     database: Database,
     store: ArtifactStore,
     house: House,
@@ -36,20 +36,26 @@ def create_weights(
     *,
     base: int | None = None,
     label: str | None = None,
-) -> tuple[WeightVersion, bool]:
-    """Make a weight version of checkpoint files, or find the one of the same content.
+) -> Order[UnsavedWeights, tuple[WeightVersion, bool]]:
+    """Order a weight version of checkpoint files, or the one of the same content.
 
-    The tensors of `files` are put over those of version `base`, if given. Returns the version and whether it
-    is new. Raises NotFound for the model or the base, Invalid for a blob that was not uploaded, a file that
-    is not acceptable, or a tensor that two files have.
+    The tensors of `files` are put over those of version `base`, if given. The order gives the version and whether it
+    is new. Raises NotFound for the model or the base, Invalid for a blob that was not uploaded. To make what is
+    ordered raises Invalid for a file that is not acceptable, or for a tensor that two files have.
     """
     with database.transaction() as session:
         model_id = registry.get_model(session, model_name).id
         artifacts.require(session, files, "/files")
         below = None if base is None else get_weights(session, model_id, base).id
-    unsaved = house.share(("weights", *files, below), lambda: _combine(database, store, house, files, below))
-    with database.transaction() as session:
-        return register(session, model_id, unsaved, base=base, label=label)
+
+    def make() -> UnsavedWeights:
+        return _combine(database, store, house, files, below)
+
+    def keep(made: UnsavedWeights) -> tuple[WeightVersion, bool]:
+        with database.transaction() as session:
+            return register(session, model_id, made, base=base, label=label)
+
+    return Order(("weights", *files, below), make, keep)
 
 
 def register(

@@ -44,7 +44,13 @@ class Uploads:
         return self.put(save(dict(tensors)))
 
     def version(self, *files: str, base: int | None = None) -> WeightVersion:
-        return service.create_weights(self.database, self.store, self.house, "m", files, base=base)[0]
+        return self.order("m", *files, base=base)[0]
+
+    def order(
+        self, model: str, *files: str, base: int | None = None, label: str | None = None
+    ) -> tuple[WeightVersion, bool]:
+        ordered = service.order_weights(self.database, self.store, self.house, model, files, base=base, label=label)
+        return ordered.keep(ordered.make())
 
     def manifest(self, version: WeightVersion) -> Manifest:
         with self.database.reading() as session:
@@ -121,10 +127,8 @@ def test_a_base_gives_the_tensors_that_did_not_change(uploads: Uploads) -> None:
 
 def test_the_same_content_is_the_same_version(uploads: Uploads) -> None:
     file = uploads.file(_tensors(a=1))
-    first, created = service.create_weights(uploads.database, uploads.store, uploads.house, "m", [file])
-    again, created_again = service.create_weights(
-        uploads.database, uploads.store, uploads.house, "m", [file], label="other"
-    )
+    first, created = uploads.order("m", file)
+    again, created_again = uploads.order("m", file, label="other")
     assert (created, created_again) == (True, False)
     assert again.id == first.id
     assert uploads.version(uploads.file(_tensors(a=2))).version == 2
@@ -201,6 +205,6 @@ def test_a_blob_that_was_not_uploaded_is_named(uploads: Uploads) -> None:
 def test_an_unknown_model_or_base_is_not_found(uploads: Uploads) -> None:
     file = uploads.file(_tensors(a=1))
     with pytest.raises(NotFound, match="no model 'other'"):
-        service.create_weights(uploads.database, uploads.store, uploads.house, "other", [file])
+        uploads.order("other", file)
     with pytest.raises(NotFound, match="no weight version 7"):
         uploads.version(file, base=7)
