@@ -178,6 +178,17 @@ def _allowed(request: Request) -> str:
     return ", ".join(sorted(methods))
 
 
+def stopping() -> JSONResponse:
+    """Answer a request that the server has no time to end."""
+    return error_response(
+        Unavailable(
+            "The service was stopped before it could answer. Send the request again in a moment, with the same "
+            "Idempotency-Key where it had one.",
+            code="stopping",
+        )
+    )
+
+
 def unexpected(error: Exception) -> JSONResponse:
     """Answer an unexpected exception with 500, one of a disk with 503; only the log has its cause."""
     log.error("request failed", exc_info=error)
