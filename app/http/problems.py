@@ -21,8 +21,8 @@ from app.redaction import public
 
 MEDIA_TYPE = "application/problem+json"
 UNREADABLE = (
-    "The body could not be read as JSON: it is not UTF-8, nested too deep, or has a number of thousands of digits. "
-    "Send plain JSON in UTF-8."
+    "The body could not be read as JSON: it is not UTF-8 or is compressed, is nested too deep, or has a number of "
+    "thousands of digits. Send plain JSON in UTF-8, without Content-Encoding."
 )
 CODES = {413: "request_entity_too_large"}  # fixed, as http.HTTPStatus has another phrase from Python 3.13 on
 log = structlog.get_logger()
