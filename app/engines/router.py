@@ -31,6 +31,7 @@ from app.errors import Conflict, ServiceError
 from app.http.dependencies import DatabaseDep, SessionDep, SettingsDep
 from app.http.fields import Number
 from app.http.pagination import MAX_LIMIT, Listing, PageDep
+from app.http.pools import Pool
 from app.http.problems import problems
 from app.http.routes import WITH_RULES_BYTES, Route, heavy, max_body
 from app.jobs.schemas import JobAnswer
@@ -261,12 +262,14 @@ async def _serve_plan(
         with database.reading() as session:
             return queries.get_engine(session, get_model(session, model).id, number)
 
-    engine = await run_in_threadpool(read)
+    reads: Pool = request.app.state.pools.reads
+    async with reads.place():
+        engine = await reads.thread(read)
     if not engine.materialised:
         job = await submit.job(requests.request_materialise, database, settings, model, number)
         if job.state not in FINAL:
             return submit.answer(job)
-        engine = await run_in_threadpool(read)
+        engine = await reads.run(read)
         if not engine.materialised:
             raise _not_written(job)
     suffix = "onnx" if engine.backend == "onnxruntime" else "plan"
