@@ -69,8 +69,9 @@ def register(
     same = (WeightVersion.model_id == model_id, WeightVersion.digest == unsaved.digest)
     found = session.scalar(select(WeightVersion).where(*same))
     if found is not None:
-        if found.non_finite is None:
+        if found.non_finite_count is None:
             found.non_finite = unsaved.non_finite  # the version is of a release that did not count
+            _read_back(session, found)
         return found, False
     version = WeightVersion(
         model_id=model_id,
@@ -84,8 +85,7 @@ def register(
         non_finite=unsaved.non_finite,
     )
     session.add(version)
-    session.flush()
-    session.expire(version, ["manifest"])  # the row holds the text, read back it is a list
+    _read_back(session, version)
     for blob in unsaved.blobs:
         artifacts.keep(session, blob, f"weights:{version.id}")
     return version, True
@@ -98,7 +98,7 @@ def list_weights(session: Session, model_id: int, page: PageQuery) -> Rows[Weigh
 
 
 def get_weights(session: Session, model_id: int, version: int) -> WeightVersion:
-    """Return a weight version by its number; raises NotFound if there is none."""
+    """Return a weight version by its number, without its long columns; raises NotFound if there is none."""
     found = session.scalar(BY_NUMBER, {"model": model_id, "version": version})
     if found is None:
         raise NotFound(
@@ -121,6 +121,13 @@ def load_rows(session: Session, weights_id: int) -> list[Any]:
         return rows
 
     return remembered(session, "manifest", weights_id, read)
+
+
+def _read_back(session: Session, version: WeightVersion) -> None:
+    """Write a version, and read what the database computes of it; its long columns are read when they are needed."""
+    session.flush()
+    session.expire(version, ["manifest", "non_finite"])  # the row holds the text, read back it is a list
+    session.refresh(version, ["non_finite_count", "non_finite_beginning"])
 
 
 def _combine(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from blake3 import blake3
 from safetensors.numpy import load_file, save
+from sqlalchemy import inspect
 
 from app.artifacts import service as artifacts
 from app.artifacts.store import ArtifactStore
@@ -19,7 +20,7 @@ from app.registry import service as registry
 from app.weights import service
 from app.weights.indexing import CHUNK_BYTES, index_file
 from app.weights.manifest import Manifest
-from app.weights.tables import CheckpointFile, WeightVersion
+from app.weights.tables import MAX_NON_FINITE, CheckpointFile, WeightVersion
 
 Tensors = Mapping[str, np.ndarray[Any, np.dtype[Any]]]
 
@@ -104,6 +105,22 @@ def test_shards_make_one_version(uploads: Uploads) -> None:
     version = uploads.version(one, two)
     assert uploads.manifest(version).blobs == tuple(sorted((one, two)))
     assert uploads.version(whole).id == version.id
+
+
+def test_a_read_takes_the_first_tensors_with_nan_and_leaves_the_others_in_the_database(uploads: Uploads) -> None:
+    names = sorted(f'[{number:03}] "é☃", [' + "x" * 400 for number in range(MAX_NON_FINITE + 1))
+    made = uploads.version(uploads.file({name: np.array([np.nan, np.inf, 1], np.float32) for name in names}))
+    with uploads.database.reading() as session:
+        read = service.get_weights(session, uploads.model_id, made.version)
+    for version in (made, read):
+        assert "non_finite" in inspect(version).unloaded
+        assert version.non_finite_count == len(names)
+        assert version.first_non_finite == [[name, 1, 1] for name in names[:MAX_NON_FINITE]]
+
+
+def test_finite_weights_have_no_tensors_to_tell_of(uploads: Uploads) -> None:
+    version = uploads.version(uploads.file(_tensors(a=1)))
+    assert (version.non_finite_count, version.first_non_finite) == (0, [])
 
 
 def test_a_tensor_in_two_files_is_an_error_that_names_both(uploads: Uploads) -> None:
