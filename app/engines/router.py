@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
+from app.artifacts.damage import require_undamaged
 from app.artifacts.dependencies import StoreDep
 from app.artifacts.serving import MEDIA_TYPE, serve_blob
 from app.artifacts.store import ArtifactStore
@@ -233,7 +234,7 @@ async def download_plan(
     responses={
         200: {"headers": HEADERS},
         202: {"description": "The job that writes the plan has not ended yet.", "headers": JOB_HEADERS},
-        **problems(404, 409, 412, 422, 500),
+        **problems(404, 409, 412, 422, 500, 503),
     },
 )
 async def look_at_plan(
@@ -245,7 +246,10 @@ async def look_at_plan(
     store: StoreDep,
     submit: PatientSubmitDep,
 ) -> Response:
-    """The headers of a download: size, digest and file name. A plan that is not written yet is written first."""
+    """The headers of a download: size, digest and file name. A plan that is not written yet is written first.
+
+    A plan that is on record as damaged is answered with 503.
+    """
     return await _serve_plan(model, number, request, database, settings, store, submit)
 
 
@@ -272,6 +276,8 @@ async def _serve_plan(
         engine = await reads.run(read)
         if not engine.materialised:
             raise _not_written(job)
+    if request.method == "HEAD":  # a download finds out by itself
+        await reads.run(require_undamaged, database, str(engine.plan_digest))
     suffix = "onnx" if engine.backend == "onnxruntime" else "plan"
     name = f"{model}-{number}.{suffix}"
     return await run_in_threadpool(
