@@ -65,3 +65,18 @@ def test_what_has_no_time_to_end_is_answered_with_when_to_come_again(settings: S
     head, body = asyncio.run(scene())
     assert (head["status"], json.loads(body["body"])["code"]) == (503, "stopping")
     assert (b"retry-after", b"1") in head["headers"]
+
+
+def test_a_client_that_goes_in_the_middle_of_its_json_is_no_fault_of_the_service(settings: Settings) -> None:
+    app, sent = create_app(settings), list[Message]()
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    headers = [(b"host", b"localhost"), (b"content-length", b"9"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/models", "query_string": b"", "headers": headers}
+    asyncio.run(app(scope, receive, send))
+    assert sent[0]["status"] == 499
