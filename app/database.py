@@ -24,6 +24,10 @@ from app.heavy import LIGHT
 from app.remembered import MEMORY, Memory
 
 BUSY_TIMEOUT_S = 30.0
+# The places of the API's pools need 37 connections, and 40 threads of transfers one each for a moment. A server has
+# few (PostgreSQL 100 by default, for all processes), so transfers share 13. Those beyond `pool_size` are closed again.
+SERVER_POOL = {"pool_size": 10, "max_overflow": 40}
+FILE_POOL = {"pool_size": 20, "max_overflow": 60}
 AFTER_COMMIT = "after_commit"
 DURABLE = "FULL"  # with this value of SQLite's `synchronous` a commit waits for the disk
 DATABASE_DOWN = (OperationalError, InterfaceError, NoConnectionFree)  # no answer, or a full disk
@@ -129,10 +133,10 @@ def now() -> datetime:
 
 
 def _connect(url: str) -> Engine:
-    pool = {"pool_size": 20, "max_overflow": 60}  # for each place of the API's pools, and for 40 threads of transfers
     if not url.startswith("sqlite"):
-        return create_engine(url, pool_pre_ping=True, json_serializer=_to_json, **pool)
-    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S}, json_serializer=_to_json, **pool)
+        return create_engine(url, pool_pre_ping=True, json_serializer=_to_json, **SERVER_POOL)
+    timeout = {"timeout": BUSY_TIMEOUT_S}
+    engine = create_engine(url, connect_args=timeout, json_serializer=_to_json, **FILE_POOL)
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine

@@ -79,7 +79,9 @@ def create_app(settings: Settings) -> FastAPI:
     openapi.install(app)
     app.add_middleware(BodyBudget, limit=settings.max_buffered_bytes // 2)
     app.add_middleware(BrowserGuard, allowed_hosts=settings.host_names)
-    app.add_middleware(RequestObserver, metrics=app.state.metrics, on_fault=problems.unexpected)
+    app.add_middleware(
+        RequestObserver, metrics=app.state.metrics, on_fault=problems.unexpected, on_stop=problems.stopping
+    )
     app.include_router(health.router)
     for router in ROUTERS:
         app.include_router(router, prefix="/v1", dependencies=[Depends(check_address)])

@@ -1,5 +1,6 @@
 """Logs, request ids and metrics."""
 
+import asyncio
 import logging
 import re
 import secrets
@@ -103,10 +104,17 @@ class Metrics:
 class RequestObserver:
     """Gives each request an id, and counts and logs the request once it is answered."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, on_fault: Callable[[Exception], Response]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        on_fault: Callable[[Exception], Response],
+        on_stop: Callable[[], Response],
+    ) -> None:
         self.app = app
         self.metrics = metrics
         self.on_fault = on_fault
+        self.on_stop = on_stop
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -129,6 +137,9 @@ class RequestObserver:
 
         try:
             await self.app(scope, receive, send_with_id)
+        except asyncio.CancelledError:  # the server stops, and the time that it gives to requests is over
+            if not status:
+                await self.on_stop()(scope, receive, send_with_id)
         except Exception as fault:  # noqa: BLE001 - the last place that can still answer a fault
             answer = self.on_fault(fault)
             if not status:

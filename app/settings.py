@@ -47,7 +47,11 @@ class Settings(BaseSettings):
     max_json_bytes: int = Field(
         MIB, gt=0, description="Largest JSON request body of any call; most calls have a smaller limit of their own."
     )
-    max_streams: int = Field(1000, ge=0, description="Event streams open at once in one API process.")
+    max_streams: int = Field(
+        400,
+        ge=0,
+        description="Event streams open at once in one API process; fewer than connections, of which each takes one.",
+    )
     max_onnx_bytes: int = Field(2 * GIB, gt=0, description="Largest ONNX file parsed.")
     max_prefer_wait_s: float = Field(60.0, ge=0, description="Longest `Prefer: wait` honoured, seconds.")
 

@@ -31,7 +31,7 @@ BUFFERED = 64 * MIB
 OWNER = "owner"
 PART = 8 * MIB
 MAX_PARTS = 10_000  # S3's limit; a larger upload gets larger parts, not more
-UPLOADS = 3  # parts of one artifact that are uploaded at a time
+PARTS_AT_ONCE = 3  # parts of one artifact that are uploaded at a time
 WRITING = (BaseError, OSError)  # obstore's writers raise these, as does a put into a missing bucket
 RETRY: "RetryConfig" = {"max_retries": 5, "retry_timeout": timedelta(seconds=30)}
 
@@ -214,7 +214,7 @@ class RemoteStore:
                 path,
                 use_multipart=size > PART,
                 chunk_size=_part_bytes(size),
-                max_concurrency=UPLOADS,
+                max_concurrency=PARTS_AT_ONCE,
             )
 
     def _know_object(self, digest: str) -> None:
@@ -272,7 +272,7 @@ def _identity(meta: "ObjectMeta") -> Identity:
 @asynccontextmanager
 async def _multipart(objects: ObjectStore, key: str, part: int) -> "AsyncIterator[AsyncWritableFile]":
     """Give a writer; its upload is completed if the block ends without an exception, and aborted otherwise."""
-    writer = obstore.open_writer_async(objects, key, buffer_size=part, max_concurrency=UPLOADS)
+    writer = obstore.open_writer_async(objects, key, buffer_size=part, max_concurrency=PARTS_AT_ONCE)
     try:
         yield writer
     except BaseException as error:

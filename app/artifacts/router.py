@@ -20,13 +20,13 @@ from app.database import Database
 from app.errors import TooLarge
 from app.http.dependencies import DatabaseDep, SettingsDep
 from app.http.problems import problem_response, problems
+from app.http.routes import CLIENT_CLOSED_REQUEST
 from app.settings import Settings
 
 router = APIRouter(prefix="/blobs", tags=["blobs"])
 
 SEEN_LATELY = 0.25  # a share of the grace period; a blob that is read again within it is not marked as seen again
 CLIENT_PATIENCE_S = 1.0  # for which a client waits for "100 Continue" before it sends its body all the same
-CLIENT_CLOSED_REQUEST = 499  # nginx's status, in logs and metrics, for a request whose client has gone
 BINARY: dict[str, Any] = {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}, "example": "test"}}
 HEADERS: dict[str, Any] = {
     "ETag": {"schema": {"type": "string"}, "example": f'"{EXAMPLE_DIGEST}"'},

@@ -38,7 +38,7 @@ class Stopped(Exception):
 
 
 @dataclass
-class Pace:
+class Throttle:
     """Waits after each piece, so that no more than `rate` bytes are read in a second; raises Stopped."""
 
     rate: float
@@ -61,14 +61,14 @@ def scrub(database: Database, store: ArtifactStore, *, period_s: float, over: Ev
     """
     with database.reading() as session:
         total = float(session.scalar(select(func.sum(Blob.size))) or 0)
-    pace = Pace(max(LEAST_RATE, total / (period_s / 2)), over)
+    throttle = Throttle(max(LEAST_RATE, total / (period_s / 2)), over)
     read = damaged = healed = 0
     while not over.is_set():
         claimed = _claim(database, period_s)
         if claimed is None:
             break
         try:
-            is_whole = store.recheck(claimed, pace) is not None
+            is_whole = store.recheck(claimed, throttle) is not None
         except Stopped:
             _let_go(database, claimed)
             break

@@ -204,11 +204,13 @@ def load(session: Session, model_id: int, definition: int, version: int) -> Pair
     """Load what binding needs; NotFound for the definition or the weight version."""
     found = definitions.get_definition(session, model_id, definition)
     weight_version = weights.get_weights(session, model_id, version)
+    parameters, rows = definitions.load_parameters(session, found.id), weights.load_rows(session, weight_version.id)
+    session.refresh(weight_version, ["non_finite"])  # now that it is known not to be too long
     return Pair(
         found,
         weight_version,
-        definitions.load_parameters(session, found.id),
-        weights.load_rows(session, weight_version.id),
+        parameters,
+        rows,
         definitions.load_rules(session, found.id),
         _embedded(session, model_id, found),
         digests_of(found.constants),

@@ -42,6 +42,7 @@ class ForkServer:
         self._lock = Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
+        self._closed = False
 
     @property
     def pid(self) -> int | None:
@@ -53,8 +54,9 @@ class ForkServer:
         self._running()
 
     def close(self) -> None:
-        """End the process that forks, and every child with it."""
+        """End the process that forks, and every child with it, and start none any more."""
         with self._lock:
+            self._closed = True
             self._forget()
 
     def run(
@@ -126,6 +128,8 @@ class ForkServer:
 
     def _running(self) -> socket.socket:
         with self._lock:
+            if self._closed:
+                raise _unavailable("the service is being stopped")
             if self._process is not None and self._process.poll() is not None:
                 log.warning("the process that forks children had ended", status=self._process.returncode)
                 self._forget()

@@ -10,10 +10,10 @@ from onnx.helper import make_tensor_value_info
 from onnx.shape_inference import InferenceError, infer_shapes
 
 from app.definitions.canonical_graph import canonical_bytes, is_unnamed
-from app.definitions.limits import MAX_VALUE_BYTES
+from app.definitions.limits import MAX_INPUTS, MAX_VALUE_BYTES
 from app.definitions.parameter import InputSpec, OutputSpec, Parameter
 from app.definitions.rejection import Rejected
-from app.definitions.tensor_data import DTYPE_NAMES, dtype_of
+from app.definitions.tensor_data import DTYPE_NAMES, MAX_RANK, dtype_of
 from app.weights.dtypes import DTYPES
 
 Shape = tuple[int | str, ...]
@@ -36,9 +36,10 @@ def read_interface(model: ModelProto) -> Interface:
     """Check a weightless model against the ONNX specification and read its interface.
 
     Raises:
-        Rejected: the model violates the specification, fixes a value larger than the limit, or has an input or output
-            that is no tensor.
+        Rejected: the model violates the specification, fixes a value larger than the limit, has too many inputs or
+            outputs, or one that is no tensor.
     """
+    _check_counts(model)
     skeleton = with_parameters_as_inputs(model)
     _check(skeleton)
     inferred, warnings = _infer(skeleton)
@@ -68,6 +69,22 @@ def with_parameters_as_inputs(model: ModelProto) -> ModelProto:
     del skeleton.graph.initializer[:]
     skeleton.graph.initializer.extend(kept)
     return skeleton
+
+
+def _check_counts(model: ModelProto) -> None:
+    for values, what in ((model.graph.input, "inputs"), (model.graph.output, "outputs")):
+        if len(values) > MAX_INPUTS:
+            raise Rejected(
+                "too_large_graph",
+                f"The graph has {len(values)} {what}, more than {MAX_INPUTS}. Concatenate some of them, or split the "
+                "model up.",
+            )
+        for value in values:
+            if len(value.type.tensor_type.shape.dim) > MAX_RANK:
+                raise Rejected(
+                    "bad_tensor",
+                    f"{value.name!r}, one of the {what}, has more than {MAX_RANK} dimensions. Reshape it in the model.",
+                )
 
 
 def _check(skeleton: ModelProto) -> None:

@@ -10,6 +10,7 @@ MAX_OPSET = 26  # the newest that onnxruntime 1.32 runs completely
 MAX_CONVERTED_OPSET = 24  # the newest that a graph is converted to
 MAX_NODES = 100_000  # subgraphs and functions included
 MAX_TENSORS = 100_000
+MAX_INPUTS = 500  # and as many outputs: each read of a definition tells of them, and a decoder has two for each layer
 MAX_SUBGRAPH_DEPTH = 8
 MAX_FUNCTION_DEPTH = 100  # calls of local functions inside each other
 MAX_VALUE_BYTES = 4 * GIB  # of any value whose shape the graph itself fixes

@@ -2,7 +2,7 @@
 
 from app.artifacts import service as artifacts
 from app.artifacts.store import ArtifactStore
-from app.children.house import House
+from app.children.house import House, Order
 from app.database import Database
 from app.definitions import onnx_upload, sandbox
 from app.definitions.service import get_definition, newest_definition
@@ -14,7 +14,7 @@ from app.weights.tables import WeightVersion
 from app.weights.unsaved import UnsavedWeights
 
 
-def create_weights(
+def order_weights(
     database: Database,
     store: ArtifactStore,
     settings: Settings,
@@ -22,16 +22,13 @@ def create_weights(
     model_name: str,
     onnx: str,
     request: WeightsRequest,
-) -> tuple[WeightVersion, bool]:
-    """Make a weight version of an ONNX file, under the names of a definition's parameters, or find the one there is.
+) -> Order[UnsavedWeights, tuple[WeightVersion, bool]]:
+    """Order a weight version of an ONNX file, under the names of a definition's parameters, or the one there is.
 
-    Returns the version and whether it is new.
-
-    Raises:
-        NotFound: there is no such model or definition.
-        Invalid: a blob was not uploaded, the file is not acceptable, its graph is not the definition's, or it cannot be
-            told which weight is which.
-        Unavailable: the process that parses could not be started.
+    The order gives the version and whether it is new. Raises NotFound if there is no such model or definition, and
+    Invalid if a blob was not uploaded. To make what is ordered raises Invalid if the file is not acceptable, its graph
+    is not the definition's, or it cannot be told which weight is which; and Unavailable if the process that parses
+    could not be started.
     """
     with database.transaction() as session:
         model = registry.get_model(session, model_name)
@@ -39,9 +36,15 @@ def create_weights(
         digest = get_definition(session, model_id, request.definition or newest_definition(model)).digest
         artifacts.require(session, onnx_upload.blobs_by_pointer(onnx, request.external_data), "")
     key = ("match", onnx, digest, tuple(sorted(request.external_data.items())))
-    unsaved = house.share(key, lambda: _match(database, store, settings, house, onnx, digest, request))
-    with database.transaction() as session:
-        return weights.register(session, model_id, unsaved, label=request.label)
+
+    def make() -> UnsavedWeights:
+        return _match(database, store, settings, house, onnx, digest, request)
+
+    def keep(made: UnsavedWeights) -> tuple[WeightVersion, bool]:
+        with database.transaction() as session:
+            return weights.register(session, model_id, made, label=request.label)
+
+    return Order(key, make, keep)
 
 
 def _match(

@@ -48,7 +48,7 @@ async def create_definition(
     An ONNX file is checked under limits and its weights are split off: `weights` is the version they became.
     """
     house = children.definitions
-    created = await house.run(service.create_definition, database, store, settings, house, model, body)
+    created = await house.fill(service.order_definition, database, store, settings, house, model, body)
     response.status_code = 201 if created.is_new else 200
     response.headers["Location"] = f"/v1/models/{model}/definitions/{created.definition.version}"
     return DefinitionAnswer.model_validate(created.definition).model_copy(update={"weights": created.weights})

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from app.artifacts import service as artifacts
 from app.artifacts.store import ArtifactStore
-from app.children.house import House
+from app.children.house import House, Order
 from app.database import Database
 from app.definitions import onnx_upload, sandbox
 from app.definitions.family import family_names
@@ -50,32 +50,36 @@ class UnsavedDefinition:
     weights: UnsavedWeights | None
 
 
-def create_definition(
+def order_definition(
     database: Database,
     store: ArtifactStore,
     settings: Settings,
     house: House,
     model_name: str,
     request: DefinitionRequest,
-) -> Created:
-    """Make a definition, or find the one with the same graph; weights of an ONNX file become a weight version.
+) -> Order[UnsavedDefinition, Created]:
+    """Order a definition, or the one with the same graph; weights of an ONNX file become a weight version.
 
-    Raises:
-        NotFound: there is no such model.
-        Invalid: the blob was not uploaded, or the file or config cannot become a definition.
-        Unavailable: the process that parses could not be started.
+    Raises NotFound if there is no such model, and Invalid if the blob was not uploaded. To make what is ordered raises
+    Invalid if the file or config cannot become a definition, and Unavailable if the process that parses could not be
+    started.
     """
     with database.transaction() as session:
         model_id = registry.get_model(session, model_name).id
         if request.onnx is not None:
             artifacts.require(session, onnx_upload.blobs_by_pointer(request.onnx, request.external_data), "")
-    key = ("definition", request.model_dump_json())
-    unsaved = house.share(key, lambda: _make(database, store, settings, house, request))
-    with database.transaction() as session:
-        registry.lock_model(session, model_id)
-        embedded = unsaved.weights
-        version = None if embedded is None else weights.register(session, model_id, embedded)[0].version
-        return _insert(session, model_id, unsaved, version)
+
+    def make() -> UnsavedDefinition:
+        return _make(database, store, settings, house, request)
+
+    def keep(made: UnsavedDefinition) -> Created:
+        with database.transaction() as session:
+            registry.lock_model(session, model_id)
+            embedded = made.weights
+            version = None if embedded is None else weights.register(session, model_id, embedded)[0].version
+            return _insert(session, model_id, made, version)
+
+    return Order(("definition", request.model_dump_json()), make, keep)
 
 
 def list_definitions(session: Session, model_id: int, page: PageQuery) -> Rows[Definition]:

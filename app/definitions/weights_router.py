@@ -42,12 +42,12 @@ async def create_weights(
     """
     house = children.weights
     if body.onnx is None:
-        version, is_new = await house.run(
-            service.create_weights, database, store, house, model, body.files, base=body.base, label=body.label
+        version, is_new = await house.fill(
+            service.order_weights, database, store, house, model, body.files, base=body.base, label=body.label
         )
     else:
-        version, is_new = await house.run(
-            reexported_weights.create_weights, database, store, settings, house, model, body.onnx, body
+        version, is_new = await house.fill(
+            reexported_weights.order_weights, database, store, settings, house, model, body.onnx, body
         )
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/v1/models/{model}/weights/{version.version}"

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
+from app.artifacts.damage import require_undamaged
 from app.artifacts.dependencies import StoreDep
 from app.artifacts.serving import MEDIA_TYPE, serve_blob
 from app.artifacts.store import ArtifactStore
@@ -31,6 +32,7 @@ from app.errors import Conflict, ServiceError
 from app.http.dependencies import DatabaseDep, SessionDep, SettingsDep
 from app.http.fields import Number
 from app.http.pagination import MAX_LIMIT, Listing, PageDep
+from app.http.pools import Pool
 from app.http.problems import problems
 from app.http.routes import WITH_RULES_BYTES, Route, heavy, max_body
 from app.jobs.schemas import JobAnswer
@@ -232,7 +234,7 @@ async def download_plan(
     responses={
         200: {"headers": HEADERS},
         202: {"description": "The job that writes the plan has not ended yet.", "headers": JOB_HEADERS},
-        **problems(404, 409, 412, 422, 500),
+        **problems(404, 409, 412, 422, 500, 503),
     },
 )
 async def look_at_plan(
@@ -244,7 +246,10 @@ async def look_at_plan(
     store: StoreDep,
     submit: PatientSubmitDep,
 ) -> Response:
-    """The headers of a download: size, digest and file name. A plan that is not written yet is written first."""
+    """The headers of a download: size, digest and file name. A plan that is not written yet is written first.
+
+    A plan that is on record as damaged is answered with 503.
+    """
     return await _serve_plan(model, number, request, database, settings, store, submit)
 
 
@@ -261,14 +266,18 @@ async def _serve_plan(
         with database.reading() as session:
             return queries.get_engine(session, get_model(session, model).id, number)
 
-    engine = await run_in_threadpool(read)
+    reads: Pool = request.app.state.pools.reads
+    async with reads.place():
+        engine = await reads.thread(read)
     if not engine.materialised:
         job = await submit.job(requests.request_materialise, database, settings, model, number)
         if job.state not in FINAL:
             return submit.answer(job)
-        engine = await run_in_threadpool(read)
+        engine = await reads.run(read)
         if not engine.materialised:
             raise _not_written(job)
+    if request.method == "HEAD":  # a download finds out by itself
+        await reads.run(require_undamaged, database, str(engine.plan_digest))
     suffix = "onnx" if engine.backend == "onnxruntime" else "plan"
     name = f"{model}-{number}.{suffix}"
     return await run_in_threadpool(

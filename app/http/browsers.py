@@ -5,14 +5,15 @@ same origin for the browser. So the service answers only to names that it knows.
 be rebound.
 
 A page may also send a form or a simple request to any address. Browsers say where such a request comes from, and no
-page can change what they say. Programs that are no browsers send none of these headers.
+page can change what they say. Programs that are no browsers send none of these headers. No page may show one of ours
+in a frame.
 """
 
 import ipaddress
 from collections.abc import Collection
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import Forbidden, Misdirected, ServiceError
 from app.http.problems import error_response
@@ -20,6 +21,7 @@ from app.http.problems import error_response
 LOOPBACK = frozenset({"localhost", "*.localhost"})
 ANY = "*"
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
+FRAMING = (b"x-frame-options", b"DENY")  # or another page could have its visitor click on /docs without seeing it
 OURS = frozenset({"same-origin", "none"})  # "none": a person typed the address
 SHOWN = 100  # characters of a name in an answer
 
@@ -37,14 +39,20 @@ class BrowserGuard:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
+
+        async def send_unframed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], FRAMING]
+            await send(message)
+
         try:
             self._check_host(headers)
             if scope["method"] not in READING:
                 _check_origin(headers)
         except ServiceError as error:
-            await error_response(error)(scope, receive, send)
+            await error_response(error)(scope, receive, send_unframed)
         else:
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, send_unframed)
 
     def _check_host(self, headers: Headers) -> None:
         """Raise Misdirected "host_not_allowed" if the request goes to a name that is not ours."""

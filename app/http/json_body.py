@@ -89,7 +89,7 @@ def parse(body: bytes, limit: int) -> Any:  # noqa: ANN401 - any JSON
     brackets = structure.translate(None, NOT_BRACKETS)
     if max(accumulate(map(STEP.__getitem__, brackets)), default=0) > MAX_DEPTH:
         raise bad_content([FieldError("", f"is nested deeper than {MAX_DEPTH} levels")])
-    value = json.loads(body.decode("utf-8", "surrogatepass"))
+    value = json.loads(body.decode("utf-8-sig", "surrogatepass"))  # some programs write a mark at the start of a text
     if SUSPICIOUS.search(body):
         check_content(value)
     return value

@@ -15,7 +15,7 @@ from anyio import CapacityLimiter, to_thread
 
 from app.errors import Unavailable
 
-READ_PLACES = 16  # a process has database connections for all places
+READ_PLACES = 16  # a process has database connections for all places, see `app.database`
 WORK_PLACES = 20
 READ_QUEUE = 512
 WORK_QUEUE = 128

@@ -21,8 +21,8 @@ from app.redaction import public
 
 MEDIA_TYPE = "application/problem+json"
 UNREADABLE = (
-    "The body could not be read as JSON: it is not UTF-8, nested too deep, or has a number of thousands of digits. "
-    "Send plain JSON in UTF-8."
+    "The body could not be read as JSON: it is not UTF-8 or is compressed, is nested too deep, or has a number of "
+    "thousands of digits. Send plain JSON in UTF-8, without Content-Encoding."
 )
 CODES = {413: "request_entity_too_large"}  # fixed, as http.HTTPStatus has another phrase from Python 3.13 on
 log = structlog.get_logger()
@@ -176,6 +176,17 @@ def _allowed(request: Request) -> str:
         if any(match is Match.FULL for match in matches):
             methods.add(method)
     return ", ".join(sorted(methods))
+
+
+def stopping() -> JSONResponse:
+    """Answer a request that the server has no time to end."""
+    return error_response(
+        Unavailable(
+            "The service was stopped before it could answer. Send the request again in a moment, with the same "
+            "Idempotency-Key where it had one.",
+            code="stopping",
+        )
+    )
 
 
 def unexpected(error: Exception) -> JSONResponse:

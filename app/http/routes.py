@@ -8,11 +8,13 @@ from typing import Any, TypeVar
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
 
 from app.http.json_body import BYTES_PER_VALUE, JsonRequest
 from app.http.pools import Pool, current_pool
 from app.settings import KIB, MIB
 
+CLIENT_CLOSED_REQUEST = 499  # nginx's status, in logs and metrics, for a request whose client has gone
 MAX_BODY = "x-max-body-bytes"
 MAX_VALUES = "x-max-body-values"
 DEFAULT_BYTES = 256 * KIB
@@ -54,8 +56,11 @@ class Route(APIRoute):
             pool = self._pool(request)
             current_pool.set(pool)
             async with AsyncExitStack() as stack:
-                if self.body_field is not None:
-                    await read.load()
+                try:
+                    if self.body_field is not None:
+                        await read.load()
+                except ClientDisconnect:
+                    return Response(status_code=CLIENT_CLOSED_REQUEST)
                 if not self._is_async:
                     await stack.enter_async_context(pool.place())
                 return await handle(read)

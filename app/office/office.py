@@ -27,6 +27,7 @@ from app.settings import Settings
 
 WAITING: Final = 30
 DEADLINE_S: Final = 600
+CLOSING_S: Final = 0.1  # between two looks at whether a call has ended
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -43,6 +44,7 @@ class Office:
         self._lock = Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
+        self._closed = False
 
     async def where_it_fits(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call `work` in a thread of the request's pool; or, if it is too heavy for this process, in the office.
@@ -75,9 +77,15 @@ class Office:
         return result
 
     def close(self) -> None:
-        """End the process."""
-        with self._lock:
+        """End the process, whatever it is doing, and start none any more."""
+        self._closed = True
+        while not self._lock.acquire(timeout=CLOSING_S):
+            if (process := self._process) is not None:
+                process.kill()
+        try:
             self._forget()
+        finally:
+            self._lock.release()
 
     def _replaced(self, argument: object) -> object:
         return next((own for one, own in self._own if one is argument), argument)
@@ -99,12 +107,14 @@ class Office:
         raise Unavailable("The process that works on large weight versions does not survive this. Try again later.")
 
     def _started(self) -> Connection:
+        if self._closed:
+            raise Unavailable("The service is being stopped. Send the request again in a moment.", code="stopping")
         if self._connection is not None:
             return self._connection
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603 - our own module
-                [sys.executable, "-P", "-m", "app.office.process", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "app.office.process", str(theirs.fileno()), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 env=python_environment() | _place_of_code(),

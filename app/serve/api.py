@@ -77,6 +77,12 @@ class Server(uvicorn.Server):
             self.server_state.crowd.check(asyncio.get_running_loop().time())
         return await super().on_tick(counter)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let the requests end, and then the processes that this one has started, whatever they are doing."""
+        await super().shutdown(sockets)
+        self._app.state.office.close()
+        self._app.state.children.server.close()
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle SIGINT or SIGTERM."""
         self._app.state.watching.ending = True

@@ -10,6 +10,7 @@ from app.http.fields import Number, at_most
 from app.http.pagination import Listing
 from app.http.request_body import RequestBody
 from app.weights.diff import Change
+from app.weights.tables import MAX_NON_FINITE
 
 FILE = "sha256:53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 TENSOR: dict[str, Any] = {
@@ -34,7 +35,6 @@ VERSION: dict[str, Any] = {
     "created_at": "2026-11-22T10:00:00Z",
 }
 NON_FINITE: dict[str, Any] = {"name": TENSOR["name"], "nan": 3, "inf": 1}
-MAX_NON_FINITE = 100
 CHANGE: dict[str, Any] = {
     "name": TENSOR["name"],
     "change": "changed",
@@ -100,8 +100,9 @@ class WeightsAnswer(BaseModel):
     base: int | None
     label: str | None
     non_finite: list[NonFiniteAnswer] | None = Field(
+        validation_alias="first_non_finite",
         description=f"Tensors with NaN or infinities, the first {MAX_NON_FINITE} by name. Null if they were not "
-        "counted, as in versions that an earlier release made."
+        "counted, as in versions that an earlier release made.",
     )
     non_finite_count: int | None = Field(description="How many tensors have any.")
     created_at: datetime
@@ -111,7 +112,7 @@ class WeightsAnswer(BaseModel):
     def _named(cls, rows: list[Any] | None) -> list[dict[str, Any]] | None:
         if rows is None:
             return None
-        return [{"name": name, "nan": nan, "inf": inf} for name, nan, inf in rows[:MAX_NON_FINITE]]
+        return [{"name": name, "nan": nan, "inf": inf} for name, nan, inf in rows]
 
 
 class TensorAnswer(BaseModel):

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from app.artifacts import service as artifacts
 from app.artifacts.store import ArtifactStore
-from app.children.house import House
+from app.children.house import House, Order
 from app.database import Database
 from app.errors import FieldError, Invalid, NotFound
 from app.heavy import check_size
@@ -27,7 +27,7 @@ BY_NUMBER = select(WeightVersion).where(
 )
 
 
-def create_weights(
+def order_weights(
     database: Database,
     store: ArtifactStore,
     house: House,
@@ -36,20 +36,26 @@ def create_weights(
     *,
     base: int | None = None,
     label: str | None = None,
-) -> tuple[WeightVersion, bool]:
-    """Make a weight version of checkpoint files, or find the one of the same content.
+) -> Order[UnsavedWeights, tuple[WeightVersion, bool]]:
+    """Order a weight version of checkpoint files, or the one of the same content.
 
-    The tensors of `files` are put over those of version `base`, if given. Returns the version and whether it
-    is new. Raises NotFound for the model or the base, Invalid for a blob that was not uploaded, a file that
-    is not acceptable, or a tensor that two files have.
+    The tensors of `files` are put over those of version `base`, if given. The order gives the version and whether it
+    is new. Raises NotFound for the model or the base, Invalid for a blob that was not uploaded. To make what is
+    ordered raises Invalid for a file that is not acceptable, or for a tensor that two files have.
     """
     with database.transaction() as session:
         model_id = registry.get_model(session, model_name).id
         artifacts.require(session, files, "/files")
         below = None if base is None else get_weights(session, model_id, base).id
-    unsaved = house.share(("weights", *files, below), lambda: _combine(database, store, house, files, below))
-    with database.transaction() as session:
-        return register(session, model_id, unsaved, base=base, label=label)
+
+    def make() -> UnsavedWeights:
+        return _combine(database, store, house, files, below)
+
+    def keep(made: UnsavedWeights) -> tuple[WeightVersion, bool]:
+        with database.transaction() as session:
+            return register(session, model_id, made, base=base, label=label)
+
+    return Order(("weights", *files, below), make, keep)
 
 
 def register(
@@ -63,8 +69,9 @@ def register(
     same = (WeightVersion.model_id == model_id, WeightVersion.digest == unsaved.digest)
     found = session.scalar(select(WeightVersion).where(*same))
     if found is not None:
-        if found.non_finite is None:
+        if found.non_finite_count is None:
             found.non_finite = unsaved.non_finite  # the version is of a release that did not count
+            _read_back(session, found)
         return found, False
     version = WeightVersion(
         model_id=model_id,
@@ -78,8 +85,7 @@ def register(
         non_finite=unsaved.non_finite,
     )
     session.add(version)
-    session.flush()
-    session.expire(version, ["manifest"])  # the row holds the text, read back it is a list
+    _read_back(session, version)
     for blob in unsaved.blobs:
         artifacts.keep(session, blob, f"weights:{version.id}")
     return version, True
@@ -92,7 +98,7 @@ def list_weights(session: Session, model_id: int, page: PageQuery) -> Rows[Weigh
 
 
 def get_weights(session: Session, model_id: int, version: int) -> WeightVersion:
-    """Return a weight version by its number; raises NotFound if there is none."""
+    """Return a weight version by its number, without its long columns; raises NotFound if there is none."""
     found = session.scalar(BY_NUMBER, {"model": model_id, "version": version})
     if found is None:
         raise NotFound(
@@ -115,6 +121,13 @@ def load_rows(session: Session, weights_id: int) -> list[Any]:
         return rows
 
     return remembered(session, "manifest", weights_id, read)
+
+
+def _read_back(session: Session, version: WeightVersion) -> None:
+    """Write a version, and read what the database computes of it; its long columns are read when they are needed."""
+    session.flush()
+    session.expire(version, ["manifest", "non_finite"])  # the row holds the text, read back it is a list
+    session.refresh(version, ["non_finite_count", "non_finite_beginning"])
 
 
 def _combine(

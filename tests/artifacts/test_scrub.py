@@ -13,7 +13,7 @@ from app.artifacts import service
 from app.artifacts.damage import note, noting
 from app.artifacts.local import LocalStore
 from app.artifacts.remote import RemoteStore
-from app.artifacts.scrub import Pace, Scrubbed, Stopped, scrub
+from app.artifacts.scrub import Scrubbed, Stopped, Throttle, scrub
 from app.artifacts.store import ArtifactStore, open_store
 from app.artifacts.tables import Blob
 from app.database import Database, now
@@ -113,7 +113,7 @@ def test_a_process_that_ends_leaves_the_rest_to_others(database: Database, store
     over = Event()
 
     class Ending:
-        def recheck(self, _digest: str, pace: Pace) -> int | None:
+        def recheck(self, _digest: str, pace: Throttle) -> int | None:
             over.set()
             pace(1)
             return 1
@@ -124,7 +124,7 @@ def test_a_process_that_ends_leaves_the_rest_to_others(database: Database, store
 
 def test_reads_no_faster_than_its_pace() -> None:
     waited: list[float] = []
-    pace = Pace(1000.0, Event(), lambda _over, seconds: waited.append(seconds))
+    pace = Throttle(1000.0, Event(), lambda _over, seconds: waited.append(seconds))
     pace(500)
     pace(2000)
     assert waited == [0.5, 2.0]

@@ -172,6 +172,14 @@ def test_work_that_it_takes_with_it_is_begun_once_more(own: ForkServer, tmp_path
     _wait_until(lambda: not Path(f"/proc/{pid}").exists())
 
 
+def test_what_waits_for_a_closed_one_is_refused(own: ForkServer, tmp_path: Path) -> None:
+    own.run(deed("echo"), {}, LIMITS, tmp_path)
+    own.close()
+    with pytest.raises(Unavailable, match="is being stopped"):
+        own.run(deed("echo"), {}, LIMITS, tmp_path)
+    assert own.pid is None
+
+
 def test_without_a_python_it_is_unavailable(own: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(Unavailable) as raised:
@@ -194,7 +202,8 @@ from app.children.fork_server import ForkServer
 from tests.children.test_fork_server import LIMITS, deed
 server = ForkServer(())
 Thread(target=server.run, args=(deed("sleep"), {}, LIMITS, Path(sys.argv[1])), daemon=True).start()
-while not (Path(sys.argv[1]) / "pid").exists(): pass
+pid = Path(sys.argv[1]) / "pid"
+while not pid.exists() or not pid.read_text(): pass
 print(server.pid, flush=True)
 sys.stdin.read()
 """

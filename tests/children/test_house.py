@@ -1,3 +1,5 @@
+import asyncio
+import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,9 +13,10 @@ from fastapi.testclient import TestClient
 
 from app.children.channel import no_answers
 from app.children.fork_server import ForkServer
-from app.children.house import House
+from app.children.house import House, Order
 from app.children.limits import ChildLimits
 from app.errors import Invalid, Unavailable
+from app.http.pools import Pool, current_pool
 
 
 @pytest.fixture
@@ -98,12 +101,59 @@ def test_a_refusal_is_shared_too(house: House) -> None:
     assert together(house, refuse) == ["bad", "bad", "bad"]
 
 
+def test_equal_orders_at_one_time_take_the_room_of_one(house: House) -> None:
+    leave, made, kept = Event(), [], []
+
+    def order(number: int) -> Order[int, int]:
+        def make() -> int:
+            made.append(1)
+            leave.wait(30)
+            return 7
+
+        return Order("key", make, lambda value: kept.append(number) or value + number)  # type: ignore[func-returns-value]
+
+    async def scene() -> list[int]:
+        current_pool.set(Pool("be worked on", places=2, queue=100))
+        orders = [asyncio.create_task(house.fill(order, number)) for number in range(50)]
+        while not made:
+            await asyncio.sleep(0.01)
+        orders[0].cancel()  # a client that goes takes nothing from the others
+        leave.set()
+        return await asyncio.gather(*orders[1:])
+
+    assert asyncio.run(scene()) == [7 + number for number in range(1, 50)]
+    assert len(made) == 1
+    assert sorted(kept) == list(range(1, 50))
+
+
+def test_an_order_that_cannot_be_made_is_refused_to_all_and_then_forgotten(house: House) -> None:
+    made = []
+
+    def order() -> Order[int, int]:
+        def make() -> int:
+            made.append(1)
+            raise Invalid("bad", code="bad")
+
+        return Order("key", make, int)
+
+    async def scene() -> list[object]:
+        current_pool.set(Pool("be worked on", places=10, queue=100))
+        together = await asyncio.gather(*(house.fill(order) for _ in range(10)), return_exceptions=True)
+        assert len(made) == 1
+        return [*together, *await asyncio.gather(house.fill(order), return_exceptions=True)]
+
+    assert [type(refused) for refused in asyncio.run(scene())] == [Invalid] * 11
+    assert len(made) == 2
+
+
 @pytest.mark.parametrize("path", ["weights", "definitions"])
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_a_full_house_is_answered_with_when_to_come_again(app: FastAPI, client: TestClient, path: str) -> None:
     client.post("/v1/models", json={"name": "m"})
+    digest = "sha256:" + hashlib.sha256(b"file").hexdigest()
+    client.put(f"/v1/blobs/{digest}", content=b"file")
     setattr(app.state.children, path, House(app.state.children.server, Path(), children=0, waiting=0))
-    body = {"files": ["sha256:" + "00" * 32]} if path == "weights" else {"onnx": "sha256:" + "00" * 32}
+    body = {"files": [digest]} if path == "weights" else {"onnx": digest}
     answer = client.post(f"/v1/models/m/{path}", json=body)
     assert (answer.status_code, answer.json()["code"]) == (503, "busy")
     assert int(answer.headers["Retry-After"]) > 0

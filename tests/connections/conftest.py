@@ -136,7 +136,9 @@ class Running:
         self.crowd = Crowd(limits, self.registry)
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
         self.port = self._listener.getsockname()[1]
-        state = SimpleNamespace(watching=SimpleNamespace(ending=False))
+        ends = SimpleNamespace(close=lambda: None)
+        children = SimpleNamespace(server=ends)
+        state = SimpleNamespace(watching=SimpleNamespace(ending=False), office=ends, children=children)
         config = uvicorn.Config(
             self.application,
             loop="uvloop",

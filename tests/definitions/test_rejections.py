@@ -280,6 +280,24 @@ def test_refuses_an_empty_file(house: House) -> None:
     assert refusal(b"", house).code == "empty_graph"
 
 
+@pytest.mark.parametrize("end", ["input", "output"])
+def test_refuses_more_inputs_or_outputs_than_the_limit(tiny_model: Make, house: House, end: str) -> None:
+    model = tiny_model()
+    values = getattr(model.graph, end)
+    for number in range(limits.MAX_INPUTS):
+        model.graph.node.append(make_node("Identity", ["x"], [f"more{number}"]))
+        values.append(make_tensor_value_info(f"more{number}" if end == "output" else f"in{number}", 1, [4]))
+    fault = refusal(model.SerializeToString(), house)
+    assert fault.code == "too_large_graph"
+    assert f"{limits.MAX_INPUTS + 1} {end}s" in fault.detail
+
+
+def test_refuses_an_input_of_endless_rank(tiny_model: Make, house: House) -> None:
+    model = tiny_model()
+    model.graph.input.append(make_tensor_value_info("wide", 1, [1] * 10_000))
+    assert refusal(model.SerializeToString(), house).code == "bad_tensor"
+
+
 def test_refuses_more_nodes_than_the_limit(tiny_model: Make, house: House) -> None:
     model = tiny_model()
     node = model.graph.node[0]

@@ -97,3 +97,8 @@ def test_a_page_of_another_origin_changes_nothing(
 )
 def test_programs_and_the_services_own_pages_may_change_things(client: TestClient, headers: dict[str, str]) -> None:
     assert client.post("/v1/models", json={"name": "a"}, headers=headers).status_code == 201
+
+
+@pytest.mark.parametrize(("host", "path"), [("localhost", "/docs"), ("localhost", "/v1/models"), ("evil.example", "/")])
+def test_no_page_may_show_ours_in_a_frame(client: TestClient, host: str, path: str) -> None:
+    assert client.get(path, headers={"Host": host}).headers["x-frame-options"] == "DENY"

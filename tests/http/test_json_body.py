@@ -43,6 +43,10 @@ def test_values_are_counted_before_anything_is_parsed(body: bytes, monkeypatch: 
     assert _refusal(body) == "too_many_values"
 
 
+def test_a_mark_at_the_start_of_the_text_is_passed_over() -> None:
+    assert parse(b'\xef\xbb\xbf{"name": "a"}', LIMIT) == {"name": "a"}
+
+
 @pytest.mark.parametrize("body", [b'["' + b"[{,:" * 10_000 + b'"]', b'["' + b'\\",[' * 10_000 + b'"]', b'["\\\\"]'])
 def test_what_stands_in_a_string_is_no_value(body: bytes) -> None:
     assert parse(body, 50 * BYTES_PER_VALUE) == json.loads(body)

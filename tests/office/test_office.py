@@ -1,22 +1,28 @@
 """What is too much for the process that answers reads is done in the office, with the same answers."""
 
+import errno
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from safetensors.numpy import save
+from sqlalchemy import text
 
 from app.children.room import Room
-from app.errors import NotFound
+from app.database import DATABASE_DOWN, Database
+from app.errors import NotFound, Unavailable
 from app.heavy import LIGHT
 from app.office.office import Office
 from app.registry.service import create_model
 from app.remembered import MEMORY, Memory
+from app.settings import Settings
 from tests.workers.networks import perceptron
 from tests.workers.service import Service, service_with
 from workers.jobs.worker import Worker
@@ -123,10 +129,50 @@ def test_errors_come_back_as_what_they_are(office: Office) -> None:
     assert office.call(_divided, 2) == 0.5
 
 
+def test_a_database_or_a_disk_that_is_down_is_told_as_such(office: Office) -> None:
+    with pytest.raises(DATABASE_DOWN, match="no such table"):
+        office.call(_missing_table, office._settings)
+    with pytest.raises(OSError, match="No space left") as raised:
+        office.call(_full, 0)
+    assert raised.value.errno == errno.ENOSPC
+
+
+def test_closing_it_ends_what_it_is_doing_and_starts_no_other_one(office: Office) -> None:
+    assert office.call(_divided, 1) == 1
+    process = office._process
+    assert process is not None
+    refused: list[str] = []
+
+    def work() -> None:
+        try:
+            office.call(time.sleep, 60)
+        except Unavailable as error:
+            refused.append(error.code)
+
+    worker = Thread(target=work)
+    worker.start()
+    while not office._lock.locked():
+        time.sleep(0.01)
+    office.close()
+    worker.join(30)
+    assert refused == ["stopping"]
+    assert process.returncode == -signal.SIGKILL
+    assert office._process is None
+
+
 def test_the_office_has_the_same_database(app: FastAPI, office: Office) -> None:
     with app.state.database.transaction() as session:
         create_model(session, "net", "", {})
     assert office.call(_url, app.state.database) == str(app.state.database.engine.url)
+
+
+def _missing_table(settings: Settings) -> None:
+    with Database(settings.database).reading() as session:
+        session.execute(text("SELECT * FROM nowhere"))
+
+
+def _full(_number: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _missing(number: int) -> None:

@@ -17,16 +17,18 @@ child.wait()
 """
 CHILD = """
 import sys, time
-from app.processes.lifeline import die_with_parent
-die_with_parent(int(sys.argv[1]))
+from app.processes.lifeline import HOW
+HOW(int(sys.argv[1]))
 print("goes on", flush=True)
 time.sleep(1000)
 """
 
 
 @pytest.mark.slow
-def test_a_child_ends_with_a_parent_that_is_killed() -> None:
-    with subprocess.Popen([sys.executable, "-c", PARENT, CHILD], stdout=subprocess.PIPE, text=True) as parent:
+@pytest.mark.parametrize("how", ["die_with_parent", "end_with_parent"])
+def test_a_child_ends_with_a_parent_that_is_killed(how: str) -> None:
+    command = [sys.executable, "-c", PARENT, CHILD.replace("HOW", how)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         child = os.pidfd_open(int(parent.stdout.readline()))
         parent.kill()

@@ -1,4 +1,5 @@
 import asyncio
+import json
 import signal
 from types import SimpleNamespace
 
@@ -6,9 +7,11 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
+from starlette.types import Message
 
 from app.connections.crowd import Crowd
 from app.connections.limits import Limits
+from app.main import create_app
 from app.serve.api import Server
 from app.settings import Settings
 
@@ -35,3 +38,45 @@ def test_the_connections_are_checked_once_a_second(server: Server, monkeypatch: 
 
     asyncio.run(three_seconds())
     assert len(checks) == 3
+
+
+def test_what_has_no_time_to_end_is_answered_with_when_to_come_again(settings: Settings) -> None:
+    app = create_app(settings)
+
+    async def scene() -> list[Message]:
+        begun, sent = asyncio.Event(), list[Message]()
+
+        async def receive() -> Message:
+            begun.set()
+            await asyncio.Event().wait()  # a body that does not come
+            return {}
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        headers = [(b"host", b"localhost"), (b"content-length", b"9"), (b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": "/v1/models", "query_string": b"", "headers": headers}
+        request = asyncio.create_task(app(scope, receive, send))
+        await begun.wait()
+        request.cancel()  # as the server does
+        await request
+        return sent
+
+    head, body = asyncio.run(scene())
+    assert (head["status"], json.loads(body["body"])["code"]) == (503, "stopping")
+    assert (b"retry-after", b"1") in head["headers"]
+
+
+def test_a_client_that_goes_in_the_middle_of_its_json_is_no_fault_of_the_service(settings: Settings) -> None:
+    app, sent = create_app(settings), list[Message]()
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    headers = [(b"host", b"localhost"), (b"content-length", b"9"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/models", "query_string": b"", "headers": headers}
+    asyncio.run(app(scope, receive, send))
+    assert sent[0]["status"] == 499

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from blake3 import blake3
 from safetensors.numpy import load_file, save
+from sqlalchemy import inspect
 
 from app.artifacts import service as artifacts
 from app.artifacts.store import ArtifactStore
@@ -19,7 +20,7 @@ from app.registry import service as registry
 from app.weights import service
 from app.weights.indexing import CHUNK_BYTES, index_file
 from app.weights.manifest import Manifest
-from app.weights.tables import CheckpointFile, WeightVersion
+from app.weights.tables import MAX_NON_FINITE, CheckpointFile, WeightVersion
 
 Tensors = Mapping[str, np.ndarray[Any, np.dtype[Any]]]
 
@@ -44,7 +45,13 @@ class Uploads:
         return self.put(save(dict(tensors)))
 
     def version(self, *files: str, base: int | None = None) -> WeightVersion:
-        return service.create_weights(self.database, self.store, self.house, "m", files, base=base)[0]
+        return self.order("m", *files, base=base)[0]
+
+    def order(
+        self, model: str, *files: str, base: int | None = None, label: str | None = None
+    ) -> tuple[WeightVersion, bool]:
+        ordered = service.order_weights(self.database, self.store, self.house, model, files, base=base, label=label)
+        return ordered.keep(ordered.make())
 
     def manifest(self, version: WeightVersion) -> Manifest:
         with self.database.reading() as session:
@@ -100,6 +107,22 @@ def test_shards_make_one_version(uploads: Uploads) -> None:
     assert uploads.version(whole).id == version.id
 
 
+def test_a_read_takes_the_first_tensors_with_nan_and_leaves_the_others_in_the_database(uploads: Uploads) -> None:
+    names = sorted(f'[{number:03}] "é☃", [' + "x" * 400 for number in range(MAX_NON_FINITE + 1))
+    made = uploads.version(uploads.file({name: np.array([np.nan, np.inf, 1], np.float32) for name in names}))
+    with uploads.database.reading() as session:
+        read = service.get_weights(session, uploads.model_id, made.version)
+    for version in (made, read):
+        assert "non_finite" in inspect(version).unloaded
+        assert version.non_finite_count == len(names)
+        assert version.first_non_finite == [[name, 1, 1] for name in names[:MAX_NON_FINITE]]
+
+
+def test_finite_weights_have_no_tensors_to_tell_of(uploads: Uploads) -> None:
+    version = uploads.version(uploads.file(_tensors(a=1)))
+    assert (version.non_finite_count, version.first_non_finite) == (0, [])
+
+
 def test_a_tensor_in_two_files_is_an_error_that_names_both(uploads: Uploads) -> None:
     one, two = uploads.file(_tensors(a=1, b=1)), uploads.file(_tensors(b=2))
     with pytest.raises(Invalid) as error:
@@ -121,10 +144,8 @@ def test_a_base_gives_the_tensors_that_did_not_change(uploads: Uploads) -> None:
 
 def test_the_same_content_is_the_same_version(uploads: Uploads) -> None:
     file = uploads.file(_tensors(a=1))
-    first, created = service.create_weights(uploads.database, uploads.store, uploads.house, "m", [file])
-    again, created_again = service.create_weights(
-        uploads.database, uploads.store, uploads.house, "m", [file], label="other"
-    )
+    first, created = uploads.order("m", file)
+    again, created_again = uploads.order("m", file, label="other")
     assert (created, created_again) == (True, False)
     assert again.id == first.id
     assert uploads.version(uploads.file(_tensors(a=2))).version == 2
@@ -201,6 +222,6 @@ def test_a_blob_that_was_not_uploaded_is_named(uploads: Uploads) -> None:
 def test_an_unknown_model_or_base_is_not_found(uploads: Uploads) -> None:
     file = uploads.file(_tensors(a=1))
     with pytest.raises(NotFound, match="no model 'other'"):
-        service.create_weights(uploads.database, uploads.store, uploads.house, "other", [file])
+        uploads.order("other", file)
     with pytest.raises(NotFound, match="no weight version 7"):
         uploads.version(file, base=7)

@@ -107,6 +107,7 @@ def test_a_damaged_plan_is_neither_loaded_nor_served(net: Service, change: Calla
     for url in ("/v1/models/net/engines/1/plan", f"/v1/blobs/{plan}"):
         answer = net.client.get(url)
         assert (answer.status_code, answer.json()["code"]) == (503, "blob_damaged")
+        assert net.client.head(url).status_code == 503
     assert net.do("/refits", {"engine": 1, "weights": 1, "reuse": False})["error"]["code"] == "plan_damaged"
     (listed,) = net.client.get("/v1/artifacts/damaged").json()["data"]
     assert listed["used_by"][0] == {"kind": "engine", "model": "net", "number": 1, "name": None}

@@ -7,7 +7,7 @@ from fastapi.testclient import TestClient
 from safetensors.numpy import save
 
 from app.database import Database
-from app.weights.schemas import MAX_NON_FINITE
+from app.weights.tables import MAX_NON_FINITE
 from tests.workers.networks import Network
 from tests.workers.service import Array, Service, service_with
 from workers.jobs.worker import Worker
