@@ -22,6 +22,7 @@ NO_MEMORY = "out_of_memory"
 MAX_STRIKES = 2  # an engine host that dies twice dies of the job
 NETWORK_FAULTS = frozenset({errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH})
 MACHINE_FAULTS = frozenset({errno.EMFILE, errno.ENFILE, errno.EAGAIN})
+REFUSED_TO_HOST = {errno.EACCES, errno.EPERM}  # of its confinement: that lasts, and the worker's store tells of itself
 OUTAGES = DISK_FAULTS | NETWORK_FAULTS | MACHINE_FAULTS
 log = structlog.get_logger(__name__)
 
@@ -81,7 +82,7 @@ def is_outage(error: Exception) -> bool:
         case OSError():
             return error.errno in OUTAGES or isinstance(error, ConnectionError | TimeoutError)
         case BackendError(code="file_failed"):
-            return any(os.strerror(number) in error.detail for number in DISK_FAULTS)
+            return any(os.strerror(number) in error.detail for number in DISK_FAULTS - REFUSED_TO_HOST)
     return isinstance(error, DATABASE_DOWN)
 
 

@@ -350,6 +350,8 @@ def test_a_failed_verification_says_how_far_off_it_was(
         (Unavailable("it was damaged", code="copy_damaged"), "it was damaged"),
         (OSError("odd"), "odd"),
         (BackendError("file_failed", "No such file"), "No such file"),
+        (BackendError("file_failed", f"Refused: {os.strerror(errno.EACCES)}"), os.strerror(errno.EACCES)),
+        (BackendError("file_failed", f"Refused: {os.strerror(errno.EPERM)}"), os.strerror(errno.EPERM)),
     ],
 )
 def test_a_fault_that_may_pass_is_tried_again_and_then_fails_with_its_cause(
