@@ -115,17 +115,23 @@ class Worker:
         The last fault is raised after `limit_s` seconds (None: the setting `outage_limit_s`), or once the worker stops.
         """
         left = self.settings.outage_limit_s if limit_s is None else limit_s
+        lost_store = False
         for pause in pauses(*OUTAGE_PAUSES_S):
             try:
-                return write()
+                written = write()
             except Exception as error:
                 if not is_outage(error) or left < pause or self.stopping.is_set():
                     raise
                 if isinstance(error, Unavailable) and self.fitness.trouble is None:
-                    self.fitness.lost_store(error.detail)  # so that the fleet shows what the job at hand waits for
+                    self.fitness.lost_store(error.detail)  # so that the job at hand says what it waits for
+                    lost_store = True
                 log.warning("not written yet", error=str(error), again_in_s=round(pause, 3))
                 left -= pause
                 self.stopping.wait(pause)
+            else:
+                if lost_store:
+                    self.fitness.found_store()
+                return written
         return write()
 
     def stop_if_told(self) -> None:
