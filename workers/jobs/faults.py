@@ -151,7 +151,8 @@ def _too_slow(error: TakesTooLong, log_lines: list[str]) -> JobError:
 def _endless_run(seconds: float) -> str:
     return (
         f"The engine ran for more than {seconds:.0f} s and was killed. If it is meant to take so long on such inputs, "
-        "raise ENGINESMITH_RUN_DEADLINE_S, or give smaller inputs. Else look for an endless Loop in the model."
+        "raise ENGINESMITH_RUN_DEADLINE_S, or give smaller inputs (to a benchmark, fewer iterations). Else look for an "
+        "endless Loop in the model."
     )
 
 
