@@ -81,7 +81,9 @@ class Settings(BaseSettings):
     verification_deadline_s: float = Field(
         120.0, gt=0, description="A verification running longer is killed, seconds; 16 MiB of weights add one."
     )
-    run_deadline_s: float = Field(600.0, gt=0, description="A run of an engine running longer is killed, seconds.")
+    run_deadline_s: float = Field(
+        600.0, gt=0, description="A run of an engine, or a tenth of a benchmark, running longer is killed, seconds."
+    )
     max_attempts: int = Field(3, ge=1, description="Times a job is started before it fails for good.")
     sweep_interval_s: float = Field(5.0, gt=0, description="Time between sweeps for lost jobs, seconds.")
     outage_limit_s: float = Field(

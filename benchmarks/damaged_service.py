@@ -198,7 +198,9 @@ def service(folder: Path, *, remote: bool) -> Iterator[Service]:
             data_dir=folder, broker_url=f"redis+socket://{socket}", store_url=url, scrub_period_s=0.0, max_attempts=2
         )
         command.upgrade(alembic_config(settings.database), "head")
-        client = stack.enter_context(TestClient(create_app(settings), raise_server_exceptions=False))
+        client = stack.enter_context(
+            TestClient(create_app(settings), "http://localhost", raise_server_exceptions=False)
+        )
         worker = stack.enter_context(open_worker(settings, "cpu"))
         places: dict[str, Place] = {"local store": Files(settings.artifacts_dir)}
         if remote:

@@ -111,20 +111,20 @@ def storage_errors() -> Iterator[None]:
 def _of_the_disk(error: OSError) -> Unavailable | None:
     if error.errno in FULL:
         return Unavailable(
-            "The artifact store is full; nothing of this upload was kept. Free space or raise the quota of the "
-            "store, then send it again.",
+            "The artifact store is full, so nothing was kept. Free space or raise the quota of the store, then try "
+            "again.",
             code="store_full",
         )
     if error.errno in READ_ONLY:
         return Unavailable(
-            f"Nothing can be written to the artifact store ({error.strerror}); nothing of this upload was kept. Make "
-            "its directory writable for this process, then send it again.",
+            f"Nothing can be written to the artifact store ({error.strerror}), so nothing was kept. Make its directory "
+            "writable for this process, then try again.",
             code="store_read_only",
         )
     if error.errno in BROKEN:
         return Unavailable(
-            f"The disk of the artifact store fails ({error.strerror}). See the system's log for that disk, then send "
-            "the request again.",
+            f"The disk of the artifact store fails ({error.strerror}). See the system's log for that disk, then try "
+            "again.",
             code="store_unavailable",
         )
     return None

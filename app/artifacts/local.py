@@ -1,6 +1,7 @@
 """Artifacts as plain files, each at ROOT/sha256/ab/abcd…."""
 
 import asyncio
+import errno
 import fcntl
 import os
 import time
@@ -107,7 +108,7 @@ class LocalStore:
         return incoming.digest, incoming.size
 
     def put_file(self, path: Path, *, digest: str | None = None) -> tuple[str, int]:
-        """See `ArtifactStore`. On the same filesystem the file itself becomes the artifact; else it is copied.
+        """See `ArtifactStore`. On the same mount the file itself becomes the artifact; else it is copied.
 
         If the file itself becomes the artifact and `digest` is given, the file is not digested. A copy is digested in
         any case.
@@ -123,7 +124,12 @@ class LocalStore:
             size = os.fstat(file.fileno()).st_size
             os.fchmod(file.fileno(), 0o444)
             os.fsync(file.fileno())
-        self._publish(path, digest)
+        try:
+            self._publish(path, digest)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            return self._copy_in(path, digest)  # one filesystem that is mounted twice has one number, but takes no link
         if path.resolve() != self._path(digest).resolve():
             path.unlink()
         self.know(digest)
@@ -317,8 +323,10 @@ def _replace(path: Path, source: Path) -> None:
     with _freed_by_thread(path):
         twin = source.with_name(f"{source.name}.twin")
         twin.hardlink_to(source)
-        twin.replace(path)
-        twin.unlink(missing_ok=True)  # if both name one file, rename(2) does nothing and the twin is still there
+        try:
+            twin.replace(path)
+        finally:
+            twin.unlink(missing_ok=True)  # if both name one file, rename(2) does nothing and the twin is still there
 
 
 @contextmanager

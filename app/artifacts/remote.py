@@ -322,6 +322,6 @@ def _store_errors(kinds: tuple[type[Exception], ...] = (BaseError,)) -> Iterator
     except kinds as error:
         raise Unavailable(
             f"The artifact store does not answer as it should: {str(error).splitlines()[0]} Check "
-            "ENGINESMITH_STORE_URL and its credentials, then send the request again.",
+            "ENGINESMITH_STORE_URL and its credentials, then try again.",
             code="store_unavailable",
         ) from error

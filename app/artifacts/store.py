@@ -44,7 +44,8 @@ class ArtifactStore(Protocol):
         """Store a file and return its digest and size in bytes; the file is moved if that is possible.
 
         If `digest` is given, it is taken for the file's digest, so that the file need not be read again. Give it only
-        if one of this service's own processes wrote and digested the file, never if the file came from a client.
+        if one of this service's own processes wrote and digested the file, never if the file came from a client. An
+        engine host may be taken over: `Worker.put` checks what it says.
         """
 
     def size(self, digest: str) -> int | None:

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from app.jobs import service
 from app.jobs.state import State
 from app.jobs.tables import Job
-from app.jobs.waiting import Waiting, waiting_by_queue, waiting_of
+from app.jobs.waiting import Waiting, waiting_of, waits_of
 from app.settings import Settings
 
 JOB: dict[str, Any] = {
@@ -56,7 +56,7 @@ class ProgressAnswer(BaseModel):
 
 
 class WaitingAnswer(BaseModel):
-    """Why a queued job has not begun, as the fleet is now; `detail` names the remedy."""
+    """Why a job does not begin or go on, as the fleet is now; `detail` names the remedy."""
 
     model_config = ConfigDict(from_attributes=True, json_schema_extra={"examples": [WAITING]})
 
@@ -64,7 +64,7 @@ class WaitingAnswer(BaseModel):
         description="no_worker: no worker alive offers the backend. no_worker_of_platform: some do, but not on the "
         "platform of the engine. workers_busy: all workers that can do it are at other jobs. workers_in_trouble: none "
         "of them begins jobs for now. outage: it was begun, and put off because the store, the database or an engine "
-        "host was gone."
+        "host was gone. worker_in_trouble: it was begun, and its worker cannot go on because its store is gone."
     )
     detail: str
     again_at: datetime | None = Field(None, description="When it begins again after an outage.")
@@ -82,7 +82,8 @@ class JobAnswer(BaseModel):
     attempt: int = Field(description="How often it was started.")
     progress: ProgressAnswer
     waiting: WaitingAnswer | None = Field(
-        description="What a queued job waits for. Null if a worker is free for it, and once it has begun."
+        description="What a queued job waits for, or what holds up a running one. Null if a worker is free for it "
+        "or works on it."
     )
     result: dict[str, Any] | None
     error: dict[str, Any] | None
@@ -104,12 +105,12 @@ class EventAnswer(BaseModel):
 
 def job_answers(session: Session, settings: Settings, jobs: Sequence[Job]) -> list[JobAnswer]:
     """Return jobs as a client sees them."""
-    waiting = waiting_by_queue(session, settings, jobs)
-    return [job_answer(job, waiting_of(settings, job, waiting)) for job in jobs]
+    waits = waits_of(session, settings, jobs)
+    return [job_answer(job, waiting_of(settings, job, waits)) for job in jobs]
 
 
 def job_answer(job: Job, waiting: Waiting | None = None) -> JobAnswer:
-    """Return one job as a client sees it; `waiting` says why it has not begun."""
+    """Return one job as a client sees it; `waiting` says why it does not begin or go on."""
     return JobAnswer(
         id=job.id,
         kind=job.kind,

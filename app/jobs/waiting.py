@@ -1,7 +1,7 @@
-"""What a queued job waits for, as the fleet is now.
+"""What a job waits for, as the fleet is now.
 
-Workers come and go while a job is queued, so the reason is computed each time a job is read. Only an outage that the
-job itself has met is stored with it.
+Workers come and go while a job is queued, and may lose their store while they work on it. So the reason is computed
+each time a job is read. Only an outage that the job itself has met is stored with it.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -23,7 +23,7 @@ from app.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """Why a job has not begun: a stable word for programs, and a sentence with the remedy.
+    """Why a job does not begin or go on: a stable word for programs, and a sentence with the remedy.
 
     `again_at` is when the job is tried again, if it waits for that.
     """
@@ -33,27 +33,44 @@ class Waiting:
     again_at: datetime | None = None
 
 
-def waiting_of(settings: Settings, job: Job, of_queue: Mapping[str, Waiting]) -> Waiting | None:
-    """Return why a job has not begun, None if it has or is about to; `of_queue` is from `waiting_by_queue`."""
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """What the queued jobs of each queue wait for, and the trouble of each worker that has one."""
+
+    of_queue: Mapping[str, Waiting]
+    of_worker: Mapping[str, str]
+
+
+NOTHING = Waits({}, {})
+
+
+def waiting_of(settings: Settings, job: Job, waits: Waits) -> Waiting | None:
+    """Return why a job does not begin or go on, None if it does or is about to; `waits` is from `waits_of`."""
+    if job.state == State.RUNNING:
+        trouble = waits.of_worker.get(str(job.worker))
+        return None if trouble is None else _worker_in_trouble(trouble)
     if job.state != State.QUEUED:
         return None
     if job.outage is not None and job.again_at is not None and job.again_at > now():
         return _outage(settings, Outage.read(job.outage), job.again_at)
-    return of_queue.get(job.queue)
+    return waits.of_queue.get(job.queue)
 
 
-def waiting_by_queue(session: Session, settings: Settings, jobs: Collection[Job]) -> dict[str, Waiting]:
-    """Return why the queued ones among `jobs` have not begun, by the name of their queue.
+def waits_of(session: Session, settings: Settings, jobs: Collection[Job]) -> Waits:
+    """Return why the queued ones among `jobs` have not begun, and what holds up the running ones.
 
     A queue is left out if one of its workers is free: its jobs begin in a moment.
     """
     queues = {job.queue for job in jobs if job.state == State.QUEUED}
-    if not queues:
-        return {}
+    if not queues and all(job.state != State.RUNNING for job in jobs):
+        return NOTHING
     consumers = fleet.consumers(session, settings)
-    busy = _busy(session)
+    busy = _busy(session) if queues else frozenset()
     found = {queue: _reason(session, settings, queue, consumers, busy) for queue in queues}
-    return {queue: reason for queue, reason in found.items() if reason is not None}
+    return Waits(
+        {queue: reason for queue, reason in found.items() if reason is not None},
+        {consumer.worker: consumer.trouble for consumer in consumers if consumer.trouble is not None},
+    )
 
 
 def _busy(session: Session) -> frozenset[str]:
@@ -84,6 +101,10 @@ def _workers_busy(count: int) -> Waiting:
 def _workers_in_trouble(count: int, trouble: str) -> Waiting:
     who = "The only worker that can do it begins" if count == 1 else f"All {count} workers that can do it begin"
     return Waiting("workers_in_trouble", f"{who} no jobs for now: {trouble} Every few seconds it is tried again.")
+
+
+def _worker_in_trouble(trouble: str) -> Waiting:
+    return Waiting("worker_in_trouble", f"It was begun, and its worker tries every few seconds to go on: {trouble}")
 
 
 def _outage(settings: Settings, outage: Outage, again_at: datetime) -> Waiting:

@@ -47,7 +47,7 @@ SECTIONS: Final = (
         "Errors of jobs",
         "A job that fails has `error: {code, detail}`. Its code may also be one of the answers above.",
     ),
-    (WAITING, "What a job waits for", "A queued job that no worker can begin has `waiting: {code, detail}`."),
+    (WAITING, "What a job waits for", "A job that no worker can begin, or go on with, has `waiting: {code, detail}`."),
     (COMMAND, "Commands that cannot start", "`enginesmith …` prints the text and the code, and ends with status 1."),
 )
 

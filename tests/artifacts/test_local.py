@@ -109,6 +109,36 @@ def test_copies_a_file_from_another_filesystem(local_store: LocalStore) -> None:
     assert local_store.local_path(digest_of(BYTES)).read_bytes() == BYTES
 
 
+@pytest.mark.parametrize("there", [None, b"damaged"])
+def test_copies_a_file_from_another_mount_of_the_same_filesystem(
+    local_store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bytes | None
+) -> None:
+    if there is not None:
+        published = local_store.local_path(put(local_store, BYTES))
+        published.chmod(0o644)
+        published.write_bytes(there)
+    path = tmp_path / "volume" / "plan"
+    path.parent.mkdir()
+    path.write_bytes(BYTES)
+
+    def refusing(call: Callable[[Path, Path], object], *, is_link: bool) -> Callable[[Path, Path], object]:
+        def moved(first: Path, second: Path) -> object:
+            source, target = (second, first) if is_link else (first, second)
+            if source.is_relative_to(path.parent) and not target.is_relative_to(path.parent):
+                error = errno.EEXIST if is_link and target.exists() else errno.EXDEV
+                raise OSError(error, os.strerror(error))
+            return call(first, second)
+
+        return moved
+
+    monkeypatch.setattr(Path, "hardlink_to", refusing(Path.hardlink_to, is_link=True))
+    monkeypatch.setattr(Path, "replace", refusing(Path.replace, is_link=False))
+    assert local_store.put_file(path, digest=digest_of(BYTES)) == (digest_of(BYTES), len(BYTES))
+    assert local_store.local_path(digest_of(BYTES)).read_bytes() == BYTES
+    assert list(path.parent.iterdir()) == []
+    assert len(files_in(local_store)) == 1
+
+
 def test_moves_a_file_without_copying_it(local_store: LocalStore, tmp_path: Path) -> None:
     path = tmp_path / "plan"
     path.write_bytes(BYTES)

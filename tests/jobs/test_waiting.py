@@ -159,3 +159,19 @@ def test_a_job_waits_while_every_worker_that_can_do_it_is_in_trouble(
 
     fleet.report(database, replace(WORKER, id="host:2:b"))
     assert _waiting(client, job) is None
+
+
+def test_a_running_job_says_what_holds_up_its_worker(
+    client: TestClient, database: Database, settings: Settings, make_job: MakeJob
+) -> None:
+    fleet.report(database, WORKER)
+    mine, others = make_job(), make_job()
+    lease.claim(database, mine, worker=WORKER.id, settings=settings)
+    lease.claim(database, others, worker="host:2:b", settings=settings)
+    fleet.report(database, replace(WORKER, trouble="The store does not answer."))
+    waiting = _waiting(client, mine)
+    assert waiting["code"] == "worker_in_trouble"
+    assert "to go on: The store does not answer." in waiting["detail"]
+    assert _waiting(client, others) is None
+    fleet.report(database, WORKER)
+    assert _waiting(client, mine) is None

@@ -23,6 +23,10 @@ from workers.engine_host.engines import Engines
 from workers.engine_host.memory_limit import MemoryLimit, memory_limit
 from workers.engine_host.offers import offers
 
+CONFINED = (
+    "It reaches the files of its work, of the system and of installed packages, and no network: see `confinement` in "
+    "GET /v1/workers. Keep what the backend reads where packages are installed, or set LD_LIBRARY_PATH."
+)
 Send = Callable[[Said], None]
 log = logging.getLogger(__name__)
 
@@ -130,6 +134,8 @@ def _result(engines: Engines, request: Request, memory: MemoryLimit) -> Outcome 
 def _unforeseen(error: Exception) -> BackendError:
     if isinstance(error, MemoryError):
         return BackendError("out_of_memory", "The engine host ran out of memory. Lower ENGINESMITH_RESIDENT_BYTES.")
+    if isinstance(error, PermissionError):
+        return BackendError("file_failed", f"The engine host was refused what its work needs: {error}. {CONFINED}")
     if isinstance(error, OSError):
         return BackendError("file_failed", f"Reading or writing a file failed: {error}. Check the worker's disk.")
     return BackendError(

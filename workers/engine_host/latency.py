@@ -25,7 +25,7 @@ from workers.channel.messages import (
     Report,
 )
 from workers.engine_host.backends.base import Arrays, Backend, LoadedEngine
-from workers.engine_host.backends.stopwatch import Stopwatch
+from workers.engine_host.backends.stopwatch import Stopwatch, under_deadline
 from workers.engine_host.run_inputs import digest_of, fixed_inputs
 
 TURNS = 10
@@ -75,7 +75,8 @@ def benchmark(request: Benchmark, engine: LoadedEngine, backend: Backend, scratc
     with watch.phase("inspect"):
         for contestant in contestants:
             contestant.inspector = contestant.engine.inspect()
-            contestant.layers = contestant.engine.layers(inputs) if request.layers else ()
+            with under_deadline(report, "run"):
+                contestant.layers = contestant.engine.layers(inputs) if request.layers else ()
     measured, *others = contestants
     found = Benchmarked(
         engine=measured.latency,
@@ -108,7 +109,8 @@ def _measure(contestants: Sequence[_Contestant], inputs: Arrays, iterations: int
         report(Progress("measure", turn, len(turns)))
         unmeasured = warmup if turn == 0 else min(warmup, TURN_WARMUP)
         for contestant in contestants if turn % 2 == 0 else reversed(contestants):
-            contestant.samples += contestant.engine.measure(inputs, iterations=runs, warmup=unmeasured)
+            with under_deadline(report, "run"):
+                contestant.samples += contestant.engine.measure(inputs, iterations=runs, warmup=unmeasured)
 
 
 def _without_refit(engine: EngineFile, backend: Backend, scratch: Path, report: Report) -> _Contestant:

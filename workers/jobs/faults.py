@@ -22,6 +22,7 @@ NO_MEMORY = "out_of_memory"
 MAX_STRIKES = 2  # an engine host that dies twice dies of the job
 NETWORK_FAULTS = frozenset({errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH})
 MACHINE_FAULTS = frozenset({errno.EMFILE, errno.ENFILE, errno.EAGAIN})
+REFUSED_TO_HOST = {errno.EACCES, errno.EPERM}  # of its confinement: that lasts, and the worker's store tells of itself
 OUTAGES = DISK_FAULTS | NETWORK_FAULTS | MACHINE_FAULTS
 log = structlog.get_logger(__name__)
 
@@ -81,7 +82,7 @@ def is_outage(error: Exception) -> bool:
         case OSError():
             return error.errno in OUTAGES or isinstance(error, ConnectionError | TimeoutError)
         case BackendError(code="file_failed"):
-            return any(os.strerror(number) in error.detail for number in DISK_FAULTS)
+            return any(os.strerror(number) in error.detail for number in DISK_FAULTS - REFUSED_TO_HOST)
     return isinstance(error, DATABASE_DOWN)
 
 
@@ -150,7 +151,8 @@ def _too_slow(error: TakesTooLong, log_lines: list[str]) -> JobError:
 def _endless_run(seconds: float) -> str:
     return (
         f"The engine ran for more than {seconds:.0f} s and was killed. If it is meant to take so long on such inputs, "
-        "raise ENGINESMITH_RUN_DEADLINE_S, or give smaller inputs. Else look for an endless Loop in the model."
+        "raise ENGINESMITH_RUN_DEADLINE_S, or give smaller inputs (to a benchmark, fewer iterations). Else look for an "
+        "endless Loop in the model."
     )
 
 

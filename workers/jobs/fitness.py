@@ -47,6 +47,12 @@ class Fitness:
         """Claim nothing until an engine host starts."""
         self._lose(detail, of_host=True)
 
+    def found_store(self) -> None:
+        """Claim jobs again without a probe, because the store has just taken something."""
+        if self.trouble is not None and not self._of_host:
+            log.info("the store answers again")
+            self.trouble = None
+
     def regained(self) -> bool:
         """Return whether a job may be claimed; probe if that is due. Raises what `tick` raises."""
         if self.trouble is None:

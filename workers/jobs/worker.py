@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import TypeVar
@@ -17,6 +16,7 @@ import structlog
 
 from app.artifacts import service as artifacts
 from app.artifacts.damage import noting
+from app.artifacts.digest import file_digest
 from app.artifacts.signing import PlanSigner, open_signer
 from app.artifacts.store import ArtifactStore, open_store
 from app.database import Database
@@ -103,10 +103,17 @@ class Worker:
     def put(self, path: Path, *, digest: str | None = None) -> tuple[str, int]:
         """Put a file into the store as `ArtifactStore.put_file` does, and return its digest and its size in bytes.
 
-        If no job comes to use the file, it is collected.
+        If no job comes to use the file, it is collected. `digest` is what the engine host says. If there is such an
+        artifact already, the file is digested, so that a host that was taken over replaces no right bytes by wrong
+        ones. Raises ServiceError "wrong_digest".
         """
-        used_within_s = self.settings.job_deadline_s
-        put = partial(artifacts.put_file, self.database, self.store, path, digest=digest, used_within_s=used_within_s)
+
+        def put() -> tuple[str, int]:
+            if digest is not None and self.store.size(digest) is not None:
+                _require_said(digest, file_digest(path))
+            used_within_s = self.settings.job_deadline_s
+            return artifacts.put_file(self.database, self.store, path, digest=digest, used_within_s=used_within_s)
+
         return self.through_outage(put, PUT_OUTAGE_S)
 
     def through_outage(self, write: Callable[[], T], limit_s: float | None = None) -> T:
@@ -115,17 +122,23 @@ class Worker:
         The last fault is raised after `limit_s` seconds (None: the setting `outage_limit_s`), or once the worker stops.
         """
         left = self.settings.outage_limit_s if limit_s is None else limit_s
+        lost_store = False
         for pause in pauses(*OUTAGE_PAUSES_S):
             try:
-                return write()
+                written = write()
             except Exception as error:
                 if not is_outage(error) or left < pause or self.stopping.is_set():
                     raise
                 if isinstance(error, Unavailable) and self.fitness.trouble is None:
-                    self.fitness.lost_store(error.detail)  # so that the fleet shows what the job at hand waits for
+                    self.fitness.lost_store(error.detail)  # so that the job at hand says what it waits for
+                    lost_store = True
                 log.warning("not written yet", error=str(error), again_in_s=round(pause, 3))
                 left -= pause
                 self.stopping.wait(pause)
+            else:
+                if lost_store:
+                    self.fitness.found_store()
+                return written
         return write()
 
     def stop_if_told(self) -> None:
@@ -146,6 +159,16 @@ class Worker:
             job_id=self.job_id,
             trouble=self.fitness.trouble,
             confinement=described.confinement,
+        )
+
+
+def _require_said(said: str, found: str) -> None:
+    if said != found:
+        raise ServiceError(
+            f"The engine host wrote a file with the digest {found} and said that it is {said}, which is another "
+            "artifact's; nothing of it was kept. What it was given may have taken it over: look at the files of this "
+            "job, and restart the worker.",
+            code="wrong_digest",
         )
 
 

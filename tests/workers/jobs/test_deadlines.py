@@ -14,7 +14,17 @@ from app.jobs.state import State
 from app.jobs.tables import Job
 from tests.workers.hosting import Hosting
 from tests.workers.networks import bound, checkpoint, network_of
-from workers.channel.messages import EngineFile, Ran, Run, Verified, Verify
+from workers.channel.messages import (
+    Benchmark,
+    Benchmarked,
+    EngineFile,
+    Outcome,
+    Ran,
+    Request,
+    Run,
+    Verified,
+    Verify,
+)
 from workers.engine_host.tensors import write_tensors
 from workers.jobs.attempt import run_job
 from workers.jobs.steps import Steps
@@ -55,7 +65,7 @@ def endless(worker: Worker, tmp_path: Path) -> EngineFile:
     return hosting.build(network, bound(network, checkpoint(tmp_path / "a.safetensors", network.weights(1))))[1]
 
 
-@pytest.mark.parametrize("what", ["verification", "run"])
+@pytest.mark.parametrize("what", ["verification", "run", "benchmark"])
 def test_what_computes_without_an_end_is_killed_and_not_tried_again(
     worker: Worker,
     post: Callable[[], str],
@@ -65,19 +75,24 @@ def test_what_computes_without_an_end_is_killed_and_not_tried_again(
     what: str,
 ) -> None:
     write_tensors(str(tmp_path / "in"), {"x": np.zeros(1, np.float32)})
-    run = Run(endless, str(tmp_path / "in"), str(tmp_path / "out"))
+    requests: dict[str, tuple[Request, type[Outcome]]] = {
+        "verification": (Verify(endless), Verified),
+        "run": (Run(endless, str(tmp_path / "in"), str(tmp_path / "out")), Ran),
+        "benchmark": (Benchmark(endless, 10, 1, str(tmp_path / "report")), Benchmarked),
+    }
+    deadline = "verification" if what == "verification" else "run"
 
     def compute(_job: object, _worker: Worker, watch: Watch) -> Any:  # noqa: ANN401 - never returns
-        return watch.ask(run, Ran) if what == "run" else watch.ask(Verify(endless), Verified)
+        return watch.ask(*requests[what])
 
     steps: Steps[RunWork, Any, Any] = Steps(RunWork, lambda *_: None, compute, lambda *_: {})
     monkeypatch.setattr("workers.jobs.attempt.steps_of", lambda _kind: steps)
-    worker.settings = worker.settings.model_copy(update={f"{what}_deadline_s": 0.3})
+    worker.settings = worker.settings.model_copy(update={f"{deadline}_deadline_s": 0.3, "job_deadline_s": 20.0})
     job_id = post()
     run_job(worker, job_id)
     with worker.database.reading() as session:
         job = session.get_one(Job, job_id)
         assert job.error is not None
-        assert (job.state, job.attempt, job.error["code"]) == (State.FAILED, 1, f"{what}_timeout")
-        assert f"ENGINESMITH_{what.upper()}_DEADLINE_S" in job.error["detail"]
+        assert (job.state, job.attempt, job.error["code"]) == (State.FAILED, 1, f"{deadline}_timeout")
+        assert f"ENGINESMITH_{deadline.upper()}_DEADLINE_S" in job.error["detail"]
     assert worker.host.pid is None

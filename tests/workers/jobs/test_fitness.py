@@ -9,6 +9,7 @@ from app.artifacts.local import LocalStore
 from app.errors import Unavailable
 from workers.channel.host import EngineHost, EngineHostNotStarted
 from workers.jobs import fitness
+from workers.jobs import worker as worker_module
 from workers.jobs.faults import ShuttingDown
 from workers.jobs.worker import Worker
 
@@ -78,3 +79,35 @@ def test_a_worker_that_stops_starts_no_engine_host(worker: Worker, monkeypatch: 
     worker.stopping.set()
     with pytest.raises(ShuttingDown):
         worker.fitness.regained()
+
+
+def test_a_job_that_waited_for_the_store_ends_its_workers_trouble(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "OUTAGE_PAUSES_S", (0.001, 0.001))
+    troubles: list[str | None] = []
+
+    def write() -> str:
+        troubles.append(worker.fitness.trouble)
+        if len(troubles) < 3:
+            raise Unavailable("The store is full.", code="store_full")
+        return "written"
+
+    assert worker.through_outage(write) == "written"
+    assert troubles == [None, "The store is full.", "The store is full."]
+    assert worker.fitness.trouble is None
+
+
+def test_a_job_that_waited_for_the_store_does_not_end_another_trouble(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "OUTAGE_PAUSES_S", (0.001, 0.001))
+    worker.fitness.lost_host("It was killed.")
+    failures = iter([Unavailable("The store is full.", code="store_full")])
+
+    def write() -> None:
+        for failure in failures:
+            raise failure
+
+    worker.through_outage(write)
+    assert worker.fitness.trouble == "It was killed."

@@ -11,6 +11,7 @@ from sqlalchemy.exc import OperationalError
 
 from app.artifacts import service as artifacts
 from app.artifacts.tables import Blob
+from app.errors import ServiceError
 from tests.workers.networks import perceptron
 from tests.workers.service import Service, service_with
 from workers.jobs.worker import Worker
@@ -54,3 +55,15 @@ def test_a_database_that_is_away_while_a_plan_is_put_throws_no_compile_away(
     monkeypatch.setattr(artifacts, "put_file", put)
     monkeypatch.setattr(net.worker.stopping, "wait", lambda _seconds: False)
     assert net.result("/builds", {"definition": 1, "weights": 1})["method"] == "build"
+
+
+def test_what_a_host_says_of_a_file_makes_it_replace_no_other_artifact(net: Service, tmp_path: Path) -> None:
+    digest = net.upload(b"right")
+    path = tmp_path / "plan"
+    path.write_bytes(b"wrong")
+    with pytest.raises(ServiceError) as refused:
+        net.worker.put(path, digest=digest)
+    assert refused.value.code == "wrong_digest"
+    assert net.worker.store.read(digest, 0, 9) == b"right"
+    path.write_bytes(b"right")
+    assert net.worker.put(path, digest=digest) == (digest, len(b"right"))
