@@ -21,6 +21,7 @@ from workers.engine_host.normaliser.rewrites import (
     keep_constants_in_branches,
     name_of,
     name_squeezed_axes,
+    name_unused_outputs,
     slice_whole_shapes,
     type_exponents,
 )
@@ -104,6 +105,7 @@ def normalise(definition: ModelProto, profiles: Sequence[Profile], *, opset: int
         return Normalised(definition, ())
     keep_constants_in_branches(model.graph)
     passes.RemoveUnusedNodesPass()(model)
+    name_unused_outputs(model.graph)
     return Normalised(_restored(ir.to_proto(model), definition), notes.rewrites)
 
 

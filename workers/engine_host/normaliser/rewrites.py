@@ -109,6 +109,14 @@ def keep_constants_in_branches(graph: ir.Graph) -> None:
             ir.convenience.replace_all_uses_with(value, made, replace_graph_outputs=True)
 
 
+def name_unused_outputs(graph: ir.Graph) -> None:
+    """Name the outputs that nothing reads: a parser may take one without a name for the input that has none either."""
+    for node in graph.all_nodes():
+        for index, output in enumerate(node.outputs):
+            if not output.name:
+                output.name = f"{name_of(node)}.unused.{index}"
+
+
 def _slice_behind(node: ir.Node, axes: list[int], starts: list[int], ends: list[int]) -> None:
     """Put a Slice behind a node, whose output becomes the Slice's."""
     whole = node.outputs[0]

@@ -107,3 +107,17 @@ def test_constants_of_branches_stay_in_their_branches_as_nodes() -> None:
 
     assert not any(attribute.g.initializer for attribute in branching.attribute)
     np.testing.assert_array_equal(computed(normal.model, inputs), computed(model, inputs))
+
+
+def test_an_output_that_nothing_reads_has_a_name_again() -> None:
+    text = """agraph (float[n, b, 2] x) => (float[a, c, d] h) {
+        two = Add(one, one) scaled = Mul(x, two) y, h, c = LSTM<hidden_size = 1>(scaled, w, r, , , , )
+    }"""
+    model = graph(text)
+    weights = {"w": np.ones((1, 4, 2)), "r": np.ones((1, 4, 1)), "one": np.ones(())}
+    model.graph.initializer.extend(numpy_helper.from_array(v.astype(np.float32), k) for k, v in weights.items())
+    normal = normalise(model, [], opset=17)
+    x = np.ones((3, 1, 2), np.float32)
+
+    assert all(node.output[index] for node in normal.model.graph.node for index in range(len(node.output)))
+    np.testing.assert_array_equal(computed(normal.model, {"x": x}), computed(model, {"x": x}))

@@ -277,9 +277,9 @@ class _Profiler(trt.IProfiler):
 def _as_engine_takes(name: str, array: Array, dtype: "np.dtype[Any]") -> Array:
     """Return an input in the engine's own dtype; raises BackendError "bad_inputs" if a value does not fit into it."""
     if array.dtype == dtype:
-        return np.ascontiguousarray(array)
+        return np.asarray(array, order="C")  # ascontiguousarray would make a scalar a vector
     if dtype.kind == "i" and array.size:
         bounds = np.iinfo(dtype)
         if array.min() < bounds.min or array.max() > bounds.max:
             raise BackendError("bad_inputs", f"{name} holds values beyond {dtype}, as which this engine computes it.")
-    return np.ascontiguousarray(array.astype(dtype))
+    return np.asarray(array, dtype, order="C")

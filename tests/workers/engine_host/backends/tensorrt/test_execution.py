@@ -11,7 +11,7 @@ import pytest
 
 from tests.workers.engine_host.cuda.conftest import ILLEGAL_ADDRESS, OUT_OF_MEMORY, FakeCudart
 from workers.channel.messages import BackendError
-from workers.engine_host.backends.tensorrt.execution import Execution
+from workers.engine_host.backends.tensorrt.execution import Execution, _as_engine_takes
 from workers.engine_host.backends.tensorrt.library import trt
 from workers.engine_host.backends.tensorrt.log import Log
 from workers.engine_host.tensors import Array
@@ -281,3 +281,14 @@ def test_a_device_too_full_for_an_output_of_unknown_size_is_told_as_that(
 def test_measuring_counts_only_the_runs_after_the_warmup(execution: Execution, engine: Engine) -> None:
     assert len(execution.measure(numbers(1), iterations=4, warmup=2)) == 4
     assert len(engine.contexts[0].runs) == 6
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int32])
+@pytest.mark.parametrize("value", [np.array(16_000), np.arange(6).reshape(2, 3).T])
+def test_an_input_keeps_its_shape_also_if_it_is_a_single_number(dtype: type, value: Array) -> None:
+    taken = _as_engine_takes("x", value, np.dtype(dtype))
+
+    assert taken.flags.c_contiguous
+    assert taken.shape == value.shape
+    assert taken.dtype == dtype
+    np.testing.assert_array_equal(taken, value)
