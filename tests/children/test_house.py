@@ -101,8 +101,15 @@ def test_a_refusal_is_shared_too(house: House) -> None:
     assert together(house, refuse) == ["bad", "bad", "bad"]
 
 
-def test_equal_orders_at_one_time_take_the_room_of_one(house: House) -> None:
-    leave, made, kept = Event(), [], []
+def test_equal_orders_at_one_time_take_the_room_of_one(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave, made, kept, joined = Event(), [], [], []
+    started = house._started
+
+    def join(order: Order[int, int]) -> asyncio.Task[int]:
+        joined.append(1)
+        return started(order)
+
+    monkeypatch.setattr(house, "_started", join)
 
     def order(number: int) -> Order[int, int]:
         def make() -> int:
@@ -115,7 +122,7 @@ def test_equal_orders_at_one_time_take_the_room_of_one(house: House) -> None:
     async def scene() -> list[int]:
         current_pool.set(Pool("be worked on", places=2, queue=100))
         orders = [asyncio.create_task(house.fill(order, number)) for number in range(50)]
-        while not made:
+        while len(joined) < len(orders) or not made:
             await asyncio.sleep(0.01)
         orders[0].cancel()  # a client that goes takes nothing from the others
         leave.set()
