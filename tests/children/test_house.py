@@ -73,7 +73,7 @@ def together(house: House, work: Callable[[], object]) -> list[object]:
 
     def slow() -> object:
         calls.append(1)
-        Event().wait(0.2)
+        Event().wait(0.5)
         return work()
 
     def share() -> object:
@@ -101,8 +101,10 @@ def test_a_refusal_is_shared_too(house: House) -> None:
     assert together(house, refuse) == ["bad", "bad", "bad"]
 
 
-def test_equal_orders_at_one_time_take_the_room_of_one(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    leave, made, kept, joined = Event(), [], [], []
+@pytest.fixture
+def joined(house: House, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one for each order that has its place in the house."""
+    joined: list[int] = []
     started = house._started
 
     def join(order: Order[int, int]) -> asyncio.Task[int]:
@@ -110,6 +112,11 @@ def test_equal_orders_at_one_time_take_the_room_of_one(house: House, monkeypatch
         return started(order)
 
     monkeypatch.setattr(house, "_started", join)
+    return joined
+
+
+def test_equal_orders_at_one_time_take_the_room_of_one(house: House, joined: list[int]) -> None:
+    leave, made, kept = Event(), [], []
 
     def order(number: int) -> Order[int, int]:
         def make() -> int:
@@ -133,19 +140,24 @@ def test_equal_orders_at_one_time_take_the_room_of_one(house: House, monkeypatch
     assert sorted(kept) == list(range(1, 50))
 
 
-def test_an_order_that_cannot_be_made_is_refused_to_all_and_then_forgotten(house: House) -> None:
-    made = []
+def test_an_order_that_cannot_be_made_is_refused_to_all_and_then_forgotten(house: House, joined: list[int]) -> None:
+    come, made = Event(), []
 
     def order() -> Order[int, int]:
         def make() -> int:
             made.append(1)
+            come.wait(30)
             raise Invalid("bad", code="bad")
 
         return Order("key", make, int)
 
     async def scene() -> list[object]:
         current_pool.set(Pool("be worked on", places=10, queue=100))
-        together = await asyncio.gather(*(house.fill(order) for _ in range(10)), return_exceptions=True)
+        orders = [asyncio.create_task(house.fill(order)) for _ in range(10)]
+        while len(joined) < len(orders):
+            await asyncio.sleep(0.01)
+        come.set()
+        together = await asyncio.gather(*orders, return_exceptions=True)
         assert len(made) == 1
         return [*together, *await asyncio.gather(house.fill(order), return_exceptions=True)]
 
