@@ -29,7 +29,7 @@ WITH_RULES = max_body(WITH_RULES_BYTES)
     summary="Check a binding",
     response_model=ReportAnswer,
     responses=PROBLEMS,
-    openapi_extra=max_body(WITH_RULES_BYTES),
+    openapi_extra=WITH_RULES,
 )
 async def check_binding(
     model: str, body: BindingRequest, database: DatabaseDep, store: StoreDep, office: OfficeDep
@@ -43,7 +43,7 @@ async def check_binding(
     summary="Propose binding rules",
     response_model=ProposeAnswer,
     responses=PROBLEMS,
-    openapi_extra=max_body(WITH_RULES_BYTES),
+    openapi_extra=WITH_RULES,
 )
 async def propose_rules(
     model: str, body: BindingRequest, database: DatabaseDep, store: StoreDep, office: OfficeDep

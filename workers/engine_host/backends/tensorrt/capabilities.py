@@ -119,9 +119,7 @@ def capabilities(library: Any = trt) -> Capabilities:  # noqa: ANN401 - a module
     targets = tuple(name for name in _members(library, "ComputeCapability") if name.startswith("SM"))
     return Capabilities(
         version=library.__version__,
-        opset=next(
-            (opset for start, opset in PARSED_OPSETS.items() if library.__version__.startswith(start)), NEWEST_OPSET
-        ),
+        opset=_parsed_opset(library.__version__),
         explicit_batch="EXPLICIT_BATCH" in _members(library, "NetworkDefinitionCreationFlag"),
         strongly_typed="STRONGLY_TYPED" in _members(library, "NetworkDefinitionCreationFlag"),
         fp16_flag="FP16" in flags,

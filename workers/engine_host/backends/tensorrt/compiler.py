@@ -86,8 +86,9 @@ class Compiler:
             faults = "; ".join(self._fault(error) for error in errors[:MAX_FAULTS]) or self._log.reason
             raise BackendError(
                 "graph_refused",
-                f"{NAME} {self._can.version} does not take the definition: {faults}. Make the definition again with a "
-                'lower "opset", export it with other operators, or use another backend.',
+                f"{NAME} {self._can.version} does not take the definition: {faults}. Narrow the profiles, best to one "
+                "exact shape, so that more is computed before the build; make the definition again with a lower "
+                '"opset"; export it with other operators; or use another backend.',
             )
 
     def _fault(self, error: trt.ParserError) -> str:
