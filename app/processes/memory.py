@@ -26,8 +26,8 @@ def meminfo() -> dict[str, int]:
 def own_bytes(pid: int) -> int:
     """Return the memory that a process takes for itself, in bytes: what it has written to, or moved to the swap.
 
-    Files that it maps do not count, nor address space that it only reserves, nor memory that a GPU's driver gave it.
-    Raises OSError if there is no such process.
+    Page-locked memory counts. Files that it maps do not, nor address space that it only reserves, nor memory that CUDA
+    manages or that lies on a GPU. Raises OSError if there is no such process.
     """
     lines = (line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return sum(int(words[1]) * 1024 for words in lines if words and words[0] in COUNTED)
