@@ -1,7 +1,7 @@
 """`python -m benchmarks.tensorrt_bindings` fetches the bindings of every release and writes the table of them.
 
-With `--fetch` it only fetches them, and fails if none can be had: tests that need them are skipped where there are none.
-`make docs` then writes the table of docs/backends.md.
+With `--fetch` it only fetches them, and fails if none can be had; tests that need them are skipped then. `make docs`
+writes the table of docs/backends.md from the result.
 """
 
 import argparse
