@@ -8,9 +8,7 @@ from typing import Any, Final
 
 PAGE: Final = Path(__file__).parents[1] / "backends.md"
 TABLE: Final = Path(__file__).parents[2] / "benchmarks" / "results" / "tensorrt-releases.json"
-BEGIN: Final = (
-    "<!-- `make docs` writes this table from benchmarks/results/tensorrt-releases.json; do not edit. -->\n"
-)
+BEGIN: Final = "<!-- `make docs` writes this table from benchmarks/results/tensorrt-releases.json; do not edit. -->\n"
 END: Final = "<!-- the end of the table -->\n"
 COLUMNS: Final[Mapping[str, str]] = {
     "FP16 flag": "fp16_flag",

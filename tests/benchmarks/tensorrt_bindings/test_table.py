@@ -36,7 +36,8 @@ def test_the_adapter_uses_of_each_release_only_what_it_has(uses: tuple[Use, ...]
 def test_no_guard_and_no_listed_use_is_left_over_from_an_adapter_of_before(uses: tuple[Use, ...]) -> None:
     source = "".join(path.read_text() for path in Path(__file__).parents[3].joinpath(ADAPTER).glob("*.py"))
     assert idle_guards(uses) == set()
-    assert [use for use in UNTYPED if use.member not in source] == []
+    named = [use for use in UNTYPED if use.owner]  # the others are numpy's names of dtypes
+    assert [use for use in named if use.member.lower() not in source.lower()] == []
 
 
 @pytest.mark.slow
