@@ -15,6 +15,7 @@ from app.artifacts.router import router as artifacts_router
 from app.artifacts.store import open_store
 from app.backends import backend_names
 from app.bindings.router import router as bindings_router
+from app.bounded_checks import BoundedChecks
 from app.children.children import MODULES, Children
 from app.children.fork_server import ForkServer
 from app.database import Database
@@ -102,6 +103,7 @@ def _compose(app: FastAPI, settings: Settings) -> None:
     state.watching = Watching(state.database, url, max_streams=settings.max_streams)
     state.dispatch = Dispatch(JobQueue(settings.broker_url), state.announcer)
     state.metrics = Metrics(CollectorRegistry())
+    state.checks = BoundedChecks(health.READY_S)
     checkpoint_formats()  # a broken format stops the start, not an upload
     backend_names()  # two backends of one name stop the start
 

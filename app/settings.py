@@ -117,8 +117,8 @@ class Settings(BaseSettings):
     job_memory_bytes: int | None = Field(
         None,
         ge=MIB,
-        description="Memory that one job may take on a CPU; empty: 4 GiB or an eighth of the machine's, and six times "
-        "the weights.",
+        description="Memory that one job may take of the machine's; empty: 4 GiB or an eighth of the machine's, and "
+        "six times the weights, twice as much on a GPU.",
     )
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least severe lines logged.")

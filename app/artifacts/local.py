@@ -55,7 +55,7 @@ class LocalStore:
         try:
             store._artifacts.mkdir(parents=True, exist_ok=True)
             store._incoming.mkdir(exist_ok=True)
-            store.clear_leftovers()
+            clear_leftovers(store._incoming)
         except OSError as error:
             raise _unusable(root, error) from error
         return store
@@ -244,9 +244,9 @@ class LocalStore:
                 incoming.unlink()
         return mine
 
-    def clear_leftovers(self) -> None:
+    def clear_leftovers(self, *, older_than_s: float) -> int:  # noqa: ARG002 - locks tell who lives
         """See `ArtifactStore`."""
-        clear_leftovers(self._incoming)
+        return clear_leftovers(self._incoming)
 
     def check(self) -> None:
         """See `ArtifactStore`."""

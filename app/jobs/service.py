@@ -11,7 +11,7 @@ from sqlalchemy import Select, bindparam, func, select
 from sqlalchemy.orm import Session
 
 from app.database import after_commit, now
-from app.errors import NotFound
+from app.errors import NotFound, shown
 from app.http.pagination import PageQuery, Rows, list_rows
 from app.jobs import events, lease
 from app.jobs.dispatch import Dispatch
@@ -98,7 +98,7 @@ def get_job(session: Session, job_id: str) -> Job:
     job = session.get(Job, job_id)
     if job is None:
         raise NotFound(
-            f"There is no job '{job_id}'.{_removed(job_id)} List jobs with GET /v1/jobs.", code="job_not_found"
+            f"There is no job '{shown(job_id)}'.{_removed(job_id)} List jobs with GET /v1/jobs.", code="job_not_found"
         )
     return job
 

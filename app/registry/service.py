@@ -7,7 +7,7 @@ from sqlalchemy import bindparam, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from app.errors import Conflict, NotFound
+from app.errors import Conflict, NotFound, shown
 from app.http.pagination import PageQuery, Rows, list_rows
 from app.registry.tables import Model
 
@@ -40,7 +40,8 @@ def get_model(session: Session, name: str) -> Model:
     model = session.scalar(BY_NAME, {"name": name})
     if model is None:
         raise NotFound(
-            f"There is no model '{name}'. Register it with POST /v1/models, or list what there is with GET /v1/models.",
+            f"There is no model '{shown(name)}'. Register it with POST /v1/models, or list what there is with "
+            "GET /v1/models.",
             code="model_not_found",
         )
     return model

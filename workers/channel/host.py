@@ -13,6 +13,7 @@ import structlog
 from app.fleet.backend_offer import BackendOffer, read_offers
 from workers.channel.device_environment import asks_again_and_again, device_attributes_library
 from workers.channel.hearing import BadReply, read_frame
+from workers.channel.memory_watch import MemoryWatch
 from workers.channel.messages import DEVICE_FAILED, BackendError, LogLine, Message, Outcome, Request, Residency
 from workers.channel.paths import check_paths
 from workers.channel.process import NO_MORE, EngineHostProcess, Reach
@@ -110,7 +111,8 @@ class EngineHost:
 
         `on_message` gets each message and log line as it comes. `tick` is called at least every `tick_s` seconds. If
         either raises, the child is killed and the exception passes through. Raises BackendError if the request fails:
-        the child goes on as before, unless the code is DEVICE_FAILED. Raises EngineHostDied if the child ends, and
+        the child goes on as before, unless the code is DEVICE_FAILED. If it takes too much memory, the child
+        is killed and the code is "too_much_memory". Raises EngineHostDied if the child ends, and
         EngineHostNotStarted if it ends while it starts. If the child is gone, the next call spawns another.
         """
         with self._conversing:
@@ -118,7 +120,7 @@ class EngineHost:
             try:
                 conversation = _Conversation(process, on_message, tick, tick_s)
                 self._greet(process, conversation)
-                reply = conversation.ask(request)
+                reply = self._within_memory(process, conversation, request)
             except BaseException:
                 self.close()
                 raise
@@ -174,6 +176,15 @@ class EngineHost:
             except BaseException:
                 self.close()
                 raise
+
+    def _within_memory(self, process: EngineHostProcess, conversation: "_Conversation", request: Request) -> Reply:
+        with MemoryWatch(process, request, self._reach.job_bytes, gpu=self._device != "cpu") as watch:
+            try:
+                return conversation.ask(request)
+            except EngineHostDied as error:
+                if watch.took is None:
+                    raise
+                raise watch.error() from error
 
     def _greet(self, process: EngineHostProcess, conversation: "_Conversation") -> Hello:
         """Return what the newest child said of itself; wait for this child's greeting if it has not come yet."""

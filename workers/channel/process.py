@@ -128,6 +128,10 @@ class EngineHostProcess:
         name = signal.Signals(-code).name
         return f"was killed by {name}" + (" (out of memory, possibly)" if name == "SIGKILL" else "")
 
+    def strike(self) -> None:
+        """Kill the child and leave the rest to `kill`, from any thread; whoever hears the child sees its socket end."""
+        self._process.kill()
+
     def kill(self) -> None:
         """Kill the child, whatever it is at, and remove what it leaves."""
         self._process.kill()

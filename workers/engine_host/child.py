@@ -14,6 +14,7 @@ from threading import RLock
 from app.backends import remedies
 from app.processes.confinement import Measure
 from app.processes.lifeline import die_with_parent
+from app.processes.memory import go_first_if_memory_runs_out
 from workers.channel.messages import BackendError, Benchmark, Build, Outcome, Refit, Request, Verify
 from workers.channel.replies import Hello, Reply, Said, frame_of
 from workers.channel.wire import RequestReader
@@ -35,6 +36,7 @@ def main() -> None:
     """Serve requests until the parent closes the socket or dies."""
     arguments = _arguments()
     die_with_parent(arguments.parent)
+    go_first_if_memory_runs_out()
     measures = confine_host(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
     with Connection(arguments.socket) as connection:

@@ -6,6 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from app.processes.memory import meminfo
+
 GIB = 1 << 30
 CPU_RESIDENT_BYTES = 4 * GIB
 DEVICE_ATTRIBUTES = "/accelerate/device_attributes."
@@ -27,7 +29,7 @@ def memory_free(device: str) -> int:
         from workers.engine_host.cuda import memory_info  # noqa: PLC0415 - CUDA is loaded in the engine host of a GPU only
 
         return memory_info().free
-    return _memory().get("MemAvailable", 0)
+    return meminfo().get("MemAvailable", 0)
 
 
 def resident_limit(device: Mapping[str, Any]) -> int:
@@ -47,19 +49,13 @@ def _remembers_attributes() -> bool:
 
 
 def _describe_cpu() -> dict[str, Any]:
-    memory = _memory()
+    memory = meminfo()
     return {
         "kind": "cpu",
         "name": f"{_processor()} ({len(os.sched_getaffinity(0))} cores)",
         "memory_total": memory.get("MemTotal", 0),
         "memory_free": memory.get("MemAvailable", 0),
     }
-
-
-def _memory() -> dict[str, int]:
-    """Read /proc/meminfo, whose "kB" are 1024 bytes (man 5 proc_meminfo)."""
-    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
-    return {parts[0].rstrip(":"): int(parts[1]) * 1024 for parts in lines}
 
 
 @cache
