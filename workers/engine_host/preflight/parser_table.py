@@ -1,0 +1,164 @@
+"""A table of what the ONNX parser of some releases takes: a TOML file, held against the facts of a graph's nodes.
+
+`releases` are the beginnings of the versions that it is about ("10.1" is one of "10.1.0", not of "10.10"). `opset` is the newest that the parser knows. `dtypes` are
+those that any value may have, by the safetensors name. `lacks` are operators that it does not know. Each entry of
+`takes` has operators and the dtypes that the source names for their first input, all of them if there are none. If the
+table is `complete`, an operator that is neither in `takes` nor in `lacks` is refused. `limits` are what else holds, see
+`Limit`.
+"""
+
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+from workers.engine_host.preflight.node_facts import NodeFacts
+from workers.engine_host.preflight.verdict import MAX_NAMED, Finding
+
+NARROWED = {"I64": "I32", "F64": "F32"}  # what a parser that lacks the left takes as the right
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What some operators must be like; `words` says it. A limit that is not `certain` makes a node doubtful only.
+
+    Each part that is given must hold. `dtypes` are those that the input at the position `input` may have, `refuses`
+    those that it may not have, and `ranks` its ranks. `constant` and `zeros` are the positions of inputs that have to be
+    constants, or constants of 0. There are at least `least_inputs` inputs and at most `outputs` outputs. `attribute`
+    names an attribute that, if the node has it, has one of `values`, no text `without` in it, or only ones (`ones`). If
+    the input at `computed` is computed, the node has to have the attribute `needs`. Without any part, every node of the
+    operators is against the limit.
+    """
+
+    operators: tuple[str, ...]
+    words: str
+    certain: bool = True
+    input: int = 0
+    dtypes: tuple[str, ...] = ()
+    refuses: tuple[str, ...] = ()
+    ranks: tuple[int, ...] = ()
+    constant: int | None = None
+    zeros: int | None = None
+    least_inputs: int = 0
+    outputs: int | None = None
+    attribute: str = ""
+    values: tuple[Any, ...] = ()
+    without: str = ""
+    ones: bool = False
+    computed: int | None = None
+    needs: str = ""
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Self:
+        """Read a limit; raises TypeError if the row has what no limit has."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in row.items()})
+
+    @property
+    def attributes(self) -> frozenset[str]:
+        """The attributes that it looks at."""
+        return frozenset({self.attribute, self.needs} - {""})
+
+    def allows(self, node: NodeFacts) -> bool:
+        """Whether a node of one of the operators is as it must be. What is unknown of the node is taken to fit."""
+        if self == Limit(self.operators, self.words, self.certain):
+            return False
+        return self._allows_inputs(node) and self._allows_attributes(node)
+
+    def _allows_inputs(self, node: NodeFacts) -> bool:
+        if len(node.inputs) < self.least_inputs or (self.outputs is not None and len(node.outputs) > self.outputs):
+            return False
+        if self.constant is not None and node.input(self.constant).origin in {"computed", "input"}:
+            return False
+        if self.zeros is not None and node.input(self.zeros).origin == "constant" and not node.input(self.zeros).zero:
+            return False
+        value = node.input(self.input)
+        return self._allows_dtype(value.dtype) and (not self.ranks or value.rank is None or value.rank in self.ranks)
+
+    def _allows_dtype(self, dtype: str | None) -> bool:
+        return dtype is None or (dtype not in self.refuses and (not self.dtypes or dtype in self.dtypes))
+
+    def _allows_attributes(self, node: NodeFacts) -> bool:
+        if self.computed is not None and node.input(self.computed).origin == "computed":
+            return node.attribute(self.needs) is not None
+        value = node.attribute(self.attribute)
+        if value is None:
+            return True
+        if self.without and self.without in value:
+            return False
+        return (not self.values or value in self.values) and not (self.ones and set(value) - {1})
+
+
+@dataclass(frozen=True)
+class ParserTable:
+    """What one family of releases takes; see the module."""
+
+    name: str
+    library: str
+    releases: tuple[str, ...]
+    opset: int
+    complete: bool
+    strongly_typed: bool
+    dtypes: frozenset[str]
+    lacks: frozenset[str]
+    takes: Mapping[str, frozenset[str]]
+    limits: tuple[Limit, ...] = field(default=())
+
+    @classmethod
+    def read(cls, path: Path) -> "ParserTable":
+        """Read a file; raises TypeError, KeyError or ValueError if it is no table."""
+        row = tomllib.loads(path.read_text(encoding="utf-8"))
+        takes = {name: frozenset(group["dtypes"]) for group in row.pop("takes") for name in group["operators"]}
+        limits = tuple(Limit.of(limit) for limit in row.pop("limits", ()))
+        sets = {name: frozenset(row.pop(name)) for name in ("dtypes", "lacks")}
+        return cls(name=path.stem, takes=takes, limits=limits, releases=tuple(row.pop("releases")), **sets, **row)
+
+    def fits(self, version: str) -> int:
+        """Return how many numbers of a version the table names, 0 if it is about others."""
+        named = [one.split(".") for one in self.releases]
+        return max((len(one) for one in named if version.split(".")[: len(one)] == one), default=0)
+
+    @cached_property
+    def attributes(self) -> frozenset[str]:
+        """The attributes that its limits look at."""
+        return frozenset().union(*(one.attributes for one in self.limits))
+
+    def judge(self, nodes: Iterable[tuple[str, NodeFacts]]) -> tuple[tuple[Finding, ...], tuple[Finding, ...]]:
+        """Return what is refused, and what is doubtful."""
+        found: dict[bool, dict[tuple[str, str], list[str]]] = {True: {}, False: {}}
+        for name, node in nodes:
+            for certain, reason in dict.fromkeys(self._against(node)):
+                found[certain].setdefault((_title(node), reason), []).append(name)
+        refused, doubtful = (
+            tuple(Finding(*key, len(names), tuple(names[:MAX_NAMED])) for key, names in found[certain].items())
+            for certain in (True, False)
+        )
+        return refused, doubtful
+
+    def _against(self, node: NodeFacts) -> Iterator[tuple[bool, str]]:
+        """Yield each reason against a node, and whether it is certain."""
+        if node.operator in self.lacks and not node.domain:
+            yield True, "the parser does not know this operator"
+            return
+        if node.operator not in self.takes:
+            is_plugin = "TRT" in node.operator.split("_")
+            yield self.complete and not is_plugin, "the parser does not know this operator, unless a plugin brings it"
+            return
+        strange = {one.dtype for one in node.inputs} | set(node.outputs)
+        for dtype in sorted(one for one in strange if one is not None and one not in self.dtypes):
+            yield True, f"there is no {dtype} in this release"
+        first = node.input(0).dtype
+        if first is not None and first in self.dtypes and not self._is_named(node.operator, first):
+            yield False, f"{first} is not among the types that are documented for it"
+        for limit in self.limits:
+            if node.operator in limit.operators and not limit.allows(node):
+                yield limit.certain, limit.words
+
+    def _is_named(self, operator: str, dtype: str) -> bool:
+        named = self.takes[operator]
+        return not named or bool({dtype, NARROWED.get(dtype)} & named)
+
+
+def _title(node: NodeFacts) -> str:
+    return f"{node.domain}.{node.operator}" if node.domain else node.operator
