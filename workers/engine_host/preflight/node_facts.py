@@ -1,6 +1,7 @@
 """What decides whether a compiler takes a node, and no more: nodes of which it is the same are described alike."""
 
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -53,7 +54,7 @@ class NodeFacts:
             "domain": self.domain,
             "inputs": [[one.origin, one.dtype, one.rank, one.zero] for one in self.inputs],
             "outputs": list(self.outputs),
-            "attributes": {name: value for name, value in self.attributes},
+            "attributes": dict(self.attributes),
         }
 
     @classmethod
@@ -75,10 +76,8 @@ def facts_of(model: ModelProto, attributes: Collection[str]) -> Iterator[tuple[s
     know is unknown.
     """
     bare = onnx_graph.with_parameters_as_inputs(model)
-    try:
-        bare = onnx.shape_inference.infer_shapes(bare, data_prop=True)
-    except (RuntimeError, ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
-        pass  # then fewer dtypes and ranks are known
+    with suppress(RuntimeError, ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
+        bare = onnx.shape_inference.infer_shapes(bare, data_prop=True)  # else fewer dtypes and ranks are known
     yield from _nodes(bare.graph, {}, frozenset(onnx_graph.parameters_of(model)), frozenset(attributes))
 
 

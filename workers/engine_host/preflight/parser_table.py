@@ -1,18 +1,12 @@
-"""A table of what the ONNX parser of some releases takes: a TOML file, held against the facts of a graph's nodes.
-
-`releases` are the beginnings of the versions that it is about ("10.1" is one of "10.1.0", not of "10.10"). `opset` is the newest that the parser knows. `dtypes` are
-those that any value may have, by the safetensors name. `lacks` are operators that it does not know. Each entry of
-`takes` has operators and the dtypes that the source names for their first input, all of them if there are none. If the
-table is `complete`, an operator that is neither in `takes` nor in `lacks` is refused. `limits` are what else holds, see
-`Limit`.
-"""
+"""A table of what the ONNX parser of some releases takes: a TOML file, held against the facts of a graph's nodes."""
 
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
 
 from workers.engine_host.preflight.node_facts import NodeFacts
 from workers.engine_host.preflight.verdict import MAX_NAMED, Finding
@@ -20,17 +14,18 @@ from workers.engine_host.preflight.verdict import MAX_NAMED, Finding
 NARROWED = {"I64": "I32", "F64": "F32"}  # what a parser that lacks the left takes as the right
 
 
-@dataclass(frozen=True, slots=True)
-class Limit:
+class Limit(BaseModel):
     """What some operators must be like; `words` says it. A limit that is not `certain` makes a node doubtful only.
 
     Each part that is given must hold. `dtypes` are those that the input at the position `input` may have, `refuses`
-    those that it may not have, and `ranks` its ranks. `constant` and `zeros` are the positions of inputs that have to be
-    constants, or constants of 0. There are at least `least_inputs` inputs and at most `outputs` outputs. `attribute`
-    names an attribute that, if the node has it, has one of `values`, no text `without` in it, or only ones (`ones`). If
-    the input at `computed` is computed, the node has to have the attribute `needs`. Without any part, every node of the
-    operators is against the limit.
+    those that it may not have, and `ranks` its ranks. `constant` and `zeros` are the positions of inputs that have to
+    be constants, or constants of 0. There are at least `least_inputs` inputs and at most `outputs` outputs.
+    `attribute` names an attribute that, if the node has it, has one of `values`, no text `without` in it, or only ones
+    (`ones`). If the input at `computed` is computed, the node has to have the attribute `needs`. Without any part,
+    every node of the operators is against the limit.
     """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     operators: tuple[str, ...]
     words: str
@@ -50,11 +45,6 @@ class Limit:
     computed: int | None = None
     needs: str = ""
 
-    @classmethod
-    def of(cls, row: Mapping[str, Any]) -> Self:
-        """Read a limit; raises TypeError if the row has what no limit has."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in row.items()})
-
     @property
     def attributes(self) -> frozenset[str]:
         """The attributes that it looks at."""
@@ -62,7 +52,7 @@ class Limit:
 
     def allows(self, node: NodeFacts) -> bool:
         """Whether a node of one of the operators is as it must be. What is unknown of the node is taken to fit."""
-        if self == Limit(self.operators, self.words, self.certain):
+        if self.model_fields_set <= {"operators", "words", "certain"}:
             return False
         return self._allows_inputs(node) and self._allows_attributes(node)
 
@@ -90,9 +80,25 @@ class Limit:
         return (not self.values or value in self.values) and not (self.ones and set(value) - {1})
 
 
-@dataclass(frozen=True)
-class ParserTable:
-    """What one family of releases takes; see the module."""
+class Taken(BaseModel):
+    """Operators, and the dtypes that the source names for their first input: any if there are none."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dtypes: frozenset[str]
+    operators: frozenset[str]
+
+
+class ParserTable(BaseModel):
+    """What one family of releases takes.
+
+    `releases` are the beginnings of the versions that it is about: "10.1" is that of "10.1.0", not of "10.10". `opset`
+    is the newest that the parser knows. `dtypes` are those that any value may have, by the safetensors name or ONNX's.
+    `lacks` are operators that the parser does not know, and `takes` those that it knows. If the table is `complete`, an
+    operator that is in neither is refused. If types are no more than hints, it is not `strongly_typed`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     library: str
@@ -102,17 +108,18 @@ class ParserTable:
     strongly_typed: bool
     dtypes: frozenset[str]
     lacks: frozenset[str]
-    takes: Mapping[str, frozenset[str]]
-    limits: tuple[Limit, ...] = field(default=())
+    takes: tuple[Taken, ...]
+    limits: tuple[Limit, ...] = ()
 
     @classmethod
     def read(cls, path: Path) -> "ParserTable":
-        """Read a file; raises TypeError, KeyError or ValueError if it is no table."""
-        row = tomllib.loads(path.read_text(encoding="utf-8"))
-        takes = {name: frozenset(group["dtypes"]) for group in row.pop("takes") for name in group["operators"]}
-        limits = tuple(Limit.of(limit) for limit in row.pop("limits", ()))
-        sets = {name: frozenset(row.pop(name)) for name in ("dtypes", "lacks")}
-        return cls(name=path.stem, takes=takes, limits=limits, releases=tuple(row.pop("releases")), **sets, **row)
+        """Read a file; raises ValueError if it is no table."""
+        return cls(name=path.stem, **tomllib.loads(path.read_text(encoding="utf-8")))
+
+    @cached_property
+    def operators(self) -> Mapping[str, frozenset[str]]:
+        """The dtypes that are named for the first input of each operator that is taken."""
+        return {name: group.dtypes for group in self.takes for name in group.operators}
 
     def fits(self, version: str) -> int:
         """Return how many numbers of a version the table names, 0 if it is about others."""
@@ -141,7 +148,7 @@ class ParserTable:
         if node.operator in self.lacks and not node.domain:
             yield True, "the parser does not know this operator"
             return
-        if node.operator not in self.takes:
+        if node.operator not in self.operators:
             is_plugin = "TRT" in node.operator.split("_")
             yield self.complete and not is_plugin, "the parser does not know this operator, unless a plugin brings it"
             return
@@ -156,7 +163,7 @@ class ParserTable:
                 yield limit.certain, limit.words
 
     def _is_named(self, operator: str, dtype: str) -> bool:
-        named = self.takes[operator]
+        named = self.operators[operator]
         return not named or bool({dtype, NARROWED.get(dtype)} & named)
 
 

@@ -67,9 +67,9 @@ class Refittable:
 class Verdict:
     """What one version of a backend makes of a graph.
 
-    `refused` are the reasons for which it does not take the graph, and `doubtful` those for which it may not. `rewrites`
-    are the changes that the backend makes to the graph before it compiles, as an engine's facts list them. `source`
-    says where the knowledge comes from. `remedies` are sentences: what to do about what is refused.
+    `refused` are the reasons for which it does not take the graph, and `doubtful` those for which it may not.
+    `rewrites` are the changes that the backend makes to the graph before it compiles, as an engine's facts list them.
+    `source` says where the knowledge comes from. `remedies` are sentences: what to do about what is refused.
     """
 
     version: str

@@ -17,7 +17,9 @@ from workers.engine_host.preflight.verdict import Finding, Question, Refittable,
 from workers.engine_host.tensors import StoredValue
 
 NODE = re.compile(r"in node \((?P<plain>[^)]*)\)|node with name '(?P<quoted>[^']*)'")
-OPERATOR = re.compile(r"for (?P<kernel>[\w.]+)\(\d+\) node|of operator \((?P<typed>[^)]*)\)|: (?P<unknown>[\w.:]+)\(-?\d+\) is not")
+OPERATOR = re.compile(
+    r"for (?P<kernel>[\w.]+)\(\d+\) node|of operator \((?P<typed>[^)]*)\)|: (?P<unknown>[\w.:]+)\(-?\d+\) is not"
+)
 MAX_ZEROS = 256 << 20  # bytes of the file that stands for weights: a child may not write larger ones
 REMEDIES = (
     "Only the first node that onnxruntime does not take is named. Export the model without it, or in F32.",
@@ -55,7 +57,10 @@ def _refused(definition: ModelProto) -> tuple[Finding, ...]:
 def _opens_with_zeros(definition: ModelProto) -> bool:
     """Whether a session opens if the parameters are initializers; some operators take some inputs only so."""
     parameters = onnx_graph.parameters_of(definition)
-    sizes = {name: _nbytes(tensor.dims, DTYPES[DTYPE_NAMES[tensor.data_type]].itemsize) for name, tensor in parameters.items()}
+    sizes = {
+        name: _nbytes(tensor.dims, DTYPES[DTYPE_NAMES[tensor.data_type]].itemsize)
+        for name, tensor in parameters.items()
+    }
     largest = max(sizes.values(), default=0)
     if largest > MAX_ZEROS:
         return True  # for all that can be told

@@ -19,7 +19,7 @@ def parser_tables() -> tuple[ParserTable, ...]:
 
 
 def parser_table(library: str, version: str) -> ParserTable | None:
-    """Return the table for a version of "tensorrt" or "tensorrt_rtx": that which names most of it, None if none does."""
+    """Return the table that names most of a version of "tensorrt" or "tensorrt_rtx", None if none does."""
     fitting = [one for one in parser_tables() if one.library == library and one.fits(version)]
     return max(fitting, key=lambda one: one.fits(version), default=None)
 

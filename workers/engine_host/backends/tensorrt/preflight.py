@@ -39,9 +39,7 @@ def _verdicts(library: str, definition: ModelProto, question: Question) -> list[
 
     def normalised(opset: int) -> NormalisedLayout:
         if opset not in layouts:
-            layouts[opset] = normalised_layout(
-                definition, layout, question.profiles, refit_layout=packing, opset=opset
-            )
+            layouts[opset] = normalised_layout(definition, layout, question.profiles, refit_layout=packing, opset=opset)
         return layouts[opset]
 
     judge = partial(_verdict, definition, layout, normalised, question)
@@ -121,4 +119,4 @@ def _remedies(table: ParserTable, refused: Sequence[Finding], profiles: Sequence
 
 def _takes(table: ParserTable, finding: Finding) -> bool:
     limited = any(finding.operator in limit.operators and limit.words == finding.reason for limit in table.limits)
-    return finding.operator in table.takes and not limited
+    return finding.operator in table.operators and not limited

@@ -22,10 +22,14 @@ def check(task: Mapping[str, Any], _ask: Ask) -> dict[str, Any]:
     """
     definition = onnx_graph.parse(Path(task["definition"]).read_bytes())
     profiles = tuple(_profile(row) for row in task["profiles"])
-    values = [largest_value(definition, {name: one.max for name, one in profile.items()}) for profile in profiles or ({},)]
+    values = [
+        largest_value(definition, {name: one.max for name, one in profile.items()}) for profile in profiles or ({},)
+    ]
     largest = max((one for one in values if one is not None), key=lambda one: one.nbytes, default=None)
     return {
-        "verdicts": _verdicts(task["backend"], Question(tuple(task["versions"]), profiles, task["options"]), definition),
+        "verdicts": _verdicts(
+            task["backend"], Question(tuple(task["versions"]), profiles, task["options"]), definition
+        ),
         "largest_value": largest and {"name": largest.name, "shape": list(largest.shape), "bytes": largest.nbytes},
         "endless": _endless(definition),
     }
@@ -53,6 +57,4 @@ def _endless(definition: Any) -> str | None:  # noqa: ANN401 - ModelProto
 
 
 def _profile(row: Mapping[str, Any]) -> Profile:
-    return {
-        name: Range(tuple(sizes["min"]), tuple(sizes["opt"]), tuple(sizes["max"])) for name, sizes in row.items()
-    }
+    return {name: Range(tuple(sizes["min"]), tuple(sizes["opt"]), tuple(sizes["max"])) for name, sizes in row.items()}
