@@ -70,7 +70,7 @@ def _settled(database: Database, store: ArtifactStore, settings: Settings, model
     with database.reading() as session:
         weights = session.scalars(select(WeightVersion.version).where(WeightVersion.id == order.weights_id)).one()
         found = estimate(session, order)
-    asked = Asked.of(order, tuple(body.versions) or tuple(sorted(alive)))
+    asked = Asked.of(order, tuple(body.versions) or tuple(sorted(alive)), details=True)
     return _Settled(body.definition, weights, asked, alive, found)
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import structlog
@@ -34,23 +35,28 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a child is asked: a build by its definition's digest, and the versions of the backend it is asked about."""
+    """What a child is asked: a build by its definition's digest, and the versions of the backend it is asked about.
+
+    Without `details`, it is asked no more than whether the definition is refused.
+    """
 
     digest: str
     backend: str
     versions: tuple[str, ...]
     profiles: Sequence[Any]
     options: Mapping[str, Any]
+    details: bool
 
     @classmethod
-    def of(cls, order: Order, versions: Sequence[str]) -> "Asked":
+    def of(cls, order: Order, versions: Sequence[str], *, details: bool) -> "Asked":
         """Ask about the build of an order."""
-        return cls(order.definition_digest, order.target.backend, tuple(versions), order.profiles, order.options)
+        backend, digest = order.target.backend, order.definition_digest
+        return cls(digest, backend, tuple(versions), order.profiles, order.options, details)
 
     @property
     def key(self) -> str:
         """Equal for equal questions."""
-        rows = [self.digest, self.backend, self.versions, self.profiles, self.options]
+        rows = [self.digest, self.backend, self.versions, self.profiles, self.options, self.details]
         return json.dumps(rows, sort_keys=True)
 
 
@@ -91,7 +97,7 @@ class Preflights:
             return placement
         built = await current_pool.get().run(self._versions, order)
         versions = sorted({member.said.version for member in members} - built)
-        verdicts = (await self.look(Asked.of(order, versions)))["verdicts"] if versions else None
+        verdicts = (await self.look(Asked.of(order, versions, details=False)))["verdicts"] if versions else None
         refused = {one["version"]: one for one in verdicts or () if one["taken"] is False}
         takers = tuple(member for member in members if member.said.version not in refused)
         if not takers:
@@ -111,15 +117,20 @@ class Preflights:
                 "versions": list(asked.versions),
                 "profiles": asked.profiles,
                 "options": asked.options,
+                "details": asked.details,
             }
             with self._house.folder("preflight") as directory:
-                try:
-                    return self._house.child(CHECK, task, _limits(path.stat().st_size), directory)
-                except ChildFailed as failure:
-                    log.warning("the look at a definition failed", digest=asked.digest, failure=repr(failure))
-                    return None
+                return self._answered(task, _limits(path.stat().st_size), directory)
 
         return look
+
+    def _answered(self, task: Mapping[str, Any], limits: ChildLimits, directory: Path) -> Looked | None:
+        try:
+            answer = self._house.child(CHECK, task, limits, directory)
+        except ChildFailed as failure:
+            log.warning("the look at a definition failed", failure=repr(failure))
+            return None
+        return None if "rejected" in answer else answer  # it took more memory than it may
 
 
 def _itself(made: Looked | None) -> Looked | None:

@@ -1,24 +1,24 @@
 """What a child does that looks at a definition before a build. It has neither a device nor a network."""
 
-from collections.abc import Mapping, Sequence
-from importlib import import_module
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from app.backends import backend_entry
 from app.children.channel import Ask
 from app.definitions.profiles import Profile, Range
 from workers.channel.messages import BackendError
 from workers.engine_host import onnx_graph
+from workers.engine_host.backends.catalog import open_preflight
 from workers.engine_host.cost import check_loops, largest_value
-from workers.engine_host.preflight.verdict import Preflight, Question, Verdict
+from workers.engine_host.preflight.verdict import Question
 
 
 def check(task: Mapping[str, Any], _ask: Ask) -> dict[str, Any]:
     """Return the verdicts of a backend on a definition, and the largest value that the definition computes.
 
     `task` has the path `definition`, the name `backend`, `versions`, `profiles` (all inputs, see `to_json` of
-    `app.definitions.profiles`) and `options`. `verdicts` is None if the backend tells nothing before a build.
+    `app.definitions.profiles`), `options` and `details` (see `Question`). `verdicts` is None if the backend tells
+    nothing before a build.
     """
     definition = onnx_graph.parse(Path(task["definition"]).read_bytes())
     profiles = tuple(_profile(row) for row in task["profiles"])
@@ -28,7 +28,7 @@ def check(task: Mapping[str, Any], _ask: Ask) -> dict[str, Any]:
     largest = max((one for one in values if one is not None), key=lambda one: one.nbytes, default=None)
     return {
         "verdicts": _verdicts(
-            task["backend"], Question(tuple(task["versions"]), profiles, task["options"]), definition
+            task["backend"], Question(tuple(task["versions"]), profiles, task["options"], task["details"]), definition
         ),
         "largest_value": largest and {"name": largest.name, "shape": list(largest.shape), "bytes": largest.nbytes},
         "endless": _endless(definition),
@@ -37,15 +37,10 @@ def check(task: Mapping[str, Any], _ask: Ask) -> dict[str, Any]:
 
 def _verdicts(backend: str, question: Question, definition: Any) -> list[dict[str, Any]] | None:  # noqa: ANN401 - ModelProto
     try:
-        where = backend_entry(backend).preflight
+        preflight = open_preflight(backend)
     except (KeyError, ImportError):  # it is installed where its workers are, not here
         return None
-    if not where:
-        return None
-    module, _, name = where.partition(":")
-    preflight: Preflight = getattr(import_module(module), name)
-    found: Sequence[Verdict] = preflight(definition, question)
-    return [one.to_json() for one in found]
+    return None if preflight is None else [one.to_json() for one in preflight(definition, question)]
 
 
 def _endless(definition: Any) -> str | None:  # noqa: ANN401 - ModelProto

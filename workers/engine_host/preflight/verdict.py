@@ -16,12 +16,13 @@ class Question:
     """A build that may be asked for: the shapes and the options of the backend, as in `Build`.
 
     `versions` are the versions of the backend that are asked about. Without any, it is about all that the backend
-    can tell of.
+    can tell of. Without `details`, nothing is asked but whether the graph is refused: what takes long may be left out.
     """
 
     versions: tuple[str, ...]
     profiles: tuple[Profile, ...]
     options: Mapping[str, Any]
+    details: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ SOURCE = "a session of this installation's onnxruntime"
 def check_onnxruntime(definition: ModelProto, question: Question) -> list[Verdict]:
     """Return a verdict of the installed version; others are not known here, so of these everything is doubtful."""
     names = list(onnx_graph.parameters_of(definition))
-    operators = onnx_graph.operators(definition.graph)
+    operators = onnx_graph.all_operators(definition.graph)
     refittable = Refittable.of(names, (), "")
     refused = _refused(definition)
     own = Verdict(ort.__version__, SOURCE, operators, refittable, refused=refused, remedies=REMEDIES if refused else ())
