@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from workers.engine_host import onnx_graph
-from workers.engine_host.conformance.harness import BATCHES, Check, Harness, keep, weights
+from workers.engine_host.conformance.harness import BATCHES, BrokenPromise, Check, Harness, keep, weights
 from workers.engine_host.preflight.verdict import Question, Verdict
 
 STRANGE = "0.0.1"  # a version that there is not
@@ -29,7 +29,7 @@ def check_the_preflight_answers_for_each_version(harness: Harness) -> None:
     try:
         json.dumps([one.to_json() for one in verdicts], allow_nan=False)
     except (TypeError, ValueError) as error:
-        keep(kept=False, otherwise=f"the verdicts are not JSON: {error}")
+        raise BrokenPromise(f"the verdicts are not JSON: {error}") from error
 
 
 PREFLIGHT: tuple[Check, ...] = (

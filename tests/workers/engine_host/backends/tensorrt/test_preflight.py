@@ -50,15 +50,15 @@ def test_narrower_profiles_are_advised_only_if_they_help() -> None:
 
 def test_without_details_the_same_is_refused_and_taken() -> None:
     for top in (4, 8):
-        asked = {"profiles": (profile(x=([1, 4], [top, 4])),)}
-        assert verdict(BRANCHING, **asked).taken == verdict(BRANCHING, details=False, **asked).taken
+        shapes = (profile(x=([1, 4], [top, 4])),)
+        assert verdict(BRANCHING, profiles=shapes).taken == verdict(BRANCHING, details=False, profiles=shapes).taken
 
 
 def test_without_details_a_graph_of_known_operators_is_not_normalised() -> None:
     model = graph("g (float[n, 4] x) => (float[n, 4] y) { y = Squeeze (x) }")
-    asked = {"profiles": (profile(x=([2, 4], [2, 4])),)}
-    assert verdict(model, **asked).rewrites
-    assert not verdict(model, details=False, **asked).rewrites
+    shapes = (profile(x=([2, 4], [2, 4])),)
+    assert verdict(model, profiles=shapes).rewrites
+    assert not verdict(model, details=False, profiles=shapes).rewrites
 
 
 def test_each_version_is_judged_by_its_own_table() -> None:
