@@ -119,7 +119,7 @@ def capabilities(library: Any = trt) -> Capabilities:  # noqa: ANN401 - a module
     targets = tuple(name for name in _members(library, "ComputeCapability") if name.startswith("SM"))
     return Capabilities(
         version=library.__version__,
-        opset=_parsed_opset(library.__version__),
+        opset=_parsed_opset("tensorrt_rtx" if targets else "tensorrt", library.__version__),
         explicit_batch="EXPLICIT_BATCH" in _members(library, "NetworkDefinitionCreationFlag"),
         strongly_typed="STRONGLY_TYPED" in _members(library, "NetworkDefinitionCreationFlag"),
         fp16_flag="FP16" in flags,
@@ -268,8 +268,8 @@ def _members(library: Any, enum: str) -> tuple[str, ...]:  # noqa: ANN401 - a mo
     return tuple(getattr(getattr(library, enum, None), "__members__", {}))
 
 
-def _parsed_opset(version: str) -> int:
-    table = parser_table(NAME, version)
+def _parsed_opset(library: str, version: str) -> int:
+    table = parser_table(library, version)
     return NEWEST_OPSET if table is None else table.opset
 
 
