@@ -21,7 +21,9 @@ from app.children.fork_server import ForkServer
 from app.database import Database
 from app.definitions.router import router as definitions_router
 from app.definitions.weights_router import router as new_weights_router
+from app.engines.check_router import router as check_router
 from app.engines.damaged_router import router as damaged_router
+from app.engines.preflight import Preflights
 from app.engines.router import router as engines_router
 from app.engines.verification_router import router as verification_router
 from app.fleet.router import router as fleet_router
@@ -54,6 +56,7 @@ ROUTERS = (
     new_weights_router,
     weights_router,
     bindings_router,
+    check_router,
     engines_router,
     verification_router,
     jobs_router,
@@ -99,6 +102,7 @@ def _compose(app: FastAPI, settings: Settings) -> None:
     state.store = open_store(settings, noting(state.database, "api"))
     state.office = Office(settings, state.database, state.store)
     state.children = Children(ForkServer(MODULES), settings.scratch_dir)
+    state.preflights = Preflights(state.database, state.store, state.children)
     state.announcer = Announcer(url)
     state.watching = Watching(state.database, url, max_streams=settings.max_streams)
     state.dispatch = Dispatch(JobQueue(settings.broker_url), state.announcer)

@@ -40,8 +40,16 @@ class Order(Generic[MadeT, ResultT]):
 class House(Room):
     """Requests that need children, of which so many run at a time."""
 
-    def __init__(self, server: ForkServer, scratch: Path, *, children: int = CHILDREN, waiting: int = WAITING) -> None:
-        super().__init__(running=children, waiting=waiting, what="uploads are being read")
+    def __init__(
+        self,
+        server: ForkServer,
+        scratch: Path,
+        *,
+        children: int = CHILDREN,
+        waiting: int = WAITING,
+        what: str = "uploads are being read",
+    ) -> None:
+        super().__init__(running=children, waiting=waiting, what=what)
         self._server = server
         self._scratch = scratch
         self._slots = BoundedSemaphore(children)

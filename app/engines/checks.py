@@ -44,6 +44,7 @@ class Order:
 
     model_id: int
     definition_id: int
+    definition_digest: str
     weights_id: int
     target: Target
     profiles: Sequence[Any]
@@ -170,6 +171,7 @@ def _order(
     return Order(
         model_id=model.id,
         definition_id=pair.definition.id,
+        definition_digest=digest,
         weights_id=pair.weights.id,
         target=target,
         profiles=profiles,

@@ -97,6 +97,12 @@ def find_parent(
     return _newest(session, statement)
 
 
+def find_versions(session: Session, model_id: int, recipe: str) -> frozenset[str]:
+    """Return the versions of the backend that have compiled a recipe."""
+    statement = select(Engine.backend_version).where(Engine.model_id == model_id, Engine.recipe == recipe).distinct()
+    return frozenset(session.scalars(statement))
+
+
 @dataclass(frozen=True, slots=True)
 class Values:
     """The values of an engine's parameters: its binding report and the rows of its weights' manifest, as JSON.

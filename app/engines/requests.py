@@ -29,7 +29,7 @@ from app.engines.facts import read_facts
 from app.engines.own_weights import weights_of_definition
 from app.engines.queries import INPUTS, find_example, find_roots, get_engine, load_values
 from app.engines.schemas import BenchmarkRequest, BuildRequest, EngineRequest, RefitRequest, RunRequest, VerifyRequest
-from app.engines.tables import Engine
+from app.engines.tables import Engine, VerificationDefault
 from app.engines.targets import Target, choose_target
 from app.engines.verifications import find_default, settle_verification
 from app.engines.work import RunWork, VerifyWork
@@ -49,6 +49,14 @@ def request_build(
 
     Return the placement that queues the build, or that records a finished job if an equal engine may be reused.
     """
+    order, default = order_build(database, store, settings, model, body)
+    return EnginePlacement(order, settle_verify(body.verify, order.target, default), reuse=body.reuse)
+
+
+def order_build(
+    database: Database, store: ArtifactStore, settings: Settings, model: str, body: BuildRequest
+) -> tuple[Order, VerificationDefault | None]:
+    """Check all of a request to build but its verification; return its order and the definition's own verification."""
     weights = body.weights or weights_of_definition(database, model, body.definition)
     with database.reading() as session:
         model_row = get_model(session, model)
@@ -66,7 +74,7 @@ def request_build(
         rules=body.rules,
         allow_non_finite=body.allow_non_finite,
     )
-    return EnginePlacement(order, settle_verify(body.verify, order.target, default), reuse=body.reuse)
+    return order, default
 
 
 def request_refit(

@@ -13,6 +13,7 @@ from app.database import Database
 from app.engines import queries, requests
 from app.engines.lineage import Lineage, Relative
 from app.engines.manifest import engine_manifest
+from app.engines.preflight import PreflightsDep
 from app.engines.schemas import (
     ENGINE,
     BenchmarkRequest,
@@ -62,15 +63,23 @@ HEADERS: dict[str, Any] = {
 
 @router.post("/builds", summary="Build an engine", **TAKES_RULES)
 async def build(
-    model: str, body: BuildRequest, database: DatabaseDep, store: StoreDep, settings: SettingsDep, submit: SubmitDep
+    model: str,
+    body: BuildRequest,
+    database: DatabaseDep,
+    store: StoreDep,
+    settings: SettingsDep,
+    submit: SubmitDep,
+    preflights: PreflightsDep,
 ) -> Response:
     """Compile a definition with one weight version; the answer is a job.
 
-    The binding, the profiles and the options are checked before this answers. If an equal engine exists, the job is
+    The binding, the profiles and the options are checked before this answers. A definition that the backend is known to
+    refuse is refused, see …/builds/check. If an equal engine exists, the job is
     finished and names that engine; `reuse: false` compiles all the same. A reused engine keeps the verification of the
     time it was made. If its plan is not written yet, `result.materialising` is the job that writes it.
     """
-    return await submit(requests.request_build, database, store, settings, model, body)
+    vetted = submit if body.preflight == "ignore" else submit.vetted(preflights.vet)
+    return await vetted(requests.request_build, database, store, settings, model, body)
 
 
 @router.post("/refits", summary="Refit an engine", **TAKES_RULES)
@@ -86,13 +95,20 @@ async def refit(
 
 @router.post("/engines", summary="Get an engine for weights by the cheapest way", **TAKES_RULES)
 async def make_engine(
-    model: str, body: EngineRequest, database: DatabaseDep, store: StoreDep, settings: SettingsDep, submit: SubmitDep
+    model: str,
+    body: EngineRequest,
+    database: DatabaseDep,
+    store: StoreDep,
+    settings: SettingsDep,
+    submit: SubmitDep,
+    preflights: PreflightsDep,
 ) -> Response:
     """Reuse an equal engine, else refit the newest one that differs in its weights only, else build.
 
     The job's `result.method` is `reuse`, `refit` or `build`.
     """
-    return await submit(requests.request_engine, database, store, settings, model, body)
+    vetted = submit if body.preflight == "ignore" else submit.vetted(preflights.vet)
+    return await vetted(requests.request_engine, database, store, settings, model, body)
 
 
 @router.post("/runs", summary="Run an engine", **MAKES_JOB)

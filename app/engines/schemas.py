@@ -24,6 +24,11 @@ WEIGHTS = (
     "family has none embedded (`weights_required`)."
 )
 NON_FINITE = "true: take weights that feed NaN or infinities to parameters, which are refused otherwise."
+PREFLIGHT = (
+    "refuse: refuse a build that is known to be impossible on every worker that could make it (`preflight_refused`). "
+    "ignore: queue it all the same, because what is known may be wrong."
+)
+Preflight = Literal["refuse", "ignore"]
 PROFILE: dict[str, Any] = {"input_ids": {"min": [1, 1], "opt": [4, 64], "max": [32, 256]}}
 RULE: dict[str, Any] = {"parameter": r"encoder\.(.*)", "tensors": [r"bert.encoder.\1"]}
 INPUTS = "sha256:3f1c5a7e" + "0b" * 28
@@ -149,6 +154,7 @@ class BuildRequest(RequestBody):
     verify: VerifyChoice | None = Field(None, description=VERIFY)
     reuse: bool = Field(default=True, description="false: compile although an equal engine exists.")
     allow_non_finite: bool = Field(default=False, description=NON_FINITE)
+    preflight: Preflight = Field("refuse", description=PREFLIGHT)
 
 
 class RefitRequest(RequestBody):
@@ -194,6 +200,7 @@ class EngineRequest(RequestBody):
     verify: VerifyChoice | None = Field(None, description=VERIFY)
     materialise: Materialise = Field("eager", description="lazy: as in a refit, if that is the cheapest way.")
     allow_non_finite: bool = Field(default=False, description=NON_FINITE)
+    preflight: Preflight = Field("refuse", description=PREFLIGHT)
 
 
 class RunRequest(RequestBody):

@@ -5,6 +5,7 @@ other initializer is a constant of the graph and keeps its value inside the file
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
@@ -162,6 +163,11 @@ def operators(graph: GraphProto) -> dict[str, int]:
     for node in graph.node:
         counts[node.op_type] = counts.get(node.op_type, 0) + 1
     return dict(sorted(counts.items()))
+
+
+def all_operators(graph: GraphProto) -> dict[str, int]:
+    """Count the nodes by operator, in order of name; those of inner graphs as well."""
+    return dict(sorted(Counter(node.op_type for node in with_subgraphs(graph.node)).items()))
 
 
 def nodes(graph: GraphProto) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from app.weights.dtypes import numpy_dtype
 from workers.engine_host.backends.tensorrt.library import NAME, trt
+from workers.engine_host.backends.tensorrt.parser_tables import parser_table
 
 EXTERNAL_TACTICS = ("CUBLAS", "CUBLAS_LT", "CUDNN")  # they need libraries of a gigabyte, which TensorRT 10 does without
 ASYNC_REFIT = ("refit_cuda_engine_async", "get_weights_location", "unset_named_weights")  # all came with one release
@@ -27,8 +28,7 @@ FAULTS: Mapping[str, Mapping[str, str]] = {
     },
 }
 
-PARSED_OPSETS = {"8.": 17}  # the newest opset of each release's parser, from docs/operators.md of onnx-tensorrt
-NEWEST_OPSET = 20  # of the parsers since TensorRT 10.0
+NEWEST_OPSET = 20  # of a release that no table is about
 
 MEANINGS: Mapping[str, str] = {  # of the build options
     "refit": "Parameters that refits can change: all, none, or where lists are taken names and patterns (RE2).",
@@ -121,7 +121,7 @@ def capabilities(library: Any = trt) -> Capabilities:  # noqa: ANN401 - a module
     targets = tuple(name for name in _members(library, "ComputeCapability") if name.startswith("SM"))
     return Capabilities(
         version=library.__version__,
-        opset=_parsed_opset(library.__version__),
+        opset=_parsed_opset("tensorrt_rtx" if targets else "tensorrt", library.__version__),
         explicit_batch="EXPLICIT_BATCH" in _members(library, "NetworkDefinitionCreationFlag"),
         strongly_typed="STRONGLY_TYPED" in _members(library, "NetworkDefinitionCreationFlag"),
         fp16_flag="FP16" in flags,
@@ -271,8 +271,9 @@ def _members(library: Any, enum: str) -> tuple[str, ...]:  # noqa: ANN401 - a mo
     return tuple(getattr(getattr(library, enum, None), "__members__", {}))
 
 
-def _parsed_opset(version: str) -> int:
-    return next((opset for start, opset in PARSED_OPSETS.items() if version.startswith(start)), NEWEST_OPSET)
+def _parsed_opset(library: str, version: str) -> int:
+    table = parser_table(library, version)
+    return NEWEST_OPSET if table is None else table.opset
 
 
 def _faults(version: str) -> dict[str, str]:
