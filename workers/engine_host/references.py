@@ -7,12 +7,13 @@ and the comparison would prove nothing. As weights are its inputs, one session s
 definition, and a refit is verified at the price of a run.
 """
 
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from cachetools import LRUCache
+from onnx import ModelProto
 
 from workers.channel.messages import EngineFile
 from workers.engine_host import onnx_graph
@@ -33,6 +34,14 @@ class _Session:
     parameters: Mapping[str, Any]
     tables: frozenset[str]
     found: dict[Hashable, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """Whether a graph quantises what it computes, not only its weights, and which outputs are behind a softmax."""
+
+    quantises: bool
+    probabilities: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +66,10 @@ class Reference:
 
         return ort_session.run_session(self._session, {**inputs, **self.weights, **(others or {})})
 
+    def showing(self, inner: Sequence[str]) -> "Reference":
+        """Return a reference that gives these values of the graph as outputs as well; raises BackendError."""
+        return replace(self, _session=_session_of(onnx_graph.parse(Path(self.engine.definition).read_bytes()), inner))
+
 
 class References:
     """Opens references; keeps the sessions of the last few definitions, which hold no weights.
@@ -69,7 +82,7 @@ class References:
         self._files = files
         self._costs = costs
         self._sessions: LRUCache[FileIdentity, _Session] = LRUCache(KEPT_REFERENCES)
-        self._quantised: LRUCache[FileIdentity, bool] = LRUCache(KEPT_ANSWERS)
+        self._traits: LRUCache[FileIdentity, Traits] = LRUCache(KEPT_ANSWERS)
 
     def open(self, engine: EngineFile) -> Reference:
         """Return the engine's definition with the engine's parameters; raises BackendError if no runtime takes it."""
@@ -80,12 +93,13 @@ class References:
         weights = {name: mapped.view(values[name]) for name in one.parameters}
         return Reference(weights, one.tables & weights.keys(), one.found, engine, self._costs, one.session)
 
-    def is_quantised(self, definition: str) -> bool:
-        """Return whether the definition at this path quantises what it computes, not only its weights."""
+    def traits(self, definition: str) -> "Traits":
+        """Return what the graph at this path tells of how its outputs can be compared."""
         key = FileIdentity.of(definition)
-        if key not in self._quantised:
-            self._quantised[key] = onnx_graph.quantises(onnx_graph.parse(Path(definition).read_bytes()).graph)
-        return self._quantised[key]
+        if key not in self._traits:
+            graph = onnx_graph.parse(Path(definition).read_bytes()).graph
+            self._traits[key] = Traits(onnx_graph.quantises(graph), onnx_graph.softmaxes(graph))
+        return self._traits[key]
 
     def _session(self, definition: str) -> _Session:
         key = FileIdentity.of(definition)
@@ -95,12 +109,16 @@ class References:
 
 
 def _open(definition: bytes) -> _Session:
+    model = onnx_graph.parse(definition)
+    return _Session(_session_of(model), onnx_graph.parameters_of(model), onnx_graph.tables(model.graph))
+
+
+def _session_of(definition: ModelProto, inner: Sequence[str] = ()) -> Any:  # noqa: ANN401 - onnxruntime is untyped
     from workers.engine_host import onnxruntime_session as ort_session  # noqa: PLC0415 - only a verification needs the runtime
 
-    model = onnx_graph.parse(definition)
-    bare = onnx_graph.serialize(onnx_graph.with_parameters_as_inputs(model))
+    model = onnx_graph.with_parameters_as_inputs(definition)
+    onnx_graph.show(model, inner)
     try:
-        session = ort_session.open_session(bare, ort_session.reference_options())
+        return ort_session.open_session(onnx_graph.serialize(model), ort_session.reference_options())
     except ort_session.ORT_ERRORS as error:
         raise ort_session.explained(error, "reference_failed") from error
-    return _Session(session, onnx_graph.parameters_of(model), onnx_graph.tables(model.graph))

@@ -59,6 +59,7 @@ def check_of(
         if_impossible=asked.if_impossible,
         coverage_s=seconds,
         made_up=(earlier or {}).get("made_up"),
+        inner=tuple(earlier["sees"].get("inner", ())) if earlier and is_known(asked, earlier) else (),
     )
 
 
@@ -145,7 +146,10 @@ def _inputs_of(asked: Verification) -> dict[str, Any]:
 
 
 def _alike(figures: Mapping[str, Any], earlier: Mapping[str, Any]) -> bool:
-    return all(figures[name] == earlier.get(name) for name in ("against", "inputs", "tolerance"))
+    """Return whether the same was compared, of inputs and of inner values."""
+    inner = (earlier.get("sees") or {}).get("inner", [])
+    same = all(figures[name] == earlier.get(name) for name in ("against", "inputs", "tolerance"))
+    return same and figures["inner"].keys() == set(inner)
 
 
 STEPS = Steps(VerifyWork, load, compute, publish)
