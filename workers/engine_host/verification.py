@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from app.definitions.parameter import InputSpec
+from app.weights.dtypes import DTYPES
 from workers.channel.messages import (
     DEVICE_FAILED,
     DEVICE_OUT_OF_MEMORY,
@@ -28,10 +29,11 @@ from workers.engine_host.coverage import measure, shortened, widest
 from workers.engine_host.impossible import Impossible, given_do_not_fit, no_guess_fits, no_reference
 from workers.engine_host.inner_values import look_inside
 from workers.engine_host.references import Reference, References
-from workers.engine_host.run_inputs import check_inputs, digest_of
+from workers.engine_host.run_inputs import Values, check_inputs, digest_of
 from workers.engine_host.tensors import Array, read_tensors
 from workers.engine_host.trials import Trial, longer, trials
 
+OTHER_VALUES: tuple[Values, ...] = ("small", "unit")  # what saturates outputs with normal values may not with these
 TRYING_S = 30.0  # what no shape is found for in this time may fail for another reason
 
 
@@ -323,7 +325,12 @@ def _others(request: Verify, trial: Trial) -> list[Trial]:
     specs, profiles = request.engine.inputs, request.engine.profiles
     shapes = [one.shapes for one in trials(specs, profiles)] if profiles else [longer(specs, trial.shapes)]
     larger = [Trial(one, trial.values, trial.seed) for one in shapes if one != trial.shapes]
-    return [Trial(trial.shapes, trial.values, trial.seed + 1), *larger[:2]]
+    other_values = [Trial(trial.shapes, values, trial.seed) for values in OTHER_VALUES if _holds_floats(specs)]
+    return [Trial(trial.shapes, trial.values, trial.seed + 1), *larger[:2], *other_values]
+
+
+def _holds_floats(specs: tuple[InputSpec, ...]) -> bool:
+    return any(DTYPES[spec.dtype].kind == "float" for spec in specs)
 
 
 def _rebuilt(engine: EngineFile, backend: Backend, scratch: Path, report: Report) -> LoadedEngine:
