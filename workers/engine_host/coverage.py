@@ -74,15 +74,15 @@ def widest(
 ) -> tuple[Sight, Trial]:
     """Return the sight of the inputs that see the most, and these: `known`, or one of `others`.
 
-    Each of these is asked for the unseen ones first; the one that sees most of them is measured whole. It is taken if
-    that is worthwhile.
+    Each of these is asked for those that are missed first; the one that sees most of them is measured whole. It is
+    taken if that is worthwhile.
     """
     deadline = time.monotonic() + seconds
     gains: list[tuple[int, int]] = []
     for index, trial in enumerate(others):
         try:
             inputs = trial.inputs(specs)
-            gained = measure(reference, inputs, comparison, deadline - time.monotonic(), known[0].unseen).parameters
+            gained = measure(reference, inputs, comparison, deadline - time.monotonic(), missed(known[0])).parameters
         except BackendError:
             continue
         gains.append((gained, -index))
@@ -92,6 +92,11 @@ def widest(
     sight = measure(reference, trial.inputs(specs), comparison, deadline - time.monotonic())
     better = (sight, trial) if sight.parameters >= known[0].parameters + WORTHWHILE * sight.of else known
     return replace(better[0], seconds=known[0].seconds + seconds - (deadline - time.monotonic())), better[1]
+
+
+def missed(sight: Sight) -> list[str]:
+    """Return the parameters that are not seen although outputs depend on them."""
+    return [name for name in sight.unseen if name not in sight.without_effect]
 
 
 def shortened(sight: Sight) -> Sight:

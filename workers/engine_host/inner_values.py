@@ -17,7 +17,7 @@ from workers.channel.messages import BackendError, Sight
 from workers.engine_host import onnx_graph
 from workers.engine_host.backends.base import Arrays, ShowsInnerValues
 from workers.engine_host.comparison import Comparison
-from workers.engine_host.deviations import LARGE, Signs, changed, pattern
+from workers.engine_host.deviations import LARGE, SMALL, Signs, changed, pattern
 from workers.engine_host.references import Reference
 from workers.engine_host.tensors import Array, dtype_name
 
@@ -46,12 +46,16 @@ def look_inside(
     comparison: Comparison,
     sight: Sight,
     seconds: float,
+    others: Sequence[Arrays] = (),
 ) -> Sight:
     """Return what is seen if inner values are compared as well, as far as `engine` shows any, and why the rest is not.
 
-    Looks at those parameters that `sight` has as unseen, for as many seconds.
+    Looks at those parameters that `sight` has as unseen, for as many seconds. That no output depends on one has to hold
+    with the inputs `others` as well.
     """
     started = time.monotonic()
+    if not sight.unseen or seconds <= 0:
+        return sight
     graph = onnx_graph.parse(Path(reference.engine.definition).read_bytes()).graph
     paths = {name: _computed_from(graph, name)[:NEAREST] for name in sight.unseen}
     wide = reference.showing(tuple(dict.fromkeys(value for path in paths.values() for value in path))[:MOST])
@@ -63,7 +67,10 @@ def look_inside(
     for name, path in paths.items():
         if time.monotonic() - started > seconds:
             break
-        traces[name] = _trace(wide, graph, inputs, base, comparison, name, path)
+        trace = _trace(wide, graph, inputs, base, comparison, name, path)
+        if trace.is_idle and any(_has_effect(reference, one, comparison, name) for one in others):
+            trace = replace(trace, is_idle=False, reason="it has no effect with these inputs, and has one with others")
+        traces[name] = trace
     inner = _chosen(engine, reference, inputs, base, comparison, traces)
     found = {name for name, trace in traces.items() if trace.shows & set(inner)}
     return replace(
@@ -123,7 +130,32 @@ def _trace(
     if shows:
         last = [one for one in path if one in shows][-1]
         return Trace(shows, f"a change of 1% shows in {last}, and in no output", is_idle=False)
-    return Trace(shows, "a change of 1% is less than the tolerance of all that is computed from it", is_idle=False)
+    return Trace(shows, _too_little([*path, *outputs], small, base, comparison), is_idle=False)
+
+
+def _too_little(watched: Sequence[str], small: Arrays | None, base: Arrays, comparison: Comparison) -> str:
+    """Say how little a change of 1% moves what it moves most, and how large one has to be to be noticed there."""
+    found = small or {}
+    moved = {name: comparison.difference(name, found[name], base[name]) for name in watched if name in found}
+    most = max(moved, key=lambda name: moved[name].relative_l2 or 0.0, default="")
+    share = (moved[most].relative_l2 or 0.0) if most else 0.0
+    allowed = comparison.tolerance.relative_l2
+    if not share:
+        return "a change of 1% moves nothing that is computed from it"
+    return (
+        f"a change of 1% moves {most} by {share:.1e} in relative L2 and all else by less, and {allowed:g} is allowed: "
+        f"one of about {SMALL * allowed / share:.0%} shows there"
+    )
+
+
+def _has_effect(reference: Reference, inputs: Arrays, comparison: Comparison, name: str) -> bool:
+    """Whether an output depends on a parameter with these inputs; False if the definition cannot be run on them."""
+    base = _run(reference, inputs, {})
+    if base is None:
+        return False
+    large = (changed(reference.weights[name], LARGE, pattern(signs)) for signs in Signs)
+    moved = (_run(reference, inputs, {name: value}) for value in large)
+    return any(_differs(one, found, base, comparison) for found in moved for one in base)
 
 
 def _where_it_ends(graph: GraphProto, moved: set[str], watched: Sequence[str]) -> Iterator[NodeProto]:

@@ -25,7 +25,7 @@ from workers.channel.messages import (
 from workers.engine_host.backends.base import Arrays, Backend, LoadedEngine, ShowsInnerValues
 from workers.engine_host.backends.stopwatch import Stopwatch, under_deadline
 from workers.engine_host.comparison import Comparison, finiteness_fault, says_something, tolerance_of
-from workers.engine_host.coverage import measure, shortened, widest
+from workers.engine_host.coverage import measure, missed, shortened, widest
 from workers.engine_host.impossible import Impossible, given_do_not_fit, no_guess_fits, no_reference
 from workers.engine_host.inner_values import look_inside
 from workers.engine_host.references import Reference, References
@@ -309,15 +309,18 @@ def _measured(
         sight = measure(reference, fed.inputs, comparison, seconds)
     except BackendError:  # the outputs were given, and the reference cannot be run on these inputs
         return Sight(0, len(reference.weights), 0, (), (), (), (), 0.0), fed.trial
-    trial = fed.trial
-    if trial is not None and sight.unseen and sight.seconds < seconds / 2:
-        others = list(_others(request, trial))
-        left = seconds - sight.seconds
-        sight, trial = widest(reference, request.engine.inputs, comparison, (sight, trial), others, left)
-    if not sight.unseen or request.check.expected is not None:
-        return sight, trial
-    inputs = fed.inputs if trial is None else trial.inputs(request.engine.inputs)
-    return look_inside(reference, engine, inputs, comparison, sight, seconds - sight.seconds), trial
+    if request.check.expected is not None:
+        return sight, fed.trial
+    specs, others = request.engine.inputs, [] if fed.trial is None else _others(request, fed.trial)
+    made = [one.inputs(specs) for one in others[:2]]
+    sight = look_inside(reference, engine, fed.inputs, comparison, sight, seconds - sight.seconds, made)
+    if fed.trial is None or not missed(sight) or sight.seconds >= seconds / 2:
+        return sight, fed.trial
+    better, trial = widest(reference, specs, comparison, (sight, fed.trial), others, seconds - sight.seconds)
+    if trial == fed.trial:
+        return better, trial
+    inputs, left = trial.inputs(specs), seconds - better.seconds
+    return look_inside(reference, engine, inputs, comparison, better, left, [fed.inputs, *made]), trial
 
 
 def _others(request: Verify, trial: Trial) -> list[Trial]:

@@ -16,7 +16,7 @@ from app.weights.dtypes import numpy_dtype
 from tests.workers.hosting import Hosting
 from tests.workers.networks import Network, attention, bound, checkpoint, network_of
 from workers.channel.messages import Built, Check, EngineFile, Refit, Sight, Verified, Verify
-from workers.engine_host import stored_bytes
+from workers.engine_host import inner_values, stored_bytes
 from workers.engine_host.coverage import is_saturated
 from workers.engine_host.deviations import changed
 from workers.engine_host.engines import Engines
@@ -124,18 +124,26 @@ def test_what_an_output_saturates_the_value_before_it_shows(hosting: Hosting, tm
     assert (sight.parameters, sight.by_inner, sight.inner, sight.saturated) == (2, 2, ("s",), ("y",))
 
 
-def test_inputs_are_chosen_that_see_more(hosting: Hosting, tmp_path: Path) -> None:
-    """A sequence of one has nothing to attend to, so neither queries nor keys show."""
+@pytest.mark.parametrize("shows", [True, False])
+def test_inputs_are_chosen_that_see_more_unless_inner_values_do(tmp_path: Path, shows: bool) -> None:  # noqa: FBT001 - a parameter
+    """A sequence of one has nothing to attend to, so neither queries nor keys show in the output."""
     network = attention(tmp_path / "net.onnx")
+    sources = bound(network, checkpoint(tmp_path / "w.safetensors", network.weights(1)))
     profile = {"ids": Range((1, 1), (1, 1), (1, 16))}
-    engine = built(hosting, network, profiles=(profile,))
-
-    found = hosting.verify(engine, coverage_s=60.0)
+    engines = Engines("cpu", 1 << 30, tmp_path / "scratch", lambda _message: None)
+    request = network.build(sources, tmp_path / "plan.onnx", profiles=(profile,), check=Check(coverage_s=60.0))
+    with patch.object(inner_values, "ShowsInnerValues", object if shows else int):  # what every engine is, or none
+        made = engines.do(request)
+    assert isinstance(made, Built)
+    found = made.verification
+    assert found is not None
     assert found.made_up is not None
-    assert found.made_up["shapes"] == {"ids": [1, 16]}
     assert found.sees is not None
-    assert found.sees.without_effect == ("k.bias",)
-    again = hosting.verify(engine, made_up=found.made_up)
+    assert found.made_up["shapes"] == {"ids": [1, 1 if shows else 16]}
+    assert found.sees.unseen == (() if shows else ("k.bias",))
+    assert ("k.bias" in found.sees.without_effect, found.sees.by_inner > 0) == (True, shows)
+    again = engines.do(Verify(request.engine(made), Check(made_up=found.made_up)))
+    assert isinstance(again, Verified)
     assert (again.inputs, again.sees) == (found.inputs, None)
 
 
