@@ -137,11 +137,13 @@ def _too_little(watched: Sequence[str], small: Arrays | None, base: Arrays, comp
     """Say how little a change of 1% moves what it moves most, and how large one has to be to be noticed there."""
     found = small or {}
     moved = {name: comparison.difference(name, found[name], base[name]) for name in watched if name in found}
+    least = comparison.tolerance.max_abs  # what differs nowhere by more is right, whatever its share
+    moved = {name: one for name, one in moved.items() if (one.max_abs or 0.0) > least}
     most = max(moved, key=lambda name: moved[name].relative_l2 or 0.0, default="")
     share = (moved[most].relative_l2 or 0.0) if most else 0.0
     allowed = comparison.tolerance.relative_l2
     if not share:
-        return "a change of 1% moves nothing that is computed from it"
+        return f"a change of 1% moves nothing that is computed from it by more than {least:g}"
     return (
         f"a change of 1% moves {most} by {share:.1e} in relative L2 and all else by less, and {allowed:g} is allowed: "
         f"one of about {SMALL * allowed / share:.0%} shows there"

@@ -23,6 +23,7 @@ from workers.engine_host.stored_bytes import FileIdentity
 from workers.engine_host.tensors import Array, MappedFiles, ParameterFiles
 
 KEPT_REFERENCES = 8  # sessions without weights, a few hundred kilobytes each
+KEPT_SHOWING = 2  # of one definition: what is measured with, and what is compared
 KEPT_ANSWERS = 1000
 
 
@@ -49,7 +50,7 @@ class Reference:
     """A definition with weights. `tables` are those of which only rows that inputs name are used.
 
     `found` is shared by all weight versions of the definition. `costs` says what is too much to run, and `engine` what
-    it is a reference of.
+    it is a reference of. It gives the values `inner` of the graph as well as the outputs.
     """
 
     weights: Mapping[str, Array]
@@ -58,6 +59,7 @@ class Reference:
     engine: EngineFile
     costs: Costs
     _session: Any
+    inner: tuple[str, ...] = ()
 
     def run(self, inputs: Arrays, others: Arrays | None = None) -> dict[str, Array]:
         """Return the outputs; `others` are values for some of the parameters. BackendError where it cannot be run."""
@@ -66,9 +68,16 @@ class Reference:
 
         return ort_session.run_session(self._session, {**inputs, **self.weights, **(others or {})})
 
-    def showing(self, inner: Sequence[str]) -> "Reference":
-        """Return a reference that gives these values of the graph as outputs as well; raises BackendError."""
-        return replace(self, _session=_session_of(onnx_graph.parse(Path(self.engine.definition).read_bytes()), inner))
+    def showing(self, inner: tuple[str, ...]) -> "Reference":
+        """Return a reference that gives these values of the graph as outputs as well; raises BackendError.
+
+        The last few sessions are kept, for other weights.
+        """
+        sessions = self.found.setdefault("showing", LRUCache(KEPT_SHOWING))
+        if inner not in sessions:
+            definition = onnx_graph.parse(Path(self.engine.definition).read_bytes())
+            sessions[inner] = _session_of(definition, inner)
+        return replace(self, _session=sessions[inner], inner=inner)
 
 
 class References:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from app.definitions.parameter import InputSpec
-from app.weights.dtypes import DTYPES
 from workers.channel.messages import (
     DEVICE_FAILED,
     DEVICE_OUT_OF_MEMORY,
@@ -25,15 +24,14 @@ from workers.channel.messages import (
 from workers.engine_host.backends.base import Arrays, Backend, LoadedEngine, ShowsInnerValues
 from workers.engine_host.backends.stopwatch import Stopwatch, under_deadline
 from workers.engine_host.comparison import Comparison, finiteness_fault, says_something, tolerance_of
-from workers.engine_host.coverage import measure, missed, shortened, widest
+from workers.engine_host.coverage import shortened
 from workers.engine_host.impossible import Impossible, given_do_not_fit, no_guess_fits, no_reference
-from workers.engine_host.inner_values import look_inside
+from workers.engine_host.measuring import measured
 from workers.engine_host.references import Reference, References
-from workers.engine_host.run_inputs import Values, check_inputs, digest_of
+from workers.engine_host.run_inputs import check_inputs, digest_of
 from workers.engine_host.tensors import Array, read_tensors
-from workers.engine_host.trials import Trial, longer, trials
+from workers.engine_host.trials import Trial, trials
 
-OTHER_VALUES: tuple[Values, ...] = ("small", "unit")  # what saturates outputs with normal values may not with these
 TRYING_S = 30.0  # what no shape is found for in this time may fail for another reason
 
 
@@ -116,14 +114,14 @@ def _compared(
     watch: Stopwatch,
 ) -> Verified:
     with watch.phase("verify"):
-        differences = {
-            name: comparison.difference(name, array, (expected or {}).get(name)) for name, array in outputs.items()
-        }
+        known = expected or {}
+        differences = {name: comparison.difference(name, one, known.get(name)) for name, one in outputs.items()}
         if expected is None:
             faults = [finiteness_fault(name, one) for name, one in differences.items()]
         else:
             faults = [comparison.fault(name, one) for name, one in differences.items()]
-            faults += [*_emptiness(outputs), *_missing(outputs, expected)]
+            told = _without(outputs, fed.inner)
+            faults += [*_emptiness(told), *_missing(told, _without(expected, fed.inner))]
     detail = "; ".join(filter(None, faults))
     return Verified(
         ok=not detail,
@@ -172,24 +170,18 @@ def _fed(
             return given or _runnable(request, engine, references)
     with watch.phase("verify"):
         reference = _opened(request, references)
+        if reference is not None and not check.coverage_s:
+            reference = _showing(reference, engine, () if check.expected is not None else check.inner)
         fed = _found(request, backend, reference)
-    if reference is None:
+    if not check.coverage_s or reference is None:
         return fed
-    if not check.coverage_s:
-        return _with_inner(reference, engine, fed, check.inner) if check.expected is None else fed
     with watch.phase("coverage"):
         return _covered(request, engine, reference, fed, comparison)
 
 
-def _with_inner(reference: Reference, engine: LoadedEngine, fed: Fed, inner: tuple[str, ...]) -> Fed:
-    """Have these inner values compared as well, if the engine shows any."""
-    if not inner or not isinstance(engine, ShowsInnerValues):
-        return fed
-    key = "showing", inner
-    if key not in reference.found:
-        reference.found[key] = reference.showing(inner)
-    showing = replace(reference.found[key], weights=reference.weights, engine=reference.engine)
-    return replace(fed, inner=inner, expected=showing.run(fed.inputs))
+def _showing(reference: Reference, engine: LoadedEngine, inner: tuple[str, ...]) -> Reference:
+    """Have these inner values computed as well, if the engine shows any."""
+    return reference.showing(inner) if inner and isinstance(engine, ShowsInnerValues) else reference
 
 
 def _opened(request: Verify, references: References) -> Reference | None:
@@ -212,7 +204,7 @@ def _found(request: Verify, backend: Backend, reference: Reference | None) -> Fe
             return Fed(inputs, None, read_tensors(check.expected))
         if reference is not None:
             try:
-                return Fed(inputs, None, reference.run(inputs))
+                return Fed(inputs, None, reference.run(inputs), inner=reference.inner)
             except BackendError as error:
                 raise Impossible(given_do_not_fit(error)) from error
     if reference is None:
@@ -248,7 +240,7 @@ def _made_up(request: Verify, reference: Reference) -> Fed:
         except BackendError as error:
             first = first or error
             continue
-        fed = _that_says_something(engine.inputs, reference, Fed(inputs, trial, outputs))
+        fed = _that_says_something(engine.inputs, reference, Fed(inputs, trial, outputs, inner=reference.inner))
         reference.found[key] = fed.trial
         return fed
     raise Impossible(no_guess_fits(engine.inputs, tried, first))
@@ -256,7 +248,7 @@ def _made_up(request: Verify, reference: Reference) -> Fed:
 
 def _that_says_something(specs: tuple[InputSpec, ...], reference: Reference, fed: Fed) -> Fed:
     """Return inputs of the same shapes without negative values if nothing finite comes of what there is."""
-    if fed.trial is None or fed.expected is None or says_something(fed.expected):
+    if fed.trial is None or fed.expected is None or says_something(_without(fed.expected, fed.inner)):
         return fed
     positive = Trial(fed.trial.shapes, "positive", fed.trial.seed)
     inputs = positive.inputs(specs)
@@ -264,7 +256,12 @@ def _that_says_something(specs: tuple[InputSpec, ...], reference: Reference, fed
         outputs = reference.run(inputs)
     except BackendError:
         return fed
-    return Fed(inputs, positive, outputs) if says_something(outputs) else fed
+    is_better = says_something(_without(outputs, fed.inner))
+    return replace(fed, inputs=inputs, trial=positive, expected=outputs) if is_better else fed
+
+
+def _without(values: Mapping[str, Array], inner: tuple[str, ...]) -> dict[str, Array]:
+    return {name: array for name, array in values.items() if name not in inner}
 
 
 def _runnable(request: Verify, engine: LoadedEngine, references: References) -> Fed:
@@ -289,51 +286,17 @@ def _covered(request: Verify, engine: LoadedEngine, reference: Reference, fed: F
     """Measure what the comparison would notice, and take other made-up inputs if it notices more of them."""
     key = "sight", digest_of(fed.inputs), comparison, request.check.coverage_s, request.engine.root_plan
     if key not in reference.found:
-        sight, trial = _measured(request, engine, reference, fed, comparison)
+        sight, trial = measured(request, engine, reference, (fed.inputs, fed.trial), comparison)
         reference.found[key] = shortened(sight), trial
     sight, trial = reference.found[key]
-    if trial == fed.trial:
-        known = replace(fed, sees=sight)
-    else:
-        inputs = trial.inputs(request.engine.inputs)
+    showing = _showing(reference, engine, sight.inner)
+    if trial != fed.trial:
         reference.found["trial", repr(request.engine.profiles)] = trial
-        known = Fed(inputs, trial, reference.run(inputs), sight)
-    return _with_inner(reference, engine, known, sight.inner)
-
-
-def _measured(
-    request: Verify, engine: LoadedEngine, reference: Reference, fed: Fed, comparison: Comparison
-) -> tuple[Sight, Trial | None]:
-    seconds = request.check.coverage_s
-    try:
-        sight = measure(reference, fed.inputs, comparison, seconds)
-    except BackendError:  # the outputs were given, and the reference cannot be run on these inputs
-        return Sight(0, len(reference.weights), 0, (), (), (), (), 0.0), fed.trial
-    if request.check.expected is not None:
-        return sight, fed.trial
-    specs, others = request.engine.inputs, [] if fed.trial is None else _others(request, fed.trial)
-    made = [one.inputs(specs) for one in others[:2]]
-    sight = look_inside(reference, engine, fed.inputs, comparison, sight, seconds - sight.seconds, made)
-    if fed.trial is None or not missed(sight) or sight.seconds >= seconds / 2:
-        return sight, fed.trial
-    better, trial = widest(reference, specs, comparison, (sight, fed.trial), others, seconds - sight.seconds)
-    if trial == fed.trial:
-        return better, trial
-    inputs, left = trial.inputs(specs), seconds - better.seconds
-    return look_inside(reference, engine, inputs, comparison, better, left, [fed.inputs, *made]), trial
-
-
-def _others(request: Verify, trial: Trial) -> list[Trial]:
-    """Return inputs that may see more: other values, and other shapes of the profiles."""
-    specs, profiles = request.engine.inputs, request.engine.profiles
-    shapes = [one.shapes for one in trials(specs, profiles)] if profiles else [longer(specs, trial.shapes)]
-    larger = [Trial(one, trial.values, trial.seed) for one in shapes if one != trial.shapes]
-    other_values = [Trial(trial.shapes, values, trial.seed) for values in OTHER_VALUES if _holds_floats(specs)]
-    return [Trial(trial.shapes, trial.values, trial.seed + 1), *larger[:2], *other_values]
-
-
-def _holds_floats(specs: tuple[InputSpec, ...]) -> bool:
-    return any(DTYPES[spec.dtype].kind == "float" for spec in specs)
+        inputs = trial.inputs(request.engine.inputs)
+        return Fed(inputs, trial, showing.run(inputs), sight, inner=showing.inner)
+    if not showing.inner:
+        return replace(fed, sees=sight)
+    return replace(fed, expected=showing.run(fed.inputs), sees=sight, inner=showing.inner)
 
 
 def _rebuilt(engine: EngineFile, backend: Backend, scratch: Path, report: Report) -> LoadedEngine:
