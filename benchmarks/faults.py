@@ -148,7 +148,7 @@ class Bench:
             said = {name: replace(self.model.files[name], blake3=file.blake3) for name, file in held.items()}
             claimed = replace(self._engine, parameters=self._all(said), plan=plan)
             with patch.object(stored_bytes, "_check", lambda _tensors: None):  # it would refuse what is claimed here
-                found = self._verified(claimed, Check(made_up=self._made_up))
+                found = self._verified(claimed, Check(made_up=self._made_up, inner=self.sight.inner))
         except BackendError:
             return Fault(self.model.name, kind, names, change, "refused")
         return Fault(self.model.name, kind, names, change, self._judged(found, names, change))

@@ -14,6 +14,7 @@ from app.artifacts.service import keep, require
 from app.bindings import service as bindings
 from app.engines.checks import Order
 from app.engines.queries import Served, find_equal, find_parent
+from app.engines.strength import choose_equal, suffices
 from app.engines.tables import Engine
 from app.engines.verifications import keep_blobs, require_blobs
 from app.engines.work import (
@@ -159,19 +160,24 @@ class EnginePlacement:
     reuse: bool = True
 
     def place(self, session: Session) -> Job:
-        """Queue the job, or record a finished job that names the equal engine."""
+        """Queue the job, or record a finished job that names the equal engine.
+
+        If that engine has been verified less strongly than asked, a job is queued, which verifies it.
+        """
         require_blobs(session, self.verify, "/verify")
         equal = self.equal(session) if self.reuse else None
         return self.queue(session) if equal is None else self.reused(session, equal)
 
     def equal(self, session: Session) -> Engine | None:
-        """Return the newest engine with the order's fingerprint that workers of the order's target can use.
+        """Return the newest engine that is the order's, is verified as asked, and is usable by workers of its target.
 
         Its backend version and platform are among those that the target's offer has. If no worker alive offers the
         backend, every engine with the fingerprint counts (`Served`).
         """
-        offer = self.order.target.offer
-        return find_equal(session, self.order.model_id, self.order.fingerprint, Served(offer.versions, offer.platforms))
+        order, offer = self.order, self.order.target.offer
+        served = Served(offer.versions, offer.platforms)
+        equal = choose_equal(find_equal(session, order.model_id, order.fingerprint, served), self.verify)
+        return equal if equal is not None and suffices(equal.verification, self.verify) else None
 
     def queue(self, session: Session) -> Job:
         """Queue the job that makes the engine, and keep what it is verified with for as long as the job.
@@ -253,6 +259,8 @@ class CheapestPlacement:
 
     def place(self, session: Session) -> Job:
         """Reuse an equal engine, else refit the newest engine that can become the order's, else build.
+
+        If an equal engine has been verified less strongly than asked, that job verifies it instead.
 
         The engine to refit is of the order's recipe, has one of `root_plans`, and is loadable by workers of the target.
         The result's `method` is "reuse", "refit" or "build". A job that refits or builds has that kind and an event

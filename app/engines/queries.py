@@ -23,6 +23,7 @@ from app.weights.service import load_rows
 from app.weights.tables import WeightVersion
 
 INPUTS = (Engine.profiles, Engine.options, Engine.rules)
+MAX_EQUAL = 16  # of as many equal engines it is looked up how they were verified
 DETAIL = (Engine.profiles, Engine.options, Engine.verification, Engine.facts, Engine.timings)
 
 
@@ -82,9 +83,11 @@ class Served:
         )
 
 
-def find_equal(session: Session, model_id: int, fingerprint: str, served: Served) -> Engine | None:
-    """Return the newest engine with this fingerprint."""
-    return _newest(session, served.narrow(_of(model_id).where(Engine.fingerprint == fingerprint)))
+def find_equal(session: Session, model_id: int, fingerprint: str, served: Served) -> Sequence[Engine]:
+    """Return the newest engines with this fingerprint, the newest first, each with its verification."""
+    statement = served.narrow(_of(model_id).where(Engine.fingerprint == fingerprint))
+    newest = statement.order_by(Engine.number.desc()).limit(MAX_EQUAL)
+    return session.scalars(newest.options(undefer(Engine.verification))).all()
 
 
 def find_parent(

@@ -121,7 +121,8 @@ class Check:
     is what another verification of the same definition told, or else as can be guessed. `expected` is the path of one
     with the outputs to expect, which then stand for what `against` says. `tolerance` has those bounds that are not the
     usual ones. `if_impossible` says what becomes of an engine whose definition cannot be run on the inputs.
-    `coverage_s` are the seconds to measure for which parameters the verification sees, 0 for not at all.
+    `coverage_s` are the seconds to measure for which parameters the verification sees, 0 for not at all. `inner` names
+    values inside the graph that are compared as well if the engine shows them: what outputs do not show, these do.
     """
 
     against: Against = "reference"
@@ -131,6 +132,7 @@ class Check:
     if_impossible: IfImpossible = "fail"
     coverage_s: float = 0.0
     made_up: Mapping[str, Any] | None = None
+    inner: tuple[str, ...] = ()
 
 
 UNVERIFIED = Check("none")
@@ -311,7 +313,8 @@ class OutputDifference:
 
     `relative_l2` is |a - b| / |b|; `cosine` is a.b / (|a||b|); a figure that does not exist is None (no comparison
     was made, or no value is finite). `finite` says whether the engine's values all are. `unequal` counts the places
-    where only one of the two is finite, or where they are not and differ.
+    where only one of the two is finite, or where they are not and differ. `logarithm` is how far the logarithms of
+    probabilities lie apart: the root mean square over that of the expected ones, or over 1 if that is less.
     """
 
     max_abs: float | None
@@ -319,6 +322,7 @@ class OutputDifference:
     cosine: float | None
     finite: bool
     unequal: int = 0
+    logarithm: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,9 +330,11 @@ class Sight:
     """Which parameters a verification sees: it would fail if one of them were another.
 
     `parameters` of the `of` there are do so if their values change by 1% of their root mean square. `tried` were looked
-    at in `seconds`. `unseen` names those that it does not see, and of these `unseen_swapped` even with the values
-    of another parameter of their shape. `in_part` names tables of which only the rows that the inputs look up are seen.
-    `saturated` are outputs whose values hardly vary.
+    at in `seconds`. `by_inner` of them show in no output but in one of the values `inner`, which are compared as well.
+    `unseen` names those that it does not see, and of these `unseen_swapped` even with the values of another parameter
+    of their shape. `without_effect` are those that no output depends on, seen or not, as far as even a change of 100
+    times their root mean square tells. `reasons` says why one is unseen or has no effect. `in_part` names tables of
+    which only the rows that the inputs look up are seen. `saturated` are outputs whose values hardly vary.
     """
 
     parameters: int
@@ -339,6 +345,10 @@ class Sight:
     in_part: tuple[str, ...]
     saturated: tuple[str, ...]
     seconds: float
+    by_inner: int = 0
+    inner: tuple[str, ...] = ()
+    without_effect: tuple[str, ...] = ()
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,7 +356,8 @@ class Verified:
     """What a verification found; `ok` is None if it was impossible, as `detail` says.
 
     `against` is "expected" if outputs were given. `inputs` digests the inputs, and `made_up` says how they were made,
-    unless they were given. `detail` says in words why it is not ok. `sees` is None if it was not measured.
+    unless they were given. `detail` says in words why it is not ok. `sees` is None if it was not measured. `inner` has
+    the values inside the graph that were compared as well.
     """
 
     ok: bool | None
@@ -358,6 +369,7 @@ class Verified:
     timings: Mapping[str, float]
     made_up: Mapping[str, Any] | None = None
     sees: Sight | None = None
+    inner: Mapping[str, OutputDifference] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

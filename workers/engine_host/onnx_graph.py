@@ -21,6 +21,7 @@ from workers.channel.messages import BackendError
 from workers.engine_host.tensors import StoredValue
 
 QUANTISERS = {"QuantizeLinear", "DynamicQuantizeLinear"}
+SHAPERS = {"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Expand"}  # they compute no value
 ROOT = "/"  # external locations are relative; relative to the root they may name any file of ours
 
 
@@ -94,8 +95,26 @@ def with_inputs_as_parameters(model: ModelProto, definition: ModelProto) -> Mode
     return plan
 
 
-def point_at(plan: bytes, values: Mapping[str, StoredValue]) -> tuple[bytes, tuple[str, ...]]:
+def computed(graph: GraphProto) -> list[str]:
+    """Return the names of all values that a graph computes, but for its outputs, in the order of its nodes."""
+    outputs = {one.name for one in graph.output}
+    return [name for node in graph.node for name in node.output if name and name not in outputs]
+
+
+def show(model: ModelProto, names: Iterable[str]) -> tuple[str, ...]:
+    """Make values that a graph computes outputs of it, and return their names; others are passed over."""
+    known = set(computed(model.graph))
+    shown = tuple(name for name in names if name in known)
+    model.graph.output.extend(ValueInfoProto(name=name) for name in shown)
+    return shown
+
+
+def point_at(
+    plan: bytes, values: Mapping[str, StoredValue], inner: Iterable[str] = ()
+) -> tuple[bytes, tuple[str, ...]]:
     """Return a plan with every parameter pointing at its value's bytes, relative to `ROOT`, and their names.
+
+    Those of the values `inner` that it computes are outputs as well.
 
     Raises BackendError "missing_weights" or "wrong_weights", naming every parameter without a value or
     with one of another dtype, shape or length: no runtime gets to see those.
@@ -105,6 +124,7 @@ def point_at(plan: bytes, values: Mapping[str, StoredValue]) -> tuple[bytes, tup
     check_values(parameters, values)
     for name, parameter in parameters.items():
         point(parameter, values[name], os.path.relpath(values[name].path, ROOT))
+    show(model, inner)
     return serialize(model), tuple(parameters)
 
 
@@ -155,6 +175,27 @@ def tables(graph: GraphProto) -> frozenset[str]:
         looked_up.update(node.input[:1] if is_lookup else ())
         otherwise.update(node.input[1:] if is_lookup else node.input)
     return frozenset(looked_up - otherwise)
+
+
+def softmaxes(graph: GraphProto) -> frozenset[str]:
+    """Return the outputs that are a softmax, one that is written out too, or that have its values in another shape."""
+    makers = {name: node for node in graph.node for name in node.output}
+
+    def origin(name: str) -> str:
+        while name in makers and makers[name].op_type in SHAPERS:
+            name = makers[name].input[0]
+        return name
+
+    def is_softmax(name: str) -> bool:
+        node = makers.get(origin(name))
+        if node is None or node.op_type != "Div":
+            return node is not None and node.op_type == "Softmax"
+        above, below = (makers.get(origin(one)) for one in node.input)
+        if above is None or below is None or above.op_type != "Exp" or below.op_type != "ReduceSum":
+            return False
+        return origin(below.input[0]) == above.output[0]
+
+    return frozenset(one.name for one in graph.output if is_softmax(one.name))
 
 
 def operators(graph: GraphProto) -> dict[str, int]:

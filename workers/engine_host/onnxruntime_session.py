@@ -2,7 +2,7 @@
 
 import ctypes
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,15 +66,23 @@ def open_session(model: bytes | str, options: Any) -> Any:  # noqa: ANN401 - onn
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
 
 
-def run_session(session: Any, feeds: Mapping[str, Array]) -> dict[str, Array]:  # noqa: ANN401 - onnxruntime is untyped
-    """Run on arrays of any tensor dtype; nothing is copied on the way in, outputs are copies."""
-    names = [output.name for output in session.get_outputs()]
+def run_session(session: Any, feeds: Mapping[str, Array], without: Collection[str] = ()) -> dict[str, Array]:  # noqa: ANN401 - onnxruntime is untyped
+    """Run on arrays of any tensor dtype; nothing is copied on the way in, outputs are copies.
+
+    Outputs that `without` names are not returned.
+    """
+    names = output_names(session, without)
     values = {name: ort_value(array) for name, array in feeds.items()}
     try:
         results = session.run_with_ort_values(names, values)
     except ORT_ERRORS as error:
         raise explained(error, "run_failed") from error
     return {name: _array(name, result) for name, result in zip(names, results, strict=True)}
+
+
+def output_names(session: Any, without: Collection[str] = ()) -> list[str]:  # noqa: ANN401 - onnxruntime is untyped
+    """Return the names of a session's outputs, but for those that `without` has."""
+    return [output.name for output in session.get_outputs() if output.name not in without]
 
 
 def ort_value(array: Array) -> Any:  # noqa: ANN401 - onnxruntime is untyped

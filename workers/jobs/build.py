@@ -13,9 +13,10 @@ from app.errors import ServiceError
 from app.jobs.lease import Claim
 from workers.channel.messages import Build, Built
 from workers.jobs import timing_cache
-from workers.jobs.publication import EngineSpec, Origin, VerifiedEngine, equal_engine, new_engine, plan_put, publish_as
+from workers.jobs.publication import EngineSpec, Origin, VerifiedEngine, new_engine, plan_put, publish_as
+from workers.jobs.reuse import ReusedEngine, equal_engine, publish_reused, verify_equal
 from workers.jobs.steps import Ready, Steps
-from workers.jobs.stored import Sources, load_definition, load_weights
+from workers.jobs.stored import Sources, StoredEngine, load_definition, load_weights
 from workers.jobs.timing_cache import NewTimings, PlatformTimings
 from workers.jobs.verify import check_of, is_known
 from workers.jobs.watch import Watch
@@ -28,12 +29,14 @@ COVERAGE_S = 10.0  # what a verification sees is measured once, beside the writi
 class BuildInput:
     """What is compiled, and the timing cache of this device's platform; None if no timing cache is used.
 
-    `earlier` is what the verification of an engine found that differs in its weights at most, if there is one.
+    `earlier` is what the verification of an engine found that differs in its weights at most, if there is one. `equal`
+    is an engine that only lacks the verification that is asked for.
     """
 
     spec: EngineSpec
     earlier: Mapping[str, Any] | None
     timings: PlatformTimings | None
+    equal: StoredEngine | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +53,13 @@ class BuiltEngine:
 
 
 def load(session: Session, held: Claim, work: BuildWork, worker: Worker) -> BuildInput | Ready:
-    """Read what is to be compiled, unless an equal engine has come into being meanwhile.
+    """Read what is to be compiled, unless an equal engine is there that is verified as asked.
 
     Raises ServiceError "cannot_verify" if a verification is asked for and this device cannot run the engine.
     """
-    ready = equal_engine(session, held, work, worker.served(work.backend))
-    if ready is not None:
-        return ready
+    equal = equal_engine(session, held, work, worker.served(work.backend))
+    if isinstance(equal, Ready):
+        return equal
     _check_verifiable(work, worker)
     spec = _spec(session, work)
     earlier = find_verification(
@@ -67,11 +70,14 @@ def load(session: Session, held: Claim, work: BuildWork, worker: Worker) -> Buil
         profiles=spec.profiles,
         options=spec.options,
     )
-    return BuildInput(spec, earlier, timing_cache.find(session, worker, work.backend, spec.options))
+    return BuildInput(spec, earlier, timing_cache.find(session, worker, work.backend, spec.options), equal)
 
 
-def compute(job: BuildInput, worker: Worker, watch: Watch) -> BuiltEngine:
-    """Compile and verify."""
+def compute(job: BuildInput, worker: Worker, watch: Watch) -> BuiltEngine | ReusedEngine:
+    """Compile and verify, or only verify if there is an equal engine."""
+    reused = verify_equal(job.equal, job.spec.verify, worker, watch, job.earlier, coverage_s=COVERAGE_S)
+    if reused is not None:
+        return reused
     cache = timing_cache.fetch(job.timings, worker, watch)
     request = watch.during(_request, job, worker.sources, str(watch.folder / "plan"), cache)
     with plan_put(worker, watch) as put:
@@ -81,8 +87,10 @@ def compute(job: BuildInput, worker: Worker, watch: Watch) -> BuiltEngine:
         return BuiltEngine(engine, timing_cache.put(job.timings, built.timing_cache, worker, watch))
 
 
-def publish(session: Session, held: Claim, job: BuildInput, made: BuiltEngine) -> dict[str, Any]:
+def publish(session: Session, held: Claim, job: BuildInput, made: BuiltEngine | ReusedEngine) -> dict[str, Any]:
     """Insert the engine, and keep its timing cache for the next build."""
+    if isinstance(made, ReusedEngine):
+        return publish_reused(session, made)
     if made.timings is not None:
         timing_cache.publish(session, made.timings)
     return publish_as(session, held, job.spec, made.engine, method="build")

@@ -12,11 +12,9 @@ from sqlalchemy.orm import Session
 from app.artifacts.signing import PlanStatement
 from app.engines.facts import EngineFacts, read_facts
 from app.engines.publish import publish_engine
-from app.engines.queries import Served, find_equal
-from app.engines.work import MakeEngine, Verification
+from app.engines.work import Verification
 from app.jobs.lease import Claim
 from workers.channel.messages import Built, PlanWritten, Refitted
-from workers.jobs.steps import Ready
 from workers.jobs.stored import BoundWeights, StoredDefinition, StoredEngine, StoredPlan
 from workers.jobs.verify import passed
 from workers.jobs.watch import Watch
@@ -63,19 +61,6 @@ class VerifiedEngine:
     def blobs(self) -> Mapping[str, int]:
         """The plan."""
         return {} if self.plan is None else {self.plan.digest: self.plan.nbytes}
-
-
-def equal_engine(session: Session, held: Claim, work: MakeEngine, served: Served) -> Ready | None:
-    """Return the result if an equal engine that is served here has been made meanwhile.
-
-    If the job is to write a plan, an engine without a plan of its own is not equal to what it makes.
-    """
-    if not work.reuse:
-        return None
-    engine = find_equal(session, held.model_id, work.fingerprint, served)
-    if engine is None or (work.writes_plan and not engine.materialised):
-        return None
-    return Ready({"engine": engine.number, "reused": True, "method": "reuse"})
 
 
 def new_engine(

@@ -12,7 +12,7 @@ MiniLM and, for 4 GiB of weights, half the memory at the peak (4.4 GB, not 8.5).
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -45,6 +45,7 @@ from workers.engine_host.onnxruntime_session import (
     ORT_ERRORS,
     explained,
     open_session,
+    output_names,
     run_session,
     session_options,
 )
@@ -83,20 +84,38 @@ def open_backend(_name: str, _device: str, scratch: Path, files: ParameterFiles,
 
 @dataclass(frozen=True, slots=True)
 class OnnxruntimeEngine:
-    """A session with its weights. `plan` is the plan it was made from; `values` keep its scratch files alive."""
+    """A session with its weights. `plan` is the plan it was made from; `values` keep its scratch files alive.
+
+    The session gives the values `inner` as outputs, besides those of the definition. It computes them in any case.
+    """
 
     session: Any
     plan: bytes
     values: Mapping[str, StoredValue]
     nbytes: int
+    inner: tuple[str, ...] = ()
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
         """Run once. Inputs and outputs are by name, in the dtypes of the definition."""
-        return run_session(self.session, inputs)
+        return run_session(self.session, inputs, without=self.inner)
+
+    def run_showing(self, inputs: Arrays, inner: Sequence[str]) -> dict[str, Array]:
+        """Run once and return these values as well; see `ShowsInnerValues`."""
+        engine = self if set(inner) <= set(self.inner) else _load(self.plan, self.values, inner)
+        return run_session(engine.session, inputs, without=set(engine.inner) - set(inner))
+
+    def show_apart(self, inputs: Arrays, weights: Arrays, inner: Sequence[str]) -> dict[str, Array]:
+        """Compute these values with weights of the caller's; see `ShowsInnerValues`."""
+        model = onnx_graph.with_parameters_as_inputs(onnx_graph.parse(self.plan))
+        names = onnx_graph.show(model, inner)
+        session = open_session(onnx_graph.serialize(model), session_options())
+        taken = {one.name for one in session.get_inputs()}
+        found = run_session(session, {name: one for name, one in {**inputs, **weights}.items() if name in taken})
+        return {name: found[name] for name in names}
 
     def measure(self, inputs: Arrays, *, iterations: int, warmup: int) -> list[float]:
         """Return the seconds that each of `iterations` runs took, after `warmup` others that do not count."""
-        return run_seconds(self.session, inputs, iterations=iterations, warmup=warmup)
+        return run_seconds(self.session, inputs, iterations=iterations, warmup=warmup, without=self.inner)
 
     def layers(self, inputs: Arrays) -> tuple[tuple[str, float], ...]:
         """Return (name, seconds) of each node of the plan, in order of execution."""
@@ -166,7 +185,7 @@ class OnnxruntimeBackend:
         watch = Stopwatch(report)
         warm = isinstance(resident, OnnxruntimeEngine)
         plan = resident.plan if isinstance(resident, OnnxruntimeEngine) else Path(request.parent.plan).read_bytes()
-        engine = self._load_with(plan, request.parameters, watch, report)
+        engine = self._load_with(plan, request.parameters, watch, report, request.check.inner)
         before = {parameter.name: parameter.content for parameter in request.parent.parameters}
         changed = sum(before.get(parameter.name) != parameter.content for parameter in request.parameters)
         refitted = Refitted(
@@ -188,13 +207,18 @@ class OnnxruntimeBackend:
         raise BackendError("nothing_to_materialise", "An onnxruntime engine has its plan from the start; download it.")
 
     def _load_with(
-        self, plan: bytes, parameters: tuple[ParameterSource, ...], watch: Stopwatch, report: Report
+        self,
+        plan: bytes,
+        parameters: tuple[ParameterSource, ...],
+        watch: Stopwatch,
+        report: Report,
+        inner: Sequence[str] = (),
     ) -> OnnxruntimeEngine:
         with watch.phase("map"):
             values = self._locate(parameters, report)
         try:
             with watch.phase("session"):
-                return _load(plan, values)
+                return _load(plan, values, inner)
         except ORT_ERRORS as error:
             raise explained(error, "load_failed") from error
 
@@ -231,11 +255,13 @@ def _plan(definition: ModelProto, level: str, scratch: Path) -> ModelProto:
     return onnx_graph.with_inputs_as_parameters(optimised, definition)
 
 
-def _load(plan: bytes, values: Mapping[str, StoredValue]) -> OnnxruntimeEngine:
-    model, names = onnx_graph.point_at(plan, values)
+def _load(plan: bytes, values: Mapping[str, StoredValue], inner: Sequence[str] = ()) -> OnnxruntimeEngine:
+    model, names = onnx_graph.point_at(plan, values, inner)
     session = open_session(model, session_options())
     used = {name: values[name] for name in names}
-    return OnnxruntimeEngine(session, plan, used, sum(one.nbytes for one in used.values()) + SESSION_BYTES)
+    nbytes = sum(one.nbytes for one in used.values()) + SESSION_BYTES
+    shown = set(output_names(session)) & set(inner)
+    return OnnxruntimeEngine(session, plan, used, nbytes, tuple(sorted(shown)))
 
 
 def _facts(plan: ModelProto, definition: ModelProto, level: str) -> dict[str, Any]:
