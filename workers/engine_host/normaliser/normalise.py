@@ -13,6 +13,9 @@ from app.definitions.graph_walk import with_subgraphs
 from app.definitions.profiles import Profile
 from workers.engine_host import onnx_graph
 from workers.engine_host.normaliser import opsets
+from workers.engine_host.normaliser.branches import set_outputs_apart, split_branches
+from workers.engine_host.normaliser.fourier import multiply_out
+from workers.engine_host.normaliser.parser import Parser
 from workers.engine_host.normaliser.ranges import Interval, Ranges, fix_known_numbers
 from workers.engine_host.normaliser.rewrites import (
     constant_of,
@@ -40,6 +43,9 @@ MEANINGS = {  # of the kinds of rewrites
     "opset_lowered": "brought back to an older opset",
     "shape_sliced": "takes its part of a shape by a Slice",
     "crop_sliced": "crops by a Slice",
+    "transform_multiplied": "multiplies by the matrix of its Fourier transform",
+    "branches_split": "became an If for each of its outputs",
+    "output_set_apart": "gives what its branches read or only pass on by an Identity",
 }
 _LIFTING = passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)
 
@@ -76,8 +82,8 @@ class Normalised:
     rewrites: tuple[Rewrite, ...]
 
 
-def normalise(definition: ModelProto, profiles: Sequence[Profile], *, opset: int) -> Normalised:
-    """Return a definition's graph as a compiler of this opset takes it best; the definition stays as it is.
+def normalise(definition: ModelProto, profiles: Sequence[Profile], parser: Parser) -> Normalised:
+    """Return a definition's graph as this parser takes it best; the definition stays as it is.
 
     What depends on neither parameters nor inputs is computed. Numbers that are the same for all shapes of the profiles
     become constants, and the branch that is always taken replaces its If. A Squeeze names its axes. A Clip loses bounds
@@ -85,7 +91,7 @@ def normalise(definition: ModelProto, profiles: Sequence[Profile], *, opset: int
     compiler then says what it does not take.
     """
     bare = onnx_graph.with_parameters_as_inputs(definition)
-    spelled = opsets.spell_out(bare, opset)
+    spelled = opsets.spell_out(bare, parser.opset)
     model = ir.from_proto(spelled)
     notes = _Notes()
     if spelled is not bare:
@@ -102,14 +108,18 @@ def normalise(definition: ModelProto, profiles: Sequence[Profile], *, opset: int
         notes.take("exponent_typed", type_exponents(model.graph))
         if not modified and len(notes) == before:
             break
-    model, lowered = opsets.lower(model, opset, Ranges(sizes))
+    notes.take("transform_multiplied", multiply_out(model.graph, parser.lacks, opsets.opset_of(model)))
+    model, lowered = opsets.lower(model, parser.opset, Ranges(sizes))
     notes.take("opset_lowered", lowered)
     notes.take("shape_sliced", slice_whole_shapes(model.graph))
     notes.take("crop_sliced", crop_by_slices(model.graph))
-    if not notes and opsets.opset_of(model) == onnx_graph.opset_of(definition):
-        return Normalised(definition, ())
     keep_constants_in_branches(model.graph)
     passes.RemoveUnusedNodesPass()(model)
+    if parser.single_branches:
+        notes.take("branches_split", split_branches(model.graph))
+        notes.take("output_set_apart", set_outputs_apart(model.graph))
+    if not notes and opsets.opset_of(model) == onnx_graph.opset_of(definition):
+        return Normalised(definition, ())
     name_unused_outputs(model.graph)
     return Normalised(_restored(ir.to_proto(model), definition), notes.rewrites)
 
