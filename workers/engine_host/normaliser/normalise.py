@@ -47,6 +47,8 @@ MEANINGS = {  # of the kinds of rewrites
     "branches_split": "became an If for each of its outputs",
     "output_set_apart": "gives what its branches read or only pass on by an Identity",
 }
+LOOPS = {"Loop", "Scan"}
+_INFERENCE = passes.ShapeInferencePass(check_type=False, strict_mode=False)
 _LIFTING = passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)
 
 
@@ -166,6 +168,8 @@ def _forget_shapes(graph: ir.Graph) -> None:
 def _fold(model: ir.Model, notes: "_Notes") -> bool:
     """Compute what is constant, and put the branch that is always taken in the place of its If; True if any."""
     before = {name_of(node): node.op_type for node in model.graph}
+    if LOOPS & {node.op_type for node in model.graph.all_nodes()}:
+        _INFERENCE(model)  # the folding infers the shapes of all other nodes
     folded = fold_constants_ir(
         model,
         onnx_shape_inference=True,
