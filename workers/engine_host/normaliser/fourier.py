@@ -10,20 +10,19 @@ from collections.abc import Collection, Iterator
 import numpy as np
 import onnx_ir as ir
 
+from workers.engine_host.normaliser.chain import Chain
 from workers.engine_host.normaliser.rewrites import (
     FLOATS,
     constant_before,
     constant_of,
-    copy_type,
     given,
     name_of,
     nodes_of,
 )
 from workers.engine_host.tensors import Array
 
-OPERATORS = frozenset({"DFT", "STFT"})
 AXIS_AS_INPUT = 20  # the opset from which DFT takes its axis as an input
-MAX_LENGTH = 4096  # a matrix for more would take over 128 MB
+MAX_LENGTH = 2048  # the matrix of a complex transform of that length takes 64 MB in F32
 
 
 def multiply_out(graph: ir.Graph, lacking: Collection[str], opset: int) -> Iterator[str]:
@@ -43,7 +42,7 @@ def _replace_stft(node: ir.Node) -> str:
     rank, dtype = len(signal.shape), signal.dtype.numpy()
     if rank not in {2, 3} or (rank == 3 and signal.shape[2] != 1):
         return ""
-    chain = _Chain(node)
+    chain = Chain(node)
     if rank == 2:
         channel = chain.add("Unsqueeze", signal, constant_before(node, "channel", np.array([1])))
     else:
@@ -55,7 +54,7 @@ def _replace_stft(node: ir.Node) -> str:
         frames = chain.add("Mul", frames, window)
     onesided = bool(node.attributes.get_int("onesided", 1))
     matrix = transform(length, length, length // 2 + 1 if onesided else length, is_complex=False)
-    return chain.finish(frames, matrix.astype(dtype), rank=3)
+    return _finish(chain, node, frames, matrix.astype(dtype), rank=3)
 
 
 def _stft_length(node: ir.Node) -> int | None:
@@ -86,9 +85,9 @@ def _replace_dft(node: ir.Node, opset: int) -> str:
         return ""
     bins = length // 2 + 1 if onesided else length
     matrix = transform(count, length, bins, is_complex=parts == 2, inverse=inverse)
-    chain = _Chain(node)
+    chain = Chain(node)
     flat = constant_before(node, "flat", np.array([0] * (rank - 2) + [matrix.shape[0]]))
-    return chain.finish(chain.add("Reshape", values, flat), matrix.astype(values.dtype.numpy()), rank=rank - 1)
+    return _finish(chain, node, chain.add("Reshape", values, flat), matrix.astype(values.dtype.numpy()), rank=rank - 1)
 
 
 def _axis(node: ir.Node, opset: int) -> int | None:
@@ -117,32 +116,9 @@ def transform(count: int, length: int, bins: int, *, is_complex: bool, inverse: 
     return np.stack([of_real, of_imaginary], 1).reshape(2 * count, 2 * bins)
 
 
-class _Chain:
-    """Nodes that are put in front of one, and take its place in the end."""
-
-    def __init__(self, node: ir.Node) -> None:
-        if node.graph is None:
-            raise ValueError(f"{name_of(node)} is in no graph")
-        self._node = node
-        self._graph = node.graph
-        self._count = 0
-
-    def add(self, operator: str, *inputs: ir.Value, **attributes: int | list[int]) -> ir.Value:
-        """Put a node in front, and return what it gives."""
-        self._count += 1
-        made = ir.node(operator, inputs, attributes, name=f"{name_of(self._node)}.{operator}.{self._count}")
-        made.outputs[0].name = f"{self._node.outputs[0].name}.{operator}.{self._count}"
-        self._graph.insert_before(self._node, [made])
-        return made.outputs[0]
-
-    def finish(self, values: ir.Value, matrix: Array, rank: int) -> str:
-        """Multiply by the matrix, and give real and imaginary parts an axis; returns the name of the node replaced."""
-        product = self.add("MatMul", values, constant_before(self._node, "transform", matrix))
-        pairs = np.array([0] * (rank - 1) + [matrix.shape[1] // 2, 2])
-        result = self.add("Reshape", product, constant_before(self._node, "pairs", pairs))
-        output = self._node.outputs[0]
-        copy_type(output, result)
-        ir.convenience.replace_all_uses_with(output, result, replace_graph_outputs=True)
-        result.name, output.name = output.name, f"{output.name}.replaced"
-        self._graph.remove(self._node, safe=True)
-        return name_of(self._node)
+def _finish(chain: Chain, node: ir.Node, values: ir.Value, matrix: Array, rank: int) -> str:
+    """Multiply by the matrix, and give real and imaginary parts an axis; returns the name of the node replaced."""
+    product = chain.add("MatMul", values, constant_before(node, "transform", matrix))
+    pairs = np.array([0] * (rank - 1) + [matrix.shape[1] // 2, 2])
+    chain.replace_by(chain.add("Reshape", product, constant_before(node, "pairs", pairs)))
+    return name_of(node)

@@ -14,6 +14,7 @@ from app.definitions.profiles import Profile
 from workers.engine_host import onnx_graph
 from workers.engine_host.normaliser import opsets
 from workers.engine_host.normaliser.branches import set_outputs_apart, split_branches
+from workers.engine_host.normaliser.dequantised import multiply_biases
 from workers.engine_host.normaliser.fourier import multiply_out
 from workers.engine_host.normaliser.parser import Parser
 from workers.engine_host.normaliser.ranges import Interval, Ranges, fix_known_numbers
@@ -22,6 +23,7 @@ from workers.engine_host.normaliser.rewrites import (
     crop_by_slices,
     drop_infinite_bounds,
     keep_constants_in_branches,
+    name_kernel_shapes,
     name_of,
     name_squeezed_axes,
     name_unused_outputs,
@@ -43,6 +45,8 @@ MEANINGS = {  # of the kinds of rewrites
     "opset_lowered": "brought back to an older opset",
     "shape_sliced": "takes its part of a shape by a Slice",
     "crop_sliced": "crops by a Slice",
+    "kernel_shape_named": "names the shape of its kernel",
+    "bias_multiplied": "is the product of a quantised bias and its scale",
     "transform_multiplied": "multiplies by the matrix of its Fourier transform",
     "branches_split": "became an If for each of its outputs",
     "output_set_apart": "gives what its branches read or only pass on by an Identity",
@@ -110,6 +114,9 @@ def normalise(definition: ModelProto, profiles: Sequence[Profile], parser: Parse
         notes.take("exponent_typed", type_exponents(model.graph))
         if not modified and len(notes) == before:
             break
+    notes.take("kernel_shape_named", name_kernel_shapes(model.graph))
+    if not parser.dequantises_i32:
+        notes.take("bias_multiplied", multiply_biases(model.graph))
     notes.take("transform_multiplied", multiply_out(model.graph, parser.lacks, opsets.opset_of(model)))
     model, lowered = opsets.lower(model, parser.opset, Ranges(sizes))
     notes.take("opset_lowered", lowered)

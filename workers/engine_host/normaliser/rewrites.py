@@ -90,6 +90,18 @@ def type_exponents(graph: ir.Graph) -> Iterator[str]:
             yield name_of(node)
 
 
+def name_kernel_shapes(graph: ir.Graph) -> Iterator[str]:
+    """Let each Conv whose kernel is computed name the kernel's shape, if it is known."""
+    for node in [*nodes_of(graph, "Conv"), *nodes_of(graph, "ConvTranspose")]:
+        kernel = node.inputs[1]
+        if "kernel_shape" in node.attributes or kernel is None or kernel.producer() is None or kernel.shape is None:
+            continue
+        sizes = [size for size in kernel.shape[2:] if isinstance(size, int)]
+        if kernel.const_value is None and len(sizes) == len(kernel.shape) - 2:
+            node.attributes["kernel_shape"] = ir.AttrInt64s("kernel_shape", sizes)
+            yield name_of(node)
+
+
 def keep_constants_in_branches(graph: ir.Graph) -> None:
     """Make the initializers of branches Constant nodes again: not every parser reads initializers of inner graphs."""
     for inner in list(graph.subgraphs()):

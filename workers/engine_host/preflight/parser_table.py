@@ -126,7 +126,9 @@ class ParserTable(BaseModel):
     def parser(self) -> Parser:
         """What graphs are normalised for."""
         single = any("If" in limit.operators and limit.outputs == 1 for limit in self.limits)
-        return Parser(self.opset, self.lacks, single_branches=single)
+        quantised = [one.dtypes for one in self.limits if "DequantizeLinear" in one.operators and one.dtypes]
+        of_i32 = all("I32" in dtypes for dtypes in quantised)
+        return Parser(self.opset, self.lacks, single_branches=single, dequantises_i32=of_i32)
 
     def fits(self, version: str) -> int:
         """Return how many numbers of a version the table names, 0 if it is about others."""
