@@ -26,9 +26,9 @@ def split_branches(graph: ir.Graph) -> Iterator[str]:
 
 
 def set_outputs_apart(graph: ir.Graph) -> Iterator[str]:
-    """Let an Identity give the output of each branch that reads it, or that has it from elsewhere.
+    """Let an Identity give the output of each branch in which another name begins as the output's does.
 
-    Yields the names of the Ifs that were changed. Each has one output.
+    Yields the names of the Ifs that were changed. Each has one output, and no branch has nodes that nothing reads.
     """
     for node in [one for one in graph.all_nodes() if one.op_type == "If"]:
         changed = [_set_apart(branch) for branch in _branches(node)]
@@ -67,7 +67,7 @@ def _branch_of_one(branch: ir.Graph, position: int) -> ir.Graph:
         for value in node.outputs:
             value.name = f"{value.name}.{position}" if value.name else None
     kept = single.outputs[position]
-    del single.outputs[:]
+    single.outputs.clear()
     single.outputs.append(kept)
     for node in reversed(single):
         if not any(value.uses() or value.is_graph_output() for value in node.outputs):
@@ -78,15 +78,12 @@ def _branch_of_one(branch: ir.Graph, position: int) -> ir.Graph:
 def _set_apart(branch: ir.Graph) -> bool:
     """Return whether the branch gets an output of its own instead of the one that it has."""
     (output,) = branch.outputs
-    producer = output.producer()
-    if producer is not None and producer.graph is branch:
-        others = (one.name or "" for node in branch.all_nodes() for one in node.outputs if one is not output)
-        is_begun = producer.op_type != "Constant" and any(name.startswith(output.name or "") for name in others)
-        if not output.uses() and not is_begun:
-            return False
+    others = [one for node in branch.all_nodes() if node.op_type != "Constant" for one in node.outputs]
+    if not any(one is not output and (one.name or "").startswith(output.name or "") for one in others):
+        return False
     identity = ir.node("Identity", [output], name=f"{output.name}.apart")
     made = identity.outputs[0]
-    made.name = f"{output.name}.apart"
+    made.name = f"apart.{output.name}"
     copy_type(output, made)
     branch.append(identity)
     branch.outputs[0] = made

@@ -16,6 +16,7 @@ from workers.engine_host.normaliser import opsets
 from workers.engine_host.normaliser.branches import set_outputs_apart, split_branches
 from workers.engine_host.normaliser.dequantised import multiply_biases
 from workers.engine_host.normaliser.fourier import multiply_out
+from workers.engine_host.normaliser.mixed_up import mixed_up
 from workers.engine_host.normaliser.parser import Parser
 from workers.engine_host.normaliser.ranges import Interval, Ranges, fix_known_numbers
 from workers.engine_host.normaliser.rewrites import (
@@ -49,7 +50,8 @@ MEANINGS = {  # of the kinds of rewrites
     "bias_multiplied": "is the product of a quantised bias and its scale",
     "transform_multiplied": "multiplies by the matrix of its Fourier transform",
     "branches_split": "became an If for each of its outputs",
-    "output_set_apart": "gives what its branches read or only pass on by an Identity",
+    "output_set_apart": "gives the output of a branch by an Identity of another name",
+    "branches_cleared": "lost what nothing reads from its branches",
 }
 LOOPS = {"Loop", "Scan"}
 _INFERENCE = passes.ShapeInferencePass(check_type=False, strict_mode=False)
@@ -127,6 +129,8 @@ def normalise(definition: ModelProto, profiles: Sequence[Profile], parser: Parse
     if parser.single_branches:
         notes.take("branches_split", split_branches(model.graph))
         notes.take("output_set_apart", set_outputs_apart(model.graph))
+        if not notes:
+            notes.take("branches_cleared", mixed_up(definition))
     if not notes and opsets.opset_of(model) == onnx_graph.opset_of(definition):
         return Normalised(definition, ())
     name_unused_outputs(model.graph)

@@ -20,12 +20,15 @@ OUTCOMES: list[dict[str, Any]] = json.loads((ROOT / "benchmarks/results/publishe
 ]["outcomes"]
 # Words of the parser, and the operators that they are about.
 CAUSES = {
-    "Plugin not found": {"STFT", "DFT"},
-    "misaligns with the input kernel shape": {"Conv"},
     "only activation types allowed": {"DequantizeLinear"},
 }
-# Two outputs without names were taken for one another. Since then they get names, so these graphs are not refused.
-MENDED = "Failed to sort the model topologically"
+# The same of what is rewritten since then, so these graphs are not refused any more: the transforms are multiplied out,
+# a Conv names the shape of a computed kernel, and outputs that nothing reads get names.
+MENDED = {
+    "Plugin not found": {"STFT", "DFT"},
+    "misaligns with the input kernel shape": {"Conv"},
+    "Failed to sort the model topologically": set[str](),
+}
 
 
 def refused(name: str) -> tuple[Finding, ...]:
@@ -38,7 +41,7 @@ def refused(name: str) -> tuple[Finding, ...]:
 def cause(outcome: dict[str, Any]) -> set[str]:
     """Return the operators of which the card's parser refuses one; none if it refused none, or the cause is mended."""
     text = outcome["refused"]
-    if not text.startswith("graph_refused") or MENDED in text:
+    if not text.startswith("graph_refused") or any(words in text for words in MENDED):
         return set()
     return next(operators for words, operators in CAUSES.items() if words in text)
 
@@ -57,5 +60,5 @@ def test_the_table_refuses_what_the_card_refused(outcome: dict[str, Any]) -> Non
 
 def test_some_of_each_are_among_them() -> None:
     causes = [cause(outcome) for outcome in OUTCOMES]
-    assert [sum(operators == one for one in causes) for operators in CAUSES.values()] == [8, 1, 1]
+    assert [sum(operators == one for one in causes) for operators in CAUSES.values()] == [1]
     assert sum(not outcome["refused"] for outcome in OUTCOMES) == 23
