@@ -51,6 +51,10 @@ MAKES_JOB: dict[str, Any] = {
     "response_model": JobAnswer,
     "responses": {**JOB_RESPONSES, **problems(404, 422, 503)},
 }
+MAY_COMPILE: dict[str, Any] = MAKES_JOB | {
+    "responses": {**JOB_RESPONSES, **problems(404, 409, 422, 503)},
+    "openapi_extra": max_body(WITH_RULES_BYTES),
+}
 TAKES_RULES: dict[str, Any] = MAKES_JOB | {"openapi_extra": max_body(WITH_RULES_BYTES)}
 BINARY: dict[str, Any] = {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}, "example": "bytes"}}
 HEADERS: dict[str, Any] = {
@@ -60,7 +64,7 @@ HEADERS: dict[str, Any] = {
 }
 
 
-@router.post("/builds", summary="Build an engine", **TAKES_RULES)
+@router.post("/builds", summary="Build an engine", **MAY_COMPILE)
 async def build(
     model: str, body: BuildRequest, database: DatabaseDep, store: StoreDep, settings: SettingsDep, submit: SubmitDep
 ) -> Response:
@@ -69,6 +73,9 @@ async def build(
     The binding, the profiles and the options are checked before this answers. If an equal engine exists, the job is
     finished and names that engine; `reuse: false` compiles all the same. A reused engine keeps the verification of the
     time it was made. If its plan is not written yet, `result.materialising` is the job that writes it.
+
+    What the compiler of every worker has crashed at twice is refused (`compiler_crashes`); `crashes` of the definition
+    lists that.
     """
     return await submit(requests.request_build, database, store, settings, model, body)
 
@@ -84,7 +91,7 @@ async def refit(
     return await submit(requests.request_refit, database, store, settings, model, body)
 
 
-@router.post("/engines", summary="Get an engine for weights by the cheapest way", **TAKES_RULES)
+@router.post("/engines", summary="Get an engine for weights by the cheapest way", **MAY_COMPILE)
 async def make_engine(
     model: str, body: EngineRequest, database: DatabaseDep, store: StoreDep, settings: SettingsDep, submit: SubmitDep
 ) -> Response:

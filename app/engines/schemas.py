@@ -68,6 +68,12 @@ RELATIVE: dict[str, Any] = {
 }
 
 
+RETRY_CRASHED = (
+    "true: compile although the compiler crashed at this before (`crashes` of the definition), which is refused "
+    "otherwise (`compiler_crashes`)."
+)
+
+
 class ToleranceChoice(RequestBody):
     """How far an output may lie from what is expected. A bound that is left out is the usual one of the precision."""
 
@@ -149,6 +155,7 @@ class BuildRequest(RequestBody):
     verify: VerifyChoice | None = Field(None, description=VERIFY)
     reuse: bool = Field(default=True, description="false: compile although an equal engine exists.")
     allow_non_finite: bool = Field(default=False, description=NON_FINITE)
+    retry_crashed: bool = Field(default=False, description=RETRY_CRASHED)
 
 
 class RefitRequest(RequestBody):
@@ -194,6 +201,7 @@ class EngineRequest(RequestBody):
     verify: VerifyChoice | None = Field(None, description=VERIFY)
     materialise: Materialise = Field("eager", description="lazy: as in a refit, if that is the cheapest way.")
     allow_non_finite: bool = Field(default=False, description=NON_FINITE)
+    retry_crashed: bool = Field(default=False, description=RETRY_CRASHED)
 
 
 class RunRequest(RequestBody):

@@ -68,9 +68,13 @@ def settle_target(target: Target, options: Mapping[str, Any]) -> tuple[Target, d
     preferred = tuple(member for member in takers if member.said.runs) or takers
     if len(preferred) == len(target.members):
         return target, settled
-    offer = Fleet(preferred).offer(target.backend)
-    narrowed = Target(target.backend, offer, preferred, preferred[0].platform)
-    return narrowed, settle_options(target.backend, offer, settled)
+    fewer = narrowed(target, preferred)
+    return fewer, settle_options(target.backend, fewer.offer, settled)
+
+
+def narrowed(target: Target, members: tuple[Member, ...]) -> Target:
+    """Return the target of some of the members of `target`; the engine is made on the platform of the first."""
+    return Target(target.backend, Fleet(members).offer(target.backend), members, members[0].platform)
 
 
 def choose_backend(fleet: Fleet, asked: str | None) -> str:

@@ -292,4 +292,5 @@ def _misspoken(said: object, process: EngineHostProcess) -> EngineHostDied:
 
 def _log_message(message: Message) -> None:
     if isinstance(message, LogLine):
-        getattr(log, message.level)("engine host", line=message.text)
+        level = "debug" if message.level == "verbose" else message.level
+        getattr(log, level)("engine host", line=message.text)

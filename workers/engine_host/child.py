@@ -14,7 +14,7 @@ from threading import RLock
 from app.backends import remedies
 from app.processes.confinement import Measure
 from app.processes.lifeline import die_with_parent
-from workers.channel.messages import BackendError, Benchmark, Build, Outcome, Refit, Request, Verify
+from workers.channel.messages import BackendError, Benchmark, Build, Compare, Outcome, Refit, Request, Verify
 from workers.channel.replies import Hello, Reply, Said, frame_of
 from workers.channel.wire import RequestReader
 from workers.engine_host.confined import confine_host
@@ -102,7 +102,7 @@ def _memory_free(device: str) -> int:
 
 def _takes_much_memory(request: Request) -> bool:
     """Whether the request may have run a compiler or the reference."""
-    return isinstance(request, Build | Verify | Benchmark) or (
+    return isinstance(request, Build | Verify | Benchmark | Compare) or (
         isinstance(request, Refit) and request.check.against in {"reference", "rebuild"}
     )
 

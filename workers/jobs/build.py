@@ -7,13 +7,24 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from app.definitions.profiles import parse_profiles
+from app.engines.crashes import forget, require_no_crash, take_down
 from app.engines.queries import find_verification
 from app.engines.work import BuildWork
 from app.errors import ServiceError
 from app.jobs.lease import Claim
 from workers.channel.messages import Build, Built
 from workers.jobs import timing_cache
-from workers.jobs.publication import EngineSpec, Origin, VerifiedEngine, equal_engine, new_engine, plan_put, publish_as
+from workers.jobs.crashes import Crash
+from workers.jobs.publication import (
+    EngineSpec,
+    Origin,
+    VerifiedEngine,
+    equal_engine,
+    new_engine,
+    plan_put,
+    publish_as,
+    reused,
+)
 from workers.jobs.steps import Ready, Steps
 from workers.jobs.stored import Sources, load_definition, load_weights
 from workers.jobs.timing_cache import NewTimings, PlatformTimings
@@ -29,11 +40,14 @@ class BuildInput:
     """What is compiled, and the timing cache of this device's platform; None if no timing cache is used.
 
     `earlier` is what the verification of an engine found that differs in its weights at most, if there is one.
+    `retried` is the work if the compiler may have crashed at it before. `verbose` says whether it has in this job.
     """
 
     spec: EngineSpec
     earlier: Mapping[str, Any] | None
     timings: PlatformTimings | None
+    retried: BuildWork | None
+    verbose: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +72,7 @@ def load(session: Session, held: Claim, work: BuildWork, worker: Worker) -> Buil
     if ready is not None:
         return ready
     _check_verifiable(work, worker)
+    require_no_crash(session, worker.settings, work, worker.offered[work.backend].version)
     spec = _spec(session, work)
     earlier = find_verification(
         session,
@@ -67,7 +82,8 @@ def load(session: Session, held: Claim, work: BuildWork, worker: Worker) -> Buil
         profiles=spec.profiles,
         options=spec.options,
     )
-    return BuildInput(spec, earlier, timing_cache.find(session, worker, work.backend, spec.options))
+    timings = timing_cache.find(session, worker, work.backend, spec.options)
+    return BuildInput(spec, earlier, timings, work if work.retry_crashed else None, verbose=held.strikes > 0)
 
 
 def compute(job: BuildInput, worker: Worker, watch: Watch) -> BuiltEngine:
@@ -85,7 +101,15 @@ def publish(session: Session, held: Claim, job: BuildInput, made: BuiltEngine) -
     """Insert the engine, and keep its timing cache for the next build."""
     if made.timings is not None:
         timing_cache.publish(session, made.timings)
+    if job.retried is not None:
+        forget(session, job.retried, made.engine.backend_version)
     return publish_as(session, held, job.spec, made.engine, method="build")
+
+
+def crashed(session: Session, held: Claim, work: BuildWork, worker: Worker, crash: Crash) -> None:
+    """Mark what is compiled, so that no later build has this version of the backend crash again."""
+    version = worker.offered[work.backend].version
+    take_down(session, work, version, job_id=held.job_id, layer=crash.layer, detail=crash.detail)
 
 
 def _check_verifiable(work: BuildWork, worker: Worker) -> None:
@@ -124,7 +148,8 @@ def _request(job: BuildInput, sources: Sources, plan: str, cache: str | None) ->
         options=spec.options,
         timing_cache=cache,
         check=check_of(spec.verify, sources.store, coverage_s=seconds, earlier=earlier),
+        verbose=job.verbose,
     )
 
 
-STEPS = Steps(BuildWork, load, compute, publish)
+STEPS = Steps(BuildWork, load, compute, publish, shared=reused, crashed=crashed)

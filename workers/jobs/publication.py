@@ -75,7 +75,12 @@ def equal_engine(session: Session, held: Claim, work: MakeEngine, served: Served
     engine = find_equal(session, held.model_id, work.fingerprint, served)
     if engine is None or (work.writes_plan and not engine.materialised):
         return None
-    return Ready({"engine": engine.number, "reused": True, "method": "reuse"})
+    return Ready(reused({"engine": engine.number}))
+
+
+def reused(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the result of a job that takes the engine of this result, which it has not made itself."""
+    return {"engine": result["engine"], "reused": True, "method": "reuse"}
 
 
 def new_engine(

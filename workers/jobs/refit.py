@@ -9,7 +9,16 @@ from app.artifacts.signing import PlanSigner
 from app.engines.work import RefitWork
 from app.jobs.lease import Claim
 from workers.channel.messages import Refit, Refitted
-from workers.jobs.publication import EngineSpec, Origin, VerifiedEngine, equal_engine, new_engine, plan_put, publish_as
+from workers.jobs.publication import (
+    EngineSpec,
+    Origin,
+    VerifiedEngine,
+    equal_engine,
+    new_engine,
+    plan_put,
+    publish_as,
+    reused,
+)
 from workers.jobs.steps import Ready, Steps
 from workers.jobs.stored import Sources, StoredEngine, engine_file, load_engine, load_weights
 from workers.jobs.verify import check_of
@@ -70,4 +79,4 @@ def _request(job: RefitInput, sources: Sources, signer: PlanSigner, plan: str) -
     return Refit(parent, sources.of(job.spec.weights), plan if job.materialise else None, check)
 
 
-STEPS = Steps(RefitWork, load, compute, publish)
+STEPS = Steps(RefitWork, load, compute, publish, shared=reused)

@@ -133,9 +133,9 @@ class OnnxruntimeBackend:
         for level in levels:
             try:
                 with watch.phase("optimise"):
-                    plan = _plan(definition, level, self._scratch)
+                    plan = _plan(definition, level, self._scratch, verbose=request.verbose)
                 with watch.phase("session"):
-                    engine = _load(onnx_graph.serialize(plan), values)
+                    engine = _load(onnx_graph.serialize(plan), values, verbose=request.verbose)
                 break
             except ORT_ERRORS as error:
                 if level == levels[-1]:
@@ -208,7 +208,7 @@ def _levels(options: Mapping[str, Any]) -> list[str]:
     return list(LEVELS)[list(LEVELS).index(level) :]
 
 
-def _plan(definition: ModelProto, level: str, scratch: Path) -> ModelProto:
+def _plan(definition: ModelProto, level: str, scratch: Path, *, verbose: bool) -> ModelProto:
     """Return the definition optimised at `level`, as a plan; raises one of `ORT_ERRORS`.
 
     The parameters are inputs meanwhile. Stand-in values, such as zeros, would not do: an optimizer may remove `x + 0`.
@@ -216,7 +216,7 @@ def _plan(definition: ModelProto, level: str, scratch: Path) -> ModelProto:
     if level == "none":
         return onnx_graph.with_inputs_as_parameters(onnx_graph.with_parameters_as_inputs(definition), definition)
     path = scratch / f"{uuid4().hex}.onnx"
-    options = session_options(LEVELS[level])
+    options = session_options(LEVELS[level], verbose=verbose)
     options.optimized_model_filepath = str(path)
     options.intra_op_num_threads = 1  # this session never runs
     try:
@@ -231,9 +231,9 @@ def _plan(definition: ModelProto, level: str, scratch: Path) -> ModelProto:
     return onnx_graph.with_inputs_as_parameters(optimised, definition)
 
 
-def _load(plan: bytes, values: Mapping[str, StoredValue]) -> OnnxruntimeEngine:
+def _load(plan: bytes, values: Mapping[str, StoredValue], *, verbose: bool = False) -> OnnxruntimeEngine:
     model, names = onnx_graph.point_at(plan, values)
-    session = open_session(model, session_options())
+    session = open_session(model, session_options(verbose=verbose))
     used = {name: values[name] for name in names}
     return OnnxruntimeEngine(session, plan, used, sum(one.nbytes for one in used.values()) + SESSION_BYTES)
 

@@ -70,7 +70,7 @@ class TensorrtBackend:
         The facts name the parameters that the compiled engine has not kept as weights (`fixed_parameters`). Other
         values of these take another build.
         """
-        self._log.attach(report)
+        self._log.attach(report, verbose=request.verbose)
         watch = Stopwatch(report)
         options = settled(request.options, self.offered.capabilities)
         definition = _definition(request.definition)
