@@ -23,7 +23,14 @@ from app.weights.service import load_rows
 from app.weights.tables import WeightVersion
 
 INPUTS = (Engine.profiles, Engine.options, Engine.rules)
-DETAIL = (Engine.profiles, Engine.options, Engine.verification, Engine.facts, Engine.timings)
+DETAIL = (
+    Engine.profiles,
+    Engine.options,
+    Engine.verification,
+    Engine.facts,
+    Engine.timings,
+    Engine.device_fingerprint,
+)
 
 
 def get_engine(

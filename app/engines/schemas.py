@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field, StringConstraints
 from app.artifacts.fields import Digest
 from app.engines.against import Against, Coverage, IfImpossible
 from app.engines.work import Materialise
+from app.fleet.fingerprint import FINGERPRINT, FingerprintAnswer
 from app.http.fields import Number, at_most
 from app.http.request_body import RequestBody
 
@@ -56,6 +57,7 @@ ENGINE_DETAIL: dict[str, Any] = ENGINE | {
     "verification": VERIFICATION,
     "facts": {"nodes": 212},
     "timings": {"refit": 0.041, "verify": 0.12, "total": 0.2},
+    "device_fingerprint": FINGERPRINT | {"to_load": []},
 }
 RELATIVE: dict[str, Any] = {
     "number": 2,
@@ -284,6 +286,17 @@ class EngineAnswer(BaseModel):
     created_at: datetime
 
 
+class EngineFingerprintAnswer(FingerprintAnswer):
+    """The device for which a plan was compiled, and what another device must share with it to load the plan."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [FINGERPRINT | {"to_load": ["compute_capability"]}]})
+
+    to_load: list[str] = Field(
+        description="The facts that must be equal on a device that loads the plan. The others decide how fast it runs. "
+        "The version of the backend must be equal as well; `platform` says both to this service."
+    )
+
+
 class EngineDetailAnswer(EngineAnswer):
     """An engine with how it was compiled, what its verification found, and the seconds its phases took."""
 
@@ -294,6 +307,9 @@ class EngineDetailAnswer(EngineAnswer):
     verification: dict[str, Any]
     facts: dict[str, Any] = Field(description="What the backend tells of it.")
     timings: dict[str, Any]
+    device_fingerprint: EngineFingerprintAnswer | None = Field(
+        description="Of the device for which its plan was compiled; null if an earlier release did that."
+    )
 
 
 class RelativeAnswer(BaseModel):

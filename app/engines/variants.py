@@ -20,7 +20,7 @@ from app.engines.own_weights import weights_of_definition
 from app.engines.schemas import BuildRequest
 from app.engines.targets import Target, choose_target, narrowed, settle_target
 from app.engines.verifications import find_default
-from app.errors import Conflict, FieldError, Invalid, ServiceError
+from app.errors import FieldError, Invalid, json_pointer
 from app.fleet.offers import fleet_offers
 from app.jobs.queue import queue_of
 from app.json_digest import json_digest
@@ -28,16 +28,33 @@ from app.registry.service import get_model
 from app.settings import Settings
 
 T = TypeVar("T")
+OF_VARIANT = ("/options", "/profiles", "/shapes")  # faults there concern one variant, all others every one
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One engine of several; `pointer` is where the request says what sets it apart from the others."""
+    """One engine of several.
+
+    `pointer` is where the request says what sets it apart from the others. `places` is where it says so of each option,
+    and under "profiles" of the profiles; what is left out there is the same for all.
+    """
 
     label: str
     options: Mapping[str, Any]
     profiles: Sequence[Any]
     pointer: str
+    places: Mapping[str, str]
+
+    def place(self, pointer: str) -> str:
+        """Return where in the request a fault lies that a build's request has at `pointer`."""
+        parts = pointer.split("/")
+        if parts[:2] == ["", "options"] and len(parts) > 2:
+            names = {json_pointer(name)[1:]: name for name in self.places}
+            found = self.places.get(names.get(parts[2], ""))
+            return pointer if found is None else "/".join([found, *parts[3:]])
+        if parts[:2] == ["", "profiles"] and "profiles" in self.places:
+            return "/".join([self.places["profiles"], *parts[2:]])
+        return pointer
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +159,8 @@ def _spared_target(database: Database, target: Target, variants: Sequence[Varian
                 options=order.options,
             )
             if crash is not None:
-                raise Conflict(f"Variant {variant.label}: {crash.detail}", code=crash.code)
+                crash.detail = f"Variant {variant.label}: {crash.detail}"
+                raise crash
     return target
 
 
@@ -176,15 +194,7 @@ def _of(variant: Variant, check: Callable[..., T], *args: Any, **kwargs: Any) ->
     try:
         return check(*args, **kwargs)
     except Invalid as refused:
-        own = ("/options", "/profiles")
-        errors = [
-            FieldError(f"{variant.pointer}{one.pointer}" if one.pointer.startswith(own) else one.pointer, one.detail)
-            for one in refused.errors
-        ]
-        about = any(one.pointer.startswith((*own, "/shapes")) for one in refused.errors)
-        detail = f"Variant {variant.label}: {refused.detail}" if about else refused.detail
-        raise _like(refused, detail, errors) from refused
-
-
-def _like(refused: ServiceError, detail: str, errors: Sequence[FieldError]) -> Invalid:
-    return Invalid(detail, code=refused.code, errors=errors)
+        if any(one.pointer.startswith(OF_VARIANT) for one in refused.errors):
+            refused.detail = f"Variant {variant.label}: {refused.detail}"
+        refused.errors = tuple(FieldError(variant.place(one.pointer), one.detail) for one in refused.errors)
+        raise

@@ -116,7 +116,10 @@ def _variants(body: SweepRequest) -> Iterator[Variant]:
     for index, one in enumerate(body.variants or ()):
         profiles = body.profiles if one.profiles is None else one.profiles
         label = one.label or _label(one.options | ({} if one.profiles is None else {PROFILES: index})) or "as given"
-        yield Variant(label, body.options | one.options, profiles, json_pointer("variants", index))
+        places = {name: json_pointer("variants", index, "options", name) for name in one.options}
+        if one.profiles is not None:
+            places[PROFILES] = json_pointer("variants", index, PROFILES)
+        yield Variant(label, body.options | one.options, profiles, json_pointer("variants", index), places)
 
 
 def _combinations(body: SweepRequest, vary: Mapping[str, list[Any]]) -> Iterator[Variant]:
@@ -129,18 +132,18 @@ def _combinations(body: SweepRequest, vary: Mapping[str, list[Any]]) -> Iterator
             errors=[FieldError("/vary", f"{count} combinations, at most {MAX_VARIANTS}")],
         )
     for places in product(*(range(len(values)) for values in vary.values())):
-        chosen = {name: vary[name][place] for name, place in zip(vary, places, strict=True)}
         place_of = dict(zip(vary, places, strict=True))
-        shown = chosen | ({PROFILES: place_of[PROFILES]} if PROFILES in chosen else {})
+        chosen = {name: vary[name][place] for name, place in place_of.items()}
+        label = _label(chosen | ({PROFILES: place_of[PROFILES]} if PROFILES in chosen else {}))
+        pointers = {name: json_pointer("vary", name, place) for name, place in place_of.items()}
         profiles = chosen.pop(PROFILES, body.profiles)
         if not isinstance(profiles, list):
-            pointer = json_pointer("vary", PROFILES, place_of[PROFILES])
             raise Invalid(
                 "Each value of `profiles` is a list of profiles.",
                 code="invalid_profiles",
-                errors=[FieldError(pointer, "not a list")],
+                errors=[FieldError(pointers[PROFILES], "not a list")],
             )
-        yield Variant(_label(shown), body.options | chosen, profiles, "/vary")
+        yield Variant(label, body.options | chosen, profiles, "/vary", pointers)
 
 
 def _label(values: Mapping[str, Any]) -> str:

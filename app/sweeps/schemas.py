@@ -96,7 +96,7 @@ class SweepRequest(BuildRequest):
     )
     iterations: int = Field(100, ge=1, le=10_000, description="Runs of each engine that are timed, one by one.")
     warmup: int = Field(10, ge=0, le=1000, description="Runs of each engine before each of its turns that are not.")
-    repeats: int = Field(10, ge=1, le=1000, description="Turns of each engine, among which its runs are divided.")
+    repeats: int = Field(10, ge=1, le=100, description="Turns of each engine, among which its runs are divided.")
 
     @model_validator(mode="after")
     def _check_what_varies(self) -> Self:

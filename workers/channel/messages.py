@@ -272,7 +272,8 @@ class Built:
 
     `platform` names what a worker must offer to load it (see `Offered`). `facts` is what the backend tells of the
     engine. `timings` are seconds by phase. `timing_cache` is the path of all that has been timed by now, for later
-    builds; it is None if the backend cannot read it back. `verification` is None if none was asked for.
+    builds; it is None if the backend cannot read it back. `verification` is None if none was asked for. `bound_to`
+    names the facts of this device's fingerprint that a device which loads the plan must share.
     """
 
     plan: str
@@ -284,6 +285,7 @@ class Built:
     backend_version: str
     timing_cache: str | None = None
     verification: "Verified | None" = None
+    bound_to: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

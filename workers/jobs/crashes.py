@@ -15,12 +15,12 @@ CRASHES = frozenset(
 # kernels it times. onnxruntime names the pass over the graph.
 BEGINNINGS = (
     re.compile(r"Timing Runner: (.+?)(?: \(\w+(?:\[\w+\])?\))?$"),
-    re.compile(r"Computing (?:reformatting )?costs for:? (.+?):?$"),
+    re.compile(r"Computing costs for (.+)$"),
     re.compile(r"Parsing node: (.+)$"),
     re.compile(r"Applying graph transformer (\S+) on step"),
 )
-# What it says once nothing is being compiled any more.
-ENDS = re.compile(r"Engine generation completed|Session successfully initialized")
+# What it says once it is done with what it has named: with the nodes to parse, or with the whole compilation.
+ENDS = re.compile(r"^Original: \d+ layers|Engine generation completed|Session successfully initialized")
 
 
 @dataclass(frozen=True, slots=True)

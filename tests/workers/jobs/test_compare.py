@@ -158,12 +158,16 @@ def test_without_a_worker_a_sweep_waits_like_any_build(net: Service) -> None:
 
 def test_what_cannot_be_compared_is_refused_and_the_variant_named(net: Service) -> None:
     status, code, pointers, detail = refused(net, vary={"optimization": ["none", "most"]})
-    assert (status, code, pointers) == (422, "invalid_options", ["/vary/options/optimization"])
+    assert (status, code, pointers) == (422, "invalid_options", ["/vary/optimization/1"])
     assert "optimization=most" in detail
     assert refused(net, vary={"optimization": ["none", "none"]})[:3] == (422, "equal_variants", ["/vary"])
     assert refused(net, vary={"optimization": ["none"] * 7, "seed": [*range(7)]})[1] == "too_many_variants"
     assert refused(net, vary={"profiles": ["x"]})[1:3] == ("invalid_profiles", ["/vary/profiles/0"])
     assert refused(net, variants=[{}])[1] == "invalid_request"
+    one_by_one = {"vary": None, "variants": [{}, {"options": {"optimization": "most"}}]}
+    assert refused(net, **one_by_one)[2] == ["/variants/1/options/optimization"]
+    wrong = [{"x": {"min": [1, 9], "opt": [4, 8], "max": [16, 8]}}]
+    assert refused(net, vary={"profiles": [[], wrong]})[2] == ["/vary/profiles/1/0/x/min/1"]
     assert refused(net, vary={})[1] == "invalid_request"
     assert refused(net, shapes={"x": [2, 9]})[1] == "invalid_shapes"
     assert refused(net, inputs="sha256:" + "0" * 64)[2] == ["/inputs"]

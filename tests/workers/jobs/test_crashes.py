@@ -160,7 +160,17 @@ def test_only_a_host_that_ended_by_itself_has_crashed(died: EngineHostDied, *, c
             ],
             "{ForeignNode[onnx::Cast_19359...Slice_16473]}",
         ),
-        (["=============== Computing reformatting costs:", "what(): out of range"], None),
+        (
+            [
+                "--------------- Timing Runner: {ForeignNode[1.bias...node_of_y]} (Myelin[0x80000023])",
+                ">>>>>>>>>>>>>>> Chose Runner Type: Myelin Tactic: 0x0000000000000000",
+                "=============== Computing reformatting costs for available format set",
+                "After reformat layers: 1 layers",
+                " (foreignNode) Using legacy CPU-only mode.",
+            ],
+            "{ForeignNode[1.bias...node_of_y]}",
+        ),
+        (["Parsing node: a [Add]", "Original: 12 layers", "After vertical fusions: 1 layers"], None),
         (["Parsing node: a [Add]", "[V] Engine generation completed in 3.2 seconds."], None),
         (["Segmentation fault"], None),
         ([], None),
