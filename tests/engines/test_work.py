@@ -7,8 +7,8 @@ import pytest
 from app.engines.work import (
     VERSION,
     BenchmarkWork,
-    CompareWork,
     BuildWork,
+    CompareWork,
     MaterialiseWork,
     RefitWork,
     RunWork,

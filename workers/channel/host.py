@@ -20,6 +20,7 @@ from workers.channel.replies import Hello, Reply
 
 HELLO_S = 120.0  # a driver that starts up after a reboot takes half a minute, a runtime's import several seconds
 TICK_S = 0.5
+LAST_LINE = " Its last line was: "
 REINSTALL = "install a C compiler and Enginesmith again, on a path without spaces, with nothing in /etc/ld.so.preload"
 log = structlog.get_logger(__name__)
 
@@ -238,7 +239,7 @@ class _Conversation:
             how = self._process.end()
             self._pass_on_log()
             tail = self._process.log.tail
-            last = f" Its last line was: {tail[-1]}" if tail else ""
+            last = f"{LAST_LINE}{tail[-1]}" if tail else ""
             raise EngineHostDied(f"The engine host {how}.{last}", tail, self._process.status) from error
 
     def _next(self) -> Hello | BackendError | Reply:

@@ -17,7 +17,7 @@ from app.artifacts import service as artifacts
 from app.database import DATABASE_DOWN
 from app.jobs import lease, outage
 from app.jobs.lease import CancelAsked, Claim, JobError, LeaseLost
-from workers.jobs.crashes import Crash, layer_in
+from workers.jobs.crashes import Crash
 from workers.jobs.faults import MAX_STRIKES, Fault, ShuttingDown, died_again, fault_of
 from workers.jobs.kinds import steps_of
 from workers.jobs.steps import Product, Ready, Steps
@@ -143,7 +143,7 @@ def _fail_for_good(worker: Worker, held: Claim, watch: Watch, fault: Fault) -> N
     taken_down, compiled = steps.crashed, not watch.planned
     if taken_down is None or not compiled or held.crashes + fault.crash < MAX_STRIKES:
         return _fail(worker, held, watch, died_again(fault.error), lasting=True)
-    crash = Crash(fault.error.detail, layer_in(watch.news.recent))
+    crash = Crash.of(fault.error.detail, watch.news.recent)
 
     def take_down(session: Session) -> None:
         taken_down(session, held, steps.work.read(held.request), worker, crash)

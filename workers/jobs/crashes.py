@@ -4,13 +4,16 @@ import re
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
-from workers.channel.host import EngineHostDied, EngineHostNotStarted
+from app.redaction import public
+from workers.channel.host import LAST_LINE, EngineHostDied, EngineHostNotStarted
 from workers.jobs.memory_deaths import EngineHostOutOfMemory
 
 CRASHES = frozenset(
     (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS)
 )
+MAX_LAYER = 500  # characters: a layer that fuses many is named after all of them
 # What a verbose log says as it begins with something. TensorRT names the node that it parses, then the layer whose
 # kernels it times. onnxruntime names the pass over the graph.
 BEGINNINGS = (
@@ -27,11 +30,17 @@ ENDS = re.compile(r"^Original: \d+ layers|Engine generation completed|Session su
 class Crash:
     """The second crash of a compiler on the same work: how the host ended, and what was being compiled if it is known.
 
-    `layer` is in the compiler's own words: a layer, a node, or a pass over the graph.
+    `layer` is in the compiler's own words: a layer, a node, or a pass over the graph. Clients may see both.
     """
 
     detail: str
     layer: str | None
+
+    @classmethod
+    def of(cls, detail: str, lines: Sequence[str]) -> Self:
+        """Return the crash of a host of whose death `detail` tells, after it had written these lines."""
+        layer = layer_in(lines)
+        return cls(public(detail.partition(LAST_LINE)[0]), None if layer is None else public(layer[:MAX_LAYER]))
 
 
 def is_crash(died: EngineHostDied) -> bool:
