@@ -390,6 +390,7 @@ class ManifestAnswer(BaseModel):
                         "version": "1.32.0",
                         "device": "cpu",
                         "platform": "cpu",
+                        "device_fingerprint": ENGINE_DETAIL["device_fingerprint"],
                         "options": {},
                     },
                     "profiles": [PROFILE],

@@ -152,6 +152,8 @@ def test_an_engine_tells_of_the_device_it_was_compiled_for_and_its_refits_inheri
     (worker,) = net.client.get("/v1/workers").json()["data"]
     assert built == worker["device"]["fingerprint"] | {"to_load": []}  # onnxruntime's plans are graphs
     assert refitted == built
+    manifest = net.client.get("/v1/models/net/engines/2/manifest").json()
+    assert manifest["backend"]["device_fingerprint"] == built
 
 
 def test_inputs_that_do_not_fit_fail_the_run_with_the_reason(net: Service) -> None:

@@ -69,7 +69,7 @@ def _facts(told: Mapping[str, Any]) -> dict[str, Any]:
         for name, attribute in ATTRIBUTES.items()
         if hasattr(attributes, attribute)
     }
-    clocks = {f"{name}_mhz": found.pop(name) // 1000 for name in ("clock", "memory_clock") if found.get(name)}
+    clocks = {f"{name}_mhz": found.pop(name, 0) // 1000 for name in ("clock", "memory_clock")}
     return {
         "name": told["name"],
         "compute_capability": told["compute_capability"],
@@ -77,7 +77,7 @@ def _facts(told: Mapping[str, Any]) -> dict[str, Any]:
         "driver": told["driver"],
         **found,
         **{name: bool(found[name]) for name in ("ecc", "integrated") if name in found},
-        **clocks,
+        **{name: mhz for name, mhz in clocks.items() if mhz},  # a GPU inside a processor may tell none
     }
 
 
