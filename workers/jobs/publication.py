@@ -118,8 +118,8 @@ def new_engine(
 def _device_fingerprint(worker: Worker, made: Built | Refitted, origin: Origin) -> Mapping[str, Any] | None:
     """Return the fingerprint of the device for which an engine was compiled: a refit changes nothing of that."""
     if isinstance(made, Built):
-        described = worker.host.describe().device.get("fingerprint")
-        return None if described is None else {**described, "to_load": sorted(made.bound_to)}
+        of_device = worker.device_fingerprint
+        return None if of_device is None else {**of_device, "to_load": sorted(made.bound_to)}
     return None if origin.parent is None else origin.parent.device_fingerprint
 
 

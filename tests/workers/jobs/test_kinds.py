@@ -142,6 +142,7 @@ def test_a_plan_that_was_tampered_with_is_never_loaded_and_a_build_mends_it(net:
 
 
 def test_an_engine_tells_of_the_device_it_was_compiled_for_and_its_refits_inherit_that(net: Service) -> None:
+    net.worker.device_fingerprint = net.worker.host.describe().device["fingerprint"]
     net.result("/builds", {"definition": 1, "weights": 1})
     net.add_weights({"0.bias": np.zeros(8, np.float32)})
     net.result("/refits", {"engine": 1, "weights": 2})
