@@ -44,6 +44,7 @@ from app.redaction import learn
 from app.registry.router import router as registry_router
 from app.scratch import remove_abandoned
 from app.settings import Settings
+from app.sweeps.router import router as sweeps_router
 from app.weights.recognition import checkpoint_formats
 from app.weights.router import router as weights_router
 
@@ -59,6 +60,7 @@ ROUTERS = (
     check_router,
     engines_router,
     verification_router,
+    sweeps_router,
     jobs_router,
     fleet_router,
 )

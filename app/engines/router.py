@@ -52,6 +52,10 @@ MAKES_JOB: dict[str, Any] = {
     "response_model": JobAnswer,
     "responses": {**JOB_RESPONSES, **problems(404, 422, 503)},
 }
+MAY_COMPILE: dict[str, Any] = MAKES_JOB | {
+    "responses": {**JOB_RESPONSES, **problems(404, 409, 422, 503)},
+    "openapi_extra": max_body(WITH_RULES_BYTES),
+}
 TAKES_RULES: dict[str, Any] = MAKES_JOB | {"openapi_extra": max_body(WITH_RULES_BYTES)}
 BINARY: dict[str, Any] = {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}, "example": "bytes"}}
 HEADERS: dict[str, Any] = {
@@ -61,7 +65,7 @@ HEADERS: dict[str, Any] = {
 }
 
 
-@router.post("/builds", summary="Build an engine", **TAKES_RULES)
+@router.post("/builds", summary="Build an engine", **MAY_COMPILE)
 async def build(
     model: str,
     body: BuildRequest,
@@ -77,6 +81,9 @@ async def build(
     refuse is refused, see …/builds/check. If an equal engine exists, the job is
     finished and names that engine; `reuse: false` compiles all the same. A reused engine keeps the verification of the
     time it was made. If its plan is not written yet, `result.materialising` is the job that writes it.
+
+    What the compiler of every worker has crashed at twice is refused (`compiler_crashes`); `crashes` of the definition
+    lists that.
     """
     vetted = submit if body.preflight == "ignore" else submit.vetted(preflights.vet)
     return await vetted(requests.request_build, database, store, settings, model, body)
@@ -93,7 +100,7 @@ async def refit(
     return await submit(requests.request_refit, database, store, settings, model, body)
 
 
-@router.post("/engines", summary="Get an engine for weights by the cheapest way", **TAKES_RULES)
+@router.post("/engines", summary="Get an engine for weights by the cheapest way", **MAY_COMPILE)
 async def make_engine(
     model: str,
     body: EngineRequest,

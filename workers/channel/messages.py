@@ -142,7 +142,8 @@ UNVERIFIED = Check("none")
 class Build:
     """Compile the definition with these parameters, write the plan to the path `plan` and verify the engine.
 
-    `timing_cache` is the path of what earlier builds on such a device timed, or None if there is nothing.
+    `timing_cache` is the path of what earlier builds on such a device timed, or None if there is nothing. `verbose`
+    has the compiler say what it is at, so that the log tells where it crashed.
     """
 
     backend: str
@@ -154,6 +155,7 @@ class Build:
     options: Mapping[str, Any] = field(default_factory=dict)
     timing_cache: str | None = None
     check: Check = UNVERIFIED
+    verbose: bool = False
 
     def __post_init__(self) -> None:
         _make_picklable(self)
@@ -237,6 +239,24 @@ class Benchmark:
 
 
 @dataclass(frozen=True, slots=True)
+class Compare:
+    """Measure several engines on the same inputs, in turns.
+
+    `inputs` is the path of a safetensors file with the inputs; if it is None, fixed inputs of `shapes` are made up.
+    Each engine has `repeats` turns, in which `iterations` runs in all are timed one by one. `warmup` untimed runs
+    precede each turn.
+    """
+
+    engines: tuple[EngineFile, ...]
+    iterations: int
+    warmup: int
+    repeats: int
+    report: str
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    inputs: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class MergeTimings:
     """Merge the timing caches at the paths `caches` into one at the path `merged`."""
 
@@ -245,7 +265,7 @@ class MergeTimings:
     merged: str
 
 
-Request = Build | Refit | Materialise | Run | Verify | Benchmark | MergeTimings
+Request = Build | Refit | Materialise | Run | Verify | Benchmark | Compare | MergeTimings
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +274,8 @@ class Built:
 
     `platform` names what a worker must offer to load it (see `Offered`). `facts` is what the backend tells of the
     engine. `timings` are seconds by phase. `timing_cache` is the path of all that has been timed by now, for later
-    builds; it is None if the backend cannot read it back. `verification` is None if none was asked for.
+    builds; it is None if the backend cannot read it back. `verification` is None if none was asked for. `bound_to`
+    names the facts of this device's fingerprint that a device which loads the plan must share.
     """
 
     plan: str
@@ -266,6 +287,7 @@ class Built:
     backend_version: str
     timing_cache: str | None = None
     verification: "Verified | None" = None
+    bound_to: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -404,13 +426,38 @@ class Benchmarked:
 
 
 @dataclass(frozen=True, slots=True)
+class Compared:
+    """What a comparison found of each engine, in the order of the request.
+
+    `latencies` has None for an engine that could not be measured, and `faults` has the reason at its place, else None.
+    `report` is the path of a JSON file with every sample.
+    """
+
+    latencies: tuple["TurnLatency | None", ...]
+    faults: tuple[str | None, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    report: str
+    timings: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class TurnLatency:
+    """The seconds that a run takes; `spread` lies between the lowest and the highest median of a turn."""
+
+    median: float
+    p95: float
+    mean: float
+    spread: float
+
+
+@dataclass(frozen=True, slots=True)
 class TimingsMerged:
     """A timing cache was written to the path `merged`."""
 
     merged: str
 
 
-Outcome = Built | Refitted | Materialised | Ran | Verified | Benchmarked | TimingsMerged
+Outcome = Built | Refitted | Materialised | Ran | Verified | Benchmarked | Compared | TimingsMerged
 
 
 @dataclass(frozen=True, slots=True)
@@ -424,7 +471,10 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
-    """One line a backend wrote; `level` is "info", "warning" or "error"."""
+    """One line a backend wrote; `level` is "verbose", "info", "warning" or "error".
+
+    Only a build that asks for them has verbose lines. Its worker keeps the last ones and shows the others to nobody.
+    """
 
     level: str
     text: str

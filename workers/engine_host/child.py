@@ -15,7 +15,7 @@ from app.backends import remedies
 from app.processes.confinement import Measure
 from app.processes.lifeline import die_with_parent
 from app.processes.memory import go_first_if_memory_runs_out
-from workers.channel.messages import BackendError, Benchmark, Build, Outcome, Refit, Request, Verify
+from workers.channel.messages import BackendError, Benchmark, Build, Compare, Outcome, Refit, Request, Verify
 from workers.channel.replies import Hello, Reply, Said, frame_of
 from workers.channel.wire import RequestReader
 from workers.engine_host.confined import confine_host
@@ -104,7 +104,7 @@ def _memory_free(device: str) -> int:
 
 def _takes_much_memory(request: Request) -> bool:
     """Whether the request may have run a compiler or the reference."""
-    return isinstance(request, Build | Verify | Benchmark) or (
+    return isinstance(request, Build | Verify | Benchmark | Compare) or (
         isinstance(request, Refit) and request.check.against in {"reference", "rebuild"}
     )
 

@@ -13,6 +13,7 @@ from workers.channel.messages import (
     Build,
     Built,
     Check,
+    Compare,
     EngineFile,
     LogLine,
     Materialise,
@@ -36,6 +37,7 @@ from workers.channel.weight_bytes import stored_bytes
 from workers.engine_host.backends import catalog
 from workers.engine_host.backends.base import Backend, LoadedEngine, MergesTimings
 from workers.engine_host.backends.stopwatch import Stopwatch, under_deadline
+from workers.engine_host.comparing import compare, inputs_of
 from workers.engine_host.cost import Costs, Limit, no_limit
 from workers.engine_host.latency import benchmark
 from workers.engine_host.references import References
@@ -134,7 +136,7 @@ class Engines:
                 self._report(LogLine("warning", _cast_warning(what, counts)))
         return replace(made, facts={**made.facts, "cast": {"overflowed": overflowed, "vanished": vanished}})
 
-    def _do(self, request: Run | Verify | Benchmark) -> Outcome:
+    def _do(self, request: Run | Verify | Benchmark | Compare) -> Outcome:
         match request:
             case Run():
                 return self._run(request)
@@ -142,6 +144,8 @@ class Engines:
                 return self._verify(request)
             case Benchmark():
                 return self._benchmark(request)
+            case Compare():
+                return self._compare(request)
 
     def _build(self, request: Build) -> tuple[Built, EngineFile]:
         backend = self.backend(request.backend)
@@ -253,6 +257,18 @@ class Engines:
             self._resident.get(request.engine.key)
             self._resident.make_room(stored_bytes(request.engine.parameters))
         return benchmark(request, self._loaded(request.engine), backend, self._scratch, self._report)
+
+    def _compare(self, request: Compare) -> Outcome:
+        first = request.engines[0]
+        inputs = inputs_of(request, first)
+        negative = self.backend(first.backend).offered.negative_indices
+
+        def loaded(engine: EngineFile) -> LoadedEngine:
+            check_inputs(inputs, engine.inputs, engine.profiles, negative_indices=negative)
+            self._costs.check_run(engine, inputs)
+            return self._resident.with_room(lambda: self._loaded(engine))
+
+        return compare(request, inputs, loaded, self._report)
 
     def _merge_timings(self, request: MergeTimings) -> TimingsMerged:
         backend = self.backend(request.backend)

@@ -98,8 +98,13 @@ def latency_of(samples: Sequence[float]) -> Latency:
 
 
 def turns_of(iterations: int) -> list[int]:
-    """Return the number of runs in each turn: at most `TURNS` turns, as equal as possible, `iterations` runs in all."""
-    count = min(TURNS, iterations)
+    """Return the number of runs in each of at most `TURNS` turns."""
+    return split_runs(iterations, TURNS)
+
+
+def split_runs(iterations: int, turns: int) -> list[int]:
+    """Return the runs of each turn: at most `turns` of them, as equal as possible, `iterations` runs in all."""
+    count = min(turns, iterations)
     return [iterations // count + (turn < iterations % count) for turn in range(count)]
 
 

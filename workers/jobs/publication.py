@@ -46,7 +46,10 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class VerifiedEngine:
-    """A verified engine. `plan` is in the store, None where it is not materialised; `timings` are seconds by phase."""
+    """A verified engine. `plan` is in the store, None where it is not materialised; `timings` are seconds by phase.
+
+    `device_fingerprint` is that of the device for which its plan was compiled, None if an earlier release did that.
+    """
 
     origin: Origin
     plan: StoredPlan | None
@@ -56,6 +59,7 @@ class VerifiedEngine:
     facts: EngineFacts
     verification: dict[str, Any]
     timings: dict[str, float]
+    device_fingerprint: Mapping[str, Any] | None = None
 
     @property
     def blobs(self) -> Mapping[str, int]:
@@ -87,7 +91,16 @@ def new_engine(
         facts=read_facts(made.facts),
         verification=verification,
         timings=dict(made.timings) | checked | {"total": watch.seconds},
+        device_fingerprint=_device_fingerprint(worker, made, origin),
     )
+
+
+def _device_fingerprint(worker: Worker, made: Built | Refitted, origin: Origin) -> Mapping[str, Any] | None:
+    """Return the fingerprint of the device for which an engine was compiled: a refit changes nothing of that."""
+    if isinstance(made, Built):
+        of_device = worker.device_fingerprint
+        return None if of_device is None else {**of_device, "to_load": sorted(made.bound_to)}
+    return None if origin.parent is None else origin.parent.device_fingerprint
 
 
 def _statement(
@@ -215,6 +228,7 @@ def publish_as(
         verification=made.verification,
         facts=made.facts,
         timings=made.timings,
+        device_fingerprint=None if made.device_fingerprint is None else dict(made.device_fingerprint),
         job_id=held.job_id,
     )
     return {"engine": number, "reused": False, "method": method, "seconds": made.timings}

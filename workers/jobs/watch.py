@@ -37,6 +37,7 @@ class Watch:
     def __init__(self, worker: Worker, held: Claim, folder: Path) -> None:
         self.news = News()
         self.folder = folder
+        self.planned = False  # whether a plan was written: what crashes then is not the compiler
         self._worker = worker
         self._held = held
         self._started = time.monotonic()
@@ -69,6 +70,7 @@ class Watch:
 
         def hear(message: Message) -> None:
             if isinstance(message, PlanWritten):
+                self.planned = True
                 on_plan(message)
             elif isinstance(message, Computing):
                 self._computing = self._deadline(message, request)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
 
@@ -53,8 +53,9 @@ T = TypeVar("T")
 class Worker:
     """What the jobs of one process work with.
 
-    `device` is the device's name as engines record it. `offered` maps the name of each backend that can be used here to
-    what it offers. `stopping` is set once the process has been told to stop. `job_id` is the job at hand.
+    `device` is the device's name as engines record it, and `device_fingerprint` its facts and their digest. `offered`
+    maps the name of each backend that can be used here to what it offers. `stopping` is set once the process has been
+    told to stop. `job_id` is the job at hand.
     """
 
     id: str
@@ -68,6 +69,7 @@ class Worker:
     scratch: Path
     device: str
     offered: Mapping[str, BackendOffer]
+    device_fingerprint: Mapping[str, Any] | None = None
     sources: Sources = field(init=False)
     fitness: Fitness = field(init=False)
     stopping: Event = field(default_factory=Event)
@@ -230,6 +232,7 @@ def open_worker(settings: Settings, device: str) -> Iterator[Worker]:
                 scratch=jobs,
                 device=described.device["name"],
                 offered=usable,
+                device_fingerprint=described.device.get("fingerprint"),
             )
         finally:
             host.close()

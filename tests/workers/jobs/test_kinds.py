@@ -12,6 +12,7 @@ from sqlalchemy import select
 
 from app.artifacts.store import ArtifactStore
 from app.artifacts.tables import BlobUse
+from app.fleet import service as fleet
 from tests.workers.networks import Network, Weights
 from tests.workers.service import Service, computed, service_with
 from workers.jobs.attempt import run_job
@@ -138,6 +139,22 @@ def test_a_plan_that_was_tampered_with_is_never_loaded_and_a_build_mends_it(net:
     assert (job["state"], job["error"]["code"]) == ("failed", "plan_damaged")
     net.result("/builds", {"definition": 1, "weights": 1, "reuse": False})  # gives the same plan, to the byte
     assert net.do("/runs", run)["state"] == "succeeded"
+
+
+def test_an_engine_tells_of_the_device_it_was_compiled_for_and_its_refits_inherit_that(net: Service) -> None:
+    net.worker.device_fingerprint = net.worker.host.describe().device["fingerprint"]
+    net.result("/builds", {"definition": 1, "weights": 1})
+    net.add_weights({"0.bias": np.zeros(8, np.float32)})
+    net.result("/refits", {"engine": 1, "weights": 2})
+    fleet.report(net.worker.database, net.worker.report())
+    built, refitted = (
+        net.client.get(f"/v1/models/net/engines/{number}").json()["device_fingerprint"] for number in (1, 2)
+    )
+    (worker,) = net.client.get("/v1/workers").json()["data"]
+    assert built == worker["device"]["fingerprint"] | {"to_load": []}  # onnxruntime's plans are graphs
+    assert refitted == built
+    manifest = net.client.get("/v1/models/net/engines/2/manifest").json()
+    assert manifest["backend"]["device_fingerprint"] == built
 
 
 def test_inputs_that_do_not_fit_fail_the_run_with_the_reason(net: Service) -> None:

@@ -438,7 +438,7 @@ def test_an_equal_engine_made_meanwhile_without_a_plan_is_reused_by_lazy_jobs_on
 ) -> None:
     weights = net.add_weights(second)
     waiting = net.post("/refits", {"engine": 1, "weights": weights, "materialise": materialise})["id"]
-    net.result("/refits", {"engine": 1, "weights": weights, "materialise": "lazy"})
+    net.result("/refits", {"engine": 1, "weights": weights, "materialise": "lazy", "reuse": False})
     run_job(net.worker, waiting)
     result = net.job(waiting)["result"]
     number = result["engine"]

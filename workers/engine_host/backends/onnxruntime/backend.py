@@ -152,9 +152,9 @@ class OnnxruntimeBackend:
         for level in levels:
             try:
                 with watch.phase("optimise"):
-                    plan = _plan(definition, level, self._scratch)
+                    plan = _plan(definition, level, self._scratch, verbose=request.verbose)
                 with watch.phase("session"):
-                    engine = _load(onnx_graph.serialize(plan), values)
+                    engine = _load(onnx_graph.serialize(plan), values, verbose=request.verbose)
                 break
             except ORT_ERRORS as error:
                 if level == levels[-1]:
@@ -232,7 +232,7 @@ def _levels(options: Mapping[str, Any]) -> list[str]:
     return list(LEVELS)[list(LEVELS).index(level) :]
 
 
-def _plan(definition: ModelProto, level: str, scratch: Path) -> ModelProto:
+def _plan(definition: ModelProto, level: str, scratch: Path, *, verbose: bool) -> ModelProto:
     """Return the definition optimised at `level`, as a plan; raises one of `ORT_ERRORS`.
 
     The parameters are inputs meanwhile. Stand-in values, such as zeros, would not do: an optimizer may remove `x + 0`.
@@ -240,7 +240,7 @@ def _plan(definition: ModelProto, level: str, scratch: Path) -> ModelProto:
     if level == "none":
         return onnx_graph.with_inputs_as_parameters(onnx_graph.with_parameters_as_inputs(definition), definition)
     path = scratch / f"{uuid4().hex}.onnx"
-    options = session_options(LEVELS[level])
+    options = session_options(LEVELS[level], verbose=verbose)
     options.optimized_model_filepath = str(path)
     options.intra_op_num_threads = 1  # this session never runs
     try:
@@ -255,9 +255,11 @@ def _plan(definition: ModelProto, level: str, scratch: Path) -> ModelProto:
     return onnx_graph.with_inputs_as_parameters(optimised, definition)
 
 
-def _load(plan: bytes, values: Mapping[str, StoredValue], inner: Sequence[str] = ()) -> OnnxruntimeEngine:
+def _load(
+    plan: bytes, values: Mapping[str, StoredValue], inner: Sequence[str] = (), *, verbose: bool = False
+) -> OnnxruntimeEngine:
     model, names = onnx_graph.point_at(plan, values, inner)
-    session = open_session(model, session_options())
+    session = open_session(model, session_options(verbose=verbose))
     used = {name: values[name] for name in names}
     nbytes = sum(one.nbytes for one in used.values()) + SESSION_BYTES
     shown = set(output_names(session)) & set(inner)

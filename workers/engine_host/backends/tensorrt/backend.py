@@ -70,7 +70,7 @@ class TensorrtBackend:
         The facts name the parameters that the compiled engine has not kept as weights (`fixed_parameters`). Other
         values of these take another build.
         """
-        self._log.attach(report)
+        self._log.attach(report, verbose=request.verbose)
         watch = Stopwatch(report)
         options = settled(request.options, self.offered.capabilities)
         definition = _definition(request.definition)
@@ -106,6 +106,7 @@ class TensorrtBackend:
             timings=watch.seconds,
             backend_version=self._can.version,
             timing_cache=self._written_timings(request),
+            bound_to=self._bound_to(options),
         )
         return built, engine
 
@@ -238,6 +239,17 @@ class TensorrtBackend:
         if self._gpu is None:
             return f"{self._can.version}/{options['compute_capability']}"
         return f"{self._can.version}/{self._gpu.name if level == 'none' else self._gpu.shared(level)}"
+
+    def _bound_to(self, options: Mapping[str, Any]) -> tuple[str, ...]:
+        """Name the facts of a GPU that must be equal for it to load a plan built with these options.
+
+        TensorRT refuses another compute capability, unless the plan is for all GPUs since Ampere. This service also
+        keeps a plan to GPUs of one name if the plan is for this GPU alone.
+        """
+        level = options["hardware_compatibility"]
+        if self._gpu is None or level == "none":
+            return ("compute_capability",) if self._can.targets else ("compute_capability", "name")
+        return ("compute_capability",) if level == "same_compute_capability" else ()
 
     def _facts(self, layout: Layout, options: Mapping[str, Any], engine: TensorrtEngine | None) -> dict[str, Any]:
         facts = {
