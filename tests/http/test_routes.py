@@ -21,7 +21,7 @@ def _blocked(pool: Pool, client: TestClient, places: int) -> Iterator[None]:
     portal = client.portal
     assert portal is not None
     holders = [portal.start_task_soon(pool.run, gate.wait, 60) for _ in range(places)]
-    while pool._places.available_tokens > 0:
+    while pool._free > 0:
         time.sleep(0.001)
     try:
         yield
