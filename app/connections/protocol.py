@@ -347,4 +347,3 @@ class LimitedProtocol(HttpToolsProtocol):
         self._unanswered.clear()
         self.pipeline.clear()
         self.flow.resume_writing()
-

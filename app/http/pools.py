@@ -5,6 +5,7 @@ of places and a queue, in which addresses take turns. A request that finds both 
 address has more requests in the queue: then the newest one of those is told instead.
 """
 
+import asyncio
 import math
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -40,7 +41,7 @@ class Pool:
         self._free = places
         self._share = places if share is None else share
         self._taken: Counter[str] = Counter()  # places by address
-        self._line = Line()
+        self._line: Line[asyncio.Future[None]] = Line()
         self._threads = CapacityLimiter(math.inf)  # whoever has a place waits for no thread
 
     @asynccontextmanager
@@ -48,9 +49,13 @@ class Pool:
         """Hold a place during the block; raises Unavailable "busy" if there is none and no room to wait for one."""
         address = current_address.get()
         if not self._has_place(address) and self._line.size >= self._queue:
-            busy = self._busy()
-            if not self._line.give_way(address, busy):
-                raise busy
+            longest = self._line.longest(address)
+            if longest == address:
+                raise self._busy()
+            newest = self._line.newest(longest)
+            self._line.leave(longest, newest)
+            if not newest.done():
+                newest.set_exception(self._busy())
         await self._enter(address)
         try:
             yield
@@ -76,8 +81,16 @@ class Pool:
     async def _enter(self, address: str) -> None:
         if self._has_place(address):  # whoever waits has its share already
             self._take(address)
-        else:
-            await self._line.wait(address, missed=partial(self._leave, address))
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._line.join(address, turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            self._line.leave(address, turn)
+            if not turn.cancelled() and turn.exception() is None:  # it was its turn in that very moment
+                self._leave(address)
+            raise
 
     def _take(self, address: str) -> None:
         self._free -= 1
@@ -88,8 +101,11 @@ class Pool:
         self._taken[address] -= 1
         if not self._taken[address]:
             del self._taken[address]
-        while self._free and (called := self._line.call(self._has_place)) is not None:
-            self._take(called)
+        while self._free and (found := self._line.next(self._has_place)) is not None:
+            called, turn = found
+            if not turn.done():  # else it is going
+                self._take(called)
+                turn.set_result(None)
 
     def _busy(self) -> Unavailable:
         return Unavailable(

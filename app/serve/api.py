@@ -13,6 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from app.connections.crowd import Crowd
+from app.connections.door import Door
 from app.connections.limits import Limits
 from app.connections.protocol import Crowded, LimitedProtocol
 from app.errors import ServiceError
@@ -25,8 +26,6 @@ from app.settings import Settings
 
 GRACEFUL_SHUTDOWN_S = 5
 TICKS_PER_CHECK = 10
-# libuv accepts one connection of a socket for each turn of its loop, so a flood would keep others waiting for seconds.
-ACCEPTED_AT_ONCE = 16
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # malloc.h
 LARGE_BLOCK = 1024 * 1024  # bytes; parts of uploads are smaller, and are used again at once
 HEAPS = 2
@@ -64,7 +63,7 @@ def run(settings: Settings, listener: socket.socket) -> None:
     crowd = Crowd(Limits.of(settings), app.state.metrics.registry)
     _spare_the_event_loop()
     with suppress(KeyboardInterrupt):  # after it has shut down, uvicorn raises this once more
-        Server(config, app, crowd).run(sockets=[listener, *(listener.dup() for _ in range(ACCEPTED_AT_ONCE - 1))])
+        Server(config, app, crowd).run(sockets=[listener])
 
 
 def _spare_the_event_loop() -> None:
@@ -97,6 +96,14 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.server_state = Crowded(crowd)
         self._app = app
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start the application, and then take connections by doors."""
+        await super().startup(sockets=[])
+        self.servers = [Door(one, self._protocol, self.server_state.crowd) for one in sockets or ()]  # type: ignore[misc]
+
+    def _protocol(self) -> LimitedProtocol:
+        return LimitedProtocol(self.config, self.server_state, self.lifespan.state)
 
     async def on_tick(self, counter: int) -> bool:
         """Check the connections once a second; uvicorn calls this every 0.1 s."""
