@@ -24,6 +24,7 @@ WORK_PLACES = 20
 READ_QUEUE = 512
 WORK_QUEUE = 128
 PARSE_QUEUE = 64
+TRANSFER_PLACES = 40
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -116,11 +117,16 @@ class Pool:
 
 
 class Pools:
-    """The pools of one process: `reads` for what only needs the database, `work` for the rest, `parsing` for bodies."""
+    """The pools of one process.
+
+    `reads` is for what only needs the database, `parsing` for bodies, `transfers` for blobs, `work` for the rest. A blob
+    takes a place for each of its parts, and always waits for one.
+    """
 
     def __init__(self) -> None:
         self.reads = Pool("be read", places=READ_PLACES, queue=READ_QUEUE, share=READ_PLACES // 2)
         self.work = Pool("be worked on", places=WORK_PLACES, queue=WORK_QUEUE, share=WORK_PLACES // 2)
+        self.transfers = Pool("be transferred", places=TRANSFER_PLACES, queue=0, share=TRANSFER_PLACES // 2)
         self.parsing = Pool("be parsed", places=1, queue=PARSE_QUEUE)
 
 
