@@ -119,8 +119,8 @@ class Pool:
 class Pools:
     """The pools of one process.
 
-    `reads` is for what only needs the database, `parsing` for bodies, `transfers` for blobs, `work` for the rest. A blob
-    takes a place for each of its parts, and always waits for one.
+    `reads` is for what only needs the database, `parsing` for bodies, `transfers` for blobs, `work` for the rest. A
+    blob takes a place for each of its parts, and always waits for one.
     """
 
     def __init__(self) -> None:
