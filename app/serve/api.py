@@ -26,8 +26,9 @@ from app.settings import Settings
 
 GRACEFUL_SHUTDOWN_S = 5
 TICKS_PER_CHECK = 10
-M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h
 LARGE_BLOCK = 1024 * 1024  # bytes; parts of uploads are smaller, and are used again at once
+KEPT_FREE = 16 * 1024 * 1024  # bytes of each heap, so that every answer need not get its memory anew
 HEAPS = 2
 SWITCH_S = 0.0005  # after which a thread that computes lets others go on, the event loop among them
 
@@ -48,7 +49,15 @@ def run(settings: Settings, listener: socket.socket) -> None:
         app.state.children.server.start()  # now, so that the first upload need not wait for its imports
     except ServiceError as error:  # the store cannot be used, or no process can be started
         raise CannotStart(error.code, error.detail) from error
-    config = uvicorn.Config(
+    crowd = Crowd(Limits.of(settings), app.state.metrics.registry)
+    _spare_the_event_loop()
+    with suppress(KeyboardInterrupt):  # after it has shut down, uvicorn raises this once more
+        Server(server_config(app, settings), app, crowd).run(sockets=[listener])
+
+
+def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """Return what uvicorn is to do; it believes X-Forwarded-For only of the proxies that the settings name."""
+    return uvicorn.Config(
         app,
         loop="uvloop",
         http=LimitedProtocol,
@@ -62,10 +71,6 @@ def run(settings: Settings, listener: socket.socket) -> None:
         timeout_keep_alive=math.ceil(settings.keep_alive_s),
         timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_S,
     )
-    crowd = Crowd(Limits.of(settings), app.state.metrics.registry)
-    _spare_the_event_loop()
-    with suppress(KeyboardInterrupt):  # after it has shut down, uvicorn raises this once more
-        Server(config, app, crowd).run(sockets=[listener])
 
 
 def _spare_the_event_loop() -> None:
@@ -83,6 +88,7 @@ def _give_memory_back() -> None:
     with suppress(AttributeError):  # only glibc has this call
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
+        mallopt(M_TRIM_THRESHOLD, KEPT_FREE)
         mallopt(M_ARENA_MAX, HEAPS)
 
 
