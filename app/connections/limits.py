@@ -10,6 +10,7 @@ from app.settings import Settings
 
 RESERVED_DESCRIPTORS = 200  # for the database, the broker, logs, parse children
 DESCRIPTORS_PER_CONNECTION = 2.5  # its socket, the file that it sends or receives, and half of one at the door
+LEAST_AT_THE_DOOR = 32
 log = structlog.get_logger()
 
 
@@ -28,7 +29,7 @@ class Limits:
     @property
     def at_the_door(self) -> int:
         """How many may wait to become connections."""
-        return max(1, self.connections // 2)
+        return max(LEAST_AT_THE_DOOR, self.connections // 2)
 
     @classmethod
     def of(cls, settings: Settings) -> Self:

@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry
 
 from app.connections.crowd import Crowd
 from app.connections.door import ADMITTED_AT_ONCE, Door
+from app.connections.limits import LEAST_AT_THE_DOOR
 from tests.connections.conftest import GENEROUS
 
 
@@ -79,7 +80,7 @@ def test_the_oldest_of_the_largest_crowd_at_the_door_is_told_to_come_again() -> 
     assert b"crowded_out" in refused
     assert let_in.count("127.0.0.3") == 1
     assert ended is not None
-    assert ended >= 100 - ADMITTED_AT_ONCE - 10
+    assert ended >= 100 - ADMITTED_AT_ONCE - LEAST_AT_THE_DOOR
 
 
 def test_a_closed_door_lets_nobody_in() -> None:

@@ -61,7 +61,7 @@ def test_only_a_proxy_that_is_named_says_whose_request_it_is(trusted: str, addre
     config.load()
     headers = [(b"x-forwarded-for", b"192.0.2.7")]
     scope: Scope = {"type": "http", "client": ("10.0.0.1", 5), "headers": headers}
-    asyncio.run(config.loaded_app(scope, nothing, nothing))  # type: ignore[arg-type]  # uvicorn's own types
+    asyncio.run(config.loaded_app(scope, nothing, nothing))
     assert addresses == [address]
 
 
