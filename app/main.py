@@ -29,6 +29,7 @@ from app.engines.verification_router import router as verification_router
 from app.fleet.router import router as fleet_router
 from app.heavy import MOST_ROWS
 from app.http import openapi, problems
+from app.http.beginning import Beginning
 from app.http.body_budget import BodyBudget
 from app.http.browsers import BrowserGuard
 from app.http.pools import Pools
@@ -85,6 +86,7 @@ def create_app(settings: Settings) -> FastAPI:
     openapi.install(app)
     app.add_middleware(BodyBudget, limit=settings.max_buffered_bytes // 2)
     app.add_middleware(BrowserGuard, allowed_hosts=settings.host_names)
+    app.add_middleware(Beginning)
     app.add_middleware(
         RequestObserver, metrics=app.state.metrics, on_fault=problems.unexpected, on_stop=problems.stopping
     )

@@ -61,6 +61,11 @@ class Settings(BaseSettings):
     max_connections_per_address: int = Field(
         500, ge=0, description="The same for one client address; 0 behind a proxy, from which all come: no limit."
     )
+    trusted_proxies: str = Field(
+        "",
+        description="Addresses and networks of proxies, separated by commas, whose X-Forwarded-For says which client a "
+        "request is from; empty: none.",
+    )
     max_header_bytes: int = Field(64 * KIB, gt=0, description="Longest request line and headers of a request.")
     header_timeout_s: float = Field(20.0, gt=0, description="Time for a request's headers to arrive, seconds.")
     keep_alive_s: float = Field(30.0, gt=0, description="A connection without requests is closed after it, seconds.")

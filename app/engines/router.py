@@ -3,7 +3,6 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response
-from fastapi.concurrency import run_in_threadpool
 
 from app.artifacts.damage import require_undamaged
 from app.artifacts.dependencies import StoreDep
@@ -303,7 +302,8 @@ async def _serve_plan(
         await reads.run(require_undamaged, database, str(engine.plan_digest))
     suffix = "onnx" if engine.backend == "onnxruntime" else "plan"
     name = f"{model}-{number}.{suffix}"
-    return await run_in_threadpool(
+    transfers: Pool = request.app.state.pools.transfers
+    return await transfers.run(
         serve_blob, request, store, str(engine.plan_digest), filename=name, etag=str(engine.plan_digest)
     )
 

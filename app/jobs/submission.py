@@ -227,7 +227,7 @@ async def _submit(
     return Submit(request, idempotency_key, prefer, await request.body())
 
 
-def _submit_patiently(
+async def _submit_patiently(
     request: Request,
     prefer: Annotated[
         str | None, Header(description="`wait=SECONDS`: how long to wait for the job, where there has to be one.")
