@@ -122,7 +122,7 @@ def _one_build(start: Start, name: str, config: dict[str, Any], *, by_hand_first
         "raw": raw,
         "raw_s": sum(raw[step] for step in ("builder_s", "parse_s", "build_s", "write_s")),
         "job_s": seconds,
-        "phases": job["result"]["seconds"],
+        "stages": job["result"]["stages"],
         "memory": memory | {"idle_mib": idle / MIB, "grown_beyond_raw_of_weights": grown / model.nbytes},
     }
 
@@ -161,7 +161,7 @@ def measure_refit(start: Start) -> dict[str, Any]:
         "raw_cold": _medians(raw_cold),
         "build_job_s": build_s,
         "median_s": median,
-        "phases": {name: _medians([run["phases"] for run in taken]) for name, taken in runs.items()},
+        "stages": {name: _medians([run["stages"] for run in taken]) for name, taken in runs.items()},
         "seconds": {"raw": raw_s, "raw_cold": raw_cold_s} | taken_s,
         "verification": runs["warm_verified"][-1]["verification"],
         "warm_over_raw": _ratio(taken_s["warm"], raw_s),
@@ -190,7 +190,7 @@ def measure_delta(start: Start) -> dict[str, Any]:
         figures[name] = {
             "median_s": statistics.median(run["s"] for run in runs),
             "worst_s": max(run["s"] for run in runs),
-            "phases": _medians([run["phases"] for run in runs]),
+            "stages": _medians([run["stages"] for run in runs]),
         }
     return figures
 
@@ -262,7 +262,7 @@ def _refitting(model: Model, engine: int, weights: Iterator[int], body: dict[str
 
 def _set_and_refit(run: dict[str, Any]) -> float:
     """Return the seconds in which a refit makes, sets and refits its values; the plan does not count."""
-    return float(run["phases"]["values"] + run["phases"]["refit"])
+    return float(run["stages"]["values"] + run["stages"]["refit"])
 
 
 def _in_turn(rounds: int, *actions: Action) -> list[list[dict[str, Any]]]:

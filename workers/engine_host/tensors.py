@@ -103,14 +103,14 @@ class ParameterFiles:
         """Whether nobody has written to the files of these parameters since they were located."""
         return self._stored.are_untouched(sources)
 
-    def settle(self) -> None:
-        """Wait until the bytes of all tensors that values were made of are checked.
+    def settle(self) -> int:
+        """Wait until the bytes of all tensors that values were made of are checked, and return how many were.
 
         Raises BackendError "weights_damaged" if some are not those that were uploaded. Nothing that was made since the
         last call may be used then.
         """
         try:
-            self._stored.settle()
+            return self._stored.settle()
         except BackendError:
             self._made.clear()
             raise

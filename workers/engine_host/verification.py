@@ -72,7 +72,7 @@ def verify(
     watch = Stopwatch(report)
     if check.against == "none":
         return Verified(
-            ok=True, against="none", outputs={}, tolerance=asdict(tolerance), inputs="", detail="", timings={}
+            ok=True, against="none", outputs={}, tolerance=asdict(tolerance), inputs="", detail="", stages={}
         )
     try:
         with under_deadline(report, "verification"):
@@ -80,7 +80,7 @@ def verify(
     except Impossible as error:
         if check.if_impossible == "fail":
             raise error.error from error
-        return Verified(None, _against(check), {}, asdict(tolerance), "", error.error.detail, watch.seconds)
+        return Verified(None, _against(check), {}, asdict(tolerance), "", error.error.detail, watch.stages)
     with watch.phase("verify"):
         with under_deadline(report, "verification"):
             outputs = engine.run(fed.inputs) if fed.outputs is None else fed.outputs
@@ -121,7 +121,7 @@ def _compared(
         tolerance=asdict(tolerance),
         inputs=digest_of(fed.inputs),
         detail=detail,
-        timings=watch.seconds,
+        stages=watch.stages,
         made_up=None if fed.trial is None else fed.trial.to_json(),
         sees=fed.sees,
     )

@@ -128,27 +128,27 @@ class OnnxruntimeBackend:
         watch = Stopwatch(report)
         levels = _levels(request.options)
         definition = onnx_graph.parse(Path(request.definition).read_bytes())
-        with watch.phase("map"):
-            values = self._locate(request.parameters, report)
+        values = self._locate(request.parameters, watch, report)
         for level in levels:
             try:
-                with watch.phase("optimise"):
+                with watch.phase("compile"):
                     plan = _plan(definition, level, self._scratch)
-                with watch.phase("session"):
+                with watch.phase("load", _nbytes(values)):
                     engine = _load(onnx_graph.serialize(plan), values)
                 break
             except ORT_ERRORS as error:
                 if level == levels[-1]:
                     raise explained(error, "build_failed") from error
                 report(LogLine("warning", f"optimisation {level!r} failed, trying less: {error}"))
-        Path(request.plan).write_bytes(engine.plan)
+        with watch.phase("write", len(engine.plan)):
+            Path(request.plan).write_bytes(engine.plan)
         built = Built(
             plan=request.plan,
             plan_digest=_digest(engine.plan),
             nbytes=len(engine.plan),
             platform=PLATFORM,
             facts=_facts(plan, definition, level),
-            timings=watch.seconds,
+            stages=watch.stages,
             backend_version=self.version,
         )
         return built, engine
@@ -165,7 +165,11 @@ class OnnxruntimeBackend:
         """
         watch = Stopwatch(report)
         warm = isinstance(resident, OnnxruntimeEngine)
-        plan = resident.plan if isinstance(resident, OnnxruntimeEngine) else Path(request.parent.plan).read_bytes()
+        if isinstance(resident, OnnxruntimeEngine):
+            plan = resident.plan
+        else:
+            with watch.phase("load", Path(request.parent.plan).stat().st_size):
+                plan = Path(request.parent.plan).read_bytes()
         engine = self._load_with(plan, request.parameters, watch, report)
         before = {parameter.name: parameter.content for parameter in request.parent.parameters}
         changed = sum(before.get(parameter.name) != parameter.content for parameter in request.parameters)
@@ -176,7 +180,7 @@ class OnnxruntimeBackend:
             changed=changed,
             warm=warm,
             facts={"plan_holds_weights": False},
-            timings=watch.seconds,
+            stages=watch.stages,
             backend_version=self.version,
         )
         return refitted, engine
@@ -190,16 +194,18 @@ class OnnxruntimeBackend:
     def _load_with(
         self, plan: bytes, parameters: tuple[ParameterSource, ...], watch: Stopwatch, report: Report
     ) -> OnnxruntimeEngine:
-        with watch.phase("map"):
-            values = self._locate(parameters, report)
+        values = self._locate(parameters, watch, report)
         try:
-            with watch.phase("session"):
+            with watch.phase("refit", _nbytes(values)):
                 return _load(plan, values)
         except ORT_ERRORS as error:
             raise explained(error, "load_failed") from error
 
-    def _locate(self, parameters: tuple[ParameterSource, ...], report: Report) -> dict[str, StoredValue]:
-        return self._files.locate(parameters, lambda done, total: report(Progress("transform", done, total)))
+    def _locate(
+        self, parameters: tuple[ParameterSource, ...], watch: Stopwatch, report: Report
+    ) -> dict[str, StoredValue]:
+        with watch.phase("transform"):
+            return self._files.locate(parameters, lambda done, total: report(Progress("transform", done, total)))
 
 
 def _levels(options: Mapping[str, Any]) -> list[str]:
@@ -236,6 +242,10 @@ def _load(plan: bytes, values: Mapping[str, StoredValue]) -> OnnxruntimeEngine:
     session = open_session(model, session_options())
     used = {name: values[name] for name in names}
     return OnnxruntimeEngine(session, plan, used, sum(one.nbytes for one in used.values()) + SESSION_BYTES)
+
+
+def _nbytes(values: Mapping[str, StoredValue]) -> int:
+    return sum(value.nbytes for value in values.values())
 
 
 def _facts(plan: ModelProto, definition: ModelProto, level: str) -> dict[str, Any]:
