@@ -1,5 +1,6 @@
 """How much memory one request may take of the machine's."""
 
+import os
 import resource
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -83,6 +84,11 @@ def memory_limit(device: Mapping[str, Any], job: int | None) -> MemoryLimit:
     except (OSError, ValueError) as error:
         return MemoryLimit(machine, job, Measure(holds=False, detail=f"the system refuses the limit ({error})"))
     return MemoryLimit(machine, job, Measure(holds=True, detail=f"RLIMIT_DATA by job, {whole / GIB:.1f} GiB at most"))
+
+
+def machine_bytes() -> int:
+    """Return the memory of this machine, or what this container may have of it, in bytes."""
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_groups_limits()])
 
 
 def _groups_limits() -> Iterator[int]:

@@ -74,6 +74,7 @@ class ParameterFiles:
     def __init__(self, scratch: Path) -> None:
         self._scratch = scratch
         self._stored = StoredBytes()
+        self._forgetting: list[Callable[[], None]] = []
         self._made: weakref.WeakValueDictionary[Hashable, StoredValue] = weakref.WeakValueDictionary()
         self._lost: LRUCache[Hashable, CastLosses] = LRUCache(KEPT_LOSSES)
 
@@ -113,7 +114,13 @@ class ParameterFiles:
             return self._stored.settle()
         except BackendError:
             self._made.clear()
+            for forget in self._forgetting:
+                forget()
             raise
+
+    def on_damage(self, forget: Callable[[], None]) -> None:
+        """Have `forget` called whenever bytes turn out to be damaged, for who keeps values of its own making."""
+        self._forgetting.append(forget)
 
     def _known(self, source: ParameterSource) -> StoredValue | None:
         return self._made.get(source.content)

@@ -45,6 +45,7 @@ from workers.engine_host.backends.tensorrt.log import process_log
 from workers.engine_host.backends.tensorrt.normalised import NormalisedLayout, normalised_layout
 from workers.engine_host.backends.tensorrt.offer import Gpu, offered
 from workers.engine_host.backends.tensorrt.plan_file import mapped_plan, write_plan, writing_plan
+from workers.engine_host.cuda.page_locked_values import process_values
 from workers.engine_host.tensors import ParameterFiles
 
 
@@ -59,6 +60,7 @@ class TensorrtBackend:
         self._gpu = gpu.supported(self._can) if gpu is not None else None
         self._scratch = scratch
         self._files = files
+        self._files.on_damage(process_values().forget_all)
         self._room = room
         self._log = process_log()
         self._compiler = Compiler(self._can, self._log)
