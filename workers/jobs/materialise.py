@@ -39,7 +39,7 @@ def load(session: Session, _held: Claim, work: MaterialiseWork, _worker: Worker)
     engine = load_engine(session, work.engine_id)
     if isinstance(engine.source, BasePlan):
         return engine
-    return Ready(_result(engine.number, engine.plan.digest, merged(), 0.0))
+    return Ready(_result(engine.number, engine.plan.digest, {}, 0.0))
 
 
 def compute(engine: StoredEngine, worker: Worker, watch: Watch) -> WrittenPlan:

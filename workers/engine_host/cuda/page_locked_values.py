@@ -126,12 +126,15 @@ class PageLockedValues:
         return None
 
     def _grow(self, missed: list[int], displaced: Counter[int]) -> None:
-        """Lock memory: for what was missed even if other values have to go, for what was displaced if there is room."""
+        """Lock memory: for what was missed even if other values have to go, and once more for all if there is room.
+
+        So the next version of a value need not take the place of this one.
+        """
         try:
             for nbytes in missed:
                 if self._make_room(nbytes):
                     self._add(nbytes)
-            for nbytes in displaced.elements():
+            for nbytes in (*missed, *displaced.elements()):
                 if self._locked + nbytes <= self.limit:
                     self._add(nbytes)
         except BackendError:
