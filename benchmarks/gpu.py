@@ -2,7 +2,7 @@
 
 python -m benchmarks.gpu [--data DIR] [--device cuda:N] [--tiny] [PART ...]
 
-Runs all parts, or some of: build build_large refit delta packed cost.
+Runs all parts, or some of: build build_large refit delta packed staging cost.
 
 If --data names a folder, a later run with the same folder uses the engines that an earlier run built. Only a build that
 is measured is done again. Results are merged into benchmarks/results/gpu.json. The table of the aims is printed last.
@@ -45,6 +45,7 @@ from benchmarks.gpu_models import (
     running_bench,
     write_external,
 )
+from benchmarks.gpu_staging import measure_staging
 from benchmarks.machine import machine
 from benchmarks.service import memory_bytes
 
@@ -241,6 +242,7 @@ PARTS: dict[str, Callable[[Start], dict[str, Any]]] = {
     "refit": measure_refit,
     "delta": measure_delta,
     "packed": measure_packed,
+    "staging": measure_staging,
     "cost": measure_cost,
 }
 
@@ -262,7 +264,7 @@ def _refitting(model: Model, engine: int, weights: Iterator[int], body: dict[str
 
 def _set_and_refit(run: dict[str, Any]) -> float:
     """Return the seconds in which a refit makes, sets and refits its values; the plan does not count."""
-    return float(run["stages"]["values"] + run["stages"]["refit"])
+    return float(sum(run["stages"][name] for name in ("transform", "read", "refit")))
 
 
 def _in_turn(rounds: int, *actions: Action) -> list[list[dict[str, Any]]]:

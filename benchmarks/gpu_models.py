@@ -129,6 +129,7 @@ def refit(model: Model, engine: int, weights: int, **body: Any) -> dict[str, Any
     found = model.client.call("GET", f"/v1/models/{model.client.model}/engines/{job['result']['engine']}")
     return {
         "s": seconds,
+        "engine": job["result"]["engine"],
         "stages": stages | {"total": job["result"]["seconds"]},
         "verification": found["verification"],
         "warm": job["result"]["warm"],
