@@ -50,13 +50,8 @@ class PageLockedValues:
         """The bytes that are locked now."""
         return self._locked
 
-    def holds(self, key: Hashable, nbytes: int) -> bool:
-        """Whether the value of this key is here, which has so many bytes."""
-        with self._lock:
-            return key in self._values[nbytes]
-
     def get(self, key: Hashable, nbytes: int) -> Array | None:
-        """Return the value of this key, which is busy until it is released; None if it is not here."""
+        """Return the value of this key and size, which is busy until it is released; None if it is not here."""
         with self._lock:
             kept = self._values[nbytes].get(key)
             if kept is None:

@@ -1,7 +1,7 @@
 """A deserialized engine: it runs, and its weights can be replaced."""
 
 import json
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import zip_longest
 from typing import Any
@@ -97,11 +97,12 @@ class TensorrtEngine:
             changed = tuple(slot for slot in self._layout.slots if slot.name in self.weights)
         done: set[str] = set()
         with WeightValues(self._layout, parameters, files, step, self._can, self._memory) as values:
-            if changed:
+            new = values.take_kept(changed)
+            if new:
                 with watch.phase("transform"):
-                    values.locate(changed)
-            values.begin([slot for slot in changed if slot.is_computed])
-            batches = [*_batches(values.in_order(changed), self._cost(values))]
+                    values.locate(new)
+            values.begin([slot for slot in new if slot.is_computed])
+            batches = [*_batches(values.in_order(changed), self._cost({slot.name for slot in new}))]
             for batch, following in zip_longest(batches, batches[1:], fillvalue=()):
                 with watch.phase("read", sum(slot.nbytes for slot in batch)):
                     values.begin(batch)
@@ -115,14 +116,14 @@ class TensorrtEngine:
         self._contents, self._stripped = after, False
         return len(done)
 
-    def _cost(self, values: WeightValues) -> Callable[[Slot], int]:
+    def _cost(self, new: Container[str]) -> Callable[[Slot], int]:
         """Return a function that tells how many bytes of a slot count for a batch.
 
-        If there is page-locked memory, it is what has to be read. Else it is what has to be computed, because weights
-        that TensorRT reads from a mapped file take no memory of ours.
+        If there is page-locked memory, it is what has to be read, of the slots in `new`. Else it is what has to be
+        computed, because weights that TensorRT reads from a mapped file take no memory of ours.
         """
         if self._memory.nbytes:
-            return lambda slot: slot.nbytes if values.reads(slot) else 0
+            return lambda slot: slot.nbytes if slot.name in new else 0
         return lambda slot: slot.nbytes if slot.is_computed else 0
 
     def _come_to_rest(self) -> None:

@@ -28,7 +28,7 @@ from workers.engine_host.tensors import Array, MappedFiles, StoredValue
 
 LAYOUTS: Final = ("plain", "packed")  # values of the option `refit_layout`
 
-__all__ = ["Layout", "Slot", "changed_slots", "check_slot", "lay_out", "slot_value"]
+__all__ = ["Layout", "Slot", "changed_slots", "check_slot", "fill_slot", "lay_out", "slot_value"]
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,12 @@ def slot_value(slot: Slot, values: Mapping[str, StoredValue], mapped: MappedFile
     """
     check_slot(slot, values)
     return slot.value([mapped.view(values[name]) for name in slot.sources])
+
+
+def fill_slot(target: Array, slot: Slot, values: Mapping[str, StoredValue], mapped: MappedFiles) -> None:
+    """Write what `slot_value` returns into an array of the slot's dtype and shape."""
+    check_slot(slot, values)
+    slot.fill(target, [mapped.view(values[name]) for name in slot.sources])
 
 
 def check_slot(slot: Slot, values: Mapping[str, StoredValue]) -> None:

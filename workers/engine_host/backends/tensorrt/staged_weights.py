@@ -19,7 +19,7 @@ import numpy as np
 from workers.channel.messages import BackendError
 from workers.engine_host.backends.tensorrt.layout import Slot
 from workers.engine_host.cuda.page_locked_values import PageLockedValues
-from workers.engine_host.tensors import Array, StoredValue, raw
+from workers.engine_host.tensors import Array, StoredValue
 
 THREADS = min(16, os.cpu_count() or 1)
 LEAST_READ = 4 << 20  # bytes that are worth a thread
@@ -34,7 +34,7 @@ class StagedWeights:
     """The values of one refit's slots; `close` must be called when the refit is done, or has failed.
 
     `known_by` returns what a slot's value is known by, and its bytes. `stored` returns where it lies in a file, or None
-    if it has to be computed. `compute` computes it.
+    if it has to be computed. `fill` computes it into memory.
     """
 
     def __init__(
@@ -43,39 +43,38 @@ class StagedWeights:
         *,
         known_by: Callable[[Slot], Key],
         stored: Callable[[Slot], StoredValue | None],
-        compute: Callable[[Slot], Array],
+        fill: Callable[[Slot, Array], None],
     ) -> None:
         self._memory = memory
         self._known_by = known_by
         self._stored = stored
-        self._compute = compute
+        self._fill = fill
         self._arrays: dict[str, Array] = {}
         self._begun: dict[str, list[Future[None]]] = {}
         self._keys: dict[str, Key] = {}
 
-    def is_kept(self, slot: Slot) -> bool:
-        """Whether the value is there from an earlier refit."""
-        return self._memory.holds(*self._known_by(slot))
+    def __contains__(self, slot: Slot) -> bool:
+        """Whether the value of a slot is staged, or about to be."""
+        return slot.name in self._arrays
+
+    def take_kept(self, slots: Sequence[Slot]) -> None:
+        """Stage the slots whose values are there from an earlier refit, so that they stay until they are released."""
+        for slot in slots:
+            key = self._known_by(slot)
+            if (memory := self._memory.get(*key)) is not None:
+                self._hold(slot, key, memory)
 
     def begin(self, slots: Sequence[Slot]) -> None:
-        """Begin to stage the values of these slots that were not begun; those without memory are left out."""
+        """Begin to stage the values of these slots, unless they are staged; those without memory are left out."""
         files: dict[str, list[tuple[Slot, Piece]]] = {}
         for slot in slots:
-            if slot.name in self._keys:
-                continue
             key = self._known_by(slot)
-            memory = self._memory.get(*key)
-            is_kept = memory is not None
-            memory = memory if memory is not None else self._memory.reserve(*key)
-            if memory is None:
+            if slot in self or (memory := self._memory.reserve(*key)) is None:
                 continue
-            self._keys[slot.name] = key
-            self._arrays[slot.name], self._begun[slot.name] = memory, []
-            if is_kept:
-                continue
+            self._hold(slot, key, memory)
             stored = self._stored(slot)
             if stored is None:
-                self._begun[slot.name].append(_threads().submit(self._fill, memory, slot))
+                self._begun[slot.name].append(_threads().submit(self._fill, slot, memory))
             else:
                 files.setdefault(stored.path, []).append((slot, (stored.offset, memory)))
         size = max(LEAST_READ, sum(slot.nbytes for found in files.values() for slot, _ in found) // THREADS)
@@ -111,15 +110,15 @@ class StagedWeights:
             self._memory.forget_all()
         self._memory.grow()
 
+    def _hold(self, slot: Slot, key: Key, memory: Array) -> None:
+        self._keys[slot.name], self._arrays[slot.name], self._begun[slot.name] = key, memory, []
+
     def _read(self, path: str, found: Sequence[tuple[Slot, Piece]], size: int) -> None:
         pieces = sorted(_cut(found, size), key=lambda one: one[0])
         for run in _runs(pieces, size):
             reading = _threads().submit(_read_run, path, [(offset, memory) for offset, memory, _ in run])
             for name in {name for _, _, name in run}:
                 self._begun[name].append(reading)
-
-    def _fill(self, memory: Array, slot: Slot) -> None:
-        np.copyto(memory, raw(self._compute(slot)))
 
 
 def _cut(found: Sequence[tuple[Slot, Piece]], size: int) -> Iterator[tuple[int, Array, str]]:

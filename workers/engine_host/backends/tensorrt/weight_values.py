@@ -13,7 +13,7 @@ from app.weights.dtypes import numpy_dtype
 from workers.channel.messages import ParameterSource
 from workers.engine_host import onnx_graph
 from workers.engine_host.backends.tensorrt.capabilities import Capabilities
-from workers.engine_host.backends.tensorrt.layout import Layout, Slot, check_slot, slot_value
+from workers.engine_host.backends.tensorrt.layout import Layout, Slot, check_slot, fill_slot, slot_value
 from workers.engine_host.backends.tensorrt.staged_weights import StagedWeights
 from workers.engine_host.cuda.page_locked_values import PageLockedValues
 from workers.engine_host.tensors import Array, MappedFiles, ParameterFiles, StoredValue
@@ -54,9 +54,7 @@ class WeightValues:
         self._mapped = MappedFiles()
         self._located: dict[str, StoredValue] = {}
         self._contents = {one.name: one.content for one in parameters}
-        self._staged = StagedWeights(
-            memory, known_by=self._known_by, stored=self._stored, compute=lambda slot: self._named(slot)[1]
-        )
+        self._staged = StagedWeights(memory, known_by=self._known_by, stored=self._stored, fill=self._fill)
 
     def __enter__(self) -> Self:
         return self
@@ -65,8 +63,7 @@ class WeightValues:
         self._staged.close(failed=kind is not None)
 
     def locate(self, slots: Iterable[Slot]) -> None:
-        """Find the parameters that slots are made from, unless they are found or the slots are kept already."""
-        slots = [slot for slot in slots if not self._staged.is_kept(slot)]
+        """Find the parameters that slots are made from, unless they are found already."""
         needed = {source for slot in slots for source in slot.sources} - self._located.keys()
         if needed:
             self._located |= self._files.locate([one for one in self._parameters if one.name in needed], self._step)
@@ -80,9 +77,10 @@ class WeightValues:
 
         return sorted(slots, key=place)
 
-    def reads(self, slot: Slot) -> bool:
-        """Whether a slot's value has to be read or computed, because it is not kept."""
-        return not self._staged.is_kept(slot)
+    def take_kept(self, slots: Sequence[Slot]) -> list[Slot]:
+        """Take the values that are kept from an earlier refit, and return the slots whose values are not."""
+        self._staged.take_kept(slots)
+        return [slot for slot in slots if slot not in self._staged]
 
     def begin(self, slots: Sequence[Slot]) -> None:
         """Begin to stage the values of these slots, which are located."""
@@ -94,7 +92,7 @@ class WeightValues:
 
     def of(self, slots: Sequence[Slot]) -> Iterator[Named]:
         """Yield each slot's name, its value, and the dtype and shape that the engine takes."""
-        self.locate(slots)
+        self.locate(slot for slot in slots if slot not in self._staged)
         for slot in slots:
             dtype = self._can.engine_dtype(slot.dtype)
             staged = self._staged.value(slot, dtype)
@@ -119,6 +117,15 @@ class WeightValues:
         dtype = self._can.engine_dtype(slot.dtype)
         key = slot, dtype.name, tuple(self._contents.get(one) for one in slot.sources)
         return key, prod(slot.shape) * dtype.itemsize
+
+    def _fill(self, slot: Slot, memory: Array) -> None:
+        """Write the value of a slot, as the engine takes it, into memory, U8."""
+        dtype = self._can.engine_dtype(slot.dtype)
+        target = memory.view(dtype).reshape(slot.shape)
+        if dtype == numpy_dtype(slot.dtype):
+            fill_slot(target, slot, self._located, self._mapped)
+        else:
+            np.copyto(target, self._named(slot)[1])
 
     def _stored(self, slot: Slot) -> StoredValue | None:
         """Return where the value of a slot lies as the engine takes it; None if it has to be computed."""

@@ -1,6 +1,7 @@
 """Refits whose weights lie in page-locked memory; the refitter and CUDA are stand-ins."""
 
 import gc
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -197,7 +198,7 @@ def test_a_file_that_ends_early_fails_the_refit_and_leaves_nothing_behind(
     first, second = both
     refit_to(engine, second, tmp_path)
     with monkeypatch.context() as reading:
-        reading.setattr(staged_weights.os, "preadv", lambda _file, _buffers, _offset: 0)
+        reading.setattr(os, "preadv", lambda _file, _buffers, _offset: 0)
         with pytest.raises(BackendError, match="are needed"):
             refit_to(engine, first, tmp_path)
     assert not any(process_values()._values.values())
@@ -214,13 +215,13 @@ def test_reads_that_return_early_go_on(
 ) -> None:
     first, second = both
     refit_to(engine, second, tmp_path)
-    whole = staged_weights.os.preadv
+    whole: Callable[[int, list[memoryview], int], int] = os.preadv
 
     def three_bytes(file: int, buffers: list[memoryview], offset: int) -> int:
         wanted = next(one for one in buffers if one.nbytes)
         return whole(file, [wanted[:3]], offset)
 
-    monkeypatch.setattr(staged_weights.os, "preadv", three_bytes)
+    monkeypatch.setattr(os, "preadv", three_bytes)
     refit_to(engine, first, tmp_path)
     assert refits.locked == {*NAMES}
     assert holds(refits, network, 1)
