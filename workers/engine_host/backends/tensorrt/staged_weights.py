@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from workers.channel.messages import BackendError
+from workers.channel.messages import DamagedFile
 from workers.engine_host.backends.tensorrt.layout import Slot
 from workers.engine_host.cuda.page_locked_values import PageLockedValues
 from workers.engine_host.tensors import Array, StoredValue
@@ -147,7 +147,7 @@ def _runs(pieces: Sequence[tuple[int, Array, str]], size: int) -> Iterator[list[
 
 
 def _read_run(path: str, pieces: Sequence[Piece]) -> None:
-    """Read the pieces of a file, which lie one behind the other, in one call; raises BackendError if it is shorter."""
+    """Read the pieces of a file, which lie one behind the other, in one call; raises DamagedFile if it is shorter."""
     begin, end = pieces[0][0], pieces[0][0]
     buffers = []
     for offset, memory in pieces:
@@ -159,7 +159,8 @@ def _read_run(path: str, pieces: Sequence[Piece]) -> None:
         while begin < end:
             count = os.preadv(file.fileno(), buffers, begin)
             if not count:
-                raise BackendError("weights_unreadable", f"{path} ends at {begin} bytes, {end} are needed.")
+                detail = f"{path} ends at {begin} bytes, {end} are needed. Upload the file again."
+                raise DamagedFile("weights_unreadable", detail, path)
             begin += count
             buffers = _left(buffers, count)
 
