@@ -1,7 +1,7 @@
 """Values kept in page-locked memory, by what they are.
 
-The device reads page-locked memory at its link's full speed. To lock pages takes 0.3 s for a gigabyte, so memory is
-locked in a thread beside the jobs, kept from one job to the next, and given back once no job has used it for a while.
+The device reads page-locked memory at its link's full speed. To lock pages takes time, so memory is locked in a thread
+beside the jobs, kept from one job to the next, and given back once no job has used it for a while.
 A value that is still there from an earlier job need not be read again.
 """
 
