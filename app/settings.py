@@ -118,6 +118,15 @@ class Settings(BaseSettings):
         ge=0,
         description="Memory for engines kept loaded between jobs, per worker; empty: 4 GiB, on a GPU half of its own.",
     )
+    page_locked_bytes: int | None = Field(
+        None,
+        ge=0,
+        description="Page-locked memory for the weights of refits, per worker with a GPU; empty: a sixteenth of the "
+        "machine's memory, at most 4 GiB; 0: none.",
+    )
+    page_locked_idle_s: float = Field(
+        600.0, gt=0, description="Page-locked memory that no refit has used for so long is given back, seconds."
+    )
 
     job_memory_bytes: int | None = Field(
         None,

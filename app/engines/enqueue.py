@@ -341,7 +341,7 @@ class MaterialisePlacement:
             model_id=engine.model_id,
             queue=queue_of(engine.backend, engine.platform),
             request=MaterialiseWork(engine_id=engine.id).to_json(),
-            result={"engine": engine.number, "plan_digest": engine.plan_digest, "seconds": {"total": 0.0}},
+            result={"engine": engine.number, "plan_digest": engine.plan_digest, "seconds": 0.0, "stages": {}},
         )
 
 

@@ -94,7 +94,9 @@ async def refit(
 ) -> Response:
     """Make a new engine of an existing one by giving it other weights; the answer is a job.
 
-    Definition, backend, profiles, options and binding rules are the engine's. It stays as it is.
+    Definition, backend, profiles, options and binding rules are the engine's. It stays as it is. The job's
+    `result.seconds` is the time since a worker took it, and `result.stages` has the `seconds` and `bytes` of each of
+    its ten stages.
     """
     return await submit(requests.request_refit, database, store, settings, model, body)
 

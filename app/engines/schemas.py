@@ -445,7 +445,7 @@ class ManifestAnswer(BaseModel):
     parents: list[dict[str, Any]] = Field(description="Nearest first, up to the first build.")
     parents_complete: bool
     job: dict[str, Any]
-    timings: dict[str, Any] = Field(description="Seconds by phase.")
+    timings: dict[str, Any] = Field(description="Seconds by stage; total is the whole job's.")
     verification: dict[str, Any]
     facts: dict[str, Any]
     service_version: str | None = Field(description="The release of this service that published it.")

@@ -56,6 +56,7 @@ CLAIM = (
         Job.strikes,
         Job.crashes,
         Job.last_event,
+        Job.created_at,
     )
 )
 
@@ -72,8 +73,8 @@ class CancelAsked(Exception):
 class Claim:
     """The right to work on a job as long as its lease is renewed; `fence` guards every later write.
 
-    `outage` is what the row says of earlier outages, and `strikes` how often the engine host died of the job. In
-    `crashes` of these deaths it crashed, without being killed.
+    `queued_s` are the seconds since the job was asked for. `outage` is what the row says of earlier outages, and
+    `strikes` how often the engine host died of the job. In `crashes` of these deaths it crashed, without being killed.
     """
 
     job_id: str
@@ -85,6 +86,7 @@ class Claim:
     queue: str
     worker: str
     lease_s: float
+    queued_s: float = 0.0
     outage: dict[str, Any] | None = None
     strikes: int = 0
     crashes: int = 0
@@ -127,12 +129,25 @@ def claim(
         row = session.connection().execute(CLAIM, given).one_or_none()
         if row is None:
             return None
-        kind, model_id, fence, attempt, request, queue, outage, strikes, crashes, last = row
+        kind, model_id, fence, attempt, request, queue, outage, strikes, crashes, last, created_at = row
         started = Event("running", {"worker": worker, "attempt": attempt})
         job_events.write(session, job_id, last, [started])
         tell(session, notify, job_id, State.RUNNING)
-    lease_s = settings.lease_s
-    return Claim(job_id, kind, model_id, fence, attempt, request, queue, worker, lease_s, outage, strikes, crashes)
+    return Claim(
+        job_id=job_id,
+        kind=kind,
+        model_id=model_id,
+        fence=fence,
+        attempt=attempt,
+        request=request,
+        queue=queue,
+        worker=worker,
+        lease_s=settings.lease_s,
+        queued_s=max((moment - created_at).total_seconds(), 0.0),  # the clocks of two machines
+        outage=outage,
+        strikes=strikes,
+        crashes=crashes,
+    )
 
 
 def renew(

@@ -269,13 +269,21 @@ Request = Build | Refit | Materialise | Run | Verify | Benchmark | Compare | Mer
 
 
 @dataclass(frozen=True, slots=True)
+class Spent:
+    """What a stage took: the time in seconds, and the bytes it read, made or wrote; 0 if it has none to tell of."""
+
+    seconds: float
+    nbytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Built:
     """A compiled engine, now resident.
 
     `platform` names what a worker must offer to load it (see `Offered`). `facts` is what the backend tells of the
-    engine. `timings` are seconds by phase. `timing_cache` is the path of all that has been timed by now, for later
-    builds; it is None if the backend cannot read it back. `verification` is None if none was asked for. `bound_to`
-    names the facts of this device's fingerprint that a device which loads the plan must share.
+    engine. `stages` says what each stage took. `timing_cache` is the path of all that has been timed by now, for
+    later builds; it is None if the backend cannot read it back. `verification` is None if none was asked for.
+    `bound_to` names the facts of this device's fingerprint that a device which loads the plan must share.
     """
 
     plan: str
@@ -283,7 +291,7 @@ class Built:
     nbytes: int
     platform: str
     facts: Mapping[str, Any]
-    timings: Mapping[str, float]
+    stages: Mapping[str, Spent]
     backend_version: str
     timing_cache: str | None = None
     verification: "Verified | None" = None
@@ -305,19 +313,19 @@ class Refitted:
     changed: int
     warm: bool
     facts: Mapping[str, Any]
-    timings: Mapping[str, float]
+    stages: Mapping[str, Spent]
     backend_version: str
     verification: "Verified | None" = None
 
 
 @dataclass(frozen=True, slots=True)
 class Materialised:
-    """The plan was written to the path `plan`; `timings` are seconds by phase."""
+    """The plan was written to the path `plan`; `stages` says what each stage took."""
 
     plan: str
     plan_digest: str
     nbytes: int
-    timings: Mapping[str, float]
+    stages: Mapping[str, Spent]
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,7 +334,7 @@ class Ran:
 
     outputs: str
     seconds: float
-    timings: Mapping[str, float]
+    stages: Mapping[str, Spent]
 
 
 @dataclass(frozen=True, slots=True)
@@ -388,7 +396,7 @@ class Verified:
     tolerance: Mapping[str, Any]
     inputs: str
     detail: str
-    timings: Mapping[str, float]
+    stages: Mapping[str, Spent]
     made_up: Mapping[str, Any] | None = None
     sees: Sight | None = None
     inner: Mapping[str, OutputDifference] = field(default_factory=dict)
@@ -422,7 +430,7 @@ class Benchmarked:
     layers: tuple[tuple[str, float], ...]
     shapes: Mapping[str, tuple[int, ...]]
     report: str
-    timings: Mapping[str, float]
+    stages: Mapping[str, Spent]
 
 
 @dataclass(frozen=True, slots=True)
@@ -437,7 +445,7 @@ class Compared:
     faults: tuple[str | None, ...]
     shapes: Mapping[str, tuple[int, ...]]
     report: str
-    timings: Mapping[str, float]
+    stages: Mapping[str, Spent]
 
 
 @dataclass(frozen=True, slots=True)

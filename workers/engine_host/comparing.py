@@ -23,7 +23,7 @@ from workers.channel.messages import (
     TurnLatency,
 )
 from workers.engine_host.backends.base import Arrays, LoadedEngine
-from workers.engine_host.backends.stopwatch import Stopwatch, under_deadline
+from workers.engine_host.backends.stopwatch import Stopwatch, seconds_of, under_deadline
 from workers.engine_host.latency import split_runs
 from workers.engine_host.run_inputs import digest_of, fixed_inputs
 from workers.engine_host.tensors import read_tensors
@@ -70,7 +70,7 @@ def compare(request: Compare, inputs: Arrays, loaded: Loaded, report: Report) ->
         faults=tuple(contestant.fault for contestant in contestants),
         shapes={name: array.shape for name, array in inputs.items()},
         report=request.report,
-        timings=watch.seconds,
+        stages=watch.stages,
     )
     _write(request, contestants, found, digest_of(inputs))
     return found
@@ -125,6 +125,6 @@ def _write(request: Compare, contestants: Sequence[_Contestant], found: Compared
         "warmup": request.warmup,
         "repeats": request.repeats,
         "engines": engines,
-        "seconds": dict(found.timings),
+        "seconds": seconds_of(found.stages),
     }
     Path(request.report).write_text(json.dumps(document))

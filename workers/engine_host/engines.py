@@ -1,5 +1,6 @@
 """Carries out the child's requests, with the backends, the parameter files and the resident engines."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -29,6 +30,7 @@ from workers.channel.messages import (
     Request,
     Residency,
     Run,
+    Spent,
     TimingsMerged,
     Verified,
     Verify,
@@ -91,17 +93,23 @@ class Engines:
 
         Stored tensors are checked while they are used. If one is damaged, the request has failed, whatever came of it.
         """
+        watch = Stopwatch(self._report)
         try:
-            return self._carry_out(request)
+            outcome = self._carry_out(request)
         finally:
-            self._settle()
+            self._settle(watch)
+        if isinstance(outcome, Built | Refitted | Materialised):
+            return replace(outcome, stages={**outcome.stages, **watch.stages})
+        return outcome
 
-    def _settle(self) -> None:
+    def _settle(self, watch: Stopwatch) -> None:
+        started = time.perf_counter()
         try:
-            self._files.settle()
+            nbytes = self._files.settle()
         except BackendError:
             self._resident.clear()  # one of them holds what was read
             raise
+        watch.add("check", time.perf_counter() - started, nbytes)
 
     def _carry_out(self, request: Request) -> Outcome:
         with_room = self._resident.with_room
@@ -191,7 +199,7 @@ class Engines:
             plan=made.plan,
             plan_digest=made.plan_digest,
             nbytes=made.nbytes,
-            timings={**refitted.timings, **made.timings},
+            stages={**refitted.stages, **made.stages},
             verification=verified,
         )
 
@@ -211,7 +219,8 @@ class Engines:
             result = beside(writing)
             with watch.phase("write"):
                 made = writing.result()
-        return replace(made, timings={**made.timings, **watch.seconds}), result
+        written = Spent(watch.stages["write"].seconds, made.nbytes)
+        return replace(made, stages={**made.stages, "write": written}), result
 
     def _tell_of_plan(self, writing: Future[Materialised]) -> None:
         """Report that a plan is written, if it is, so that it is put into the store while its engine is verified."""
@@ -249,7 +258,7 @@ class Engines:
             outputs = engine.run(inputs)
         with watch.phase("write"):
             write_tensors(request.outputs, outputs)
-        return Ran(request.outputs, watch.seconds["run"], watch.seconds)
+        return Ran(request.outputs, watch.stages["run"].seconds, watch.stages)
 
     def _benchmark(self, request: Benchmark) -> Outcome:
         backend = self.backend(request.engine.backend)

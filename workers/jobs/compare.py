@@ -91,7 +91,7 @@ def publish(session: Session, held: Claim, job: CompareInput, made: Comparison) 
         "variants": sorted(rows, key=lambda row: row["position"]),
         "shapes": {name: list(shape) for name, shape in found.shapes.items()},
         "report": made.digest,
-        "seconds": sum(found.timings.values()),
+        "seconds": sum(one.seconds for one in found.stages.values()),
     }
 
 

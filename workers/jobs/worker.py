@@ -195,7 +195,14 @@ def usable_backends(device: str, backends: Mapping[str, BackendOffer], installab
 def reach_of(settings: Settings, store: ArtifactStore, jobs: Path) -> Reach:
     """Return what an engine host sees of the data directory: `jobs`, and artifacts or this machine's copies of them."""
     folder = store.directory or settings.cache_dir or settings.data_dir / "cache"
-    return Reach((folder,), (jobs,), private=(settings.data_dir,), job_bytes=settings.job_memory_bytes)
+    return Reach(
+        (folder,),
+        (jobs,),
+        private=(settings.data_dir,),
+        job_bytes=settings.job_memory_bytes,
+        page_locked_bytes=settings.page_locked_bytes,
+        page_locked_idle_s=settings.page_locked_idle_s,
+    )
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from workers.channel.messages import (
     Refit,
     Refitted,
     Report,
+    Spent,
 )
 from workers.engine_host import onnx_graph
 from workers.engine_host.accelerate.large_pages import small_pages
@@ -44,6 +45,7 @@ from workers.engine_host.backends.tensorrt.log import process_log
 from workers.engine_host.backends.tensorrt.normalised import NormalisedLayout, normalised_layout
 from workers.engine_host.backends.tensorrt.offer import Gpu, offered
 from workers.engine_host.backends.tensorrt.plan_file import mapped_plan, write_plan, writing_plan
+from workers.engine_host.cuda.page_locked_values import process_values
 from workers.engine_host.tensors import ParameterFiles
 
 
@@ -58,6 +60,7 @@ class TensorrtBackend:
         self._gpu = gpu.supported(self._can) if gpu is not None else None
         self._scratch = scratch
         self._files = files
+        self._files.on_damage(process_values().forget_all)
         self._room = room
         self._log = process_log()
         self._compiler = Compiler(self._can, self._log)
@@ -77,7 +80,7 @@ class TensorrtBackend:
         layout = lay_out(definition, options["refit_layout"])
         with watch.phase("normalise"):
             normal = self._normalised(definition, layout, request.profiles, options, report)
-        with watch.phase("map"):
+        with watch.phase("transform"):
             values = self._files.locate(request.parameters, _stepping(report))
         with tempfile.TemporaryDirectory(prefix="graph-", dir=self._scratch) as folder:
             path = graph.write(normal.layout, values, Path(folder))
@@ -103,7 +106,7 @@ class TensorrtBackend:
             nbytes=nbytes,
             platform=self._platform(options),
             facts=self._facts(layout, options, engine) | {"rewrites": [one.to_json() for one in normal.rewrites]},
-            timings=watch.seconds,
+            stages=watch.stages,
             backend_version=self._can.version,
             timing_cache=self._written_timings(request),
             bound_to=self._bound_to(options),
@@ -140,7 +143,7 @@ class TensorrtBackend:
             changed=_changed(request.parent.parameters, request.parameters),
             warm=warm,
             facts=engine.facts | {"plan_holds_weights": not _stripped(options), "weights_set": count},
-            timings=watch.seconds,
+            stages=watch.stages,
             backend_version=self._can.version,
         )
         return refitted, engine
@@ -156,7 +159,7 @@ class TensorrtBackend:
             serialized = engine.serialize()
         del engine  # the block may have to give it up
         with ThreadPoolExecutor(1) as pool:
-            writing = pool.submit(_write, serialized, plan, watch.seconds)
+            writing = pool.submit(_write, serialized, plan, watch.stages)
             del serialized  # the thread holds it for as long as it writes
             yield writing
 
@@ -282,8 +285,8 @@ def _marked(wanted: str | Sequence[str], layout: Layout, compiled: Layout) -> Se
     return [name for name in layout.slots_of(wanted) if name in kept]
 
 
-def _write(serialized: trt.IHostMemory, plan: str, timings: Mapping[str, float]) -> Materialised:
-    return Materialised(plan, *write_plan(serialized, Path(plan)), timings)
+def _write(serialized: trt.IHostMemory, plan: str, stages: Mapping[str, Spent]) -> Materialised:
+    return Materialised(plan, *write_plan(serialized, Path(plan)), stages)
 
 
 def _inherited(parent: EngineFile, options: Mapping[str, Any]) -> dict[str, Any]:
