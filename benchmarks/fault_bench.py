@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from unittest.mock import patch
 
 import numpy as np
@@ -63,6 +63,14 @@ class Known:
 
     sight: Sight
     made_up: Mapping[str, Any] | None
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Self:
+        """Read what `asdict` made, by way of JSON."""
+        sight: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in row["sight"].items()
+        }
+        return cls(Sight(**sight), row["made_up"])
 
 
 class Bench:

@@ -58,7 +58,11 @@ def main(number: int, seed: int, jobs: int, shards: Path | None) -> None:
         chosen = list(models(folder))
         with _processes(jobs) as pool:
             known = dict(
-                zip([model.name for model in chosen], pool.map(_measured, chosen, [folder] * len(chosen)), strict=True)
+                zip(
+                    [model.name for model in chosen],
+                    pool.map(_measured, chosen, [folder] * len(chosen), [kept] * len(chosen)),
+                    strict=True,
+                )
             )
             work = list(_shards(chosen, known, number, seed, kept))
             faults: list[Fault] = []
@@ -93,8 +97,19 @@ def _keep_to(cores: "Queue[set[int]]") -> None:
     os.sched_setaffinity(0, cores.get())
 
 
-def _measured(model: Model, folder: Path) -> Known:
-    return Bench(model, Path(tempfile.mkdtemp(dir=folder))).known
+def _measured(model: Model, folder: Path, kept: Path) -> Known:
+    file = kept / f"{model.name}-known.json"
+    if file.exists():
+        return Known.from_json(json.loads(file.read_text()))
+    known = Bench(model, Path(tempfile.mkdtemp(dir=folder))).known
+    _write(file, asdict(known))
+    return known
+
+
+def _write(file: Path, value: object) -> None:
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(value))
+    part.rename(file)
 
 
 _benches: dict[str, Bench] = {}  # of this process: the last model's
@@ -108,9 +123,7 @@ def _put_in(shard: Shard, folder: Path) -> list[Fault]:
         _benches[shard.model.name] = Bench(shard.model, Path(tempfile.mkdtemp(dir=folder)), shard.known)
     bench = _benches[shard.model.name]
     made = [bench.fault(number, shard.seed) for number in range(shard.start, shard.stop)]
-    part = shard.file.with_suffix(".part")
-    part.write_text(json.dumps([asdict(one) for one in made]))
-    part.rename(shard.file)
+    _write(shard.file, [asdict(one) for one in made])
     return made
 
 
