@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple, Protocol
 
 from app.bindings.companions import companion
-from app.bindings.folded_norms import Norms, folded_norms, folded_remedy, ignored_norm, is_product
+from app.bindings.folded_norms import Norms, folded_norms, folded_remedy, ignored_norm, is_product, product_remedy
 from app.bindings.proposals import KnownValues, Wanted, propose
 from app.bindings.proposed import NO_TWINS, Proposed, Twin, Unclear, named
 from app.bindings.remedies import (
@@ -218,7 +218,7 @@ class _Binder:
         proposed = propose(wanted, bound, parameters, self.tensors, spare, values, self.twins)
         if not products:
             return proposed
-        detail = f"{named(list(products))}: {folded_remedy(named(list(dict.fromkeys(norms.values()))))}"
+        detail = product_remedy(named(products), named(list(dict.fromkeys(norms.values()))))
         return replace(proposed, unclear=(*proposed.unclear, Unclear(products, tuple(norms), detail)))
 
     def _norms(self, outcomes: Sequence[_Outcome], left: Sequence[str]) -> Norms:

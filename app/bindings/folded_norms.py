@@ -49,17 +49,29 @@ def is_product(parameter: str, shape: tuple[int, ...], shapes: Iterable[tuple[in
     return parameter.startswith(FOLDED) or shape in shapes
 
 
+_REMEDY: Final = (
+    'Upload an ONNX export of the trained model (POST …/weights with "onnx"): that needs no rules. Or fold before saving, '
+    "with torch.nn.utils.fusion.fuse_conv_bn_eval."
+)
+
+
 def folded_remedy(layer: str) -> str:
     """Say what became of a layer, and how to get weights that fit."""
     return (
         f"It belongs to the batch normalisation {layer or 'of the model'}, which the definition has no place for. "
         "Exporters fold such a layer into the weight and the bias of the convolution before it, so the checkpoint's "
-        "are not what the definition wants, even under the same names: an engine of them gives other outputs. Upload "
-        'an ONNX export of the trained model (POST …/weights with "onnx"): that needs no rules. Or fold before saving, '
-        "with torch.nn.utils.fusion.fuse_conv_bn_eval."
+        f"are not what the definition wants, even under the same names: an engine of them gives other outputs. {_REMEDY}"
+    )
+
+
+def product_remedy(parameters: str, layers: str) -> str:
+    """Say why no tensor of the checkpoint is proposed for what layers may have been folded into."""
+    return (
+        f"No tensor of the checkpoint is proposed for {parameters}: an exporter seems to have folded {layers} into "
+        f"convolutions, and their weights and biases are products that the checkpoint does not hold. {_REMEDY}"
     )
 
 
 def ignored_norm(layer: str) -> str:
     """Warn that a rule leaves out a layer that the definition may have folded into others."""
-    return f"This rule ignores {layer or 'a layer'}. {folded_remedy(layer)}"
+    return f"This rule ignores a layer. {folded_remedy(layer)}"
