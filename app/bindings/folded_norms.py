@@ -50,8 +50,8 @@ def is_product(parameter: str, shape: tuple[int, ...], shapes: Iterable[tuple[in
 
 
 _REMEDY: Final = (
-    'Upload an ONNX export of the trained model (POST …/weights with "onnx"): that needs no rules. Or fold before saving, '
-    "with torch.nn.utils.fusion.fuse_conv_bn_eval."
+    'Upload an ONNX export of the trained model (POST …/weights with "onnx"): that needs no rules. Or fold before '
+    "saving, with torch.nn.utils.fusion.fuse_conv_bn_eval."
 )
 
 
@@ -60,7 +60,8 @@ def folded_remedy(layer: str) -> str:
     return (
         f"It belongs to the batch normalisation {layer or 'of the model'}, which the definition has no place for. "
         "Exporters fold such a layer into the weight and the bias of the convolution before it, so the checkpoint's "
-        f"are not what the definition wants, even under the same names: an engine of them gives other outputs. {_REMEDY}"
+        "are not what the definition wants, even under the same names: an engine of them gives other outputs. "
+        f"{_REMEDY}"
     )
 
 
