@@ -18,6 +18,7 @@ from workers.engine_host.backends.tensorrt.library import NAME, trt
 
 EXTERNAL_TACTICS = ("CUBLAS", "CUBLAS_LT", "CUDNN")  # they need libraries of a gigabyte, which TensorRT 10 does without
 ASYNC_REFIT = ("refit_cuda_engine_async", "get_weights_location", "unset_named_weights")  # all came with one release
+READ_BACK = ("get_named_weights", "get_weights_location")
 HARDWARE_LEVELS = ("AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY")  # those of all releases, besides NONE
 FAULTS: Mapping[str, Mapping[str, str]] = {
     "8.": {"timing_cache": "TensorRT 8 cannot read a serialized timing cache back; one is shared in memory instead"},
@@ -73,6 +74,7 @@ class Capabilities:
     weight_streaming: bool
     version_compatible: bool
     async_refit: bool
+    reads_weights: bool
     parser_names_operators: bool
     memory_size_v2: bool
     bfloat16: bool
@@ -132,6 +134,7 @@ def capabilities(library: Any = trt) -> Capabilities:  # noqa: ANN401 - a module
         weight_streaming="WEIGHT_STREAMING" in flags and hasattr(library.ICudaEngine, "weight_streaming_budget_v2"),
         version_compatible=not targets and "VERSION_COMPATIBLE" in flags,
         async_refit=all(hasattr(library.Refitter, name) for name in ASYNC_REFIT),
+        reads_weights=all(hasattr(library.Refitter, name) for name in READ_BACK),
         parser_names_operators=hasattr(library.ParserError, "node_operator"),
         memory_size_v2=hasattr(library.ICudaEngine, "device_memory_size_v2"),
         bfloat16=hasattr(library, "bfloat16"),
