@@ -29,6 +29,7 @@ from app.engines.verification_router import router as verification_router
 from app.fleet.router import router as fleet_router
 from app.heavy import MOST_ROWS
 from app.http import openapi, problems
+from app.http.beginning import Beginning
 from app.http.body_budget import BodyBudget
 from app.http.browsers import BrowserGuard
 from app.http.pools import Pools
@@ -44,6 +45,7 @@ from app.redaction import learn
 from app.registry.router import router as registry_router
 from app.scratch import remove_abandoned
 from app.settings import Settings
+from app.sweeps.router import router as sweeps_router
 from app.weights.recognition import checkpoint_formats
 from app.weights.router import router as weights_router
 
@@ -59,6 +61,7 @@ ROUTERS = (
     check_router,
     engines_router,
     verification_router,
+    sweeps_router,
     jobs_router,
     fleet_router,
 )
@@ -83,6 +86,7 @@ def create_app(settings: Settings) -> FastAPI:
     openapi.install(app)
     app.add_middleware(BodyBudget, limit=settings.max_buffered_bytes // 2)
     app.add_middleware(BrowserGuard, allowed_hosts=settings.host_names)
+    app.add_middleware(Beginning)
     app.add_middleware(
         RequestObserver, metrics=app.state.metrics, on_fault=problems.unexpected, on_stop=problems.stopping
     )

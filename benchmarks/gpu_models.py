@@ -122,12 +122,18 @@ def engine_of(model: Model, **options: Any) -> int:  # noqa: ANN401 - JSON
 
 
 def refit(model: Model, engine: int, weights: int, **body: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
-    """Refit an engine; return the seconds in all and of each phase, the verification, and whether it was warm."""
+    """Refit an engine; return the seconds in all and of each stage, the verification, and whether it was warm."""
     request = {"engine": engine, "weights": weights, "reuse": False} | body
     seconds, job = finished(model.client, "refits", request)
-    phases = job["result"]["seconds"]
+    stages = {name: one["seconds"] for name, one in job["result"]["stages"].items()}
     found = model.client.call("GET", f"/v1/models/{model.client.model}/engines/{job['result']['engine']}")
-    return {"s": seconds, "phases": phases, "verification": found["verification"], "warm": job["result"]["warm"]}
+    return {
+        "s": seconds,
+        "engine": job["result"]["engine"],
+        "stages": stages | {"total": job["result"]["seconds"]},
+        "verification": found["verification"],
+        "warm": job["result"]["warm"],
+    }
 
 
 def new_weights(model: Model, *bases: int) -> Iterator[int]:

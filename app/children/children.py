@@ -16,4 +16,4 @@ class Children:
         self.server = server
         self.definitions = House(server, scratch)
         self.weights = House(server, scratch)
-        self.preflights = House(server, scratch, what="definitions are looked at before their builds")
+        self.preflights = House(server, scratch, what="have their builds judged")

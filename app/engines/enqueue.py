@@ -19,6 +19,7 @@ from app.engines.tables import Engine
 from app.engines.verifications import keep_blobs, require_blobs
 from app.engines.work import (
     BuildWork,
+    MakeEngine,
     Materialise,
     MaterialiseWork,
     RefitWork,
@@ -28,10 +29,12 @@ from app.engines.work import (
     VerifyWork,
     Work,
 )
+from app.errors import Conflict
 from app.fleet.offers import Offer, fleet_offers
 from app.jobs import events
 from app.jobs import service as jobs
 from app.jobs.queue import queue_of
+from app.jobs.sharing import find_leader
 from app.jobs.state import State
 from app.jobs.tables import Job
 from app.registry.service import lock_model
@@ -56,12 +59,14 @@ class WorkPlacement:
     platform: str | None = None
     version: str | None = None
 
-    def place(self, session: Session) -> Job:
-        """Queue the job. If no worker alive can do it, an event of the job says so.
+    def place(self, session: Session, after: Collection[str] = ()) -> Job:
+        """Queue the job, which waits for the jobs `after`, and for one under way that makes the same engine.
 
+        If no worker alive can do it, an event of the job says so.
         The event is "no_worker" if no worker alive offers the backend, or none loads the engine's platform. It is
         "other_backend_version" if workers do, but with other versions of the backend than the engine's.
         """
+        makes, first = self._same(session)
         job = jobs.create(
             session,
             kind=self.work.kind,
@@ -69,6 +74,8 @@ class WorkPlacement:
             queue=self.queue,
             request=self.work.to_json(),
             likeness=self.work.likeness(model_id=self.model_id, queue=self.queue, recipe=self.recipe),
+            makes=makes,
+            after=[*after, first] if first is not None else after,
         )
         about = {"backend": self.backend, "platform": self.platform}
         if self.platform is not None and self.platform not in self.offer.loads:
@@ -80,6 +87,14 @@ class WorkPlacement:
             detail = f"The engine is of {self.backend} {self.version}; alive are {alive}."
             events.append(session, job.id, "other_backend_version", about | {"detail": detail})
         return job
+
+    def _same(self, session: Session) -> tuple[str | None, str | None]:
+        """Return what the job makes, and the job under way that makes the same, if this one may take its engine."""
+        if not isinstance(self.work, MakeEngine):
+            return None, None
+        makes = self.work.makes(model_id=self.model_id, queue=self.queue)
+        lock_model(session, self.model_id)  # of equal requests at the same moment one is first
+        return makes, find_leader(session, makes) if self.work.reuse else None
 
     def _nobody(self) -> str:
         return (
@@ -150,7 +165,8 @@ class EnginePlacement:
     """Makes the job that gives an order its engine: an equal engine if there is one and `reuse` is set, else a new one.
 
     A new engine is a refit of `parent`, or a build if there is no parent. `materialise` says whether the engine's plan
-    is written at once ("eager") or when it is first asked for ("lazy").
+    is written at once ("eager") or when it is first asked for ("lazy"). `crash` is the error if the compiler crashes at
+    a build, unless `retry_crashed` is set.
     """
 
     order: Order
@@ -158,6 +174,8 @@ class EnginePlacement:
     parent: Engine | None = None
     materialise: Materialise = "eager"
     reuse: bool = True
+    crash: Conflict | None = None
+    retry_crashed: bool = False
 
     def place(self, session: Session) -> Job:
         """Queue the job, or record a finished job that names the equal engine.
@@ -182,8 +200,10 @@ class EnginePlacement:
     def queue(self, session: Session) -> Job:
         """Queue the job that makes the engine, and keep what it is verified with for as long as the job.
 
-        What the binding warns of are events "binding_warning" of the job.
+        What the binding warns of are events "binding_warning" of the job. Raises Conflict "compiler_crashes".
         """
+        if self.parent is None and self.crash is not None:
+            raise self.crash
         job = self._placement(session).place(session)
         keep_blobs(session, self.verify, job)
         for warning in self.order.warnings:
@@ -227,6 +247,7 @@ class EnginePlacement:
             backend=target.backend,
             profiles=list(order.profiles),
             options=dict(order.options),
+            retry_crashed=self.retry_crashed,
             **common,
         )
         queue = queue_of(target.backend, target.platform)
@@ -249,13 +270,15 @@ class CheapestPlacement:
     """Makes the job that gives an order its engine with as little work as the existing engines allow.
 
     `root_plans` are the compiled plans whose engines can be refitted with the order's weights. None stands for all
-    plans of the order's recipe.
+    plans of the order's recipe. `crash` and `retry_crashed` are as in `EnginePlacement`.
     """
 
     order: Order
     verify: Verification
     materialise: Materialise
     root_plans: Collection[str] | None = None
+    crash: Conflict | None = None
+    retry_crashed: bool = False
 
     def place(self, session: Session) -> Job:
         """Reuse an equal engine, else refit the newest engine that can become the order's, else build.
@@ -268,7 +291,9 @@ class CheapestPlacement:
         """
         order = self.order
         require_blobs(session, self.verify, "/verify")
-        wanted = EnginePlacement(order, self.verify, materialise=self.materialise)
+        wanted = EnginePlacement(
+            order, self.verify, materialise=self.materialise, crash=self.crash, retry_crashed=self.retry_crashed
+        )
         equal = wanted.equal(session)
         if equal is not None:
             return wanted.reused(session, equal)
@@ -316,7 +341,7 @@ class MaterialisePlacement:
             model_id=engine.model_id,
             queue=queue_of(engine.backend, engine.platform),
             request=MaterialiseWork(engine_id=engine.id).to_json(),
-            result={"engine": engine.number, "plan_digest": engine.plan_digest, "seconds": {"total": 0.0}},
+            result={"engine": engine.number, "plan_digest": engine.plan_digest, "seconds": 0.0, "stages": {}},
         )
 
 

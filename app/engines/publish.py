@@ -28,7 +28,8 @@ class EngineRow(TypedDict):
     `root_plan` is the digest of the compiled plan: the engine's own, or that of its first ancestor. Either the plan
     is given, or `base_id`: until the engine has a plan of its own, it is loaded from the plan of that materialised
     engine. `profiles`, `options`, `rules` and `binding_id` come from the job's work, or from the parent if the work
-    has none. `timings` are seconds by phase.
+    has none. `timings` are seconds by stage. `device_fingerprint` is {"digest", "facts", "to_load"} of the device for
+    which it was compiled.
     """
 
     model_id: int
@@ -53,6 +54,7 @@ class EngineRow(TypedDict):
     verification: dict[str, Any]
     facts: EngineFacts
     timings: dict[str, Any]
+    device_fingerprint: NotRequired[dict[str, Any] | None]
     job_id: str
 
 

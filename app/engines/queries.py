@@ -24,7 +24,14 @@ from app.weights.tables import WeightVersion
 
 INPUTS = (Engine.profiles, Engine.options, Engine.rules)
 MAX_EQUAL = 16  # of as many equal engines it is looked up how they were verified
-DETAIL = (Engine.profiles, Engine.options, Engine.verification, Engine.facts, Engine.timings)
+DETAIL = (
+    Engine.profiles,
+    Engine.options,
+    Engine.verification,
+    Engine.facts,
+    Engine.timings,
+    Engine.device_fingerprint,
+)
 
 
 def get_engine(

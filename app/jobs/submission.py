@@ -17,6 +17,7 @@ from typing import Annotated, Any, ParamSpec, Protocol, Self
 
 from fastapi import Depends, Header, Request
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -136,15 +137,19 @@ class Submit:
             await self._pool.thread(self._database.settle)
         return job
 
-    def answer(self, job: JobAnswer) -> JSONResponse:
-        """Answer with a job: 200 if it has ended, else 202 with the seconds after which to look again (Retry-After)."""
-        headers = {"Location": f"/v1/jobs/{job.id}"}
+    def answer(self, job: JobAnswer, body: BaseModel | None = None, location: str | None = None) -> JSONResponse:
+        """Answer with a job: 200 if it has ended, else 202 with the seconds after which to look again (Retry-After).
+
+        `body` and its `location` are answered in the job's place.
+        """
+        content = (body or job).model_dump(mode="json")
+        headers = {"Location": location or f"/v1/jobs/{job.id}"}
         if self._applied:
             headers["Preference-Applied"] = f"wait={self._applied:g}"
         if job.state in FINAL:
-            return JSONResponse(job.model_dump(mode="json"), 200, headers)
+            return JSONResponse(content, 200, headers)
         headers["Retry-After"] = str(min(MAX_RETRY_AFTER_S, max(1, math.ceil(job.progress.eta_s or 1))))
-        return JSONResponse(job.model_dump(mode="json"), 202, headers)
+        return JSONResponse(content, 202, headers)
 
     def _begin(self, prepare: Callable[[], Placement]) -> Job | Placement:
         """Return the job, or a placement that is still to be vetted."""
@@ -222,7 +227,7 @@ async def _submit(
     return Submit(request, idempotency_key, prefer, await request.body())
 
 
-def _submit_patiently(
+async def _submit_patiently(
     request: Request,
     prefer: Annotated[
         str | None, Header(description="`wait=SECONDS`: how long to wait for the job, where there has to be one.")

@@ -18,6 +18,7 @@ NEXT = {
         ("definition", Model.last_definition),
         ("weights", Model.last_weights),
         ("engine", Model.last_engine),
+        ("sweep", Model.last_sweep),
     )
 }
 
@@ -57,8 +58,8 @@ def lock_model(session: Session, model_id: int) -> None:
     session.execute(select(Model.id).where(Model.id == model_id).with_for_update())
 
 
-def next_number(session: Session, model_id: int, counter: Literal["definition", "weights", "engine"]) -> int:
-    """Take the next number of a model's definitions, weight versions or engines.
+def next_number(session: Session, model_id: int, counter: Literal["definition", "weights", "engine", "sweep"]) -> int:
+    """Take the next number of a model's definitions, weight versions, engines or sweeps.
 
     The row stays locked until the transaction ends, so numbers have no gap and no duplicate.
     """

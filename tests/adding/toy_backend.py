@@ -122,7 +122,7 @@ class Abacus:
             engine = self.engine(definition, self._values(definition, request.parameters))
         digest, nbytes = self._write(engine, Path(request.plan))
         facts, platform = {"beads": options["beads"]}, self.offered.makes[0]
-        built = Built(request.plan, digest, nbytes, platform, facts, watch.seconds, self.offered.version)
+        built = Built(request.plan, digest, nbytes, platform, facts, watch.stages, self.offered.version)
         return built, engine
 
     def load(self, engine: EngineFile, _report: Report) -> LoadedEngine:

@@ -21,6 +21,7 @@ from workers.channel.replies import Hello, Reply
 
 HELLO_S = 120.0  # a driver that starts up after a reboot takes half a minute, a runtime's import several seconds
 TICK_S = 0.5
+LAST_LINE = " Its last line was: "
 REINSTALL = "install a C compiler and Enginesmith again, on a path without spaces, with nothing in /etc/ld.so.preload"
 log = structlog.get_logger(__name__)
 
@@ -249,7 +250,7 @@ class _Conversation:
             how = self._process.end()
             self._pass_on_log()
             tail = self._process.log.tail
-            last = f" Its last line was: {tail[-1]}" if tail else ""
+            last = f"{LAST_LINE}{tail[-1]}" if tail else ""
             raise EngineHostDied(f"The engine host {how}.{last}", tail, self._process.status) from error
 
     def _next(self) -> Hello | BackendError | Reply:
@@ -303,4 +304,5 @@ def _misspoken(said: object, process: EngineHostProcess) -> EngineHostDied:
 
 def _log_message(message: Message) -> None:
     if isinstance(message, LogLine):
-        getattr(log, message.level)("engine host", line=message.text)
+        level = "debug" if message.level == "verbose" else message.level
+        getattr(log, level)("engine host", line=message.text)

@@ -142,7 +142,8 @@ UNVERIFIED = Check("none")
 class Build:
     """Compile the definition with these parameters, write the plan to the path `plan` and verify the engine.
 
-    `timing_cache` is the path of what earlier builds on such a device timed, or None if there is nothing.
+    `timing_cache` is the path of what earlier builds on such a device timed, or None if there is nothing. `verbose`
+    has the compiler say what it is at, so that the log tells where it crashed.
     """
 
     backend: str
@@ -154,6 +155,7 @@ class Build:
     options: Mapping[str, Any] = field(default_factory=dict)
     timing_cache: str | None = None
     check: Check = UNVERIFIED
+    verbose: bool = False
 
     def __post_init__(self) -> None:
         _make_picklable(self)
@@ -237,6 +239,24 @@ class Benchmark:
 
 
 @dataclass(frozen=True, slots=True)
+class Compare:
+    """Measure several engines on the same inputs, in turns.
+
+    `inputs` is the path of a safetensors file with the inputs; if it is None, fixed inputs of `shapes` are made up.
+    Each engine has `repeats` turns, in which `iterations` runs in all are timed one by one. `warmup` untimed runs
+    precede each turn.
+    """
+
+    engines: tuple[EngineFile, ...]
+    iterations: int
+    warmup: int
+    repeats: int
+    report: str
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    inputs: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class MergeTimings:
     """Merge the timing caches at the paths `caches` into one at the path `merged`."""
 
@@ -245,7 +265,15 @@ class MergeTimings:
     merged: str
 
 
-Request = Build | Refit | Materialise | Run | Verify | Benchmark | MergeTimings
+Request = Build | Refit | Materialise | Run | Verify | Benchmark | Compare | MergeTimings
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What a stage took: the time in seconds, and the bytes it read, made or wrote; 0 if it has none to tell of."""
+
+    seconds: float
+    nbytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,8 +281,9 @@ class Built:
     """A compiled engine, now resident.
 
     `platform` names what a worker must offer to load it (see `Offered`). `facts` is what the backend tells of the
-    engine. `timings` are seconds by phase. `timing_cache` is the path of all that has been timed by now, for later
-    builds; it is None if the backend cannot read it back. `verification` is None if none was asked for.
+    engine. `stages` says what each stage took. `timing_cache` is the path of all that has been timed by now, for
+    later builds; it is None if the backend cannot read it back. `verification` is None if none was asked for.
+    `bound_to` names the facts of this device's fingerprint that a device which loads the plan must share.
     """
 
     plan: str
@@ -262,10 +291,11 @@ class Built:
     nbytes: int
     platform: str
     facts: Mapping[str, Any]
-    timings: Mapping[str, float]
+    stages: Mapping[str, Spent]
     backend_version: str
     timing_cache: str | None = None
     verification: "Verified | None" = None
+    bound_to: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,19 +313,19 @@ class Refitted:
     changed: int
     warm: bool
     facts: Mapping[str, Any]
-    timings: Mapping[str, float]
+    stages: Mapping[str, Spent]
     backend_version: str
     verification: "Verified | None" = None
 
 
 @dataclass(frozen=True, slots=True)
 class Materialised:
-    """The plan was written to the path `plan`; `timings` are seconds by phase."""
+    """The plan was written to the path `plan`; `stages` says what each stage took."""
 
     plan: str
     plan_digest: str
     nbytes: int
-    timings: Mapping[str, float]
+    stages: Mapping[str, Spent]
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +334,7 @@ class Ran:
 
     outputs: str
     seconds: float
-    timings: Mapping[str, float]
+    stages: Mapping[str, Spent]
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,7 +396,7 @@ class Verified:
     tolerance: Mapping[str, Any]
     inputs: str
     detail: str
-    timings: Mapping[str, float]
+    stages: Mapping[str, Spent]
     made_up: Mapping[str, Any] | None = None
     sees: Sight | None = None
     inner: Mapping[str, OutputDifference] = field(default_factory=dict)
@@ -400,7 +430,32 @@ class Benchmarked:
     layers: tuple[tuple[str, float], ...]
     shapes: Mapping[str, tuple[int, ...]]
     report: str
-    timings: Mapping[str, float]
+    stages: Mapping[str, Spent]
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What a comparison found of each engine, in the order of the request.
+
+    `latencies` has None for an engine that could not be measured, and `faults` has the reason at its place, else None.
+    `report` is the path of a JSON file with every sample.
+    """
+
+    latencies: tuple["TurnLatency | None", ...]
+    faults: tuple[str | None, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    report: str
+    stages: Mapping[str, Spent]
+
+
+@dataclass(frozen=True, slots=True)
+class TurnLatency:
+    """The seconds that a run takes; `spread` lies between the lowest and the highest median of a turn."""
+
+    median: float
+    p95: float
+    mean: float
+    spread: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -410,7 +465,7 @@ class TimingsMerged:
     merged: str
 
 
-Outcome = Built | Refitted | Materialised | Ran | Verified | Benchmarked | TimingsMerged
+Outcome = Built | Refitted | Materialised | Ran | Verified | Benchmarked | Compared | TimingsMerged
 
 
 @dataclass(frozen=True, slots=True)
@@ -424,7 +479,10 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
-    """One line a backend wrote; `level` is "info", "warning" or "error"."""
+    """One line a backend wrote; `level` is "verbose", "info", "warning" or "error".
+
+    Only a build that asks for them has verbose lines. Its worker keeps the last ones and shows the others to nobody.
+    """
 
     level: str
     text: str

@@ -14,8 +14,8 @@ from threading import RLock
 from app.backends import remedies
 from app.processes.confinement import Measure
 from app.processes.lifeline import die_with_parent
-from app.processes.memory import go_first_if_memory_runs_out
-from workers.channel.messages import BackendError, Benchmark, Build, Outcome, Refit, Request, Verify
+from app.processes.memory import go_first_if_memory_runs_out, machine_bytes
+from workers.channel.messages import BackendError, Benchmark, Build, Compare, Outcome, Refit, Request, Verify
 from workers.channel.replies import Hello, Reply, Said, frame_of
 from workers.channel.wire import RequestReader
 from workers.engine_host.confined import confine_host
@@ -28,6 +28,8 @@ CONFINED = (
     "It reaches the files of its work, of the system and of installed packages, and no network: see `confinement` in "
     "GET /v1/workers. Keep what the backend reads where packages are installed, or set LD_LIBRARY_PATH."
 )
+PAGE_LOCKED_SHARE = 16  # of the machine's memory, one part may be page-locked
+MOST_PAGE_LOCKED = 4 << 30
 Send = Callable[[Said], None]
 log = logging.getLogger(__name__)
 
@@ -77,12 +79,27 @@ def _greet(send: Send, arguments: Namespace, measures: Mapping[str, Measure]) ->
     device = describe_device(arguments.device)
     limit = resident_limit(device) if arguments.resident_bytes is None else arguments.resident_bytes
     memory = memory_limit(device, arguments.job_bytes)
+    if device["kind"] != "cpu":
+        _limit_page_locked(arguments)
     engines = Engines(arguments.device, limit, arguments.scratch, send, memory.bytes_with)
     backends = offers(arguments.device, engines.backend)
     confinement = {name: asdict(one) for name, one in {**measures, "memory": memory.measure}.items()}
     _flush()
     send(Hello(device, backends, limit, remedies(arguments.device), confinement))
     return engines, memory
+
+
+def _limit_page_locked(arguments: Namespace) -> None:
+    """Say how much memory may be page-locked on this machine, and for how long it is kept."""
+    from workers.engine_host.cuda.page_locked_values import (  # noqa: PLC0415 - CUDA is loaded in the engine host of a GPU only
+        process_values,
+    )
+
+    values = process_values()
+    given = arguments.page_locked_bytes
+    values.limit = min(machine_bytes() // PAGE_LOCKED_SHARE, MOST_PAGE_LOCKED) if given is None else given
+    if arguments.page_locked_idle_s is not None:
+        values.idle_s = arguments.page_locked_idle_s
 
 
 def _answer(request: Request, send: Send, engines: Engines, memory: MemoryLimit, device: str) -> None:
@@ -104,7 +121,7 @@ def _memory_free(device: str) -> int:
 
 def _takes_much_memory(request: Request) -> bool:
     """Whether the request may have run a compiler or the reference."""
-    return isinstance(request, Build | Verify | Benchmark) or (
+    return isinstance(request, Build | Verify | Benchmark | Compare) or (
         isinstance(request, Refit) and request.check.against in {"reference", "rebuild"}
     )
 
@@ -152,6 +169,8 @@ def _arguments() -> Namespace:
     parser.add_argument("--device", required=True)
     parser.add_argument("--resident-bytes", type=int)
     parser.add_argument("--job-bytes", type=int)
+    parser.add_argument("--page-locked-bytes", type=int)
+    parser.add_argument("--page-locked-idle-s", type=float)
     parser.add_argument("--scratch", type=Path, required=True)
     for kind in ("readable", "writable", "private"):
         parser.add_argument(f"--{kind}", type=Path, action="append", default=[])

@@ -28,18 +28,24 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
     RuntimeError,  # what the Python layer itself raises
 )
 ADDED_TO_NUMPY = 2  # what `dtype.isbuiltin` says of dtypes that a package such as ml_dtypes registers
-ONLY_ERRORS, ONLY_FATAL = 3, 4  # onnxruntime's severities: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal
+VERBOSE, ONLY_ERRORS, ONLY_FATAL = 0, 3, 4  # onnxruntime's severities: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal
 
 
-def session_options(level: Any = ort.GraphOptimizationLevel.ORT_DISABLE_ALL) -> Any:  # noqa: ANN401 - onnxruntime is untyped
+def session_options(
+    level: Any = ort.GraphOptimizationLevel.ORT_DISABLE_ALL,  # noqa: ANN401 - onnxruntime is untyped
+    *,
+    verbose: bool = False,
+) -> Any:  # noqa: ANN401 - likewise
     """Return options for one session; external data are found relative to `ROOT`.
+
+    With `verbose` onnxruntime writes to standard error what it is at.
 
     Its threads spin while it runs (MiniLM takes 3.7 ms, without 5.0) and stop at once after it: onnxruntime's
     own default goes on spinning for some 25 ms, which the API on the same cores would pay for.
     """
     options = ort.SessionOptions()
     options.graph_optimization_level = level
-    options.log_severity_level = ONLY_ERRORS
+    options.log_severity_level = VERBOSE if verbose else ONLY_ERRORS
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
     options.enable_cpu_mem_arena = False  # an arena keeps the memory of the largest run for as long as the engine lives
     options.add_session_config_entry("session.force_spinning_stop", "1")

@@ -67,14 +67,14 @@ def verify(
     tolerance = asdict(comparison.tolerance)
     watch = Stopwatch(report)
     if check.against == "none":
-        return Verified(ok=True, against="none", outputs={}, tolerance=tolerance, inputs="", detail="", timings={})
+        return Verified(ok=True, against="none", outputs={}, tolerance=tolerance, inputs="", detail="", stages={})
     try:
         with under_deadline(report, "verification"):
             fed = _fed(request, engine, backend, references, comparison, watch)
     except Impossible as error:
         if check.if_impossible == "fail":
             raise error.error from error
-        return Verified(None, _against(check), {}, tolerance, "", error.error.detail, watch.seconds)
+        return Verified(None, _against(check), {}, tolerance, "", error.error.detail, watch.stages)
     with watch.phase("verify"):
         with under_deadline(report, "verification"):
             outputs = _run(engine, fed) if fed.outputs is None else fed.outputs
@@ -130,7 +130,7 @@ def _compared(
         tolerance=asdict(comparison.tolerance),
         inputs=digest_of(fed.inputs),
         detail=detail,
-        timings=watch.seconds,
+        stages=watch.stages,
         made_up=None if fed.trial is None else fed.trial.to_json(),
         sees=fed.sees,
         inner={name: one for name, one in differences.items() if name in fed.inner},

@@ -10,7 +10,7 @@ from app.engines.work import RefitWork
 from app.jobs.lease import Claim
 from workers.channel.messages import Refit, Refitted
 from workers.jobs.publication import EngineSpec, Origin, VerifiedEngine, new_engine, plan_put, publish_as
-from workers.jobs.reuse import ReusedEngine, equal_engine, publish_reused, verify_equal
+from workers.jobs.reuse import ReusedEngine, equal_engine, publish_reused, reused, verify_equal
 from workers.jobs.steps import Ready, Steps
 from workers.jobs.stored import Sources, StoredEngine, engine_file, load_engine, load_weights
 from workers.jobs.verify import check_of
@@ -45,9 +45,9 @@ def compute(job: RefitInput, worker: Worker, watch: Watch) -> VerifiedEngine | R
 
     The parent's plan is checked before anything loads it.
     """
-    reused = verify_equal(job.equal, job.spec.verify, worker, watch, job.parent.verification)
-    if reused is not None:
-        return reused
+    verified = verify_equal(job.equal, job.spec.verify, worker, watch, job.parent.verification)
+    if verified is not None:
+        return verified
     request = watch.during(_request, job, worker.sources, worker.signer, str(watch.folder / "plan"))
     origin = Origin(job.parent.platform, job.parent.root_plan, job.parent)
     with plan_put(worker, watch, job.parent.plan) as put:
@@ -85,4 +85,4 @@ def _request(job: RefitInput, sources: Sources, signer: PlanSigner, plan: str) -
     return Refit(parent, sources.of(job.spec.weights), plan if job.materialise else None, check)
 
 
-STEPS = Steps(RefitWork, load, compute, publish)
+STEPS = Steps(RefitWork, load, compute, publish, shared=reused)

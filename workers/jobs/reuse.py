@@ -49,7 +49,7 @@ def equal_engine(session: Session, held: Claim, work: MakeEngine, served: Served
     if equal is None:
         return None
     if suffices(equal.verification, work.verify):
-        return Ready(_result(equal.number))
+        return Ready(reused({"engine": equal.number}))
     return load_engine(session, equal.id)
 
 
@@ -80,8 +80,9 @@ def verify_equal(
 def publish_reused(session: Session, made: ReusedEngine) -> dict[str, Any]:
     """Record the verification with the engine; returns the job's result."""
     record_verification(session, made.engine.id, made.figures)
-    return _result(made.engine.number) | {"verified": made.figures["ok"]}
+    return reused({"engine": made.engine.number}) | {"verified": made.figures["ok"]}
 
 
-def _result(number: int) -> dict[str, Any]:
-    return {"engine": number, "reused": True, "method": "reuse"}
+def reused(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the result of a job that takes the engine of this result, which it has not made itself."""
+    return {"engine": result["engine"], "reused": True, "method": "reuse"}

@@ -130,7 +130,7 @@ def publish(session: Session, _held: Claim, job: VerifyInput, made: Figures) -> 
 
 def _figures(verification: Verified, asked: Verification) -> dict[str, Any]:
     figures: dict[str, Any] = public_json(asdict(verification))
-    figures["seconds"] = figures.pop("timings").get("verify", 0.0)
+    figures["seconds"] = figures.pop("stages").get("verify", {}).get("seconds", 0.0)
     return figures | {"asked": _inputs_of(asked)}
 
 

@@ -139,7 +139,7 @@ class Backend(Protocol):
     ) -> AbstractContextManager[Future[Materialised]]:
         """Serialize an engine that this backend loaded, and write its plan to the path `plan` while a block runs.
 
-        The serializing comes before the block. `timings` of the outcome cover this part only. The backend does not keep
+        The serializing comes before the block. `stages` of the outcome cover this part only. The backend does not keep
         the engine after it, nor the plan in memory once it is written. When the block has ended, the future is done and
         its callbacks have run. Raises BackendError if plans hold no weights: such plans are there from the start.
         """

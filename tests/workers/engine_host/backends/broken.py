@@ -126,7 +126,7 @@ breaks(building.check_options_have_schemas_that_accept_their_defaults)(
 breaks(building.check_a_build_writes_its_plan_and_says_its_digest)(saying(plan_digest=f"sha256:{'0' * 64}"))
 breaks(building.check_a_build_is_for_the_default_platform)(saying(platform="iron"))
 breaks(building.check_a_build_is_of_the_version_offered)(saying(backend_version="2.0"))
-breaks(building.check_facts_and_timings_can_be_recorded)(saying(facts={"beads": {"wood"}}))
+breaks(building.check_facts_and_stages_can_be_recorded)(saying(facts={"beads": {"wood"}}))
 breaks(building.check_every_parameter_must_have_weights)(accepting("missing_weights"))
 breaks(building.check_weights_must_fit_their_parameter)(accepting("wrong_weights"))
 breaks(refitting.check_a_refit_that_fails_says_so)(swallowing("file_failed"))

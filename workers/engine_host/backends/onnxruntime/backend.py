@@ -147,27 +147,27 @@ class OnnxruntimeBackend:
         watch = Stopwatch(report)
         levels = _levels(request.options)
         definition = onnx_graph.parse(Path(request.definition).read_bytes())
-        with watch.phase("map"):
-            values = self._locate(request.parameters, report)
+        values = self._locate(request.parameters, watch, report)
         for level in levels:
             try:
-                with watch.phase("optimise"):
-                    plan = _plan(definition, level, self._scratch)
-                with watch.phase("session"):
-                    engine = _load(onnx_graph.serialize(plan), values)
+                with watch.phase("compile"):
+                    plan = _plan(definition, level, self._scratch, verbose=request.verbose)
+                with watch.phase("load", _nbytes(values)):
+                    engine = _load(onnx_graph.serialize(plan), values, verbose=request.verbose)
                 break
             except ORT_ERRORS as error:
                 if level == levels[-1]:
                     raise explained(error, "build_failed") from error
                 report(LogLine("warning", f"optimisation {level!r} failed, trying less: {error}"))
-        Path(request.plan).write_bytes(engine.plan)
+        with watch.phase("write", len(engine.plan)):
+            Path(request.plan).write_bytes(engine.plan)
         built = Built(
             plan=request.plan,
             plan_digest=_digest(engine.plan),
             nbytes=len(engine.plan),
             platform=PLATFORM,
             facts=_facts(plan, definition, level),
-            timings=watch.seconds,
+            stages=watch.stages,
             backend_version=self.version,
         )
         return built, engine
@@ -184,7 +184,11 @@ class OnnxruntimeBackend:
         """
         watch = Stopwatch(report)
         warm = isinstance(resident, OnnxruntimeEngine)
-        plan = resident.plan if isinstance(resident, OnnxruntimeEngine) else Path(request.parent.plan).read_bytes()
+        if isinstance(resident, OnnxruntimeEngine):
+            plan = resident.plan
+        else:
+            with watch.phase("load", Path(request.parent.plan).stat().st_size):
+                plan = Path(request.parent.plan).read_bytes()
         engine = self._load_with(plan, request.parameters, watch, report, request.check.inner)
         before = {parameter.name: parameter.content for parameter in request.parent.parameters}
         changed = sum(before.get(parameter.name) != parameter.content for parameter in request.parameters)
@@ -195,7 +199,7 @@ class OnnxruntimeBackend:
             changed=changed,
             warm=warm,
             facts={"plan_holds_weights": False},
-            timings=watch.seconds,
+            stages=watch.stages,
             backend_version=self.version,
         )
         return refitted, engine
@@ -214,16 +218,18 @@ class OnnxruntimeBackend:
         report: Report,
         inner: Sequence[str] = (),
     ) -> OnnxruntimeEngine:
-        with watch.phase("map"):
-            values = self._locate(parameters, report)
+        values = self._locate(parameters, watch, report)
         try:
-            with watch.phase("session"):
+            with watch.phase("refit", _nbytes(values)):
                 return _load(plan, values, inner)
         except ORT_ERRORS as error:
             raise explained(error, "load_failed") from error
 
-    def _locate(self, parameters: tuple[ParameterSource, ...], report: Report) -> dict[str, StoredValue]:
-        return self._files.locate(parameters, lambda done, total: report(Progress("transform", done, total)))
+    def _locate(
+        self, parameters: tuple[ParameterSource, ...], watch: Stopwatch, report: Report
+    ) -> dict[str, StoredValue]:
+        with watch.phase("transform"):
+            return self._files.locate(parameters, lambda done, total: report(Progress("transform", done, total)))
 
 
 def _levels(options: Mapping[str, Any]) -> list[str]:
@@ -232,7 +238,7 @@ def _levels(options: Mapping[str, Any]) -> list[str]:
     return list(LEVELS)[list(LEVELS).index(level) :]
 
 
-def _plan(definition: ModelProto, level: str, scratch: Path) -> ModelProto:
+def _plan(definition: ModelProto, level: str, scratch: Path, *, verbose: bool) -> ModelProto:
     """Return the definition optimised at `level`, as a plan; raises one of `ORT_ERRORS`.
 
     The parameters are inputs meanwhile. Stand-in values, such as zeros, would not do: an optimizer may remove `x + 0`.
@@ -240,7 +246,7 @@ def _plan(definition: ModelProto, level: str, scratch: Path) -> ModelProto:
     if level == "none":
         return onnx_graph.with_inputs_as_parameters(onnx_graph.with_parameters_as_inputs(definition), definition)
     path = scratch / f"{uuid4().hex}.onnx"
-    options = session_options(LEVELS[level])
+    options = session_options(LEVELS[level], verbose=verbose)
     options.optimized_model_filepath = str(path)
     options.intra_op_num_threads = 1  # this session never runs
     try:
@@ -255,13 +261,19 @@ def _plan(definition: ModelProto, level: str, scratch: Path) -> ModelProto:
     return onnx_graph.with_inputs_as_parameters(optimised, definition)
 
 
-def _load(plan: bytes, values: Mapping[str, StoredValue], inner: Sequence[str] = ()) -> OnnxruntimeEngine:
+def _load(
+    plan: bytes, values: Mapping[str, StoredValue], inner: Sequence[str] = (), *, verbose: bool = False
+) -> OnnxruntimeEngine:
     model, names = onnx_graph.point_at(plan, values, inner)
-    session = open_session(model, session_options())
+    session = open_session(model, session_options(verbose=verbose))
     used = {name: values[name] for name in names}
     nbytes = sum(one.nbytes for one in used.values()) + SESSION_BYTES
     shown = set(output_names(session)) & set(inner)
     return OnnxruntimeEngine(session, plan, used, nbytes, tuple(sorted(shown)))
+
+
+def _nbytes(values: Mapping[str, StoredValue]) -> int:
+    return sum(value.nbytes for value in values.values())
 
 
 def _facts(plan: ModelProto, definition: ModelProto, level: str) -> dict[str, Any]:

@@ -443,7 +443,7 @@ def test_the_devices_memory_is_given_back_by_a_refit_that_fails_though_its_error
     assert error.value.code == "refit_failed"
 
 
-@pytest.mark.parametrize("failing", ["cudaMalloc", "cudaHostAlloc", "too little for TensorRT itself"])
+@pytest.mark.parametrize("failing", ["cudaMalloc", "cudaHostRegister", "too little for TensorRT itself"])
 def test_weights_stay_on_the_host_where_there_is_no_room_for_them_beside_the_engine(
     refitter: Refitter, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
