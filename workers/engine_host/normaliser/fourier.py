@@ -25,6 +25,12 @@ AXIS_AS_INPUT = 20  # the opset from which DFT takes its axis as an input
 MAX_LENGTH = 2048  # the matrix of a complex transform of that length takes 64 MB in F32
 
 
+def say_sides(graph: ir.Graph) -> None:
+    """Let each STFT say that it is one-sided, if it is so by default: onnx infers the shape of a two-sided one then."""
+    for node in nodes_of(graph, "STFT"):
+        node.attributes.setdefault("onesided", ir.AttrInt64("onesided", 1))
+
+
 def multiply_out(graph: ir.Graph, lacking: Collection[str], opset: int) -> Iterator[str]:
     """Replace the transforms of which the lengths are known; yield the names of their nodes."""
     if "STFT" in lacking:

@@ -15,7 +15,7 @@ from workers.engine_host import onnx_graph
 from workers.engine_host.normaliser import opsets
 from workers.engine_host.normaliser.branches import set_outputs_apart, split_branches
 from workers.engine_host.normaliser.dequantised import multiply_biases
-from workers.engine_host.normaliser.fourier import multiply_out
+from workers.engine_host.normaliser.fourier import multiply_out, say_sides
 from workers.engine_host.normaliser.mixed_up import mixed_up
 from workers.engine_host.normaliser.parser import Parser
 from workers.engine_host.normaliser.ranges import Interval, Ranges, fix_known_numbers
@@ -106,6 +106,7 @@ def normalise(definition: ModelProto, profiles: Sequence[Profile], parser: Parse
         notes.take("spelled_out", _lost(bare, spelled))
     sizes = _bound_inputs(model.graph, profiles)
     _forget_shapes(model.graph)
+    say_sides(model.graph)
     passes.NameFixPass()(model)
     for _ in range(MAX_ROUNDS):
         before = len(notes)

@@ -102,3 +102,13 @@ def test_a_parser_that_knows_the_operators_gets_them() -> None:
     model = graph("agraph (float[n, 12, 1] x) => (float[n, k, 2] y) { y = DFT<axis = 1>(x) }")
 
     assert normalise(model, [], Parser(17)).model is model
+
+
+@pytest.mark.parametrize("parser", [LACKING, Parser(17)])
+def test_numbers_that_depend_on_the_shape_of_a_transform_are_right(parser: Parser) -> None:
+    text = "t = STFT(x, step, w) s = Shape(t) k = Constant<value_ints = [2]>() y = Gather(s, k)"
+    model = graph(f"agraph (float[b, n] x) => (int64[1] y) {{ {text} }}", parameters={"w": [16]})
+    model.graph.initializer.append(numpy_helper.from_array(np.array(5), "step"))
+    normal = normalise(model, [profile(x=([2, 100], [2, 100]))], parser)
+
+    assert computed(normal.model, {"x": SIGNAL, "w": WINDOW})[0] == [9]
