@@ -2,8 +2,8 @@
 
 So the outputs of an If with several come out in any order, which may be another one in each branch. One that its own
 branch reads is not found, and one whose name begins that of another value is taken for both (`getSubgraphTensors` and
-`addIfOutputLayers` in `ConditionalHelpers.cpp` of onnx-tensorrt, branch 8.6-GA). Here each If gives one output, which
-nothing in its branch reads. A Loop needs none of this: its outputs are found by their names.
+`addIfOutputLayers` in `ConditionalHelpers.cpp` of onnx-tensorrt, branch 8.6-GA). Here each If gives one output, whose
+name begins no other, and which nothing in its branch reads. A Loop needs none of this: its outputs are found by their names.
 """
 
 from collections.abc import Iterator
@@ -83,7 +83,7 @@ def _set_apart(branch: ir.Graph) -> bool:
         return False
     identity = ir.node("Identity", [output], name=f"{output.name}.apart")
     made = identity.outputs[0]
-    made.name = f"apart.{output.name}"
+    made.name = f"{output.name}.apart"
     copy_type(output, made)
     branch.append(identity)
     branch.outputs[0] = made

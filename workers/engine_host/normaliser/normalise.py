@@ -95,7 +95,7 @@ def normalise(definition: ModelProto, profiles: Sequence[Profile], parser: Parse
 
     What depends on neither parameters nor inputs is computed. Numbers that are the same for all shapes of the profiles
     become constants, and the branch that is always taken replaces its If. A Squeeze names its axes. A Clip loses bounds
-    that bound nothing. Operators of newer opsets become older ones. What cannot be rewritten stays as it is: the
+    that bound nothing. Operators of newer opsets become older ones. What this parser is known to lack is said in other words. What cannot be rewritten stays as it is: the
     compiler then says what it does not take.
     """
     bare = onnx_graph.with_parameters_as_inputs(definition)
@@ -127,6 +127,7 @@ def normalise(definition: ModelProto, profiles: Sequence[Profile], parser: Parse
     notes.take("crop_sliced", crop_by_slices(model.graph))
     keep_constants_in_branches(model.graph)
     passes.RemoveUnusedNodesPass()(model)
+    name_unused_outputs(model.graph)
     if parser.single_branches:
         notes.take("branches_split", split_branches(model.graph))
         notes.take("output_set_apart", set_outputs_apart(model.graph))
@@ -134,7 +135,6 @@ def normalise(definition: ModelProto, profiles: Sequence[Profile], parser: Parse
             notes.take("branches_cleared", mixed_up(definition))
     if not notes and opsets.opset_of(model) == onnx_graph.opset_of(definition):
         return Normalised(definition, ())
-    name_unused_outputs(model.graph)
     return Normalised(_restored(ir.to_proto(model), definition), notes.rewrites)
 
 

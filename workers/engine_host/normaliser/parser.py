@@ -7,9 +7,9 @@ from dataclasses import dataclass
 class Parser:
     """What is known of the parser that is to take a graph.
 
-    `opset` is the newest version of ONNX's own operators that it knows, and `lacks` are operators of it that it does
-    not know. If it is `single_branches`, it is to be trusted with an If of one output only.
-    If it is not `dequantises_i32`, a quantised bias is none of its own.
+    `opset` is the newest version of ONNX's own operators that it knows, and `lacks` are those that it does not know. If
+    it takes `single_branches` only, it may mix up the outputs of an If that has several. If it is not
+    `dequantises_i32`, its DequantizeLinear takes 8 bits only.
     """
 
     opset: int
