@@ -3,7 +3,8 @@
 So the outputs of an If with several come out in any order, which may be another one in each branch. One that its own
 branch reads is not found, and one whose name begins that of another value is taken for both (`getSubgraphTensors` and
 `addIfOutputLayers` in `ConditionalHelpers.cpp` of onnx-tensorrt, branch 8.6-GA). Here each If gives one output, whose
-name begins no other, and which nothing in its branch reads. A Loop needs none of this: its outputs are found by their names.
+name begins no other, and which nothing in its branch reads. A Loop needs none of this: its outputs are found by their
+names.
 """
 
 from collections.abc import Iterator
