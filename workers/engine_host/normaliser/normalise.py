@@ -95,8 +95,8 @@ def normalise(definition: ModelProto, profiles: Sequence[Profile], parser: Parse
 
     What depends on neither parameters nor inputs is computed. Numbers that are the same for all shapes of the profiles
     become constants, and the branch that is always taken replaces its If. A Squeeze names its axes. A Clip loses bounds
-    that bound nothing. Operators of newer opsets become older ones. What this parser is known to lack is said in other words. What
-    cannot be rewritten stays as it is: the compiler then says what it does not take.
+    that bound nothing. Operators of newer opsets become older ones. What this parser is known to lack is said in other
+    words. What cannot be rewritten stays as it is: the compiler then says what it does not take.
     """
     bare = onnx_graph.with_parameters_as_inputs(definition)
     spelled = opsets.spell_out(bare, parser.opset)
