@@ -217,3 +217,22 @@ def test_a_product_with_one_hot_indices_looks_rows_up(made: list[NodeProto]) -> 
     other = helper.make_node("MatMul", ["x", "table"], ["y"])
     assert tables(helper.make_graph([*made, product], "g", [], [])) == {"table"}
     assert tables(helper.make_graph([*made, product, other], "g", [], [])) == set()
+
+
+def test_a_table_that_only_an_inner_value_shows_is_seen_in_part(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["rows"]),
+        helper.make_node("Mul", ["rows", "steep"], ["steeper"]),
+        helper.make_node("Sigmoid", ["steeper"], ["y"]),
+    ]
+    inputs = (InputSpec("ids", "I64", ("batch",), 32),)
+    steep = {"steep": np.array(1e6, np.float32)}
+    network = network_of(tmp_path / "net.onnx", nodes, {"table": ("F32", (32, 4))}, inputs, {"y": "F32"}, steep)
+    weights = bound(network, checkpoint(tmp_path / "w.safetensors", network.weights(1)))
+    engines = Engines("cpu", 1 << 30, tmp_path / "scratch", lambda _message: None)
+    built = engines.do(network.build(weights, tmp_path / "plan.onnx", check=Check(coverage_s=60.0)))
+    assert isinstance(built, Built)
+    assert built.verification is not None
+    assert built.verification.sees is not None
+    sees = built.verification.sees
+    assert (sees.parameters, sees.by_inner, sees.in_part) == (1, 1, ("table",))
