@@ -19,13 +19,14 @@ PIECE: Final = 2**20  # bytes of a piece of other arrays
 def contiguous_pieces(array: "Array") -> "Iterator[Array]":
     """Yield C-contiguous arrays whose elements, one after the other, are those of an array in row-major order.
 
-    An array that is C-contiguous is its own piece, and is not copied. Other pieces are valid until the next is asked for.
+    An array that is C-contiguous is its own piece, and is not copied. Other pieces are valid until the next is asked
+    for.
     """
     if array.flags.c_contiguous:
         yield array
     elif _is_turned(array):
         yield from _turned(array)
-    elif array.ndim > 2 and _is_turned(array[0]):  # noqa: PLR2004 - a stack of matrices
+    elif array.ndim > 2 and _is_turned(array[0]):  # a stack of matrices
         for matrix in array:
             yield from _turned(matrix)
     else:
@@ -36,7 +37,7 @@ def contiguous_pieces(array: "Array") -> "Iterator[Array]":
 
 def _is_turned(array: "Array") -> bool:
     """Whether an array is a large matrix of which each column, but not each row, lies in one place."""
-    is_matrix = array.ndim == 2 and min(array.shape) >= ROWS and array.flags.aligned  # noqa: PLR2004
+    is_matrix = array.ndim == 2 and min(array.shape) >= ROWS and array.flags.aligned
     return is_matrix and array.strides[0] == array.itemsize and array.itemsize in {1, 2, 4, 8}
 
 
