@@ -18,7 +18,7 @@ from tests.workers.networks import Network, attention, bound, checkpoint, networ
 from workers.channel.messages import Built, Check, EngineFile, Refit, Sight, Verified, Verify
 from workers.engine_host import inner_values, stored_bytes
 from workers.engine_host.coverage import is_saturated
-from workers.engine_host.deviations import changed
+from workers.engine_host.deviations import LARGE, changed
 from workers.engine_host.engines import Engines
 from workers.engine_host.onnx_graph import tables
 
@@ -175,6 +175,9 @@ def test_integers_change_by_one_at_least_and_stay_in_their_range() -> None:
     assert np.abs(after.astype(int) - value.astype(int)).max() == 1
     assert (changed(np.array([10_000, -10_000])) != [10_000, -10_000]).all()
     assert changed(np.array([True, False])).tolist() == [False, True]
+    far = changed(np.array([-100, 100, 3, 4], np.int8), LARGE)
+    assert set(far.tolist()) <= {-128, 127}
+    assert (abs(changed(np.array([1000, -1000], np.int32), LARGE)) > 90_000).all()
 
 
 def test_zeros_change_and_what_is_not_finite_stays() -> None:
