@@ -1,15 +1,14 @@
 """Which tensors a PyTorch checkpoint holds, and where their elements lie in the file."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Final
 
-from app.weights.checkpoint import CheckpointError, TensorSlot
+from app.weights.checkpoint import MAX_TENSORS, CheckpointError, TensorSlot
 from app.weights.dtypes import byte_count
 from app.weights.format_parts.torch_pickle import Storage, TorchTensor, Unreadable
 
 MAX_DEPTH: Final = 64
-
-Found = tuple[tuple[str, ...], TorchTensor | Unreadable]  # the path to a tensor, and the tensor
+MAX_VALUES: Final = 10 * MAX_TENSORS  # a dictionary may be in itself by many ways
 
 
 def place_tensors(checkpoint: object, where: Callable[[Storage], tuple[int, int]]) -> list[TensorSlot]:
@@ -19,21 +18,30 @@ def place_tensors(checkpoint: object, where: Callable[[Storage], tuple[int, int]
     named by their paths, joined by dots, without what all of them begin with. Tensors in lists and under numbers are
     left out: those are an optimizer's. Raises CheckpointError for one that cannot be used where it lies.
     """
-    found = list(_walk(checkpoint, ()))
+    found = [(path, value) for path, value in _walk(checkpoint) if isinstance(value, TorchTensor | Unreadable)]
+    if len(found) > MAX_TENSORS:
+        raise CheckpointError("too_many_tensors", f"The file has {len(found)} tensors; at most {MAX_TENSORS} fit.")
     common = _common_folder([path for path, _ in found])
     slots = [_slot(".".join(path[common:]), tensor, where) for path, tensor in found]
     return sorted(slots, key=lambda slot: (slot.offset, slot.nbytes, slot.name))
 
 
-def _walk(value: object, path: tuple[str, ...]) -> Iterator[Found]:
-    if len(path) > MAX_DEPTH:
-        raise CheckpointError("bad_header", f"The checkpoint has more than {MAX_DEPTH} levels. Save the state dict.")
-    if isinstance(value, TorchTensor | Unreadable):
-        yield path or ("tensor",), value
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            if isinstance(key, str):
-                yield from _walk(inner, (*path, key))
+def _walk(checkpoint: object) -> Iterator[tuple[tuple[str, ...], object]]:
+    """Yield every value that can be reached by names, with the names on the way."""
+    to_do: list[tuple[tuple[str, ...], object]] = [((), checkpoint)]
+    for _ in range(MAX_VALUES):
+        if not to_do:
+            return
+        path, value = to_do.pop()
+        if not isinstance(value, dict):
+            yield path or ("tensor",), value
+        elif len(path) < MAX_DEPTH:
+            to_do.extend(((*path, key), inner) for key, inner in value.items())
+        else:
+            raise CheckpointError("bad_header", f"The checkpoint has over {MAX_DEPTH} levels. Save the state dict.")
+        if len(to_do) > MAX_VALUES:
+            break
+    raise CheckpointError("too_many_tensors", f"The checkpoint has over {MAX_VALUES} values. Save the state dict.")
 
 
 def _common_folder(paths: list[tuple[str, ...]]) -> int:

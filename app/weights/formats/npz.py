@@ -55,6 +55,10 @@ def _header(name: str, raw: bytes) -> tuple[int, tuple[int, ...], bool, str]:
             "forbidden_pickle",
             f"{name} holds Python objects, as a pickle, which can run any code. Save it as an array of numbers.",
         )
+    if dtype.str.startswith(">"):
+        raise CheckpointError(
+            "unsupported_dtype", f'{name} is big endian. Save it with .astype("{"<" + dtype.str[1:]}").'
+        )
     return file.tell(), shape, is_fortran, _DTYPES.get(dtype.str, dtype.str)
 
 

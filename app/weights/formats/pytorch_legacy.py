@@ -9,7 +9,7 @@ from typing import Final
 
 from app.weights.checkpoint import CheckpointError, Read, TensorSlot
 from app.weights.dtypes import byte_count
-from app.weights.format_parts.seekable import open_ranges
+from app.weights.format_parts.seekable import RangeStream
 from app.weights.format_parts.torch_pickle import Storage, load
 from app.weights.format_parts.torch_tensors import place_tensors
 
@@ -25,7 +25,7 @@ def recognises(start: bytes) -> bool:
 
 def read_slots(read: Read, size: int) -> list[TensorSlot]:
     """Return the tensors of a checkpoint of `size` bytes, in the order of their bytes; only the pickles are read."""
-    with open_ranges(read, size) as file:
+    with RangeStream(read, size) as file:
         file.seek(len(MAGIC))
         version, machine = load(file).value, load(file).value
         if version != VERSION or not isinstance(machine, dict) or machine.get("little_endian") is not True:
@@ -41,7 +41,8 @@ def read_slots(read: Read, size: int) -> list[TensorSlot]:
     for key in keys:
         storage = checkpoint.storages.get(key)
         nbytes = _nbytes(storage) if storage is not None else None
-        if storage is None or nbytes is None or read(start, COUNT.size) != COUNT.pack(storage.elements):
+        fits = nbytes is not None and start + COUNT.size + nbytes <= size
+        if storage is None or nbytes is None or not fits or read(start, COUNT.size) != COUNT.pack(storage.elements):
             raise CheckpointError(
                 "truncated_file", f"Storage {key!r:.50} is not where it should be in the file. Upload the whole file."
             )
