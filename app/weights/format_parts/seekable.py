@@ -25,6 +25,8 @@ class RangeStream(io.BufferedReader):
                 f"The file says that one of its parts has {wanted} bytes, and {MAX_READ_BYTES} at most are read "
                 "besides the tensors. Write the file again, or split the checkpoint up.",
             )
+        if wanted > BUFFER_BYTES:
+            wanted = min(wanted, self._size - self.tell())
         return super().read(max(0, wanted))
 
 

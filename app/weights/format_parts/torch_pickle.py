@@ -181,6 +181,7 @@ _DTYPES: Final = {
     "complex64": "C64", "complex128": "C128", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
     "float8_e4m3fnuz": "F8_E4M3FNUZ", "float8_e5m2fnuz": "F8_E5M2FNUZ", "float8_e8m0fnu": "F8_E8M0",
 }  # fmt: skip
+_BUILTINS: Final = ("builtins", "__builtin__")  # by its name in Python 3, and in pickles of protocol 2
 _QUANTIZERS: Final = (
     "tensor_affine", "tensor_symmetric", "channel_affine", "channel_symmetric", "channel_affine_float_qparams",
 )  # fmt: skip
@@ -191,8 +192,8 @@ _INERT: Final = (
     ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"), ("numpy", "ndarray"),
     ("argparse", "Namespace"), ("pathlib", "PosixPath"), ("pathlib", "WindowsPath"), ("datetime", "datetime"),
     ("datetime", "timedelta"), ("torch.torch_version", "TorchVersion"), ("_codecs", "encode"),
-    ("collections", "Counter"), ("builtins", "set"), ("builtins", "frozenset"), ("__builtin__", "set"),
-    ("builtins", "slice"), ("builtins", "bytearray"), ("builtins", "complex"), ("__builtin__", "complex"),
+    ("numpy.core.numeric", "_frombuffer"), ("numpy._core.numeric", "_frombuffer"), ("collections", "Counter"),
+    *((module, name) for module in _BUILTINS for name in ("set", "frozenset", "slice", "bytearray", "complex")),
 )  # fmt: skip
 _KNOWN: Final[Mapping[tuple[str, str], Callable[..., object] | _Dtype | _StorageType]] = MappingProxyType(
     {

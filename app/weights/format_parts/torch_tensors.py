@@ -54,7 +54,8 @@ def _slot(name: str, tensor: TorchTensor | Unreadable, where: Callable[[Storage]
     if isinstance(tensor, Unreadable):
         raise CheckpointError(
             "unsupported_dtype",
-            f"{name} is a {tensor.kind} tensor, and only dense ones are read. Save it dense, or leave it out.",
+            f"{name} is a {tensor.kind} tensor, and only plain ones are read. Save it as one (.dequantize(), "
+            ".to_dense(), .resolve_conj()), or leave it out.",
         )
     if not tensor.is_contiguous:
         raise CheckpointError(

@@ -8,6 +8,9 @@ from app.weights.dtypes import DTYPES
 from app.weights.format_parts.zip_archive import Member, ZipArchive, first_name
 
 SUFFIX: Final = ".npy"
+READERS: Final = {  # of numpy.lib.format; version 3 is version 2 with names of fields in UTF-8
+    (1, 0): "read_array_header_1_0", (2, 0): "read_array_header_2_0", (3, 0): "read_array_header_2_0",
+}  # fmt: skip
 HEADER_BYTES: Final = 16 * 1024  # far more than the header of an array of 16 dimensions takes
 
 
@@ -43,9 +46,7 @@ def _header(name: str, raw: bytes) -> tuple[int, tuple[int, ...], bool, str]:
 
     file = io.BytesIO(raw)
     try:
-        version = npy.read_magic(file)
-        reader = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, is_fortran, dtype = reader(file)
+        shape, is_fortran, dtype = getattr(npy, READERS[npy.read_magic(file)])(file)
     except Exception as error:  # numpy raises whatever the text of the header comes to
         raise CheckpointError(
             "bad_header", f"The header of {name} cannot be read: {error!s:.200}. Save it again."
