@@ -249,7 +249,7 @@ class _Proposer:
     def _say(self, parameters: Sequence[str], tensors: Sequence[str], why: str) -> None:
         detail = (
             f"It cannot be told which of {named(tensors)} feeds {named(parameters)}: {why}. Name the tensor of each "
-            "in a rule, or upload weights whose names tell it."
+            "in a rule, ignore the others by a rule, or upload weights whose names tell it."
         )
         self.settled.update(parameters)
         self.unclear.append(Unclear(tuple(parameters), tuple(tensors), detail))
