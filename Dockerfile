@@ -13,7 +13,7 @@ COPY app ./app
 COPY workers ./workers
 COPY migrations ./migrations
 RUN --mount=type=cache,target=/root/.cache/pip \
-    /opt/enginesmith/bin/pip install --disable-pip-version-check '.[postgres]' \
+    /opt/enginesmith/bin/pip install --disable-pip-version-check '.[postgres,s3]' \
     && /opt/enginesmith/bin/pip uninstall --yes --quiet pip setuptools
 
 FROM python:3.11-slim-bookworm AS cpu

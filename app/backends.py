@@ -23,7 +23,9 @@ class BackendEntry:
     `package` is the name under which its runtime is imported. Any of the `distributions` brings the runtime, and a
     runtime may also be there without metadata. `devices` are the kinds of device it works on ("cpu", "cuda").
     `factory` is "module:function", which an engine host imports and calls as `workers.engine_host.backends.catalog`
-    says. `requirement` is the requirement by which pip installs the runtime.
+    says. `requirement` is the requirement by which pip installs the runtime. `preflight` is "module:function", which
+    says of a definition what a build would make of it (`workers.engine_host.preflight.verdict.Preflight`). It works
+    without the device. It is "" if the backend tells nothing before a build.
     """
 
     package: str
@@ -31,6 +33,7 @@ class BackendEntry:
     devices: tuple[str, ...]
     factory: str
     requirement: str
+    preflight: str = ""
 
     @property
     def version(self) -> str | None:

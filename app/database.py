@@ -24,7 +24,7 @@ from app.heavy import LIGHT
 from app.remembered import MEMORY, Memory
 
 BUSY_TIMEOUT_S = 30.0
-# The places of the API's pools need 37 connections, and 40 threads of transfers one each for a moment. A server has
+# The places of the API's pools need 37 connections, and 40 places of transfers one each for a moment. A server has
 # few (PostgreSQL 100 by default, for all processes), so transfers share 13. Those beyond `pool_size` are closed again.
 SERVER_POOL = {"pool_size": 10, "max_overflow": 40}
 FILE_POOL = {"pool_size": 20, "max_overflow": 60}

@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+MOST_SHOWN = 100  # characters of a client's own words
+
 
 @dataclass(frozen=True, slots=True)
 class FieldError:
@@ -33,11 +35,17 @@ def json_pointer(*parts: str | int) -> str:
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
 
 
+def shown(text: str) -> str:
+    """Return what a client wrote as an error repeats it: cut off if it is long."""
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
+
+
 class ServiceError(Exception):
     """An error that is answered as problem+json (RFC 9457)."""
 
     status: ClassVar[int] = 500
     title: ClassVar[str] = "Internal error"
+    retry_after_s: ClassVar[int | None] = None  # when the same request may work, if that is known
     code: str = "internal_error"
 
     def __init__(self, detail: str, *, code: str | None = None, errors: Sequence[FieldError] = ()) -> None:
@@ -99,3 +107,4 @@ class Unavailable(ServiceError):
     """A database, store or broker that this service needs does not answer; the same request may work later."""
 
     status, title, code = 503, "Unavailable", "unavailable"
+    retry_after_s: ClassVar[int | None] = 1

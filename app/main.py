@@ -15,17 +15,21 @@ from app.artifacts.router import router as artifacts_router
 from app.artifacts.store import open_store
 from app.backends import backend_names
 from app.bindings.router import router as bindings_router
+from app.bounded_checks import BoundedChecks
 from app.children.children import MODULES, Children
 from app.children.fork_server import ForkServer
 from app.database import Database
 from app.definitions.router import router as definitions_router
 from app.definitions.weights_router import router as new_weights_router
+from app.engines.check_router import router as check_router
 from app.engines.damaged_router import router as damaged_router
+from app.engines.preflight import Preflights
 from app.engines.router import router as engines_router
 from app.engines.verification_router import router as verification_router
 from app.fleet.router import router as fleet_router
 from app.heavy import MOST_ROWS
 from app.http import openapi, problems
+from app.http.beginning import Beginning
 from app.http.body_budget import BodyBudget
 from app.http.browsers import BrowserGuard
 from app.http.pools import Pools
@@ -41,6 +45,7 @@ from app.redaction import learn
 from app.registry.router import router as registry_router
 from app.scratch import remove_abandoned
 from app.settings import Settings
+from app.sweeps.router import router as sweeps_router
 from app.weights.recognition import checkpoint_formats
 from app.weights.router import router as weights_router
 
@@ -53,8 +58,10 @@ ROUTERS = (
     new_weights_router,
     weights_router,
     bindings_router,
+    check_router,
     engines_router,
     verification_router,
+    sweeps_router,
     jobs_router,
     fleet_router,
 )
@@ -79,6 +86,7 @@ def create_app(settings: Settings) -> FastAPI:
     openapi.install(app)
     app.add_middleware(BodyBudget, limit=settings.max_buffered_bytes // 2)
     app.add_middleware(BrowserGuard, allowed_hosts=settings.host_names)
+    app.add_middleware(Beginning)
     app.add_middleware(
         RequestObserver, metrics=app.state.metrics, on_fault=problems.unexpected, on_stop=problems.stopping
     )
@@ -98,10 +106,12 @@ def _compose(app: FastAPI, settings: Settings) -> None:
     state.store = open_store(settings, noting(state.database, "api"))
     state.office = Office(settings, state.database, state.store)
     state.children = Children(ForkServer(MODULES), settings.scratch_dir)
+    state.preflights = Preflights(state.database, state.store, state.children)
     state.announcer = Announcer(url)
     state.watching = Watching(state.database, url, max_streams=settings.max_streams)
     state.dispatch = Dispatch(JobQueue(settings.broker_url), state.announcer)
     state.metrics = Metrics(CollectorRegistry())
+    state.checks = BoundedChecks(health.READY_S)
     checkpoint_formats()  # a broken format stops the start, not an upload
     backend_names()  # two backends of one name stop the start
 

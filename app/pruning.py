@@ -18,9 +18,15 @@ from app.jobs import retention
 from app.jobs.tables import IdempotencyKey, Job, JobEvent
 from app.pace import GoOn, unhindered
 from app.settings import Settings
+from app.sweeps.tables import Sweep, SweepVariant
 
-# The engine tells of these jobs for as long as it is there, which is for ever.
-NAMED = or_(exists().where(Engine.job_id == Job.id), exists().where(Engine.materialise_job_id == Job.id))
+# An engine or a sweep tells of these jobs for as long as it is there, which is for ever.
+NAMED = or_(
+    exists().where(Engine.job_id == Job.id),
+    exists().where(Engine.materialise_job_id == Job.id),
+    exists().where(Sweep.job_id == Job.id),
+    exists().where(SweepVariant.job_id == Job.id),
+)
 
 
 @dataclass(frozen=True, slots=True)

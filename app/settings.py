@@ -61,6 +61,11 @@ class Settings(BaseSettings):
     max_connections_per_address: int = Field(
         500, ge=0, description="The same for one client address; 0 behind a proxy, from which all come: no limit."
     )
+    trusted_proxies: str = Field(
+        "",
+        description="Addresses and networks of proxies, separated by commas, whose X-Forwarded-For says which client a "
+        "request is from; empty: none.",
+    )
     max_header_bytes: int = Field(64 * KIB, gt=0, description="Longest request line and headers of a request.")
     header_timeout_s: float = Field(20.0, gt=0, description="Time for a request's headers to arrive, seconds.")
     keep_alive_s: float = Field(30.0, gt=0, description="A connection without requests is closed after it, seconds.")
@@ -113,12 +118,21 @@ class Settings(BaseSettings):
         ge=0,
         description="Memory for engines kept loaded between jobs, per worker; empty: 4 GiB, on a GPU half of its own.",
     )
+    page_locked_bytes: int = Field(
+        0,
+        ge=0,
+        description="Page-locked memory through which TensorRT 8 reads the weights of refits, per worker with a GPU; "
+        "it cannot be swapped, and what it gains is not measured yet; 0: none.",
+    )
+    page_locked_idle_s: float = Field(
+        600.0, gt=0, description="Page-locked memory that no refit has used for so long is given back, seconds."
+    )
 
     job_memory_bytes: int | None = Field(
         None,
         ge=MIB,
-        description="Memory that one job may take on a CPU; empty: 4 GiB or an eighth of the machine's, and six times "
-        "the weights.",
+        description="Memory that one job may take of the machine's; empty: 4 GiB or an eighth of the machine's, and "
+        "six times the weights, twice as much on a GPU.",
     )
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least severe lines logged.")

@@ -4,11 +4,12 @@ from app.aliases.tables import Alias, AliasMove
 from app.artifacts.tables import Blob, BlobUse, StoreSweep
 from app.bindings.tables import Binding
 from app.database import Base
-from app.definitions.tables import Definition
+from app.definitions.tables import CompilerCrash, Definition
 from app.engines.tables import Engine, TimingCache, VerificationDefault
 from app.fleet.tables import ReportedWorker
-from app.jobs.tables import IdempotencyKey, Job, JobEvent
+from app.jobs.tables import IdempotencyKey, Job, JobDependency, JobEvent
 from app.registry.tables import Model
+from app.sweeps.tables import Sweep, SweepVariant
 from app.weights.tables import CheckpointFile, WeightVersion
 
 __all__ = [
@@ -19,14 +20,18 @@ __all__ = [
     "Blob",
     "BlobUse",
     "CheckpointFile",
+    "CompilerCrash",
     "Definition",
     "Engine",
     "IdempotencyKey",
     "Job",
+    "JobDependency",
     "JobEvent",
     "Model",
     "ReportedWorker",
     "StoreSweep",
+    "Sweep",
+    "SweepVariant",
     "TimingCache",
     "VerificationDefault",
     "WeightVersion",

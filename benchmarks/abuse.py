@@ -5,7 +5,8 @@ python -m benchmarks.abuse [--only NAME ...] [--seconds N] [--gap N]
 A process of its own makes normal calls all the time, at a steady pace and over loopback like everybody. Another one
 commits the abuses (`benchmarks/abusers.py`) from an address of its own. Both share the cores with the service, so their
 processor time is told. The quiet phase always comes first. "all" commits at once the abuses named beside it, every one
-if there is none: `--only all` commits all at once and none alone.
+if there is none: `--only all` commits all at once and none alone. "all_from_one_address" is the same from the address
+of normal use, as behind a proxy that is not named as one.
 
 The longest lock-out of a phase is the longest time in which no call of a kind has ended well, beyond its pace.
 """
@@ -41,6 +42,8 @@ from examples.client import Client
 
 RESULTS = Path(__file__).parent / "results" / "abuse.json"
 ALL = "all"
+ONE_ADDRESS = "all_from_one_address"
+HERE, ELSEWHERE = "127.0.0.1", "127.0.0.2"  # where normal use and the abuses come from
 QUIET = "quiet"
 SECONDS = 15.0
 GAP = 5.0
@@ -54,13 +57,14 @@ TICKS = 100  # of processor time, a second
 P99_MS = 250
 GROWTH_MIB = 400
 LOCK_OUT_S = 1.0
+PHASES = [*ABUSES, ALL, ONE_ADDRESS]
 console = Console(highlight=False, width=120)
 
 
 def main() -> None:
     """Measure, print the table and keep the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--only", nargs="+", choices=[*ABUSES, ALL], default=[*ABUSES, ALL], metavar="NAME")
+    parser.add_argument("--only", nargs="+", choices=PHASES, default=PHASES, metavar="NAME")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="the length of each phase")
     parser.add_argument("--gap", type=float, default=GAP, help="quiet seconds between two phases")
     options = parser.parse_args()
@@ -72,7 +76,7 @@ def main() -> None:
 
 def measure(names: Sequence[str], *, seconds: float = SECONDS, gap: float = GAP) -> dict[str, Any]:
     """Return the figures of a quiet phase and of one phase for each name; "all" is those named beside it, at once."""
-    together = [name for name in names if name != ALL] or [*ABUSES]
+    together = [name for name in names if name in ABUSES] or [*ABUSES]
     with tempfile.TemporaryDirectory(prefix="enginesmith-abuse-") as folder, running_service() as service:
         scratch = Path(folder)
         plan, targets = prepare(service, scratch)
@@ -83,7 +87,8 @@ def measure(names: Sequence[str], *, seconds: float = SECONDS, gap: float = GAP)
             phases = [_phase(QUIET, [], seconds, scratch, watched)]
             for name in names:
                 time.sleep(gap)
-                phases.append(_phase(name, together if name == ALL else [name], seconds, scratch, watched))
+                abuses = [name] if name in ABUSES else together
+                phases.append(_phase(name, abuses, seconds, scratch, watched))
                 phases[-1]["recovered_after_s"] = _recovered_after(calls)
         for phase in phases:
             phase["calls"] = _calls(calls, *phase.pop("between"))
@@ -172,7 +177,8 @@ def _phase(name: str, abuses: list[str], seconds: float, scratch: Path, watched:
     start, cpu = time.monotonic(), watched.cpu_s()
     done: dict[str, Any] = {"cpu_s": 0.0, "abuses": {}}
     if abuses:
-        command = [sys.executable, "-m", "benchmarks.abusers", str(scratch / "targets.json"), str(seconds), *abuses]
+        command = [sys.executable, "-m", "benchmarks.abusers", str(scratch / "targets.json"), str(seconds)]
+        command += [HERE if name == ONE_ADDRESS else ELSEWHERE, *abuses]
         done = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
     else:
         time.sleep(seconds)

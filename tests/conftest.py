@@ -24,6 +24,7 @@ from app.artifacts.store import ArtifactStore, open_store
 from app.children.children import MODULES, Children
 from app.children.fork_server import ForkServer
 from app.database import Database
+from app.engines.preflight import Preflights
 from app.main import create_app
 from app.registry.service import create_model
 from app.settings import Settings
@@ -192,6 +193,7 @@ def routes(tmp_path_factory: pytest.TempPathFactory) -> list[BaseRoute]:
 def app(settings: Settings, routes: list[BaseRoute], fork_server: ForkServer) -> Iterator[FastAPI]:
     app = create_app(settings)
     app.state.children = Children(fork_server, settings.scratch_dir)
+    app.state.preflights = Preflights(app.state.database, app.state.store, app.state.children)
     own = app.router.routes  # of these, the pages of the documentation know their application
     own[:] = [one if isinstance(one, Route | Mount) else shared for one, shared in zip(own, routes, strict=True)]
     yield app

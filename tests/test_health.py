@@ -1,13 +1,18 @@
 import os
+import socket
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from app import health
+from app.artifacts.strays import sweep_store
 from app.main import create_app
 from app.settings import MIB, Settings
 
@@ -113,3 +118,51 @@ def test_metrics_count_requests_by_route(client: TestClient) -> None:
     text = client.get("/metrics").text
     assert 'enginesmith_http_requests_total{method="GET",route="/models/{model}",status="404"} 1.0' in text
     assert "enginesmith_workers 0.0" in text
+
+
+@pytest.fixture
+def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An S3 server that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "tester")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        yield
+
+
+@pytest.mark.usefixtures("silent")
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_store_that_hangs_is_told_and_keeps_one_thread_however_often_it_is_asked_for(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "READY_S", 0.2)
+    with TestClient(
+        create_app(settings.model_copy(update={"store_url": "s3://bucket/"})), "http://localhost"
+    ) as client:
+        for _ in range(3):
+            answer = client.get("/readyz")
+            assert answer.status_code == 503
+            assert answer.json()["checks"] == {
+                "database": "ok",
+                "broker": "ok",
+                "store": "hangs: no answer within 0.2 s",
+                "disk": "ok",
+            }
+        assert [thread.name for thread in threading.enumerate()].count("check-store") == 1
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_metrics_tell_what_sweeps_of_the_store_have_removed_and_when_one_ended(
+    client: TestClient, app: FastAPI, tmp_path: Path
+) -> None:
+    assert "enginesmith_store_sweep_age_seconds" not in client.get("/metrics").text
+    database, store = app.state.database, app.state.store
+    (tmp_path / "stray").write_bytes(b"stray")
+    store.put_file(tmp_path / "stray")
+    sweep_store(database, store, older_than_s=-60, every_s=0)
+    sweep_store(database, store, older_than_s=-60, every_s=0)
+    text = client.get("/metrics").text
+    assert 'enginesmith_store_sweep_removed_total{what="file"} 1.0' in text
+    assert 'enginesmith_store_sweep_removed_total{what="upload"} 0.0' in text
+    assert "\nenginesmith_store_sweep_age_seconds " in text

@@ -33,6 +33,7 @@ class BlobDamaged(Unavailable):
     """An artifact whose bytes are not those of its digest."""
 
     code = "blob_damaged"
+    retry_after_s = None  # it heals once somebody has uploaded it again
 
     def __init__(self, digest: str) -> None:
         super().__init__(

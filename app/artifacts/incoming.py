@@ -73,13 +73,16 @@ class Incoming:
             self._on_its_way = self.size
 
 
-def clear_leftovers(directory: Path) -> None:
-    """Remove the temporary files whose writer was killed: nobody holds their lock any more."""
+def clear_leftovers(directory: Path) -> int:
+    """Remove the temporary files whose writer was killed, and return how many: nobody holds their lock any more."""
+    removed = 0
     for path in directory.iterdir():
         with suppress(FileNotFoundError, BlockingIOError):
             if time.time() - path.stat().st_mtime > SETTLING_S:
                 with locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB):
                     path.unlink()
+                    removed += 1
+    return removed
 
 
 @contextmanager

@@ -21,10 +21,12 @@ from app.artifacts.incoming import Incoming, clear_leftovers, locked, storage_er
 from app.artifacts.listing import FOLDER, PAGE, Stored, after, digest_at
 from app.artifacts.stored_file import StoredFile
 from app.errors import NotFound, Unavailable
+from app.http.pools import Pool
 from app.settings import MIB
 
 BATCH = 4 * MIB
 BUFFERED = 64 * MIB
+WRITERS = 8  # threads that digest and write parts of uploads; one address has half of them
 
 
 class LocalStore:
@@ -41,6 +43,7 @@ class LocalStore:
     def __init__(self, root: Path, buffered_bytes: int = BUFFERED, on_damage: Told = lambda _digest: None) -> None:
         self.root = root
         self._room = Room(buffered_bytes)
+        self._writers = Pool("be written", places=WRITERS, queue=0, share=WRITERS // 2)
         self._artifacts = root / FOLDER
         self._incoming = root / "incoming"
         self._checked = Checked(on_damage)
@@ -55,7 +58,7 @@ class LocalStore:
         try:
             store._artifacts.mkdir(parents=True, exist_ok=True)
             store._incoming.mkdir(exist_ok=True)
-            store.clear_leftovers()
+            clear_leftovers(store._incoming)
         except OSError as error:
             raise _unusable(root, error) from error
         return store
@@ -72,22 +75,21 @@ class LocalStore:
             return await self._put_batches(batched(chunks, nbytes=BATCH, limit=limit, share=share), share, expected)
 
     async def _put_batches(self, batches: AsyncIterator[list[bytes]], share: Share, expected: str) -> int:
-        loop = asyncio.get_running_loop()
         incoming = Incoming(self._incoming)
         try:
-            writing: asyncio.Future[None] | None = None
+            writing: asyncio.Task[None] | None = None
             async for batch in batches:
                 if writing is not None:
                     await writing
                     share.drop_written()
-                writing = loop.run_in_executor(None, incoming.write, batch)
+                writing = asyncio.create_task(self._writers.run(incoming.write, batch))
                 writing.add_done_callback(partial(_keep_written, share, batch))
             if writing is not None:
                 await writing
-            await loop.run_in_executor(None, self._seal, incoming, expected)
+            await self._writers.run(self._seal, incoming, expected)
         finally:
             # Shielded: a cancelled upload is removed too, but never while its last batch is being written.
-            await asyncio.shield(loop.run_in_executor(None, incoming.discard))
+            await asyncio.shield(asyncio.create_task(self._writers.run(incoming.discard)))
         self.know(expected)
         return incoming.size
 
@@ -244,9 +246,9 @@ class LocalStore:
                 incoming.unlink()
         return mine
 
-    def clear_leftovers(self) -> None:
+    def clear_leftovers(self, *, older_than_s: float) -> int:  # noqa: ARG002 - locks tell who lives
         """See `ArtifactStore`."""
-        clear_leftovers(self._incoming)
+        return clear_leftovers(self._incoming)
 
     def check(self) -> None:
         """See `ArtifactStore`."""

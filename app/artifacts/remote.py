@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
-from obstore.store import ObjectStore, from_url
+from obstore.store import ObjectStore, S3Store, from_url
 
 from app.artifacts.batches import Room, Share, batched
 from app.artifacts.cache import ArtifactCache
@@ -18,6 +18,7 @@ from app.artifacts.checked import BlobDamaged, Checked, Identity, Pace, Told, no
 from app.artifacts.digest import file_digest, hex_of, require_equal
 from app.artifacts.listing import FOLDER, PAGE, Stored, after, digest_at
 from app.artifacts.local import missing_error
+from app.artifacts.unfinished_uploads import end_unfinished_uploads
 from app.errors import NotFound, Unavailable
 from app.settings import MIB
 
@@ -197,8 +198,11 @@ class RemoteStore:
                 return bytes(obstore.get(self._objects, OWNER).bytes()).decode()
         return mine
 
-    def clear_leftovers(self) -> None:
-        """See `ArtifactStore`. obstore lists no unfinished uploads: a lifecycle rule of the bucket ends them."""
+    def clear_leftovers(self, *, older_than_s: float) -> int:
+        """See `ArtifactStore`. Azure forgets unfinished uploads by itself; a Google bucket needs a lifecycle rule."""
+        if not isinstance(self._objects, S3Store):
+            return 0
+        return end_unfinished_uploads(self._objects, FOLDER, older_than_s=older_than_s)
 
     def check(self) -> None:
         """See `ArtifactStore`."""

@@ -4,7 +4,6 @@ import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Request, Response
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
 
@@ -19,6 +18,7 @@ from app.artifacts.serving import MEDIA_TYPE, serve_blob
 from app.database import Database
 from app.errors import TooLarge
 from app.http.dependencies import DatabaseDep, SettingsDep
+from app.http.pools import Pool
 from app.http.problems import problem_response, problems
 from app.http.routes import CLIENT_CLOSED_REQUEST
 from app.settings import Settings
@@ -66,15 +66,16 @@ async def upload_blob(
         detail = too_large(settings.max_blob_bytes)
         return problem_response(413, TooLarge.title, detail, TooLarge.code, headers=_unread(request))
     began = time.monotonic()
-    if await run_in_threadpool(service.touch, database, digest):
-        size = await run_in_threadpool(service.whole_size, database, store, digest)
+    transfers: Pool = request.app.state.pools.transfers
+    if await transfers.run(service.touch, database, digest):
+        size = await transfers.run(service.whole_size, database, store, digest)
         if size is not None:
             return _answer(digest, size, 200, _unread(request, time.monotonic() - began))
     try:
         size = await store.put_stream(request.stream(), expected=digest, limit=limit)
     except ClientDisconnect:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    await run_in_threadpool(service.record_upload, database, store, digest, size)
+    await transfers.run(service.record_upload, database, store, digest, size)
     return _answer(digest, size, 201, {"Location": f"/v1/blobs/{digest}"})
 
 
@@ -89,7 +90,7 @@ async def upload_blob(
         **problems(404, 412, 416, 422, 503),
     },
 )
-def download_blob(
+async def download_blob(
     digest: BlobDigest, request: Request, database: DatabaseDep, store: StoreDep, settings: SettingsDep
 ) -> Response:
     """The content. One Range is served, also under If-Range, so a broken download can go on where it stopped.
@@ -97,7 +98,8 @@ def download_blob(
     What is damaged is answered with `blob_damaged`. If that shows only while a large blob is sent, the connection is
     closed before the blob's end.
     """
-    return _serve(digest, request, database, store, settings)
+    transfers: Pool = request.app.state.pools.transfers
+    return await transfers.run(_serve, digest, request, database, store, settings)
 
 
 @router.head(
@@ -106,15 +108,16 @@ def download_blob(
     response_class=Response,
     responses={200: {"headers": HEADERS}, **problems(404, 412, 422, 503)},
 )
-def look_for_blob(
+async def look_for_blob(
     digest: BlobDigest, request: Request, database: DatabaseDep, store: StoreDep, settings: SettingsDep
 ) -> Response:
     """The headers of a download. A blob that is there stays for another grace period, long enough to use it.
 
     A blob that is on record as damaged is answered with 503: upload it again.
     """
-    require_undamaged(database, digest)
-    return _serve(digest, request, database, store, settings)
+    transfers: Pool = request.app.state.pools.transfers
+    await transfers.run(require_undamaged, database, digest)
+    return await transfers.run(_serve, digest, request, database, store, settings)
 
 
 def _serve(digest: str, request: Request, database: Database, store: StoreDep, settings: Settings) -> Response:

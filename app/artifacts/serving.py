@@ -1,6 +1,7 @@
 """Answering GET and HEAD for stored bytes: validators, one range, bounded memory."""
 
 import re
+from collections.abc import AsyncIterator, Iterator
 from urllib.parse import quote
 
 from fastapi import Request, Response
@@ -10,6 +11,7 @@ from app.artifacts.byte_ranges import ByteRange, parse_range
 from app.artifacts.local import missing_error
 from app.artifacts.store import ArtifactStore
 from app.errors import PreconditionFailed, RangeNotSatisfiable
+from app.http.pools import Pool
 from app.http.problems import problem_response
 from app.settings import KIB
 
@@ -45,7 +47,7 @@ def serve_blob(request: Request, store: ArtifactStore, digest: str, *, filename:
     except RangeNotSatisfiable as error:
         unsatisfied = {"Content-Range": f"bytes */{size}", "Accept-Ranges": "bytes"}
         return problem_response(error.status, error.title, error.detail, error.code, headers=unsatisfied)
-    return _send(store, digest, part, size, headers)
+    return _send(request.app.state.pools.transfers, store, digest, part, size, headers)
 
 
 def _requested_part(request: Request, tag: str, size: int) -> ByteRange | None:
@@ -56,14 +58,21 @@ def _requested_part(request: Request, tag: str, size: int) -> ByteRange | None:
     return parse_range(header, size)
 
 
-def _send(store: ArtifactStore, digest: str, part: ByteRange | None, size: int, headers: dict[str, str]) -> Response:
+def _send(
+    transfers: Pool, store: ArtifactStore, digest: str, part: ByteRange | None, size: int, headers: dict[str, str]
+) -> Response:
     start, stop = (part.start, part.stop) if part is not None else (0, size)
     headers["Content-Length"] = str(stop - start)
     if part is not None:
         headers["Content-Range"] = part.content_range
-    return StreamingResponse(
-        store.iter_bytes(digest, start, stop, CHUNK), 206 if part is not None else 200, headers, media_type=MEDIA_TYPE
-    )
+    chunks = store.iter_bytes(digest, start, stop, CHUNK)
+    return StreamingResponse(_read(transfers, chunks), 206 if part is not None else 200, headers, media_type=MEDIA_TYPE)
+
+
+async def _read(transfers: Pool, chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield the chunks, each read in a thread once it is its turn."""
+    while chunk := await transfers.run(next, chunks, b""):
+        yield chunk
 
 
 def _names(header: str, tag: str) -> bool:

@@ -104,8 +104,11 @@ class ArtifactStore(Protocol):
     def owner(self, mine: str) -> str:
         """Return the name of the service whose store this is; if nobody has written one yet, `mine` is written."""
 
-    def clear_leftovers(self) -> None:
-        """Remove what killed writers left half written, if the store can tell."""
+    def clear_leftovers(self, *, older_than_s: float) -> int:
+        """Remove what killed writers left half written, and return how many.
+
+        If the store cannot tell whether the writer lives, only what is older than `older_than_s` seconds goes.
+        """
 
     def check(self) -> None:
         """Raise `Unavailable` if nothing can be stored now."""

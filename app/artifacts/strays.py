@@ -7,10 +7,12 @@ removal of a row and of its file. They do no harm and cost space.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 from uuid import uuid4
 
 import structlog
 from sqlalchemy import select, update
+from sqlalchemy.orm import Session
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from app.artifacts.listing import Stored
@@ -32,10 +34,24 @@ class Turn:
     last: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Sweeps:
+    """How many files without a row, and unfinished uploads, sweeps have removed; and when one last came to its end.
+
+    `age_s` is in seconds, None if none has ended.
+    """
+
+    files: int
+    uploads: int
+    age_s: float | None
+
+
 def sweep_store(
     database: Database, store: ArtifactStore, *, older_than_s: float, every_s: float, go_on: GoOn = unhindered
 ) -> int:
     """List the store, remove the strays that were put more than `older_than_s` seconds ago, and return how many.
+
+    Uploads that began before that and were never ended go as well.
 
     A sweep begins `every_s` seconds after the end of the one before. One process sweeps at a time: for all others
     there is nothing to do. A sweep that was broken off goes on where it was. If the store belongs to another service,
@@ -51,19 +67,30 @@ def sweep_store(
     if not _is_ours(store, turn):
         _give_turn(database, None, every_s)
         return 0
-    if turn.last is None:
-        store.clear_leftovers()
+    if turn.last is None and (uploads := store.clear_leftovers(older_than_s=older_than_s)):
+        log.info("unfinished uploads removed", count=uploads)
+        _give_turn(database, None, LEASE_S, uploads_ended=StoreSweep.uploads_ended + uploads)
     last = turn.last
     while page := store.page(last):
         strays = strays_of(database, page, older_than_s)
-        removed += sum(store.delete_stale(stray.digest, older_than_s=older_than_s) for stray in strays)
+        gone = sum(store.delete_stale(stray.digest, older_than_s=older_than_s) for stray in strays)
+        removed += gone
         last = page[-1].digest
-        _give_turn(database, last, LEASE_S)
+        _give_turn(database, last, LEASE_S, files_removed=StoreSweep.files_removed + gone)
         if not go_on():
             _give_turn(database, last, 0.0)
             return removed
-    _give_turn(database, None, every_s)
+    _give_turn(database, None, every_s, ended_at=now())
     return removed
+
+
+def sweeps_so_far(session: Session) -> Sweeps:
+    """Return what sweeps have done."""
+    row = session.get(StoreSweep, ONLY)
+    if row is None:
+        return Sweeps(0, 0, None)
+    age_s = None if row.ended_at is None else (now() - row.ended_at).total_seconds()
+    return Sweeps(row.files_removed, row.uploads_ended, age_s)
 
 
 def call_for_sweep(database: Database) -> None:
@@ -102,9 +129,9 @@ def _take_turn(database: Database) -> Turn | None:
     return None if row is None else Turn(row.owner, row.last)
 
 
-def _give_turn(database: Database, last: str | None, due_in_s: float) -> None:
+def _give_turn(database: Database, last: str | None, due_in_s: float, **done: Any) -> None:  # noqa: ANN401 - columns
     with database.transaction(durable=False) as session:
-        session.execute(_due_in(due_in_s).values(last=last))
+        session.execute(_due_in(due_in_s).values(last=last, **done))
 
 
 def _due_in(seconds: float) -> ReturningUpdate[str, str | None]:

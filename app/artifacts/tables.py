@@ -45,7 +45,8 @@ class StoreSweep(Base):
     """How far the sweep of the store is. There is one row, made by the first sweep.
 
     `owner` is the name of this service, which the store has as well. `due_at` says when the sweep goes on: it lies
-    ahead while a worker sweeps, so that no other one does.
+    ahead while a worker sweeps, so that no other one does. `ended_at` says when one last came to its end.
+    `files_removed` and `uploads_ended` are of all sweeps so far.
     """
 
     __tablename__ = "store_sweeps"
@@ -54,3 +55,6 @@ class StoreSweep(Base):
     owner: Mapped[str]
     due_at: Mapped[datetime]
     last: Mapped[str | None]  # the digest after which it goes on; null: it begins anew
+    ended_at: Mapped[datetime | None]
+    files_removed: Mapped[int] = mapped_column(default=0, server_default="0")
+    uploads_ended: Mapped[int] = mapped_column(default=0, server_default="0")

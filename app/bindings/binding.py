@@ -3,12 +3,13 @@
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple, Protocol
 
 from app.bindings.companions import companion
+from app.bindings.folded_norms import Norms, folded_norms, folded_remedy, ignored_norm, is_product, product_remedy
 from app.bindings.proposals import KnownValues, Wanted, propose
-from app.bindings.proposed import NO_TWINS, Proposed, Twin
+from app.bindings.proposed import NO_TWINS, Proposed, Twin, Unclear, named
 from app.bindings.remedies import (
     cast_remedy,
     constant_remedy,
@@ -160,6 +161,7 @@ class _Binder:
     problems: list[BindingProblem] = field(default_factory=list)
     warnings: list[BindingWarning] = field(default_factory=list)
     applied: set[int] = field(default_factory=set)
+    ignored_by: dict[str, int] = field(default_factory=dict)  # the client's rule that ignores a tensor
     deadline: float = field(default_factory=lambda: time.monotonic() + MATCHING_S)
 
     def __post_init__(self) -> None:
@@ -182,7 +184,10 @@ class _Binder:
         for one in outcomes:
             if one.binding is None:
                 self._tell(one, proposed)
-        self.problems += [self._unexpected(name, proposed) for name in unexpected]
+        norms = self._norms(outcomes, left)
+        self.problems += [self._unexpected(name, proposed, norms.get(name)) for name in unexpected]
+        ignored_norms = {(self.ignored_by[name], norms[name]) for name in norms.keys() & self.ignored_by.keys()}
+        self.warnings += [BindingWarning(rule, ignored_norm(layer)) for rule, layer in sorted(ignored_norms)]
         unused = {rule.index: rule for rule in self.rules[: self.given] if rule.index not in self.applied}
         self.warnings += [BindingWarning(index, unused_remedy(rule)) for index, rule in unused.items()]
         self.warnings += [BindingWarning(NO_RULE, detail) for detail in square_warning(bindings)]
@@ -202,10 +207,28 @@ class _Binder:
         wanted = [one.wanted for one in outcomes if one.binding is None]
         if not wanted and values is None:
             return Proposed()
+        norms = self._norms(outcomes, unexpected)
         spare = [
-            name for name in unexpected if name not in self.constants.names and companion(name, self.tensors) is None
+            name
+            for name in unexpected
+            if name not in self.constants.names and name not in norms and companion(name, self.tensors) is None
         ]
-        return propose(wanted, bound, parameters, self.tensors, spare, values, self.twins)
+        products = self._products(wanted, norms)
+        wanted = [one for one in wanted if one.parameter.name not in products]
+        proposed = propose(wanted, bound, parameters, self.tensors, spare, values, self.twins)
+        if not products:
+            return proposed
+        detail = product_remedy(named(products), named(list(dict.fromkeys(norms.values()))))
+        return replace(proposed, unclear=(*proposed.unclear, Unclear(products, tuple(norms), detail)))
+
+    def _norms(self, outcomes: Sequence[_Outcome], left: Sequence[str]) -> Norms:
+        return folded_norms(left, self.tensors, [one.choice.expected.shape for one in outcomes if one.missing])
+
+    def _products(self, wanted: Sequence[Wanted], norms: Norms) -> tuple[str, ...]:
+        """Return the parameters that nothing feeds and that the layers were folded into, by all that is known."""
+        shapes = {self.tensors[name].shape for name in norms}
+        missing = [one.parameter for one in wanted if not one.tensors and norms]
+        return tuple(one.name for one in missing if is_product(one.name, one.shape, shapes))
 
     def _choose(self, parameter: Parameter) -> _Choice:
         self._check_time()
@@ -227,6 +250,8 @@ class _Binder:
             rule = self.rules[at]
             if isinstance(rule, IgnoreRule) and rule.tensors.match(tensor):
                 self._apply(at)
+                if at < self.given and not rule.is_preset:
+                    self.ignored_by[tensor] = rule.index
                 known = companion(tensor, self.tensors) if at < self.given else None
                 if known is not None and known.role != "activation scale":
                     self.warnings.append(BindingWarning(rule.index, ignored_companion(tensor, known)))
@@ -237,8 +262,10 @@ class _Binder:
         if at < self.given:
             self.applied.add(self.rules[at].index)
 
-    def _unexpected(self, name: str, proposed: Proposed) -> BindingProblem:
+    def _unexpected(self, name: str, proposed: Proposed, norm: str | None) -> BindingProblem:
         known = companion(name, self.tensors)
+        if norm is not None:
+            return BindingProblem("unexpected", None, (name,), f"{name} feeds no parameter. {folded_remedy(norm)}")
         if known is None and name in self.constants.names:
             detail = constant_remedy(name, is_equal=name in self.constants.equal)
             return BindingProblem("unexpected", None, (name,), detail)

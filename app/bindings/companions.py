@@ -45,7 +45,7 @@ _PACKED: Final = ("qweight", "weight_packed")  # several numbers in each I32
 _ROLES: Final[tuple[tuple[Role, re.Pattern[str]], ...]] = (
     ("activation scale", re.compile(r"(.+?)[._]((?:input|output|k|v|q|act(?:ivation)?)_(?:global_)?scale(?:_inv)?)")),
     ("zero point", re.compile(r"(.+?)[._](zero_points?|zeros|qzeros|zp)")),
-    ("scale", re.compile(r"(.+?)[._]((?:global_|outer_)?scales?(?:_inv|_2|_inverse)?|scale_weight)")),
+    ("scale", re.compile(r"(.+?)[._]((?:global_|outer_)?(?:de)?scales?(?:_inv|_2|_inverse)?|scale_weight)")),
     ("zero point", re.compile(r"(?:zero_points?|zeros)[._](?P<of>.+)")),
     ("scale", re.compile(r"scales?[._](?P<of>.+)")),
     ("absolute maximum", re.compile(r"(.+?)[._](SCB|absmax)")),
@@ -54,7 +54,7 @@ _ROLES: Final[tuple[tuple[Role, re.Pattern[str]], ...]] = (
 _ADAPTER: Final = re.compile(
     r"(?:(.+?)[._])?"
     r"(lora_(?:A|B|E|a|b|up|down|mid|alpha|ranknum|embedding_A|embedding_B|magnitude_vector)|lora_linear_layer\.(?:up|down)"
-    r"|lora\.(?:up|down)|dora_scale|hada_[wt]\d(?:_[ab])?|lokr_[wt]\d(?:_[ab])?|ia3_l|b?oft_(?:blocks|diag|r|R|s)|vera_(?:A|B|lambda_[bd])|diff(?:_b)?)"
+    r"|lora\d*\.(?:up|down)|dora_scale|hada_[wt]\d(?:_[ab])?|lokr_[wt]\d(?:_[ab])?|ia3_l|b?oft_(?:blocks|diag|r|R|s)|vera_(?:A|B|lambda_[bd])|diff(?:_b)?)"
     r"(?:\.(?!weight$|bias$)\w+)?(?:\.(?:weight|bias))?"
 )
 _ALPHA: Final = re.compile(r"(.+)\.(alpha|scaling)")
@@ -83,10 +83,23 @@ _HINT: Final = re.compile(
 def companion(name: str, tensors: Mapping[str, TypedTensor]) -> Companion | None:
     """Say what a tensor is to another one of the checkpoint, or None if its name and the others tell nothing."""
     if _HINT.search(name) is None:
-        return None
+        return _behind_quantised(name, tensors)
     if tensors[name].dtype == "I32" and name.endswith(_PACKED):
         return Companion("packed numbers", name.rpartition(".")[0], name.rpartition(".")[2])
-    return _of_quantised(name, tensors) or _of_module(name, tensors) or _of_weight(name, tensors)
+    known = _of_quantised(name, tensors) or _of_module(name, tensors) or _of_weight(name, tensors)
+    return known or _behind_quantised(name, tensors)
+
+
+def _behind_quantised(name: str, tensors: Mapping[str, TypedTensor]) -> Companion | None:
+    """Say that a tensor belongs to quantised numbers whose name it goes on from, whatever it is."""
+    for end in _ENDS.finditer(name):
+        of = name[: end.start()]
+        if of in tensors and is_quantised(of, tensors[of]):
+            return Companion("quantisation data", of, name[end.end() :])
+    return None
+
+
+_ENDS: Final = re.compile(r"[._]")
 
 
 def is_quantised(name: str, tensor: TypedTensor) -> bool:
@@ -117,8 +130,8 @@ _SUFFIXES: Final = tuple(
     separator + word
     for separator in "._"
     for word in (
-        "scale", "scale_inv", "scale_inverse", "scales", "scale_2", "global_scale", "outer_scale", "scale_weight",
-        "zero_point", "zero_points", "zeros", "qzeros", "zp",
+        "scale", "scale_inv", "scale_inverse", "scales", "descale", "scale_2", "global_scale", "outer_scale",
+        "scale_weight", "zero_point", "zero_points", "zeros", "qzeros", "zp",
     )
 )  # fmt: skip
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from blake3 import blake3
 
@@ -21,7 +21,8 @@ Read = Callable[[str, int, int], bytes]  # digest of a blob, offset and length i
 
 SIDE: Final = 16  # rows and columns that are compared of a matrix
 SPAN_BYTES: Final = 512 * 1024  # read at once to get a few columns of these rows
-READING_S: Final = 2.0
+READING_S: Final = 2.0  # for a check, which every request for an engine waits for
+PROPOSING_S: Final = 20.0  # a busy machine takes seconds to read a thousand tensors, and without them nothing is told
 ALIKE: Final = 0.9  # cosine of values that were trained from the same
 UNLIKE: Final = 0.5  # and of others, whose expectation is 0
 MIN_ALIKE: Final = 16  # values that are compared: fewer are alike by chance
@@ -76,11 +77,21 @@ class EmbeddedWeights:
 
 @dataclass
 class Samples:
-    """Some values of stored tensors, read on first use, for READING_S seconds at most."""
+    """Some values of stored tensors, read on first use, until the deadline of the monotonic clock."""
 
     read: Read
+    deadline: float
     values: dict[tuple[str, int], "Array | None"] = field(default_factory=dict)
-    deadline: float = field(default_factory=lambda: time.monotonic() + READING_S)
+
+    @classmethod
+    def to_check(cls, read: Read) -> Self:
+        """Begin the time of a check."""
+        return cls(read, time.monotonic() + READING_S)
+
+    @classmethod
+    def to_propose(cls, read: Read) -> Self:
+        """Begin the time of a proposal."""
+        return cls(read, time.monotonic() + PROPOSING_S)
 
     def of(self, entry: TensorEntry) -> "Array | None":
         """Return the first values of a tensor as F64: SIDE by SIDE of a matrix, at most; None if time is up.

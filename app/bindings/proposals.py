@@ -11,6 +11,7 @@ from typing import Protocol
 
 from app.bindings.companions import TypedTensor
 from app.bindings.fits import TURN, Fit, Fits, extents, then_turned
+from app.bindings.misfits import misfits
 from app.bindings.naming import Namesake, kind, namesakes, plain
 from app.bindings.proposed import EXPORTED, NO_TWINS, Proposal, Proposed, Twin, Unclear, is_square, named
 from app.bindings.recurrent import made_of
@@ -84,11 +85,15 @@ class _Proposer:
             if one.tensors:
                 self._mend(one)
         missing = {one.parameter.name: one for one in wanted if not one.tensors}
-        self._by_name(missing, spare)
+        alike = namesakes(missing, spare)
+        self._by_name(missing, alike)
         self._by_value(missing, spare)
         self._by_shape(missing, spare)
         self._by_gates(missing)
         self._by_tie(missing)
+        unsettled = [one.parameter for name, one in missing.items() if name not in self.settled]
+        free = [name for name in spare if name not in self.taken]
+        self.unclear += misfits(unsettled, free, self.tensors, alike)
         self._squares()
         rules = rule_set(self.fed, self.bound, [parameter.name for parameter in self.parameters])
         return Proposed(tuple(_proposal(one) for one in rules), tuple(self.unclear))
@@ -99,8 +104,8 @@ class _Proposer:
             told = self._layout(one.parameter.name, one.tensors[0]) if len(fits) > 1 else None
             self._feed(one, fits[told[0] if told else 0], (told[1],) if told else ())
 
-    def _by_name(self, missing: Mapping[str, Wanted], spare: Collection[str]) -> None:
-        for name, found in namesakes(missing, spare).items():
+    def _by_name(self, missing: Mapping[str, Wanted], alike: Mapping[str, Sequence[Namesake]]) -> None:
+        for name, found in alike.items():
             one = missing[name]
             fitting = [known for known in found if self.fits.of(one.type, known.tensor)]
             if len(fitting) == 1 and (fitting[0].is_whole or fitting[0].support > 1):
@@ -251,7 +256,8 @@ class _Proposer:
     def _say(self, parameters: Sequence[str], tensors: Sequence[str], why: str) -> None:
         detail = (
             f"It cannot be told which of {named(tensors)} feeds {named(parameters)}: {why}. Name the tensor of each "
-            "in a rule, or upload weights whose names tell it."
+            'in a rule, or upload weights whose names tell it, or an ONNX export of them (POST …/weights with "onnx"): '
+            "that needs no rules."
         )
         self.settled.update(parameters)
         self.unclear.append(Unclear(tuple(parameters), tuple(tensors), detail))

@@ -7,6 +7,7 @@ from typing import Final
 
 from app.bindings.companions import Companion, Role, TypedTensor, companion, is_quantised
 from app.bindings.fits import TURN
+from app.bindings.misfits import resized
 from app.bindings.naming import plain
 from app.bindings.proposed import EXPORTED, Proposal, Proposed, is_square, named
 from app.bindings.recurrent import gates
@@ -48,8 +49,8 @@ def shape_remedy(
     if prod(expected.shape) == prod(actual.shape):
         reshape = {"op": "reshape", "shape": list(expected.shape)}
         return f"{what} If only the shape differs, add {_json(reshape)} to its rule."
-    if (resized := _resized(expected.shape, actual.shape)) is not None:
-        return f"{what} If it is a vocabulary that was padded, add {_json(resized)} to its rule."
+    if (resizing := resized(expected.shape, actual.shape)) is not None:
+        return f"{what} If it is a vocabulary that was padded, add {_json(resizing)} to its rule."
     return (
         f"{what} Take a part of them with slice or split, join several with concat, "
         "or use weights trained for this definition."
@@ -117,7 +118,7 @@ def unexpected_remedy(
             "and an engine without it gives other outputs: fold it into the weight before the upload, or export the "
             f"model again. Only if nothing computes with it, {ignoring}"
         )
-    if plain(tensor)[-1:] in _LEAVES and _may_be_learnt(tensors[tensor]):
+    if plain(tensor)[-1].endswith(_LEAVES) and _may_be_learnt(tensors[tensor]):
         return (
             f"{what} Its name is that of a learnt tensor. If the model computes with it, the definition has no place "
             "for it, and an engine without it gives other outputs. An export of an untrained model is like that: "
@@ -127,7 +128,7 @@ def unexpected_remedy(
     return f"{what} If it is not needed, {ignoring}"
 
 
-_LEAVES: Final = frozenset({("weight",), ("bias",)})
+_LEAVES: Final = ("weight", "bias")
 
 
 def constant_remedy(tensor: str, *, is_equal: bool) -> str:
@@ -248,6 +249,11 @@ def _merging(tensor: str, known: Companion, tensors: Mapping[str, TypedTensor]) 
             "merge_and_unload)."
         )
     merge = "Merge the adapter into the base weights before the upload, W + (alpha / r) B A (PEFT: merge_and_unload)"
+    if any(other in tensors for part in _MAGNITUDES for other in _beside(tensor, known.part, part)):
+        return (
+            "The adapter also scales each row (DoRA), which no rule does: merge it into the base weights before the "
+            "upload, with the tool that has made it (PEFT: merge_and_unload)."
+        )
     if known.part not in {"lora_A", "lora_B"}:
         return f"{merge}."
     down, up = (tensor.replace(known.part, factor) for factor in ("lora_A", "lora_B"))
@@ -261,6 +267,14 @@ def _merging(tensor: str, known: Companion, tensors: Mapping[str, TypedTensor]) 
     )
 
 
+_MAGNITUDES: Final = ("lora_magnitude_vector", "dora_scale")
+
+
+def _beside(tensor: str, part: str, other: str) -> tuple[str, str]:
+    renamed = tensor.replace(part, other)
+    return renamed, renamed.removesuffix(".weight")
+
+
 def _identity(known: Companion) -> str:
     return f"It is the {_noun(known)} {known.of or 'the model'}."
 
@@ -271,18 +285,6 @@ def _noun(known: Companion) -> str:
     if known.role == "recurrent part":
         return f"{known.part} of the recurrent layer"
     return f"part {known.part} of the weight of" if known.role == "weight part" else f"{known.role} of"
-
-
-def _resized(expected: Sequence[int], actual: Sequence[int]) -> dict[str, object] | None:
-    """Return the transform that lengthens or shortens the one axis in which two shapes differ."""
-    if len(expected) != len(actual):
-        return None
-    axes = [axis for axis, (one, other) in enumerate(zip(expected, actual, strict=True)) if one != other]
-    if axes != [0]:
-        return None
-    if expected[0] > actual[0]:
-        return {"op": "pad", "axis": 0, "size": expected[0]}
-    return {"op": "slice", "axis": 0, "start": 0, "stop": expected[0]}
 
 
 def _json(value: object) -> str:

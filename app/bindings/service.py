@@ -81,7 +81,7 @@ class Pair:
 
         If tensors are missing, the report proposes those of the parameters that theirs were tied to.
         """
-        samples, report = Samples(read), self.bind(rules)
+        samples, report = Samples.to_check(read), self.bind(rules)
         if not report.ok:
             return self._with_twins(report, rules, samples)
         return _warned(report, self._by_values(report, samples)) if self.embedded else report
@@ -93,7 +93,7 @@ class Pair:
 
     def propose(self, rules: Sequence[Any], read: Read) -> tuple[list[Any], Proposed, BindingReport]:
         """Return a whole rule set, what speaks for the proposed ones of them, and the report it leads to."""
-        report, samples = self.bind(rules), Samples(read)
+        report, samples = self.bind(rules), Samples.to_propose(read)
         values, twins = ValuesOfEmbedded(self.embedded, self._entries, samples), self._twins(report, samples)
         proposed = propose_for(
             report, self.parameters, self._by_name, self._parsed(rules), self._settled, values, twins

@@ -10,9 +10,10 @@ MODULES: Final = ("app.definitions.child", "app.weights.child")  # what children
 
 
 class Children:
-    """Where definitions are made and where checkpoints are indexed, neither of which waits for the other."""
+    """Where definitions are made, checkpoints are indexed and builds are looked at; none of them waits for another."""
 
     def __init__(self, server: ForkServer, scratch: Path) -> None:
         self.server = server
         self.definitions = House(server, scratch)
         self.weights = House(server, scratch)
+        self.preflights = House(server, scratch, what="have their builds judged")

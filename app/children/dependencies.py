@@ -7,7 +7,7 @@ from fastapi import Depends, Request
 from app.children.children import Children
 
 
-def _children(request: Request) -> Children:
+async def _children(request: Request) -> Children:
     children: Children = request.app.state.children
     return children
 

@@ -6,14 +6,13 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import BoundedSemaphore, Lock
+from threading import Lock
 from typing import Any, Final, Generic, ParamSpec, TypeVar
 
 from app.children.channel import Answerer, no_answers
 from app.children.fork_server import ForkServer
 from app.children.limits import ChildLimits
-from app.children.room import Room
-from app.http.pools import current_pool
+from app.http.pools import Pool, current_pool
 from app.scratch import scratch_folder
 
 CHILDREN: Final = 2  # of one house at a time
@@ -37,14 +36,21 @@ class Order(Generic[MadeT, ResultT]):
     keep: Callable[[MadeT], ResultT]
 
 
-class House(Room):
-    """Requests that need children, of which so many run at a time."""
+class House:
+    """Requests that need children, of which so many are worked on at a time; addresses take turns."""
 
-    def __init__(self, server: ForkServer, scratch: Path, *, children: int = CHILDREN, waiting: int = WAITING) -> None:
-        super().__init__(running=children, waiting=waiting, what="uploads are being read")
+    def __init__(
+        self,
+        server: ForkServer,
+        scratch: Path,
+        *,
+        children: int = CHILDREN,
+        waiting: int = WAITING,
+        what: str = "have uploads read",
+    ) -> None:
+        self._pool = Pool(what, places=children, queue=waiting)
         self._server = server
         self._scratch = scratch
-        self._slots = BoundedSemaphore(children)
         self._lock = Lock()
         self._shared: dict[Hashable, Future[Any]] = {}
         self._making: dict[Hashable, asyncio.Task[Any]] = {}  # changed on the event loop only
@@ -60,6 +66,11 @@ class House(Room):
             ordered = await pool.thread(order, *args, **kwargs)
         made = await asyncio.shield(self._started(ordered))
         return await pool.run(ordered.keep, made)
+
+    async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call `work`, which needs children, in a thread; raises Unavailable "busy" at once if the house is full."""
+        async with self._pool.place():
+            return await self._pool.thread(work, *args, **kwargs)
 
     def _started(self, order: Order[Any, Any]) -> asyncio.Task[Any]:
         """Return the task that makes what is ordered; it belongs to no request, so it outlives a client that goes."""
@@ -83,9 +94,8 @@ class House(Room):
         directory: Path,
         answers: Answerer = no_answers,
     ) -> dict[str, Any]:
-        """Run a function in a child once one may be started; see `ForkServer.run`."""
-        with self._slots:
-            return self._server.run(function, task, limits, directory, answers)
+        """Run a function in a child; see `ForkServer.run`."""
+        return self._server.run(function, task, limits, directory, answers)
 
     def share(self, key: Hashable, work: Callable[[], T]) -> T:
         """Return what `work` returns or raises; threads that call with one key at one time share a single call of it.

@@ -1,6 +1,6 @@
 """All connections of one API process: how many there are, and which one goes when there is no room for another."""
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -35,11 +35,13 @@ class Member(Protocol):
 class Address:
     """The connections of one address, those that came first first.
 
-    `waiting` are those of which the service waits for a request or the rest of its head, and since when.
+    `waiting` are those of which the service waits for a request or the rest of its head, and since when. `stalled` are
+    those that stalled at the last check.
     """
 
     members: dict[Member, None] = field(default_factory=dict)
     waiting: dict[Member, float] = field(default_factory=dict)
+    stalled: deque[Member] = field(default_factory=deque)
 
 
 class Crowd:
@@ -107,6 +109,7 @@ class Crowd:
         for address in list(self._addresses.values()):
             for member in list(address.members):
                 member.check(now, elapsed)
+            address.stalled = deque(member for member in address.members if member.stalls(now))
         if self._unlogged:
             log.warning("connections were ended", **self._unlogged)
             self._unlogged.clear()
@@ -130,4 +133,8 @@ def _hindmost(address: Address, now: float) -> Member | None:
     first = next(iter(address.waiting), None)
     if first is not None and now - address.waiting[first] >= STALL_S:
         return first
-    return next((one for one in address.members if one.stalls(now)), first)
+    while address.stalled:
+        member = address.stalled.popleft()
+        if member in address.members and member.stalls(now):
+            return member
+    return first

@@ -9,7 +9,8 @@ import structlog
 from app.settings import Settings
 
 RESERVED_DESCRIPTORS = 200  # for the database, the broker, logs, parse children
-DESCRIPTORS_PER_CONNECTION = 2  # its socket, and the file that it sends or receives
+DESCRIPTORS_PER_CONNECTION = 2.5  # its socket, the file that it sends or receives, and half of one at the door
+LEAST_AT_THE_DOOR = 32
 log = structlog.get_logger()
 
 
@@ -25,11 +26,16 @@ class Limits:
     connections: int
     per_address: int  # 0: as many as there may be in all
 
+    @property
+    def at_the_door(self) -> int:
+        """How many may wait to become connections."""
+        return max(LEAST_AT_THE_DOOR, self.connections // 2)
+
     @classmethod
     def of(cls, settings: Settings) -> Self:
         """Return the limits of the settings, with no more connections than this process has descriptors for."""
-        room = (raise_descriptor_limit() - RESERVED_DESCRIPTORS) // DESCRIPTORS_PER_CONNECTION
-        connections = max(1, min(settings.max_connections, room))
+        room = (raise_descriptor_limit() - RESERVED_DESCRIPTORS) / DESCRIPTORS_PER_CONNECTION
+        connections = max(1, min(settings.max_connections, int(room)))
         if connections < settings.max_connections:
             log.warning(
                 "fewer connections than ENGINESMITH_MAX_CONNECTIONS are taken: raise the limit of open files",

@@ -2,7 +2,6 @@
 
 import asyncio
 import fcntl
-import ipaddress
 import sys
 import termios
 from collections import deque
@@ -23,12 +22,13 @@ from app.connections.refusals import (
     TOO_MANY_CONNECTIONS,
     Refusal,
 )
+from app.http.address import address_of
 
 PIPELINED: Final = 16  # requests that may wait behind the one that is being answered
 FIELD_COST: Final = 32  # bytes that each header counts for beyond its own, as in HTTP/2 (RFC 9113, 6.5.2)
 LINGER_S: Final = 2.0  # so long a refused client is listened to, or a reset would take the refusal from it
 UNREAD_S: Final = 30.0  # so long the rest of a body is received after its request was answered with an error
-IPV6_PREFIX: Final = 64  # one client has all addresses below it
+HEAD_PART: Final = 16 * 1024  # bytes of heads that are parsed before it is looked at whether to go on
 
 
 class Crowded(ServerState):
@@ -88,7 +88,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         """Admit the connection, or refuse it if all others are at work."""
         super().connection_made(transport)
-        self.address = _address(self.client)
+        self.address = address_of(self.client)
         now = self.loop.time()
         self._deadline = now + self._limits.header_s
         if not self._crowd.admit(self, now):
@@ -104,16 +104,12 @@ class LimitedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse what has arrived, unless the connection is about to end."""
-        if self._deaf:
-            return
-        steps = self._steps
-        super().data_received(data)
-        if self._steps == steps:
-            self._line_bytes += len(data)
-            self._check_head()
-        if self._fault is not None:
-            self._refuse(self._fault)
+        """Parse what has arrived, until the connection is about to end."""
+        rest = memoryview(data)
+        while rest and not self._deaf:
+            part = rest if self._awaited is Awaited.BODY else rest[:HEAD_PART]
+            rest = rest[len(part) :]
+            self._parse(part)
 
     def pause_writing(self) -> None:
         """Begin to watch how fast the client takes what is sent."""
@@ -249,6 +245,15 @@ class LimitedProtocol(HttpToolsProtocol):
 
     # Parts of the above
 
+    def _parse(self, part: memoryview) -> None:
+        steps = self._steps
+        super().data_received(part)  # type: ignore[arg-type]  # the parser takes any buffer
+        if self._steps == steps:
+            self._line_bytes += len(part)
+            self._check_head()
+        if self._fault is not None:
+            self._refuse(self._fault)
+
     @property
     def _deaf(self) -> bool:
         return self._awaited is Awaited.NOTHING or self._fault is not None
@@ -342,13 +347,3 @@ class LimitedProtocol(HttpToolsProtocol):
         self._unanswered.clear()
         self.pipeline.clear()
         self.flow.resume_writing()
-
-
-def _address(client: tuple[str, int] | None) -> str:
-    """Return what counts as one address; "" for a socket without addresses."""
-    if client is None:
-        return ""
-    address = ipaddress.ip_address(client[0].partition("%")[0])
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is None:
-        return str(ipaddress.ip_network((address, IPV6_PREFIX), strict=False))
-    return str(address)

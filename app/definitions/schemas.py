@@ -55,6 +55,16 @@ DEFINITION: dict[str, Any] = {
     "created_at": "2026-11-22T10:00:00Z",
 }
 
+CRASH: dict[str, Any] = {
+    "backend": "tensorrt",
+    "backend_version": "8.6.1",
+    "profiles": [],
+    "options": {"optimization_level": 5},
+    "layer": "/encoder/layer.0/attention/MatMul",
+    "detail": "The engine host was killed by SIGSEGV.",
+    "job": "019c2a3e-7c1e-7d3a-9a44-0f6c5b0f8f11",
+    "at": "2026-11-22T10:00:00Z",
+}
 _FAMILIES = " or ".join(f"`{name}`" for name in family_names())
 
 
@@ -148,6 +158,21 @@ class ConstantAnswer(BaseModel):
     )
 
 
+class CrashAnswer(BaseModel):
+    """A version of a backend whose compiler crashed twice on the definition with these profiles and options."""
+
+    model_config = ConfigDict(from_attributes=True, json_schema_extra={"examples": [CRASH]})
+
+    backend: str
+    backend_version: str
+    profiles: list[Any]
+    options: dict[str, Any]
+    layer: str | None = Field(description="What was being compiled, in the compiler's words; null if it did not say.")
+    detail: str = Field(description="How the compiler ended.")
+    job: str = Field(validation_alias="job_id", description="The job in which it did; its `error` has the log's end.")
+    at: datetime
+
+
 class DefinitionAnswer(BaseModel):
     """A definition. `source` says what it came from, `weights` is the version its ONNX file had embedded.
 
@@ -167,6 +192,11 @@ class DefinitionAnswer(BaseModel):
     constants: list[ConstantAnswer] | None = None
     constant_count: int | None = None
     constant_bytes: int | None = None
+    crashes: list[CrashAnswer] = Field(
+        [],
+        description="What compilers crashed at. A build of the same is refused (`compiler_crashes`) until another "
+        "version of the backend comes, or if it says `retry_crashed`.",
+    )
     created_at: datetime
 
     @field_validator("constants", mode="before")

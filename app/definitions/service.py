@@ -1,6 +1,7 @@
 """Definitions: weightless graphs, made from ONNX files or from families, never changed."""
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from app.definitions.family import family_names
 from app.definitions.parameter import InputSpec, Parameter
 from app.definitions.sandbox import MadeDefinition
 from app.definitions.schemas import DefinitionRequest
-from app.definitions.tables import Definition
+from app.definitions.tables import CompilerCrash, Definition
 from app.errors import FieldError, Invalid, NotFound
 from app.heavy import check_size
 from app.http.pagination import PageQuery, Rows, list_rows
@@ -35,11 +36,15 @@ BY_NUMBER = select(Definition).where(
 
 @dataclass(frozen=True, slots=True)
 class Created:
-    """A definition, whether it is new, and the version that the weights embedded in its file became."""
+    """A definition, whether it is new, and the version that the weights embedded in its file became.
+
+    `crashes` are what compilers crashed at, of one that is not new.
+    """
 
     definition: Definition
     is_new: bool
     weights: int | None
+    crashes: Sequence[CompilerCrash] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +101,15 @@ def get_definition(session: Session, model_id: int, version: int) -> Definition:
             "or list what there is with GET on the same path.",
             code="definition_not_found",
         )
+    return found
+
+
+def crashes_of(session: Session, definition_ids: Sequence[int]) -> dict[int, list[CompilerCrash]]:
+    """Return what compilers crashed at, by definition, the latest first."""
+    found: dict[int, list[CompilerCrash]] = defaultdict(list)
+    statement = select(CompilerCrash).where(CompilerCrash.definition_id.in_(definition_ids))
+    for crash in session.scalars(statement.order_by(CompilerCrash.at.desc())):
+        found[crash.definition_id].append(crash)
     return found
 
 
@@ -183,7 +197,8 @@ def _insert(session: Session, model_id: int, unsaved: UnsavedDefinition, version
     digest = unsaved.columns["digest"]
     found = session.scalar(select(Definition).where(Definition.model_id == model_id, Definition.digest == digest))
     if found is not None:
-        return Created(found, is_new=False, weights=version)
+        crashes = crashes_of(session, [found.id]).get(found.id, ())
+        return Created(found, is_new=False, weights=version, crashes=crashes)
     number = registry.next_number(session, model_id, "definition")
     definition = Definition(model_id=model_id, version=number, weights=version, **unsaved.columns)
     session.add(definition)

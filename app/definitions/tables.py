@@ -41,3 +41,24 @@ class Definition(Base):
     def constant_bytes(self) -> int | None:
         """The bytes of these."""
         return None if self.constants is None else self.constants["bytes"]
+
+
+class CompilerCrash(Base):
+    """A version of a backend whose compiler crashed twice on a definition with these profiles and options.
+
+    `recipe` digests definition, backend, profiles and those options that decide what is compiled. `layer` is what was
+    being compiled, as far as the log told. `job_id` names the job, which retention may have removed.
+    """
+
+    __tablename__ = "compiler_crashes"
+
+    definition_id: Mapped[int] = mapped_column(ForeignKey("definitions.id"), primary_key=True, autoincrement=False)
+    recipe: Mapped[str] = mapped_column(primary_key=True)
+    backend_version: Mapped[str] = mapped_column(primary_key=True)
+    backend: Mapped[str]
+    profiles: Mapped[list[Any]]
+    options: Mapped[dict[str, Any]]
+    layer: Mapped[str | None]
+    detail: Mapped[str]
+    job_id: Mapped[str]
+    at: Mapped[datetime] = mapped_column(default=now)

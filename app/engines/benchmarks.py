@@ -24,7 +24,7 @@ def settle_benchmark(
     alive offer of its backend.
     """
     shapes = settle_shapes(body.shapes, inputs, parse_profiles(engine.profiles, inputs))
-    _check_bytes(shapes, inputs)
+    check_bytes(shapes, inputs)
     if body.against == "not_refittable":
         _check_comparable(engine, offer)
     return BenchmarkWork(
@@ -37,7 +37,8 @@ def settle_benchmark(
     )
 
 
-def _check_bytes(shapes: Mapping[str, tuple[int, ...]], inputs: Sequence[InputSpec]) -> None:
+def check_bytes(shapes: Mapping[str, tuple[int, ...]], inputs: Sequence[InputSpec]) -> None:
+    """Raise Invalid "invalid_shapes" if inputs of these shapes are too large to be made up."""
     nbytes = sum(prod(shapes[spec.name]) * DTYPES[spec.dtype].itemsize for spec in inputs)
     if nbytes > MAX_INPUT_BYTES:
         detail = f"the inputs would take {nbytes} bytes, at most {MAX_INPUT_BYTES} are allowed"

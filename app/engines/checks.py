@@ -44,6 +44,7 @@ class Order:
 
     model_id: int
     definition_id: int
+    definition_digest: str
     weights_id: int
     target: Target
     profiles: Sequence[Any]
@@ -65,10 +66,12 @@ def settle(
     options: Mapping[str, Any],
     rules: Sequence[Any],
     allow_non_finite: bool,
+    checked: BindingReport | None = None,
 ) -> tuple[Order, BindingReport]:
     """Check all that a build needs; return its order and how the weights bind; raises Invalid with every fault.
 
-    Some values of the weights are read from `store`, for warnings.
+    Some values of the weights are read from `store`, for warnings. `checked` is what this returned of the same pair and
+    rules before, since to bind may take seconds.
     The order's target is `target`, narrowed to the workers that take the options. The order's options are those that
     differ from the default.
     """
@@ -78,7 +81,7 @@ def settle(
     if narrowed.needs_profiles and not canonical:
         _check_static(narrowed.backend, inputs)
     _check_patterns(model, pair, settled)
-    report = _report(model, pair, rules, store, allow_non_finite=allow_non_finite)
+    report = checked or _report(model, pair, rules, store, allow_non_finite=allow_non_finite)
     order = _order(model, pair, narrowed, profiles=canonical, options=settled, rules=rules, report=report)
     return order, report
 
@@ -170,6 +173,7 @@ def _order(
     return Order(
         model_id=model.id,
         definition_id=pair.definition.id,
+        definition_digest=digest,
         weights_id=pair.weights.id,
         target=target,
         profiles=profiles,

@@ -14,10 +14,12 @@ from app.artifacts.service import keep, require
 from app.bindings import service as bindings
 from app.engines.checks import Order
 from app.engines.queries import Served, find_equal, find_parent
+from app.engines.strength import choose_equal, suffices
 from app.engines.tables import Engine
 from app.engines.verifications import keep_blobs, require_blobs
 from app.engines.work import (
     BuildWork,
+    MakeEngine,
     Materialise,
     MaterialiseWork,
     RefitWork,
@@ -27,10 +29,12 @@ from app.engines.work import (
     VerifyWork,
     Work,
 )
+from app.errors import Conflict
 from app.fleet.offers import Offer, fleet_offers
 from app.jobs import events
 from app.jobs import service as jobs
 from app.jobs.queue import queue_of
+from app.jobs.sharing import find_leader
 from app.jobs.state import State
 from app.jobs.tables import Job
 from app.registry.service import lock_model
@@ -55,12 +59,14 @@ class WorkPlacement:
     platform: str | None = None
     version: str | None = None
 
-    def place(self, session: Session) -> Job:
-        """Queue the job. If no worker alive can do it, an event of the job says so.
+    def place(self, session: Session, after: Collection[str] = ()) -> Job:
+        """Queue the job, which waits for the jobs `after`, and for one under way that makes the same engine.
 
+        If no worker alive can do it, an event of the job says so.
         The event is "no_worker" if no worker alive offers the backend, or none loads the engine's platform. It is
         "other_backend_version" if workers do, but with other versions of the backend than the engine's.
         """
+        makes, first = self._same(session)
         job = jobs.create(
             session,
             kind=self.work.kind,
@@ -68,6 +74,8 @@ class WorkPlacement:
             queue=self.queue,
             request=self.work.to_json(),
             likeness=self.work.likeness(model_id=self.model_id, queue=self.queue, recipe=self.recipe),
+            makes=makes,
+            after=[*after, first] if first is not None else after,
         )
         about = {"backend": self.backend, "platform": self.platform}
         if self.platform is not None and self.platform not in self.offer.loads:
@@ -79,6 +87,14 @@ class WorkPlacement:
             detail = f"The engine is of {self.backend} {self.version}; alive are {alive}."
             events.append(session, job.id, "other_backend_version", about | {"detail": detail})
         return job
+
+    def _same(self, session: Session) -> tuple[str | None, str | None]:
+        """Return what the job makes, and the job under way that makes the same, if this one may take its engine."""
+        if not isinstance(self.work, MakeEngine):
+            return None, None
+        makes = self.work.makes(model_id=self.model_id, queue=self.queue)
+        lock_model(session, self.model_id)  # of equal requests at the same moment one is first
+        return makes, find_leader(session, makes) if self.work.reuse else None
 
     def _nobody(self) -> str:
         return (
@@ -149,7 +165,8 @@ class EnginePlacement:
     """Makes the job that gives an order its engine: an equal engine if there is one and `reuse` is set, else a new one.
 
     A new engine is a refit of `parent`, or a build if there is no parent. `materialise` says whether the engine's plan
-    is written at once ("eager") or when it is first asked for ("lazy").
+    is written at once ("eager") or when it is first asked for ("lazy"). `crash` is the error if the compiler crashes at
+    a build, unless `retry_crashed` is set.
     """
 
     order: Order
@@ -157,27 +174,36 @@ class EnginePlacement:
     parent: Engine | None = None
     materialise: Materialise = "eager"
     reuse: bool = True
+    crash: Conflict | None = None
+    retry_crashed: bool = False
 
     def place(self, session: Session) -> Job:
-        """Queue the job, or record a finished job that names the equal engine."""
+        """Queue the job, or record a finished job that names the equal engine.
+
+        If that engine has been verified less strongly than asked, a job is queued, which verifies it.
+        """
         require_blobs(session, self.verify, "/verify")
         equal = self.equal(session) if self.reuse else None
         return self.queue(session) if equal is None else self.reused(session, equal)
 
     def equal(self, session: Session) -> Engine | None:
-        """Return the newest engine with the order's fingerprint that workers of the order's target can use.
+        """Return the newest engine that is the order's, is verified as asked, and is usable by workers of its target.
 
         Its backend version and platform are among those that the target's offer has. If no worker alive offers the
         backend, every engine with the fingerprint counts (`Served`).
         """
-        offer = self.order.target.offer
-        return find_equal(session, self.order.model_id, self.order.fingerprint, Served(offer.versions, offer.platforms))
+        order, offer = self.order, self.order.target.offer
+        served = Served(offer.versions, offer.platforms)
+        equal = choose_equal(find_equal(session, order.model_id, order.fingerprint, served), self.verify)
+        return equal if equal is not None and suffices(equal.verification, self.verify) else None
 
     def queue(self, session: Session) -> Job:
         """Queue the job that makes the engine, and keep what it is verified with for as long as the job.
 
-        What the binding warns of are events "binding_warning" of the job.
+        What the binding warns of are events "binding_warning" of the job. Raises Conflict "compiler_crashes".
         """
+        if self.parent is None and self.crash is not None:
+            raise self.crash
         job = self._placement(session).place(session)
         keep_blobs(session, self.verify, job)
         for warning in self.order.warnings:
@@ -221,6 +247,7 @@ class EnginePlacement:
             backend=target.backend,
             profiles=list(order.profiles),
             options=dict(order.options),
+            retry_crashed=self.retry_crashed,
             **common,
         )
         queue = queue_of(target.backend, target.platform)
@@ -243,16 +270,20 @@ class CheapestPlacement:
     """Makes the job that gives an order its engine with as little work as the existing engines allow.
 
     `root_plans` are the compiled plans whose engines can be refitted with the order's weights. None stands for all
-    plans of the order's recipe.
+    plans of the order's recipe. `crash` and `retry_crashed` are as in `EnginePlacement`.
     """
 
     order: Order
     verify: Verification
     materialise: Materialise
     root_plans: Collection[str] | None = None
+    crash: Conflict | None = None
+    retry_crashed: bool = False
 
     def place(self, session: Session) -> Job:
         """Reuse an equal engine, else refit the newest engine that can become the order's, else build.
+
+        If an equal engine has been verified less strongly than asked, that job verifies it instead.
 
         The engine to refit is of the order's recipe, has one of `root_plans`, and is loadable by workers of the target.
         The result's `method` is "reuse", "refit" or "build". A job that refits or builds has that kind and an event
@@ -260,7 +291,9 @@ class CheapestPlacement:
         """
         order = self.order
         require_blobs(session, self.verify, "/verify")
-        wanted = EnginePlacement(order, self.verify, materialise=self.materialise)
+        wanted = EnginePlacement(
+            order, self.verify, materialise=self.materialise, crash=self.crash, retry_crashed=self.retry_crashed
+        )
         equal = wanted.equal(session)
         if equal is not None:
             return wanted.reused(session, equal)
@@ -308,7 +341,7 @@ class MaterialisePlacement:
             model_id=engine.model_id,
             queue=queue_of(engine.backend, engine.platform),
             request=MaterialiseWork(engine_id=engine.id).to_json(),
-            result={"engine": engine.number, "plan_digest": engine.plan_digest, "seconds": {"total": 0.0}},
+            result={"engine": engine.number, "plan_digest": engine.plan_digest, "seconds": 0.0, "stages": {}},
         )
 
 

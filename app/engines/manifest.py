@@ -22,6 +22,7 @@ EVERYTHING = (
     Engine.verification,
     Engine.facts,
     Engine.timings,
+    Engine.device_fingerprint,
 )
 
 
@@ -45,6 +46,7 @@ def engine_manifest(session: Session, model: Model, number: int) -> dict[str, An
             "version": engine.backend_version,
             "device": engine.device,
             "platform": engine.platform,
+            "device_fingerprint": engine.device_fingerprint,
             "options": engine.options,
         },
         "profiles": engine.profiles,

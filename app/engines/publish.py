@@ -5,13 +5,14 @@ from importlib.metadata import version
 from typing import Any, Literal, NotRequired, TypedDict, Unpack
 
 from sqlalchemy import insert, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, undefer
 
 from app.artifacts.service import keep
 from app.artifacts.signing import FORM
 from app.definitions.tables import Definition
 from app.engines.facts import EngineFacts
 from app.engines.fingerprint import recipe
+from app.engines.strength import is_worth_keeping
 from app.engines.tables import Engine
 from app.registry.service import next_number
 from app.remembered import remembered
@@ -27,7 +28,8 @@ class EngineRow(TypedDict):
     `root_plan` is the digest of the compiled plan: the engine's own, or that of its first ancestor. Either the plan
     is given, or `base_id`: until the engine has a plan of its own, it is loaded from the plan of that materialised
     engine. `profiles`, `options`, `rules` and `binding_id` come from the job's work, or from the parent if the work
-    has none. `timings` are seconds by phase.
+    has none. `timings` are seconds by stage. `device_fingerprint` is {"digest", "facts", "to_load"} of the device for
+    which it was compiled.
     """
 
     model_id: int
@@ -52,6 +54,7 @@ class EngineRow(TypedDict):
     verification: dict[str, Any]
     facts: EngineFacts
     timings: dict[str, Any]
+    device_fingerprint: NotRequired[dict[str, Any] | None]
     job_id: str
 
 
@@ -99,6 +102,14 @@ def publish_plan(session: Session, engine_id: int, *, digest: str, nbytes: int, 
     if session.scalar(statement) is not None:
         keep(session, digest, _owner(engine_id))
     return session.get_one(Engine, engine_id, populate_existing=True)
+
+
+def record_verification(session: Session, engine_id: int, figures: dict[str, Any]) -> None:
+    """Have an engine's row tell of a verification that it failed, or that is as strong as the one the row tells of."""
+    statement = select(Engine).where(Engine.id == engine_id).options(undefer(Engine.verification)).with_for_update()
+    engine = session.scalars(statement.execution_options(populate_existing=True)).one()
+    if is_worth_keeping(figures, engine.verification):
+        engine.verification = figures
 
 
 def _definition(session: Session, definition_id: int) -> tuple[int, str]:

@@ -23,7 +23,15 @@ from app.weights.service import load_rows
 from app.weights.tables import WeightVersion
 
 INPUTS = (Engine.profiles, Engine.options, Engine.rules)
-DETAIL = (Engine.profiles, Engine.options, Engine.verification, Engine.facts, Engine.timings)
+MAX_EQUAL = 16  # of as many equal engines it is looked up how they were verified
+DETAIL = (
+    Engine.profiles,
+    Engine.options,
+    Engine.verification,
+    Engine.facts,
+    Engine.timings,
+    Engine.device_fingerprint,
+)
 
 
 def get_engine(
@@ -82,9 +90,11 @@ class Served:
         )
 
 
-def find_equal(session: Session, model_id: int, fingerprint: str, served: Served) -> Engine | None:
-    """Return the newest engine with this fingerprint."""
-    return _newest(session, served.narrow(_of(model_id).where(Engine.fingerprint == fingerprint)))
+def find_equal(session: Session, model_id: int, fingerprint: str, served: Served) -> Sequence[Engine]:
+    """Return the newest engines with this fingerprint, the newest first, each with its verification."""
+    statement = served.narrow(_of(model_id).where(Engine.fingerprint == fingerprint))
+    newest = statement.order_by(Engine.number.desc()).limit(MAX_EQUAL)
+    return session.scalars(newest.options(undefer(Engine.verification))).all()
 
 
 def find_parent(
@@ -95,6 +105,12 @@ def find_parent(
     if root_plans is not None:
         statement = statement.where(Engine.root_plan.in_(sorted(root_plans)))
     return _newest(session, statement)
+
+
+def find_versions(session: Session, model_id: int, recipe: str) -> frozenset[str]:
+    """Return the versions of the backend that have compiled a recipe."""
+    statement = select(Engine.backend_version).where(Engine.model_id == model_id, Engine.recipe == recipe).distinct()
+    return frozenset(session.scalars(statement))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ Each function reads the rows in short sessions of its own. With no session open 
 benchmarks.py). It returns the placement (enqueue.py), which later makes the job in one transaction.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -16,6 +17,7 @@ from app.database import Database
 from app.definitions.service import get_definition, inputs_of, newest_definition
 from app.engines.benchmarks import settle_benchmark
 from app.engines.checks import Order, parameters_out_of_reach, settle, settle_refit, settle_verify
+from app.engines.crashes import avoid_crashes
 from app.engines.enqueue import (
     CheapestPlacement,
     EnginePlacement,
@@ -29,10 +31,11 @@ from app.engines.facts import read_facts
 from app.engines.own_weights import weights_of_definition
 from app.engines.queries import INPUTS, find_example, find_roots, get_engine, load_values
 from app.engines.schemas import BenchmarkRequest, BuildRequest, EngineRequest, RefitRequest, RunRequest, VerifyRequest
-from app.engines.tables import Engine
+from app.engines.tables import Engine, VerificationDefault
 from app.engines.targets import Target, choose_target
 from app.engines.verifications import find_default, settle_verification
 from app.engines.work import RunWork, VerifyWork
+from app.errors import Conflict
 from app.fleet.offers import Offer, fleet_offers
 from app.fleet.refit_patterns import RefitPatterns
 from app.jobs.submission import Placement
@@ -49,6 +52,16 @@ def request_build(
 
     Return the placement that queues the build, or that records a finished job if an equal engine may be reused.
     """
+    order, default = order_build(database, store, settings, model, body)
+    order, crash = _crash(database, order, retry=body.retry_crashed)
+    verify = settle_verify(body.verify, order.target, default)
+    return EnginePlacement(order, verify, reuse=body.reuse, crash=crash, retry_crashed=body.retry_crashed)
+
+
+def order_build(
+    database: Database, store: ArtifactStore, settings: Settings, model: str, body: BuildRequest
+) -> tuple[Order, VerificationDefault | None]:
+    """Check all of a request to build but its verification; return its order and the definition's own verification."""
     weights = body.weights or weights_of_definition(database, model, body.definition)
     with database.reading() as session:
         model_row = get_model(session, model)
@@ -66,7 +79,7 @@ def request_build(
         rules=body.rules,
         allow_non_finite=body.allow_non_finite,
     )
-    return EnginePlacement(order, settle_verify(body.verify, order.target, default), reuse=body.reuse)
+    return order, default
 
 
 def request_refit(
@@ -124,8 +137,10 @@ def request_engine(
         rules=_given(body.rules, example.rules if example else []),
         allow_non_finite=body.allow_non_finite,
     )
+    order, crash = _crash(database, order, retry=body.retry_crashed)
     verify = settle_verify(body.verify, order.target, default)
-    return CheapestPlacement(order, verify, body.materialise, _root_plans(database, order, report, pair))
+    roots = _root_plans(database, order, report, pair)
+    return CheapestPlacement(order, verify, body.materialise, roots, crash, body.retry_crashed)
 
 
 def request_run(database: Database, settings: Settings, model: str, body: RunRequest) -> Placement:
@@ -159,6 +174,21 @@ def request_materialise(database: Database, settings: Settings, model: str, numb
     with database.reading() as session:
         engine, offer = _engine(session, settings, model, number)
     return MaterialisePlacement(engine.model_id, engine.id, offer)
+
+
+def _crash(database: Database, order: Order, *, retry: bool) -> tuple[Order, Conflict | None]:
+    """Have an order done where the compiler does not crash at it; return it with the error if it does everywhere."""
+    if retry:
+        return order, None
+    with database.reading() as session:
+        target, crash = avoid_crashes(
+            session,
+            order.target,
+            definition_id=order.definition_id,
+            profiles=order.profiles,
+            options=order.options,
+        )
+    return replace(order, target=target), crash
 
 
 def _engine(session: Session, settings: Settings, model: str, number: int) -> tuple[Engine, Offer]:

@@ -3,7 +3,6 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response
-from fastapi.concurrency import run_in_threadpool
 
 from app.artifacts.damage import require_undamaged
 from app.artifacts.dependencies import StoreDep
@@ -13,6 +12,7 @@ from app.database import Database
 from app.engines import queries, requests
 from app.engines.lineage import Lineage, Relative
 from app.engines.manifest import engine_manifest
+from app.engines.preflight import PreflightsDep
 from app.engines.schemas import (
     ENGINE,
     BenchmarkRequest,
@@ -51,6 +51,10 @@ MAKES_JOB: dict[str, Any] = {
     "response_model": JobAnswer,
     "responses": {**JOB_RESPONSES, **problems(404, 422, 503)},
 }
+MAY_COMPILE: dict[str, Any] = MAKES_JOB | {
+    "responses": {**JOB_RESPONSES, **problems(404, 409, 422, 503)},
+    "openapi_extra": max_body(WITH_RULES_BYTES),
+}
 TAKES_RULES: dict[str, Any] = MAKES_JOB | {"openapi_extra": max_body(WITH_RULES_BYTES)}
 BINARY: dict[str, Any] = {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}, "example": "bytes"}}
 HEADERS: dict[str, Any] = {
@@ -60,17 +64,28 @@ HEADERS: dict[str, Any] = {
 }
 
 
-@router.post("/builds", summary="Build an engine", **TAKES_RULES)
+@router.post("/builds", summary="Build an engine", **MAY_COMPILE)
 async def build(
-    model: str, body: BuildRequest, database: DatabaseDep, store: StoreDep, settings: SettingsDep, submit: SubmitDep
+    model: str,
+    body: BuildRequest,
+    database: DatabaseDep,
+    store: StoreDep,
+    settings: SettingsDep,
+    submit: SubmitDep,
+    preflights: PreflightsDep,
 ) -> Response:
     """Compile a definition with one weight version; the answer is a job.
 
-    The binding, the profiles and the options are checked before this answers. If an equal engine exists, the job is
+    The binding, the profiles and the options are checked before this answers. A definition that the backend is known to
+    refuse is refused, see …/builds/check. If an equal engine exists, the job is
     finished and names that engine; `reuse: false` compiles all the same. A reused engine keeps the verification of the
     time it was made. If its plan is not written yet, `result.materialising` is the job that writes it.
+
+    What the compiler of every worker has crashed at twice is refused (`compiler_crashes`); `crashes` of the definition
+    lists that.
     """
-    return await submit(requests.request_build, database, store, settings, model, body)
+    vetted = submit if body.preflight == "ignore" else submit.vetted(preflights.vet)
+    return await vetted(requests.request_build, database, store, settings, model, body)
 
 
 @router.post("/refits", summary="Refit an engine", **TAKES_RULES)
@@ -79,20 +94,29 @@ async def refit(
 ) -> Response:
     """Make a new engine of an existing one by giving it other weights; the answer is a job.
 
-    Definition, backend, profiles, options and binding rules are the engine's. It stays as it is.
+    Definition, backend, profiles, options and binding rules are the engine's. It stays as it is. The job's
+    `result.seconds` is the time since a worker took it, and `result.stages` has the `seconds` and `bytes` of each of
+    its ten stages.
     """
     return await submit(requests.request_refit, database, store, settings, model, body)
 
 
-@router.post("/engines", summary="Get an engine for weights by the cheapest way", **TAKES_RULES)
+@router.post("/engines", summary="Get an engine for weights by the cheapest way", **MAY_COMPILE)
 async def make_engine(
-    model: str, body: EngineRequest, database: DatabaseDep, store: StoreDep, settings: SettingsDep, submit: SubmitDep
+    model: str,
+    body: EngineRequest,
+    database: DatabaseDep,
+    store: StoreDep,
+    settings: SettingsDep,
+    submit: SubmitDep,
+    preflights: PreflightsDep,
 ) -> Response:
     """Reuse an equal engine, else refit the newest one that differs in its weights only, else build.
 
     The job's `result.method` is `reuse`, `refit` or `build`.
     """
-    return await submit(requests.request_engine, database, store, settings, model, body)
+    vetted = submit if body.preflight == "ignore" else submit.vetted(preflights.vet)
+    return await vetted(requests.request_engine, database, store, settings, model, body)
 
 
 @router.post("/runs", summary="Run an engine", **MAKES_JOB)
@@ -280,7 +304,8 @@ async def _serve_plan(
         await reads.run(require_undamaged, database, str(engine.plan_digest))
     suffix = "onnx" if engine.backend == "onnxruntime" else "plan"
     name = f"{model}-{number}.{suffix}"
-    return await run_in_threadpool(
+    transfers: Pool = request.app.state.pools.transfers
+    return await transfers.run(
         serve_blob, request, store, str(engine.plan_digest), filename=name, etag=str(engine.plan_digest)
     )
 

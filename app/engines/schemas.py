@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field, StringConstraints
 from app.artifacts.fields import Digest
 from app.engines.against import Against, Coverage, IfImpossible
 from app.engines.work import Materialise
+from app.fleet.fingerprint import FINGERPRINT, FingerprintAnswer
 from app.http.fields import Number, at_most
 from app.http.request_body import RequestBody
 
@@ -24,6 +25,11 @@ WEIGHTS = (
     "family has none embedded (`weights_required`)."
 )
 NON_FINITE = "true: take weights that feed NaN or infinities to parameters, which are refused otherwise."
+PREFLIGHT = (
+    "refuse: refuse a build that is known to be impossible on every worker that could make it (`preflight_refused`). "
+    "ignore: queue it all the same, because what is known may be wrong."
+)
+Preflight = Literal["refuse", "ignore"]
 PROFILE: dict[str, Any] = {"input_ids": {"min": [1, 1], "opt": [4, 64], "max": [32, 256]}}
 RULE: dict[str, Any] = {"parameter": r"encoder\.(.*)", "tensors": [r"bert.encoder.\1"]}
 INPUTS = "sha256:3f1c5a7e" + "0b" * 28
@@ -56,6 +62,7 @@ ENGINE_DETAIL: dict[str, Any] = ENGINE | {
     "verification": VERIFICATION,
     "facts": {"nodes": 212},
     "timings": {"refit": 0.041, "verify": 0.12, "total": 0.2},
+    "device_fingerprint": FINGERPRINT | {"to_load": []},
 }
 RELATIVE: dict[str, Any] = {
     "number": 2,
@@ -66,6 +73,12 @@ RELATIVE: dict[str, Any] = {
     "changed_tensors": 1,
     "created_at": "2026-11-22T10:00:00Z",
 }
+
+
+RETRY_CRASHED = (
+    "true: compile although the compiler crashed at this before (`crashes` of the definition), which is refused "
+    "otherwise (`compiler_crashes`)."
+)
 
 
 class ToleranceChoice(RequestBody):
@@ -149,6 +162,8 @@ class BuildRequest(RequestBody):
     verify: VerifyChoice | None = Field(None, description=VERIFY)
     reuse: bool = Field(default=True, description="false: compile although an equal engine exists.")
     allow_non_finite: bool = Field(default=False, description=NON_FINITE)
+    preflight: Preflight = Field("refuse", description=PREFLIGHT)
+    retry_crashed: bool = Field(default=False, description=RETRY_CRASHED)
 
 
 class RefitRequest(RequestBody):
@@ -194,6 +209,8 @@ class EngineRequest(RequestBody):
     verify: VerifyChoice | None = Field(None, description=VERIFY)
     materialise: Materialise = Field("eager", description="lazy: as in a refit, if that is the cheapest way.")
     allow_non_finite: bool = Field(default=False, description=NON_FINITE)
+    preflight: Preflight = Field("refuse", description=PREFLIGHT)
+    retry_crashed: bool = Field(default=False, description=RETRY_CRASHED)
 
 
 class RunRequest(RequestBody):
@@ -276,6 +293,17 @@ class EngineAnswer(BaseModel):
     created_at: datetime
 
 
+class EngineFingerprintAnswer(FingerprintAnswer):
+    """The device for which a plan was compiled, and what another device must share with it to load the plan."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [FINGERPRINT | {"to_load": ["compute_capability"]}]})
+
+    to_load: list[str] = Field(
+        description="The facts that must be equal on a device that loads the plan. The others decide how fast it runs. "
+        "The version of the backend must be equal as well; `platform` says both to this service."
+    )
+
+
 class EngineDetailAnswer(EngineAnswer):
     """An engine with how it was compiled, what its verification found, and the seconds its phases took."""
 
@@ -286,6 +314,9 @@ class EngineDetailAnswer(EngineAnswer):
     verification: dict[str, Any]
     facts: dict[str, Any] = Field(description="What the backend tells of it.")
     timings: dict[str, Any]
+    device_fingerprint: EngineFingerprintAnswer | None = Field(
+        description="Of the device for which its plan was compiled; null if an earlier release did that."
+    )
 
 
 class RelativeAnswer(BaseModel):
@@ -366,6 +397,7 @@ class ManifestAnswer(BaseModel):
                         "version": "1.32.0",
                         "device": "cpu",
                         "platform": "cpu",
+                        "device_fingerprint": ENGINE_DETAIL["device_fingerprint"],
                         "options": {},
                     },
                     "profiles": [PROFILE],
@@ -413,7 +445,7 @@ class ManifestAnswer(BaseModel):
     parents: list[dict[str, Any]] = Field(description="Nearest first, up to the first build.")
     parents_complete: bool
     job: dict[str, Any]
-    timings: dict[str, Any] = Field(description="Seconds by phase.")
+    timings: dict[str, Any] = Field(description="Seconds by stage; total is the whole job's.")
     verification: dict[str, Any]
     facts: dict[str, Any]
     service_version: str | None = Field(description="The release of this service that published it.")

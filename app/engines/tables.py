@@ -57,7 +57,9 @@ class Engine(Base):
     rules: Mapped[list[Any]] = mapped_column(deferred=True)
     verification: Mapped[dict[str, Any]] = mapped_column(deferred=True)
     facts: Mapped[dict[str, Any]] = mapped_column(deferred=True)  # the facts that the backend tells of it
-    timings: Mapped[dict[str, Any]] = mapped_column(deferred=True)  # seconds by phase
+    timings: Mapped[dict[str, Any]] = mapped_column(deferred=True)  # seconds by stage
+    # Of the device that made it; an engine of an earlier release has none.
+    device_fingerprint: Mapped[dict[str, Any] | None] = mapped_column(deferred=True)
 
     @property
     def materialised(self) -> bool:

@@ -35,6 +35,16 @@ class Target:
         """Whether an engine with dynamic inputs needs profiles to be made."""
         return any(member.said.needs_profiles for member in self.members)
 
+    def narrowed(self, members: tuple[Member, ...]) -> "Target":
+        """Return the target with some of its members only, of which there is at least one.
+
+        If any member is left out, the engine is made on the platform of the first one that remains, because all workers
+        of the backend listen to its general queue.
+        """
+        if len(members) == len(self.members):
+            return self
+        return Target(self.backend, Fleet(members).offer(self.backend), members, members[0].platform)
+
 
 def choose_target(fleet: Fleet, backend: str | None, device: str | None) -> Target:
     """Choose where an engine is made; raises Invalid "backend_unknown" or "device_unknown".
@@ -56,9 +66,7 @@ def choose_target(fleet: Fleet, backend: str | None, device: str | None) -> Targ
 def settle_target(target: Target, options: Mapping[str, Any]) -> tuple[Target, dict[str, Any]]:
     """Return the target narrowed to the workers that take these options, and the options that differ from defaults.
 
-    Workers that can run what they compile are preferred. If some worker of the target is left out, the engine is made
-    on the platform of the first worker that remains, because all workers of the backend listen to its general queue.
-    Raises Invalid "invalid_options".
+    Workers that can run what they compile are preferred. Raises Invalid "invalid_options".
     """
     settled = settle_options(target.backend, target.offer, options)
     faults = [option_faults(member.offer, settled) for member in target.members]
@@ -66,11 +74,8 @@ def settle_target(target: Target, options: Mapping[str, Any]) -> tuple[Target, d
     if target.members and not takers:
         raise _taken_by_nobody(target, [wrong[0] for wrong in faults])
     preferred = tuple(member for member in takers if member.said.runs) or takers
-    if len(preferred) == len(target.members):
-        return target, settled
-    offer = Fleet(preferred).offer(target.backend)
-    narrowed = Target(target.backend, offer, preferred, preferred[0].platform)
-    return narrowed, settle_options(target.backend, offer, settled)
+    narrowed = target.narrowed(preferred)
+    return narrowed, settled if narrowed is target else settle_options(target.backend, narrowed.offer, settled)
 
 
 def choose_backend(fleet: Fleet, asked: str | None) -> str:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, Valid
 from app.engines.against import Against, Coverage, IfImpossible
 from app.errors import ServiceError
 from app.jobs.kinds import Kind
+from app.json_digest import json_digest
 
 VERSION = 1
 Materialise = Literal["eager", "lazy"]
@@ -109,16 +110,23 @@ class MakeEngine(Work):
         """Whether the new engine gets a plan of its own; if so, an equal engine without a plan is no substitute."""
         return True
 
+    def makes(self, *, model_id: int, queue: str) -> str:
+        """Return a digest of what the job makes: engines with equal ones are the same, verified in the same way."""
+        verify = self.verify.model_dump(mode="json")
+        return json_digest([model_id, queue, self.fingerprint, verify, self.writes_plan])
+
 
 class BuildWork(MakeEngine):
-    """Compile a definition with one weight version."""
+    """Compile a definition with one weight version; if `retry_crashed` is set, also if the compiler crashed at it."""
 
     kind: ClassVar[Kind] = "build"
+    interchangeable: ClassVar[frozenset[str]] = MakeEngine.interchangeable | {"retry_crashed"}
 
     definition_id: int
     backend: str
     profiles: list[Any]
     options: dict[str, Any]
+    retry_crashed: bool = False
 
 
 class RefitWork(MakeEngine):
@@ -176,6 +184,23 @@ class BenchmarkWork(UseEngine):
     shapes: dict[str, tuple[int, ...]]
     against: Literal["not_refittable"] | None
     layers: bool
+
+
+class CompareWork(Work):
+    """Measure the engines of a sweep in turns, on `inputs` if these are given, else on made-up ones of `shapes`.
+
+    Each engine has `repeats` turns with `iterations` timed runs in all.
+    """
+
+    kind: ClassVar[Kind] = "compare"
+    interchangeable: ClassVar[frozenset[str]] = frozenset({"sweep_id"})
+
+    sweep_id: int
+    iterations: int
+    warmup: int
+    repeats: int
+    shapes: dict[str, tuple[int, ...]]
+    inputs: str | None = None
 
 
 def unknown_work(reason: str) -> ServiceError:

@@ -9,6 +9,7 @@ from app.fleet.option_schemas import OptionConflict, Schema
 
 PROFILES_REQUIRED = "required for dynamic inputs"
 TIMINGS_STORED = "stored"
+BEFORE_JOBS = "before jobs"
 
 
 class BackendCapabilities(BaseModel):
@@ -17,7 +18,8 @@ class BackendCapabilities(BaseModel):
     `options` maps the name of each build option to a JSON Schema with a default. `lacks` gives the reason for each
     option ("name") and each value ("name=value") that the backend does not support. `profiles` is `PROFILES_REQUIRED`
     if shapes have to be given for dynamic inputs. `timing_cache` is `TIMINGS_STORED` if another process can read a
-    timing cache of this backend.
+    timing cache of this backend. `preflight` is `BEFORE_JOBS` if a build that the backend's preflight refuses is not
+    queued.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -27,6 +29,7 @@ class BackendCapabilities(BaseModel):
     conflicts: tuple[OptionConflict, ...] = ()
     profiles: str | None = None
     timing_cache: str | None = None
+    preflight: str | None = None
 
 
 class BackendOffer(BaseModel):
@@ -63,6 +66,11 @@ class BackendOffer(BaseModel):
     def keeps_timings(self) -> bool:
         """Whether another process can read a timing cache of this backend."""
         return self.capabilities.timing_cache == TIMINGS_STORED
+
+    @property
+    def checks_before_jobs(self) -> bool:
+        """Whether the backend's preflight is asked before a build is queued."""
+        return self.capabilities.preflight == BEFORE_JOBS
 
     def to_json(self) -> dict[str, Any]:
         """Return what the worker's row holds; what the worker did not say is left out."""

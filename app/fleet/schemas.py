@@ -5,6 +5,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.fleet.fingerprint import FINGERPRINT, FingerprintAnswer
+
 WORKER: dict[str, Any] = {
     "id": "node-7:4121:9f3a",
     "hostname": "node-7",
@@ -14,6 +16,7 @@ WORKER: dict[str, Any] = {
         "name": "Intel Xeon",
         "memory_total": 25_769_803_776,
         "memory_free": 21_474_836_480,
+        "fingerprint": FINGERPRINT,
     },
     "backends": {
         "onnxruntime": {
@@ -69,6 +72,7 @@ class DeviceAnswer(BaseModel):
     name: str
     memory_total: int
     memory_free: int
+    fingerprint: FingerprintAnswer | None = Field(None, description="Null of a worker of an earlier release.")
     compute_capability: str | None = Field(None, description="Of a GPU, such as 9.0.")
     driver: str | None = Field(None, description="Of a GPU: the newest CUDA version its driver takes, such as 12.8.")
     device_attributes_remembered: bool | None = Field(

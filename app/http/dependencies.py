@@ -1,14 +1,12 @@
 """The dependencies that endpoints of all slices may use."""
 
-from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager
 from typing import Annotated
 
-from anyio import CancelScope
 from fastapi import Depends, Request
 from sqlalchemy.orm import Session
 
 from app.database import Database
-from app.http.pools import current_pool
 from app.settings import Settings
 
 
@@ -22,23 +20,12 @@ async def _database(request: Request) -> Database:
     return database
 
 
-async def _session(request: Request) -> AsyncIterator[Session]:
-    """Give a session, which is opened and closed in threads of the request's pool."""
+async def _session(request: Request) -> AbstractContextManager[Session]:
+    """Return what `Route` opens in the thread of the endpoint, and closes there before the answer is sent."""
     database: Database = request.app.state.database
-    pool = current_pool.get()
-    opened = database.reading() if request.method in {"GET", "HEAD"} else database.transaction()
-    session = await pool.thread(opened.__enter__)
-    try:
-        yield session
-    except BaseException as error:
-        with CancelScope(shield=True):  # a session that stays open would keep SQLite's write lock
-            await pool.thread(opened.__exit__, type(error), error, error.__traceback__)
-        raise
-    with CancelScope(shield=True):
-        await pool.thread(opened.__exit__, None, None, None)
+    return database.reading() if request.method in {"GET", "HEAD"} else database.transaction()
 
 
 SettingsDep = Annotated[Settings, Depends(_settings)]
 DatabaseDep = Annotated[Database, Depends(_database)]
-# The scope makes the transaction commit before the answer is sent, not after.
-SessionDep = Annotated[Session, Depends(_session, scope="function")]
+SessionDep = Annotated[Session, Depends(_session)]  # of endpoints that are no coroutines

@@ -14,7 +14,7 @@ from starlette.routing import Match
 
 from app.database import DATABASE_DOWN
 from app.disk_faults import DISK_FAULTS
-from app.errors import FieldError, Invalid, ServiceError, Unavailable, json_pointer
+from app.errors import FieldError, Invalid, ServiceError, Unavailable, json_pointer, shown
 from app.http.request_body import MAX_FAULTS
 from app.observability import request_id
 from app.redaction import public
@@ -107,7 +107,7 @@ async def _service_error(_request: Request, error: Exception) -> JSONResponse:
 
 def error_response(error: ServiceError) -> JSONResponse:
     """Build the answer for an error of this service."""
-    headers = {"Retry-After": "1"} if error.status == HTTPStatus.SERVICE_UNAVAILABLE else None
+    headers = None if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
     return problem_response(error.status, error.title, error.detail, error.code, errors=error.errors, headers=headers)
 
 
@@ -156,8 +156,8 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
         return problem_response(422, Invalid.title, UNREADABLE, "invalid_request", errors=[FieldError("", "not JSON")])
     phrase = HTTPStatus(error.status_code).phrase
     remedies = {
-        404: f"There is nothing at {request.url.path}. GET /docs lists every call.",
-        405: f"{request.url.path} does not take {request.method}. GET /docs lists every call.",
+        404: f"There is nothing at {shown(request.url.path)}. GET /docs lists every call.",
+        405: f"{shown(request.url.path)} does not take {request.method}. GET /docs lists every call.",
     }
     detail = remedies.get(error.status_code, str(error.detail))
     headers = dict(error.headers or {})

@@ -1,12 +1,13 @@
-"""The route of all calls: it limits the body, and decides which threads the call is answered in."""
+"""The route of all calls: it limits the body, and has the call answered in the threads of a pool."""
 
 from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack
+from contextlib import AbstractContextManager, AsyncExitStack, ExitStack
 from functools import wraps
-from inspect import iscoroutinefunction
-from typing import Any, TypeVar
+from inspect import Parameter, iscoroutinefunction, signature
+from typing import Annotated, Any, TypeVar
 
-from fastapi import Request, Response
+from fastapi import Depends, Request, Response
+from fastapi.exceptions import ResponseValidationError
 from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 
@@ -35,12 +36,17 @@ def heavy(endpoint: F) -> F:
 
 
 class Route(APIRoute):
-    """A call with JSON in and out."""
+    """A call with JSON in and out.
+
+    An endpoint that is no coroutine runs in a thread of the request's pool, with the session that it asks for. Answers
+    are made to JSON in such a thread as well: a page of 200 rows may take a second, in which the event loop would
+    answer nobody else.
+    """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:  # noqa: ANN401 - FastAPI's own
         self._is_async = iscoroutinefunction(endpoint)
         self._is_heavy = getattr(endpoint, "is_heavy", False)
-        super().__init__(path, endpoint if self._is_async else _in_thread(endpoint), **options)
+        super().__init__(path, self._answering(endpoint), **options)
         if self.body_field is not None:
             self.openapi_extra = max_body(DEFAULT_BYTES) | (self.openapi_extra or {})
 
@@ -73,12 +79,51 @@ class Route(APIRoute):
         pool: Pool = pools.reads if only_reads else pools.work
         return pool
 
+    def _answering(self, endpoint: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the endpoint as one that answers with a Response, of which no part is made on the event loop."""
 
-def _in_thread(endpoint: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the endpoint as one that runs in a thread of the request's pool."""
+        def called(arguments: dict[str, Any]) -> Any:  # noqa: ANN401 - the endpoint's own
+            with ExitStack() as stack:
+                opened = {
+                    name: stack.enter_context(value) if isinstance(value, AbstractContextManager) else value
+                    for name, value in arguments.items()
+                }
+                return self._json(endpoint(**opened))
 
-    @wraps(endpoint)
-    async def run(**arguments: Any) -> Any:  # noqa: ANN401 - the endpoint's own
-        return await current_pool.get().thread(endpoint, **arguments)
+        @wraps(endpoint)
+        async def answer(head: Response, **arguments: Any) -> Any:  # noqa: ANN401 - the endpoint's own
+            if self._is_async:
+                answer = await endpoint(**arguments)
+                if isinstance(answer, Response):
+                    return answer
+                body = await current_pool.get().run(self._json, answer)
+            else:
+                body = await current_pool.get().thread(called, arguments)
+            if not isinstance(body, bytes):
+                return body
+            return self._response(body, head)
 
-    return run
+        named = signature(endpoint)
+        asked = Parameter("head", Parameter.KEYWORD_ONLY, annotation=Annotated[Response, Depends(_head)])
+        answer.__signature__ = named.replace(parameters=[*named.parameters.values(), asked])  # type: ignore[attr-defined]
+        return answer
+
+    def _json(self, answer: Any) -> Any:  # noqa: ANN401 - the endpoint's own
+        """Return the JSON of what an endpoint has returned, or the same if that is a Response or nothing."""
+        field = self.response_field
+        if field is None or isinstance(answer, Response):
+            return answer
+        value, errors = field.validate(answer, {}, loc=("response",))
+        if errors:
+            raise ResponseValidationError(errors=errors, body=answer)
+        return field.serialize_json(value)
+
+    def _response(self, body: bytes, head: Response) -> Response:
+        response = Response(body, head.status_code or self.status_code or 200, media_type="application/json")
+        response.raw_headers.extend(head.raw_headers)
+        return response
+
+
+async def _head(response: Response) -> Response:
+    """Return what the endpoint may set the status and headers of the answer on."""
+    return response

@@ -12,7 +12,7 @@ from sqlalchemy import insert, select, update
 from sqlalchemy.orm import Session
 
 from app.database import now
-from app.errors import NotFound
+from app.errors import NotFound, shown
 from app.jobs.tables import Job, JobEvent
 from app.redaction import public_json
 
@@ -30,7 +30,7 @@ def append(session: Session, job_id: str, type: str, data: dict[str, Any]) -> in
     counted = update(Job).where(Job.id == job_id).values(last_event=Job.last_event + 1).returning(Job.last_event)
     last = session.connection().execute(counted).scalar_one_or_none()
     if last is None:
-        raise NotFound(f"There is no job {job_id!r}; GET /v1/jobs lists them.", code="job_not_found")
+        raise NotFound(f"There is no job '{shown(job_id)}'; GET /v1/jobs lists them.", code="job_not_found")
     write(session, job_id, last, [Event(type, data)])
     return last
 

@@ -2,4 +2,4 @@
 
 from typing import Literal
 
-Kind = Literal["build", "refit", "materialise", "run", "verify", "benchmark"]
+Kind = Literal["build", "refit", "materialise", "run", "verify", "benchmark", "compare"]

@@ -9,8 +9,8 @@ After each commit `notify` is called with the job's id and state, so that those 
 call is a hint: if it fails, the failure is logged and nothing else happens.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
@@ -22,6 +22,7 @@ from app.jobs import events as job_events
 from app.jobs.events import Event
 from app.jobs.outage import Outage, again_at
 from app.jobs.ready import due
+from app.jobs.sharing import conclude
 from app.jobs.state import HELD, State, before
 from app.jobs.tables import Job
 from app.jobs.transition import Notify, ended, requeued, tell, write
@@ -53,7 +54,9 @@ CLAIM = (
         Job.queue,
         Job.outage,
         Job.strikes,
+        Job.crashes,
         Job.last_event,
+        Job.created_at,
     )
 )
 
@@ -70,7 +73,8 @@ class CancelAsked(Exception):
 class Claim:
     """The right to work on a job as long as its lease is renewed; `fence` guards every later write.
 
-    `outage` is what the row says of earlier outages, and `strikes` how often the engine host died of the job.
+    `queued_s` are the seconds since the job was asked for. `outage` is what the row says of earlier outages, and
+    `strikes` how often the engine host died of the job. In `crashes` of these deaths it crashed, without being killed.
     """
 
     job_id: str
@@ -82,8 +86,10 @@ class Claim:
     queue: str
     worker: str
     lease_s: float
+    queued_s: float = 0.0
     outage: dict[str, Any] | None = None
     strikes: int = 0
+    crashes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +129,25 @@ def claim(
         row = session.connection().execute(CLAIM, given).one_or_none()
         if row is None:
             return None
-        kind, model_id, fence, attempt, request, queue, outage, strikes, last = row
+        kind, model_id, fence, attempt, request, queue, outage, strikes, crashes, last, created_at = row
         started = Event("running", {"worker": worker, "attempt": attempt})
         job_events.write(session, job_id, last, [started])
         tell(session, notify, job_id, State.RUNNING)
-    return Claim(job_id, kind, model_id, fence, attempt, request, queue, worker, settings.lease_s, outage, strikes)
+    return Claim(
+        job_id=job_id,
+        kind=kind,
+        model_id=model_id,
+        fence=fence,
+        attempt=attempt,
+        request=request,
+        queue=queue,
+        worker=worker,
+        lease_s=settings.lease_s,
+        queued_s=max((moment - created_at).total_seconds(), 0.0),  # the clocks of two machines
+        outage=outage,
+        strikes=strikes,
+        crashes=crashes,
+    )
 
 
 def renew(
@@ -169,14 +189,16 @@ def succeed(
     result: dict[str, Any],
     *,
     was_ready: bool = False,
+    shared: Mapping[str, Any] | None = None,
     events: Sequence[Event] = (),
     notify: Notify | None = None,
 ) -> None:
     """Finish the job in the caller's transaction, which also publishes the result.
 
     `events` are the events not yet written; "succeeded" follows them. If the result `was_ready`, the job's duration
-    says nothing about like jobs, so the job loses its likeness. Raises LeaseLost or CancelAsked; the caller's
-    transaction must then be rolled back.
+    says nothing about like jobs, so the job loses its likeness. `shared` is the result of the jobs that make the same
+    and waited for this one; None has one of them do the work. Raises LeaseLost or CancelAsked; the caller's transaction
+    must then be rolled back.
     """
     result = public_json(result)
     told = [*events, Event("succeeded", {"result": result})]
@@ -185,7 +207,8 @@ def succeed(
         values |= {"likeness": None}
     if _write(session, held, before(State.SUCCEEDED), values, told) is None:
         raise CancelAsked(held.job_id) if _read(session, held) == State.CANCELING else LeaseLost(held.job_id)
-    tell(session, notify, held.job_id, State.SUCCEEDED)
+    waited = None if shared is None else {"result": public_json(dict(shared))}
+    conclude(session, notify, held.job_id, State.SUCCEEDED, waited)
 
 
 def fail(
@@ -193,12 +216,20 @@ def fail(
     held: Claim,
     error: JobError,
     *,
+    lasting: bool = False,
+    also: Callable[[Session], None] | None = None,
     events: Sequence[Event] = (),
     notify: Notify | None = None,
 ) -> None:
-    """End the job as failed, or as canceled if a client asked for that; raises LeaseLost."""
+    """End the job as failed, or as canceled if a client asked for that; raises LeaseLost.
+
+    If the reason is `lasting`, the jobs that make the same and waited for this one fail of it as well. `also` is called
+    in the transaction that fails the job.
+    """
     told = [*events, Event("failed", {"error": error.to_json()})]
-    _leave(database, held, ended(State.FAILED) | {"error": error.to_json()}, told, notify)
+    values = ended(State.FAILED) | {"error": error.to_json()}
+    shared = {"error": _of_another(error, held.job_id).to_json()} if lasting else None
+    _leave(database, held, values, told, notify, shared, also)
 
 
 def cancel(database: Database, held: Claim, *, events: Sequence[Event] = (), notify: Notify | None = None) -> None:
@@ -206,7 +237,7 @@ def cancel(database: Database, held: Claim, *, events: Sequence[Event] = (), not
     with database.transaction() as session:
         if _cancel(session, held, events) is None:
             raise LeaseLost(held.job_id)
-        tell(session, notify, held.job_id, State.CANCELED)
+        conclude(session, notify, held.job_id, State.CANCELED)
 
 
 def release(
@@ -243,16 +274,18 @@ def retry(
     error: JobError,
     *,
     strike: bool = False,
+    crash: bool = False,
     events: Sequence[Event] = (),
     notify: Notify | None = None,
 ) -> None:
     """Give the job back to the queue after a fault that may pass; the attempt counts.
 
-    With `strike` the engine host died of the job, which counts as well. The caller keeps to `max_attempts`: the last
-    attempt ends in `fail`. Raises LeaseLost.
+    With `strike` the engine host died of the job, and with `crash` nobody had killed it: both count as well. The caller
+    keeps to `max_attempts`: the last attempt ends in `fail`. Raises LeaseLost.
     """
     told = [*events, Event("retried", {"error": error.to_json(), "attempt": held.attempt})]
-    _leave(database, held, requeued() | {"strikes": held.strikes + strike}, told, notify)
+    counts = {"strikes": held.strikes + strike, "crashes": held.crashes + crash}
+    _leave(database, held, requeued() | counts, told, notify)
 
 
 def request_cancel(session: Session, job_id: str, *, notify: Notify | None = None) -> None:
@@ -265,18 +298,32 @@ def request_cancel(session: Session, job_id: str, *, notify: Notify | None = Non
         told=[Event("canceling")],
     )
     if asked:
-        tell(session, notify, job_id, asked)
+        conclude(session, notify, job_id, asked)
 
 
 def _leave(
-    database: Database, held: Claim, values: dict[str, Any], told: Sequence[Event], notify: Notify | None
+    database: Database,
+    held: Claim,
+    values: dict[str, Any],
+    told: Sequence[Event],
+    notify: Notify | None,
+    shared: Mapping[str, Any] | None = None,
+    also: Callable[[Session], None] | None = None,
 ) -> None:
     """Move a running job to the state that its worker wants; if a client asked to cancel it, it ends canceled."""
     with database.transaction() as session:
         left = _write(session, held, before(values["state"]), values, told) or _cancel(session, held, told[:-1])
         if left is None:
             raise LeaseLost(held.job_id)
-        tell(session, notify, held.job_id, left)
+        as_wanted = left == values["state"]
+        if also is not None and as_wanted:
+            also(session)
+        conclude(session, notify, held.job_id, left, shared if as_wanted else None)
+
+
+def _of_another(error: JobError, job_id: str) -> JobError:
+    """Return the error of a job that waited for another one, which failed of this."""
+    return replace(error, detail=f"Job {job_id} was to make the same, and failed: {error.detail}")
 
 
 def _cancel(session: Session, held: Claim, told: Sequence[Event]) -> State | None:

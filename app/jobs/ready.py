@@ -2,16 +2,17 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import ColumnElement, bindparam, or_, select
+from sqlalchemy import ColumnElement, and_, bindparam, or_, select
 
 from app.database import Database, now
+from app.jobs.sharing import waits_for_others
 from app.jobs.state import State
 from app.jobs.tables import Job
 
 
 def due(moment: object) -> ColumnElement[bool]:
-    """Return the condition that a job does not wait for an outage to pass; `moment` is the present time."""
-    return or_(Job.again_at.is_(None), Job.again_at <= moment)
+    """Return the condition that a job waits neither for an outage to pass nor for other jobs; `moment` is now."""
+    return and_(or_(Job.again_at.is_(None), Job.again_at <= moment), ~waits_for_others())
 
 
 READY = (

@@ -16,7 +16,7 @@ from app.artifacts.service import release
 from app.artifacts.tables import BlobUse
 from app.database import Database, now
 from app.jobs.events import Event
-from app.jobs.tables import IdempotencyKey, Job, JobEvent, Pruned
+from app.jobs.tables import IdempotencyKey, Job, JobDependency, JobEvent, Pruned
 from app.pace import GoOn, unhindered
 
 BATCH = 100  # jobs of one transaction
@@ -87,6 +87,8 @@ def remove_jobs(database: Database, *, days: float, named: ColumnElement[bool], 
         gone = session.execute(delete(JobEvent).where(JobEvent.job_id.in_(ids)).returning(JobEvent.seq)).all()
         session.execute(delete(IdempotencyKey).where(IdempotencyKey.job_id.in_(ids)))
         release(session, *map(blobs_owner, going))
+        for of_job in (JobDependency.job_id, JobDependency.awaited_id):
+            session.execute(delete(JobDependency).where(of_job.in_(going)))
         session.execute(delete(Job).where(Job.id.in_(going)))
         _mark(session, [job.id for job in jobs if job.named], Pruned.EVENTS)
         return Removed(len(going), len(gone))

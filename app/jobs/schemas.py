@@ -64,7 +64,9 @@ class WaitingAnswer(BaseModel):
         description="no_worker: no worker alive offers the backend. no_worker_of_platform: some do, but not on the "
         "platform of the engine. workers_busy: all workers that can do it are at other jobs. workers_in_trouble: none "
         "of them begins jobs for now. outage: it was begun, and put off because the store, the database or an engine "
-        "host was gone. worker_in_trouble: it was begun, and its worker cannot go on because its store is gone."
+        "host was gone. worker_in_trouble: it was begun, and its worker cannot go on because its store is gone. "
+        "same_under_way: another job makes the same, and this one will have its result. jobs_under_way: it begins once "
+        "other jobs have ended."
     )
     detail: str
     again_at: datetime | None = Field(None, description="When it begins again after an outage.")
@@ -76,7 +78,7 @@ class JobAnswer(BaseModel):
     model_config = ConfigDict(from_attributes=True, json_schema_extra={"examples": [JOB]})
 
     id: str
-    kind: str = Field(description="build, refit, materialise, run, verify or benchmark.")
+    kind: str = Field(description="build, refit, materialise, run, verify, benchmark or compare.")
     state: str = Field(description="queued, running, canceling, succeeded, failed or canceled.")
     model: str
     attempt: int = Field(description="How often it was started.")

@@ -1,7 +1,7 @@
 """Making, reading and canceling jobs; a new job is sent to its workers once it is committed."""
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,11 +11,12 @@ from sqlalchemy import Select, bindparam, func, select
 from sqlalchemy.orm import Session
 
 from app.database import after_commit, now
-from app.errors import NotFound
+from app.errors import NotFound, shown
 from app.http.pagination import PageQuery, Rows, list_rows
 from app.jobs import events, lease
 from app.jobs.dispatch import Dispatch
 from app.jobs.events import Event
+from app.jobs.sharing import wait_for
 from app.jobs.state import State
 from app.jobs.tables import Job, Pruned
 from app.registry.tables import Model
@@ -39,10 +40,21 @@ def bind_dispatch(session: Session, dispatch: Dispatch) -> None:
     session.info["dispatch"] = dispatch
 
 
-def create(session: Session, *, kind: str, model_id: int, queue: str, request: Mapping[str, Any], likeness: str) -> Job:
+def create(
+    session: Session,
+    *,
+    kind: str,
+    model_id: int,
+    queue: str,
+    request: Mapping[str, Any],
+    likeness: str,
+    makes: str | None = None,
+    after: Collection[str] = (),
+) -> Job:
     """Queue a job; its id goes to the workers after the commit.
 
-    `likeness` is a digest that jobs of like work have in common. The earlier ones say how long this one takes.
+    `likeness` is a digest that jobs of like work have in common. The earlier ones say how long this one takes. `makes`
+    is a digest of what the job makes. The job waits until the jobs `after` have ended (see `sharing`).
     """
     job = Job(
         kind=kind,
@@ -52,13 +64,16 @@ def create(session: Session, *, kind: str, model_id: int, queue: str, request: M
         request=dict(request),
         likeness=likeness,
         expected_s=_expected_seconds(session, likeness),
+        makes=makes,
         last_event=1,
     )
     session.add(job)
     session.flush()
-    events.write(session, job.id, 1, [Event("queued", {"queue": queue})])
+    wait_for(session, job.id, after)
+    waits = {"after": sorted(after)} if after else {}
+    events.write(session, job.id, 1, [Event("queued", {"queue": queue} | waits)])
     dispatch: Dispatch | None = session.info.get("dispatch")
-    if dispatch is not None:
+    if dispatch is not None and not after:
         after_commit(session, lambda: dispatch.send(job.id, queue))
     return job
 
@@ -98,7 +113,7 @@ def get_job(session: Session, job_id: str) -> Job:
     job = session.get(Job, job_id)
     if job is None:
         raise NotFound(
-            f"There is no job '{job_id}'.{_removed(job_id)} List jobs with GET /v1/jobs.", code="job_not_found"
+            f"There is no job '{shown(job_id)}'.{_removed(job_id)} List jobs with GET /v1/jobs.", code="job_not_found"
         )
     return job
 

@@ -10,12 +10,14 @@ answer others.
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from copy import copy
 from functools import cached_property, partial
-from typing import Annotated, Any, ParamSpec, Protocol
+from typing import Annotated, Any, ParamSpec, Protocol, Self
 
 from fastapi import Depends, Header, Request
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -70,6 +72,9 @@ class Placement(Protocol):
         ...
 
 
+Vet = Callable[[Placement], Awaitable[Placement]]
+
+
 class Submit:
     """Makes the job of one request and answers it.
 
@@ -89,9 +94,19 @@ class Submit:
         self._key = key
         self._pool: Pool = state.pools.work
         self._request = (request.method, request.url.path, body)
+        self._vet: Vet | None = None
         preferred = wait_seconds(prefer)
         self._applied = None if preferred is None else min(preferred, self._settings.max_prefer_wait_s)
         self._wait_s = patience_s if self._applied is None else self._applied
+
+    def vetted(self, vet: Vet) -> Self:
+        """Return one that makes the job by what `vet` returns for the placement; it may raise a ServiceError instead.
+
+        `vet` is awaited on the event loop, with no thread and no place taken, because it may take seconds.
+        """
+        vetted = copy(self)
+        vetted._vet = vet  # noqa: SLF001 - of this class
+        return vetted
 
     async def __call__(self, prepare: Callable[P, Placement], *args: P.args, **kwargs: P.kwargs) -> JSONResponse:
         """Make the job, wait as long as the client prefers, and answer.
@@ -110,10 +125,11 @@ class Submit:
         prepared = partial(prepare, *args, **kwargs)
         try:
             async with self._pool.place():
-                made = await self._pool.thread(self._make, prepared)
+                begun = await self._pool.thread(self._begin, prepared)
         except Heavy:  # nothing is made yet
             in_office = partial(self._office.call, prepare, *args, **kwargs)
-            made = await self._office.run(partial(self._make, in_office))
+            begun = await self._office.run(partial(self._begin, in_office))
+        made = begun if isinstance(begun, Job) else await self._vetted(begun)
         if not self._wait_s or made.state in FINAL:
             return await self._pool.run(self._settled, made)
         job = await self._finished(made.id)
@@ -121,22 +137,34 @@ class Submit:
             await self._pool.thread(self._database.settle)
         return job
 
-    def answer(self, job: JobAnswer) -> JSONResponse:
-        """Answer with a job: 200 if it has ended, else 202 with the seconds after which to look again (Retry-After)."""
-        headers = {"Location": f"/v1/jobs/{job.id}"}
+    def answer(self, job: JobAnswer, body: BaseModel | None = None, location: str | None = None) -> JSONResponse:
+        """Answer with a job: 200 if it has ended, else 202 with the seconds after which to look again (Retry-After).
+
+        `body` and its `location` are answered in the job's place.
+        """
+        content = (body or job).model_dump(mode="json")
+        headers = {"Location": location or f"/v1/jobs/{job.id}"}
         if self._applied:
             headers["Preference-Applied"] = f"wait={self._applied:g}"
         if job.state in FINAL:
-            return JSONResponse(job.model_dump(mode="json"), 200, headers)
+            return JSONResponse(content, 200, headers)
         headers["Retry-After"] = str(min(MAX_RETRY_AFTER_S, max(1, math.ceil(job.progress.eta_s or 1))))
-        return JSONResponse(job.model_dump(mode="json"), 202, headers)
+        return JSONResponse(content, 202, headers)
 
-    def _make(self, prepare: Callable[[], Placement]) -> Job:
+    def _begin(self, prepare: Callable[[], Placement]) -> Job | Placement:
+        """Return the job, or a placement that is still to be vetted."""
         with self._database.reading() as session:
             earlier = self._earlier(session)
         if earlier is not None:
             return earlier
         placement = prepare()
+        return self._make(placement) if self._vet is None else placement
+
+    async def _vetted(self, placement: Placement) -> Job:
+        vetted = placement if self._vet is None else await self._vet(placement)
+        return await self._pool.run(self._make, vetted)
+
+    def _make(self, placement: Placement) -> Job:
         try:
             return self._place(placement)
         except IntegrityError:
@@ -199,7 +227,7 @@ async def _submit(
     return Submit(request, idempotency_key, prefer, await request.body())
 
 
-def _submit_patiently(
+async def _submit_patiently(
     request: Request,
     prefer: Annotated[
         str | None, Header(description="`wait=SECONDS`: how long to wait for the job, where there has to be one.")

@@ -13,9 +13,10 @@ from sqlalchemy import Row, select, update
 from app.database import Database, now
 from app.jobs.events import Event
 from app.jobs.lease import JobError
+from app.jobs.sharing import conclude
 from app.jobs.state import HELD, State
 from app.jobs.tables import Job
-from app.jobs.transition import Notify, ended, requeued, tell, write
+from app.jobs.transition import Notify, ended, requeued, write
 from app.settings import Settings
 
 BATCH = 200  # jobs that one sweep moves at most, so that no sweep holds the database for long
@@ -79,7 +80,7 @@ def _take_back(
         states = (State(row.state),)
         moved = write(session, row.id, states, fence=row.fence, expired_before=now(), values=values, told=told)
         if moved is not None:
-            tell(session, notify, row.id, moved)
+            conclude(session, notify, row.id, moved)
             log.warning("lease expired", job_id=row.id, worker=row.worker, attempt=row.attempt, state=moved)
     return moved
 

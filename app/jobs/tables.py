@@ -29,6 +29,7 @@ class Job(Base):
         Index(None, "model_id", "id"),
         Index(None, "model_id", "kind", "state", "id"),
         Index(None, "likeness", "state", "id"),  # finds the last jobs of like work
+        Index(None, "makes", "state"),  # finds the job under way that makes the same
         Index(None, "pruned", "finished_at"),  # finds what retention has not come to yet
     )
 
@@ -48,6 +49,8 @@ class Job(Base):
     again_at: Mapped[datetime | None]  # a queued job is not claimed before
     outage: Mapped[dict[str, Any] | None]  # what kept the job from being done; see `outage.py`
     strikes: Mapped[int] = mapped_column(default=0)  # times the engine host died of it
+    crashes: Mapped[int] = mapped_column(default=0, server_default="0")  # times that it crashed and was not killed
+    makes: Mapped[str | None] = mapped_column(deferred=True)  # jobs with equal digests make the same
     phase: Mapped[str | None]
     step: Mapped[int | None]
     total: Mapped[int | None]
@@ -58,6 +61,18 @@ class Job(Base):
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     pruned: Mapped[int] = mapped_column(default=Pruned.NOTHING)  # a value of `Pruned`
+
+
+class JobDependency(Base):
+    """A job that is not begun before another one has ended.
+
+    The awaited one may be removed by retention, which takes none but jobs that ended long ago.
+    """
+
+    __tablename__ = "job_dependencies"
+
+    job_id: Mapped[str] = mapped_column(primary_key=True)
+    awaited_id: Mapped[str] = mapped_column(primary_key=True, index=True)
 
 
 class JobEvent(Base):

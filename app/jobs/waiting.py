@@ -4,21 +4,24 @@ Workers come and go while a job is queued, and may lose their store while they w
 each time a job is read. Only an outage that the job itself has met is stored with it.
 """
 
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from app.database import now
 from app.fleet import service as fleet
 from app.fleet.service import Consumer
 from app.jobs.outage import Outage
 from app.jobs.queue import backend_of, queue_of
-from app.jobs.state import HELD, State
-from app.jobs.tables import Job
+from app.jobs.state import FINAL, HELD, State
+from app.jobs.tables import Job, JobDependency
 from app.settings import Settings
+
+MAX_NAMED = 10  # jobs in a sentence
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +38,14 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Waits:
-    """What the queued jobs of each queue wait for, and the trouble of each worker that has one."""
+    """What queued jobs wait for, by job and by queue, and the trouble of each worker that has one."""
 
     of_queue: Mapping[str, Waiting]
     of_worker: Mapping[str, str]
+    of_job: Mapping[str, Waiting]
 
 
-NOTHING = Waits({}, {})
+NOTHING = Waits({}, {}, {})
 
 
 def waiting_of(settings: Settings, job: Job, waits: Waits) -> Waiting | None:
@@ -53,7 +57,7 @@ def waiting_of(settings: Settings, job: Job, waits: Waits) -> Waiting | None:
         return None
     if job.outage is not None and job.again_at is not None and job.again_at > now():
         return _outage(settings, Outage.read(job.outage), job.again_at)
-    return waits.of_queue.get(job.queue)
+    return waits.of_job.get(job.id) or waits.of_queue.get(job.queue)
 
 
 def waits_of(session: Session, settings: Settings, jobs: Collection[Job]) -> Waits:
@@ -70,7 +74,26 @@ def waits_of(session: Session, settings: Settings, jobs: Collection[Job]) -> Wai
     return Waits(
         {queue: reason for queue, reason in found.items() if reason is not None},
         {consumer.worker: consumer.trouble for consumer in consumers if consumer.trouble is not None},
+        _of_jobs(session, [job.id for job in jobs if job.state == State.QUEUED]),
     )
+
+
+def _of_jobs(session: Session, ids: Sequence[str]) -> dict[str, Waiting]:
+    """Return what those jobs wait for that are not begun before others have ended."""
+    waiter = aliased(Job)
+    statement = (
+        select(waiter.id, waiter.makes == Job.makes, Job.id)
+        .join(JobDependency, JobDependency.job_id == waiter.id)
+        .join(Job, Job.id == JobDependency.awaited_id)
+        .where(waiter.id.in_(ids), Job.state.not_in(FINAL))
+        .order_by(Job.id)
+    )
+    awaited: dict[str, list[str]] = defaultdict(list)
+    found: dict[str, Waiting] = {}
+    for job_id, makes_the_same, other in session.execute(statement):
+        awaited[job_id].append(other)
+        found[job_id] = _same_under_way(other) if makes_the_same else _jobs_under_way(awaited[job_id])
+    return found
 
 
 def _busy(session: Session) -> frozenset[str]:
@@ -91,6 +114,20 @@ def _reason(
     backend = backend_of(queue)
     others = sum(queue_of(backend) in consumer.queues for consumer in consumers)
     return _no_worker_of_platform(queue, others) if others else _no_worker(session, settings, backend)
+
+
+def _same_under_way(job_id: str) -> Waiting:
+    return Waiting(
+        "same_under_way",
+        f"Job {job_id} makes the same and is under way. This one ends with it and has its result. If that one is "
+        "canceled or fails for a reason that may pass, this one begins.",
+    )
+
+
+def _jobs_under_way(job_ids: Sequence[str]) -> Waiting:
+    count = len(job_ids)
+    others = f"{count} other jobs have" if count > 1 else "another job has"
+    return Waiting("jobs_under_way", f"It begins once {others} ended: {', '.join(job_ids[:MAX_NAMED])}.")
 
 
 def _workers_busy(count: int) -> Waiting:

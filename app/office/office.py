@@ -16,11 +16,10 @@ from fastapi import Depends, Request
 
 import app
 from app.artifacts.store import ArtifactStore
-from app.children.room import Room
 from app.database import Database
 from app.errors import Unavailable
 from app.heavy import Heavy
-from app.http.pools import current_pool
+from app.http.pools import Pool, current_pool
 from app.office.own import Own
 from app.processes.environment import python_environment
 from app.settings import Settings
@@ -40,7 +39,7 @@ class Office:
     def __init__(self, settings: Settings, database: Database, store: ArtifactStore, *, waiting: int = WAITING) -> None:
         self._settings = settings
         self._own: list[tuple[object, Own]] = [(settings, Own.SETTINGS), (database, Own.DATABASE), (store, Own.STORE)]
-        self._room = Room(running=1, waiting=waiting, what="large weight versions or definitions are being worked on")
+        self._pool = Pool("have large weight versions or definitions worked on", places=1, queue=waiting)
         self._lock = Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
@@ -61,8 +60,12 @@ class Office:
             return await self.run(partial(self.call, work, *args, **kwargs))
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Call what calls the office in a thread of those that wait for it; raises Unavailable "busy" if it is full."""
-        return await self._room.run(work)
+        """Call what calls the office, in a thread, once it is this request's turn.
+
+        Raises Unavailable "busy" at once if too many requests wait for the office.
+        """
+        async with self._pool.place():
+            return await self._pool.thread(work)
 
     def call(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call `work` in the office, and return what it returns; raises what it raises."""
@@ -140,7 +143,7 @@ def _place_of_code() -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
-def _office(request: Request) -> Office:
+async def _office(request: Request) -> Office:
     office: Office = request.app.state.office
     return office
 

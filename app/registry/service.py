@@ -7,7 +7,7 @@ from sqlalchemy import bindparam, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from app.errors import Conflict, NotFound
+from app.errors import Conflict, NotFound, shown
 from app.http.pagination import PageQuery, Rows, list_rows
 from app.registry.tables import Model
 
@@ -18,6 +18,7 @@ NEXT = {
         ("definition", Model.last_definition),
         ("weights", Model.last_weights),
         ("engine", Model.last_engine),
+        ("sweep", Model.last_sweep),
     )
 }
 
@@ -40,7 +41,8 @@ def get_model(session: Session, name: str) -> Model:
     model = session.scalar(BY_NAME, {"name": name})
     if model is None:
         raise NotFound(
-            f"There is no model '{name}'. Register it with POST /v1/models, or list what there is with GET /v1/models.",
+            f"There is no model '{shown(name)}'. Register it with POST /v1/models, or list what there is with "
+            "GET /v1/models.",
             code="model_not_found",
         )
     return model
@@ -56,8 +58,8 @@ def lock_model(session: Session, model_id: int) -> None:
     session.execute(select(Model.id).where(Model.id == model_id).with_for_update())
 
 
-def next_number(session: Session, model_id: int, counter: Literal["definition", "weights", "engine"]) -> int:
-    """Take the next number of a model's definitions, weight versions or engines.
+def next_number(session: Session, model_id: int, counter: Literal["definition", "weights", "engine", "sweep"]) -> int:
+    """Take the next number of a model's definitions, weight versions, engines or sweeps.
 
     The row stays locked until the transaction ends, so numbers have no gap and no duplicate.
     """

@@ -9,7 +9,7 @@ from app.database import Base, now
 
 
 class Model(Base):
-    """A named model; its three counters number its definitions, weight versions and engines."""
+    """A named model; its counters number its definitions, weight versions, engines and sweeps."""
 
     __tablename__ = "models"
 
@@ -20,4 +20,5 @@ class Model(Base):
     last_definition: Mapped[int] = mapped_column(default=0)
     last_weights: Mapped[int] = mapped_column(default=0)
     last_engine: Mapped[int] = mapped_column(default=0)
+    last_sweep: Mapped[int] = mapped_column(default=0, server_default="0")
     created_at: Mapped[datetime] = mapped_column(default=now)

@@ -1,6 +1,6 @@
-"""`python -m docs.pages` writes docs/errors.md and docs/decisions/README.md."""
+"""`python -m docs.pages` writes docs/errors.md, docs/decisions/README.md and a table of docs/backends.md."""
 
-from docs.pages import decisions, errors
+from docs.pages import backends, decisions, errors
 
-for page in (errors, decisions):
+for page in (errors, decisions, backends):
     page.PAGE.write_text(page.page())

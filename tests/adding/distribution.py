@@ -26,7 +26,7 @@ def install(
 
 def write_metadata(folder: Path, name: str, group: str, entry_points: Mapping[str, str]) -> None:
     """Write what makes a folder on the path one in which a package with these entry points is installed."""
-    metadata = folder / f"{name}-1.0.dist-info"
+    metadata = folder / f"{name.replace('-', '_')}-1.0.dist-info"  # a hyphen would end the name
     metadata.mkdir(parents=True)
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
     lines = [f"{key} = {value}" for key, value in entry_points.items()]

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from onnx import helper
 from safetensors.numpy import load, save
 
 from app.backends import GROUP
+from app.definitions.parameter import InputSpec
 from examples.client import Client, ServiceProblem
 from tests.adding.distribution import write_metadata
-from tests.workers.networks import perceptron
+from tests.workers.networks import network_of, perceptron
 from tests.workers.service import computed, with_weights
 
 if TYPE_CHECKING:
@@ -81,6 +83,19 @@ def test_it_builds_refits_and_runs(client: Client, folder: Path) -> None:
     for seed, run in zip((FIRST, SECOND), runs, strict=True):
         outputs = load(client.download(run["outputs"]))
         np.testing.assert_allclose(outputs["y"], computed(network.weights(seed), x), rtol=1e-5, atol=1e-6)
+
+
+def test_its_preflight_is_asked(client: Client, folder: Path) -> None:
+    body = {"definition": 1, "weights": 1, "backend": "abacus"}
+    (verdict,) = client.post("builds/check", body)["verdicts"]
+    assert (verdict["version"], verdict["taken"], verdict["source"]) == ("3.0", True, "the beads")
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Tanh", ["h"], ["y"])]
+    tanh = network_of(
+        folder / "tanh.onnx", nodes, {"w": ("F32", (8, 8))}, (InputSpec("x", "F32", ("n", 8)),), {"y": "F32"}
+    )
+    client.post("definitions", {"onnx": upload(client, folder, with_weights(tanh, tanh.weights(FIRST)))})
+    with pytest.raises(ServiceProblem, match=r"422 preflight_refused: .*Tanh: no beads for it"):
+        client.post("builds", {"definition": 2, "backend": "abacus"})
 
 
 def test_what_it_does_not_take_is_refused_at_once(client: Client) -> None:

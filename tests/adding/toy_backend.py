@@ -31,6 +31,7 @@ from workers.engine_host import onnx_graph
 from workers.engine_host.backends.base import Arrays, LoadedEngine, Offered, Room
 from workers.engine_host.backends.options import settled
 from workers.engine_host.backends.stopwatch import Stopwatch
+from workers.engine_host.preflight.verdict import Finding, Question, Refittable, Verdict
 from workers.engine_host.tensors import Array, MappedFiles, ParameterFiles
 
 VERSION = "3.0"
@@ -46,6 +47,16 @@ Values = dict[str, Array]
 
 def open_backend(_name: str, _device: str, _scratch: Path, files: ParameterFiles, _room: Room) -> "Abacus":
     return Abacus(files)
+
+
+def check_abacus(definition: ModelProto, question: Question) -> list[Verdict]:
+    """Refuse the operators that an abacus does not have; all versions have the same."""
+    counts = onnx_graph.all_operators(definition.graph)
+    names = list(onnx_graph.parameters_of(definition))
+    refused = tuple(Finding(one, "no beads for it", count, ()) for one, count in counts.items() if one not in OPERATORS)
+    refittable = Refittable.of(names, (), "")
+    versions = question.versions or (VERSION,)
+    return [Verdict(version, "the beads", counts, refittable, refused=refused) for version in versions]
 
 
 @dataclass
@@ -82,6 +93,7 @@ class Abacus:
     """Plans hold weights, and a refit puts others into the resident engine."""
 
     engine = Counted
+    preflight = staticmethod(check_abacus)
     refits_in_place = True
     offered = Offered(
         VERSION,
@@ -92,6 +104,7 @@ class Abacus:
             "refit": True,
             "run": True,
             "plan_holds_weights": True,
+            "preflight": "before jobs",
             "profiles": "optional",
             "options": {"beads": BEADS},
             "lacks": {},
@@ -109,7 +122,7 @@ class Abacus:
             engine = self.engine(definition, self._values(definition, request.parameters))
         digest, nbytes = self._write(engine, Path(request.plan))
         facts, platform = {"beads": options["beads"]}, self.offered.makes[0]
-        built = Built(request.plan, digest, nbytes, platform, facts, watch.seconds, self.offered.version)
+        built = Built(request.plan, digest, nbytes, platform, facts, watch.stages, self.offered.version)
         return built, engine
 
     def load(self, engine: EngineFile, _report: Report) -> LoadedEngine:

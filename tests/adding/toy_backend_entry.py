@@ -8,4 +8,5 @@ ABACUS = BackendEntry(
     devices=("cpu",),
     factory="tests.adding.toy_backend:open_backend",
     requirement="numpy",
+    preflight="tests.adding.toy_backend:check_abacus",
 )

@@ -79,6 +79,7 @@ def test_a_damaged_blob_is_served_by_no_call_until_it_is_uploaded_again(
     for headers in ({}, {"Range": "bytes=0-99"}, {"Range": "bytes=-1"}):
         answer = uploaded.get(URL, headers=headers)
         assert (answer.status_code, answer.json()["code"]) == (503, "blob_damaged")
+        assert "retry-after" not in answer.headers  # it heals by an upload and not by waiting
         assert URL in answer.json()["detail"]
     assert uploaded.head(URL).status_code == 503
     (listed,) = uploaded.get("/v1/artifacts/damaged").json()["data"]

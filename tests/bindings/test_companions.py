@@ -36,6 +36,9 @@ def known(name: str, **beside: str) -> tuple[str, str] | None:
         ("fc.weight.quant_state.bitsandbytes__nf4", {"fc.weight": "U8"}, "quantisation data"),
         ("fc.input_scale", {"fc.weight": "F8_E4M3"}, "activation scale"),
         ("w_scale", {"w": "I8"}, "scale"),
+        ("fc.weight.descale", {"fc.weight": "F8_E4M3"}, "scale"),
+        ("fc.weight.amax", {"fc.weight": "F8_E4M3"}, "quantisation data"),
+        ("fc.weight_codebook", {"fc.weight": "I8"}, "quantisation data"),
     ],
 )
 def test_what_belongs_to_quantised_numbers_is_known_by_its_name(name: str, beside: dict[str, str], role: str) -> None:
@@ -52,7 +55,8 @@ def test_a_scale_beside_no_quantised_numbers_is_a_tensor_like_any_other(name: st
     [
         "base_model.model.q.lora_A.weight", "base_model.model.q.lora_B.weight", "q.lora_A.default.weight",
         "base_model.model.q.lora_magnitude_vector.default.weight", "lora_unet_q.lora_down.weight", "q.lora_up.weight",
-        "q.lora_linear_layer.up.weight", "q_lora.down.weight", "q.lora_embedding_A", "q.dora_scale", "q.hada_w1_a",
+        "q.lora_linear_layer.up.weight", "q_lora.down.weight", "q_lora1.up.weight",
+        "q.lora_embedding_A", "q.dora_scale", "q.hada_w1_a",
         "q.lokr_w2", "q.diff", "q.diff_b", "q.oft_blocks", "q.vera_lambda_b",
     ],
 )  # fmt: skip
@@ -261,3 +265,18 @@ def test_a_tensor_that_is_named_as_a_learnt_one_is_not_said_to_be_needless() -> 
     (problem,) = Bench({"ln1.weight": ZEROS[0]}, saved).check().problems
     assert "parameters that are equal then, as norms are, become one" in problem.detail
     assert "If it is not needed" not in problem.detail
+
+
+def test_no_rule_is_advised_for_an_adapter_that_scales_rows_as_well() -> None:
+    bench = Bench(
+        {"fc.weight": ZEROS},
+        {
+            "fc.weight": ZEROS,
+            "fc.lora_A.weight": np.zeros((2, 4), np.float32),
+            "fc.lora_B.weight": np.zeros((4, 2), np.float32),
+            "fc.lora_magnitude_vector": np.zeros(4, np.float32),
+        },
+    )
+    details = [one.detail for one in bench.check().problems]
+    assert len(details) == 3
+    assert not any("merge_lora" in detail for detail in details)

@@ -225,7 +225,7 @@ class TestValues:
         assert len(proposed.unclear[0].tensors) == 9
 
     def test_equal_bytes_need_no_reading(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(embedded, "READING_S", -1.0)
+        monkeypatch.setattr(embedded, "PROPOSING_S", -1.0)
         first = {"a": matrix(4, 3), "b": matrix(4, 3)}
         bench = Bench(first, {"y": first["a"], "x": first["b"]}, embedded=True)
         _, proposed, report = bench.pair.propose([], bench.read)
@@ -234,9 +234,14 @@ class TestValues:
             np.testing.assert_array_equal(value, first[name])
 
     def test_without_time_to_read_nothing_is_guessed(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(embedded, "READING_S", -1.0)
+        monkeypatch.setattr(embedded, "PROPOSING_S", -1.0)
         bench, _ = self.renamed()
         assert bench.pair.propose([], bench.read)[0] == []
+
+    def test_a_proposal_reads_on_where_a_check_would_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(embedded, "READING_S", -1.0)
+        bench, _ = self.renamed()
+        assert bench.pair.propose([], bench.read)[2].ok
 
     def test_rows_that_are_too_long_are_read_piece_by_piece(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(embedded, "SPAN_BYTES", 64)

@@ -22,5 +22,5 @@ def test_the_process_may_open_as_many_files_as_its_user() -> None:
 
 def test_the_connections_stay_below_the_limit_of_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.connections.limits.raise_descriptor_limit", lambda: 1024)
-    assert Limits.of(Settings(max_connections=1000)).connections == 412
+    assert Limits.of(Settings(max_connections=1000)).connections == 329
     assert Limits.of(Settings(max_connections=100)).connections == 100

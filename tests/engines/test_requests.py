@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -32,7 +33,7 @@ from app.engines.work import VERSION, RunWork, Verification, VerifyWork
 from app.errors import Invalid, NotFound
 from app.fleet.tables import ReportedWorker
 from app.jobs.submission import Placement
-from app.jobs.tables import Job, JobEvent
+from app.jobs.tables import Job, JobDependency, JobEvent
 from app.registry.service import create_model
 from app.settings import Settings
 from app.weights.tables import WeightVersion
@@ -74,6 +75,7 @@ def test_a_build_tells_its_worker_everything(bench: Workbench) -> None:
         "rules": [],
         "verify": {"against": "reference"},
         "reuse": True,
+        "retry_crashed": False,
     }
 
 
@@ -769,3 +771,13 @@ def test_a_definition_with_parameters_and_nothing_embedded_needs_weights(
     assert "2 parameters" in error.value.detail
     assert "POST /v1/models/minilm/weights" in error.value.detail
     assert [fault.pointer for fault in error.value.errors] == ["/weights"]
+
+
+def test_of_equal_requests_at_the_same_moment_one_is_done(bench: Workbench) -> None:
+    prepared = [request_build(bench.database, bench.store, bench.settings, "minilm", BUILD) for _ in range(8)]
+    with ThreadPoolExecutor(len(prepared)) as pool:
+        jobs = [job.id for job in pool.map(bench.place, prepared)]
+    with bench.database.reading() as session:
+        waits = session.execute(select(JobDependency.job_id, JobDependency.awaited_id)).all()
+    (leader,) = {row.awaited_id for row in waits}
+    assert sorted([leader, *(row.job_id for row in waits)]) == sorted(jobs)

@@ -8,6 +8,7 @@ from app.engines.work import (
     VERSION,
     BenchmarkWork,
     BuildWork,
+    CompareWork,
     MaterialiseWork,
     RefitWork,
     RunWork,
@@ -47,6 +48,7 @@ WORKS: list[Work] = [
     RunWork(engine_id=5, inputs=INPUTS),
     VerifyWork(engine_id=5, verify=Verification(against="rebuild")),
     BenchmarkWork(engine_id=5, iterations=7, warmup=1, shapes={"x": (2, 8)}, against="not_refittable", layers=False),
+    CompareWork(sweep_id=3, iterations=7, warmup=1, repeats=2, shapes={"x": (2, 8)}, inputs=None),
 ]
 # Rows as the release wrote them that knew no version.
 MAKES = {
@@ -102,6 +104,11 @@ VERSION_0: list[tuple[Kind, dict[str, Any], Work]] = [
         "benchmark",
         {"engine_id": 5, "iterations": 7, "warmup": 1, "shapes": {"x": [2, 8]}, "against": None, "layers": True},
         BenchmarkWork(engine_id=5, iterations=7, warmup=1, shapes={"x": (2, 8)}, against=None, layers=True),
+    ),
+    (
+        "compare",
+        {"sweep_id": 3, "iterations": 7, "warmup": 1, "repeats": 2, "shapes": {"x": [2, 8]}},
+        CompareWork(sweep_id=3, iterations=7, warmup=1, repeats=2, shapes={"x": (2, 8)}),
     ),
 ]
 

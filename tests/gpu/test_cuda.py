@@ -47,6 +47,13 @@ def test_the_gpu_is_described() -> None:
     assert 0 < device["memory_free"] <= device["memory_total"]
     assert [int(part) for part in device["compute_capability"].split(".")] >= [5, 0]
     assert int(device["driver"].split(".")[0]) >= 12
+    facts = device["fingerprint"]["facts"]
+    assert facts["name"] == device["name"]
+    assert facts["compute_capability"] == device["compute_capability"]
+    assert facts["multiprocessors"] > 0
+    assert facts["l2_bytes"] > 1 << 10
+    assert facts["ecc"] in {True, False}
+    assert facts["clock_mhz"] > 100
 
 
 def test_what_is_remembered_of_the_gpu_is_what_the_driver_says() -> None:

@@ -100,3 +100,11 @@ def test_a_file_that_is_missing_is_a_fault_of_the_service(app: FastAPI) -> None:
         raise FileNotFoundError(errno.ENOENT, "No such file")
 
     assert TestClient(app, "http://localhost", raise_server_exceptions=False).get("/v1/fails").status_code == 500
+
+
+@pytest.mark.parametrize("path", ["{}", "v1/models/{}", "v1/models/{}/engines", "v1/jobs/{}"])
+def test_a_long_name_is_not_repeated_whole(client: TestClient, path: str) -> None:
+    answer = client.get("/" + path.format("x" * 5000))
+    assert answer.status_code == 404
+    assert "x" * 60 in answer.json()["detail"]
+    assert len(answer.json()["detail"]) < 400

@@ -50,4 +50,7 @@ def test_a_look_takes_steps_in_an_index_only(database: Database, make_job: MakeJ
     statement, parameters = next(one for one in statements if "jobs" in one[0])
     with database.engine.connect() as connection:
         plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()  # type: ignore[arg-type]  # as they were
-    assert [row.detail for row in plan] == ["SEARCH jobs USING INDEX ix_jobs_state_queue_id (state=? AND queue=?)"]
+    steps = [row.detail for row in plan]
+    assert steps[0] == "SEARCH jobs USING INDEX ix_jobs_state_queue_id (state=? AND queue=?)"
+    assert steps[1] == "CORRELATED SCALAR SUBQUERY 1"  # what a job waits for
+    assert all(step.startswith("SEARCH ") and "INDEX" in step for step in steps[2:])

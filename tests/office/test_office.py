@@ -15,10 +15,10 @@ from fastapi.testclient import TestClient
 from safetensors.numpy import save
 from sqlalchemy import text
 
-from app.children.room import Room
 from app.database import DATABASE_DOWN, Database
 from app.errors import NotFound, Unavailable
 from app.heavy import LIGHT
+from app.http.pools import Pool
 from app.office.office import Office
 from app.registry.service import create_model
 from app.remembered import MEMORY, Memory
@@ -112,7 +112,7 @@ def test_a_killed_office_is_started_anew(app: FastAPI, net: Service, office: Off
 @pytest.mark.usefixtures("net")
 def test_a_full_office_refuses_at_once(app: FastAPI, client: TestClient, office: Office) -> None:
     allow(app, rows=0)
-    office._room = Room(running=0, waiting=0, what="things")
+    office._pool = Pool("be tested", places=0, queue=0)
     body = {"definition": 1, "weights": 1}
     for path in ("bindings/check", "builds"):
         answer = client.post(f"/v1/models/net/{path}", json=body)

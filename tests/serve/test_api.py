@@ -7,12 +7,14 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
-from starlette.types import Message
+from starlette.types import Message, Receive, Scope, Send
 
 from app.connections.crowd import Crowd
 from app.connections.limits import Limits
+from app.http.beginning import Beginning
+from app.http.turns import current_address
 from app.main import create_app
-from app.serve.api import Server
+from app.serve.api import Server, server_config
 from app.settings import Settings
 
 
@@ -38,6 +40,29 @@ def test_the_connections_are_checked_once_a_second(server: Server, monkeypatch: 
 
     asyncio.run(three_seconds())
     assert len(checks) == 3
+
+
+@pytest.mark.parametrize(
+    ("trusted", "address"), [("", "10.0.0.1"), ("10.0.0.0/8", "192.0.2.7"), ("10.0.0.9", "10.0.0.1")]
+)
+def test_only_a_proxy_that_is_named_says_whose_request_it_is(trusted: str, address: str) -> None:
+    addresses: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async def noted(_scope: Scope, _receive: Receive, _send: Send) -> None:
+            addresses.append(current_address.get())
+
+        await Beginning(noted)(scope, receive, send)
+
+    async def nothing(_message: Message | None = None) -> Message:
+        return {}
+
+    config = server_config(app, Settings(trusted_proxies=trusted))  # type: ignore[arg-type]  # any application
+    config.load()
+    headers = [(b"x-forwarded-for", b"192.0.2.7")]
+    scope: Scope = {"type": "http", "client": ("10.0.0.1", 5), "headers": headers}
+    asyncio.run(config.loaded_app(scope, nothing, nothing))
+    assert addresses == [address]
 
 
 def test_what_has_no_time_to_end_is_answered_with_when_to_come_again(settings: Settings) -> None:

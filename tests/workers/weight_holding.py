@@ -28,6 +28,7 @@ from workers.channel.messages import (
     Refitted,
     Report,
     Request,
+    Spent,
 )
 from workers.engine_host import onnx_graph
 from workers.engine_host.backends.base import LoadedEngine, Offered
@@ -69,13 +70,13 @@ class WeightHolding(Abacus):
         return super()._loaded(engine, parameters)
 
     def _refitted(self, request: Refit, engine: Counted, *, warm: bool) -> Refitted:
-        return replace(super()._refitted(request, engine, warm=warm), timings={"refit": 0.0})
+        return replace(super()._refitted(request, engine, warm=warm), stages={"refit": Spent(0.0)})
 
     @contextmanager
     def materialising(self, plan: str, engine: LoadedEngine, report: Report) -> Iterator[Future[Materialised]]:
         with super().materialising(plan, engine, report) as writing:
             made: Future[Materialised] = Future()
-            made.set_result(replace(writing.result(), timings={"serialize": 0.0}))
+            made.set_result(replace(writing.result(), stages={"serialize": Spent(0.0)}))
             yield made
 
     def _write(self, engine: Counted, path: Path) -> tuple[str, int]:

@@ -13,6 +13,7 @@ import structlog
 from app.fleet.backend_offer import BackendOffer, read_offers
 from workers.channel.device_environment import asks_again_and_again, device_attributes_library
 from workers.channel.hearing import BadReply, read_frame
+from workers.channel.memory_watch import MemoryWatch
 from workers.channel.messages import DEVICE_FAILED, BackendError, LogLine, Message, Outcome, Request, Residency
 from workers.channel.paths import check_paths
 from workers.channel.process import NO_MORE, EngineHostProcess, Reach
@@ -20,6 +21,7 @@ from workers.channel.replies import Hello, Reply
 
 HELLO_S = 120.0  # a driver that starts up after a reboot takes half a minute, a runtime's import several seconds
 TICK_S = 0.5
+LAST_LINE = " Its last line was: "
 REINSTALL = "install a C compiler and Enginesmith again, on a path without spaces, with nothing in /etc/ld.so.preload"
 log = structlog.get_logger(__name__)
 
@@ -110,7 +112,8 @@ class EngineHost:
 
         `on_message` gets each message and log line as it comes. `tick` is called at least every `tick_s` seconds. If
         either raises, the child is killed and the exception passes through. Raises BackendError if the request fails:
-        the child goes on as before, unless the code is DEVICE_FAILED. Raises EngineHostDied if the child ends, and
+        the child goes on as before, unless the code is DEVICE_FAILED. If it takes too much memory, the child
+        is killed and the code is "too_much_memory". Raises EngineHostDied if the child ends, and
         EngineHostNotStarted if it ends while it starts. If the child is gone, the next call spawns another.
         """
         with self._conversing:
@@ -118,7 +121,7 @@ class EngineHost:
             try:
                 conversation = _Conversation(process, on_message, tick, tick_s)
                 self._greet(process, conversation)
-                reply = conversation.ask(request)
+                reply = self._within_memory(process, conversation, request)
             except BaseException:
                 self.close()
                 raise
@@ -174,6 +177,15 @@ class EngineHost:
             except BaseException:
                 self.close()
                 raise
+
+    def _within_memory(self, process: EngineHostProcess, conversation: "_Conversation", request: Request) -> Reply:
+        with MemoryWatch(process, request, self._reach.job_bytes, gpu=self._device != "cpu") as watch:
+            try:
+                return conversation.ask(request)
+            except EngineHostDied as error:
+                if watch.took is None:
+                    raise
+                raise watch.error() from error
 
     def _greet(self, process: EngineHostProcess, conversation: "_Conversation") -> Hello:
         """Return what the newest child said of itself; wait for this child's greeting if it has not come yet."""
@@ -238,7 +250,7 @@ class _Conversation:
             how = self._process.end()
             self._pass_on_log()
             tail = self._process.log.tail
-            last = f" Its last line was: {tail[-1]}" if tail else ""
+            last = f"{LAST_LINE}{tail[-1]}" if tail else ""
             raise EngineHostDied(f"The engine host {how}.{last}", tail, self._process.status) from error
 
     def _next(self) -> Hello | BackendError | Reply:
@@ -292,4 +304,5 @@ def _misspoken(said: object, process: EngineHostProcess) -> EngineHostDied:
 
 def _log_message(message: Message) -> None:
     if isinstance(message, LogLine):
-        getattr(log, message.level)("engine host", line=message.text)
+        level = "debug" if message.level == "verbose" else message.level
+        getattr(log, level)("engine host", line=message.text)

@@ -121,7 +121,8 @@ class Check:
     is what another verification of the same definition told, or else as can be guessed. `expected` is the path of one
     with the outputs to expect, which then stand for what `against` says. `tolerance` has those bounds that are not the
     usual ones. `if_impossible` says what becomes of an engine whose definition cannot be run on the inputs.
-    `coverage_s` are the seconds to measure for which parameters the verification sees, 0 for not at all.
+    `coverage_s` are the seconds to measure for which parameters the verification sees, 0 for not at all. `inner` names
+    values inside the graph that are compared as well if the engine shows them: what outputs do not show, these do.
     """
 
     against: Against = "reference"
@@ -131,6 +132,7 @@ class Check:
     if_impossible: IfImpossible = "fail"
     coverage_s: float = 0.0
     made_up: Mapping[str, Any] | None = None
+    inner: tuple[str, ...] = ()
 
 
 UNVERIFIED = Check("none")
@@ -140,7 +142,8 @@ UNVERIFIED = Check("none")
 class Build:
     """Compile the definition with these parameters, write the plan to the path `plan` and verify the engine.
 
-    `timing_cache` is the path of what earlier builds on such a device timed, or None if there is nothing.
+    `timing_cache` is the path of what earlier builds on such a device timed, or None if there is nothing. `verbose`
+    has the compiler say what it is at, so that the log tells where it crashed.
     """
 
     backend: str
@@ -152,6 +155,7 @@ class Build:
     options: Mapping[str, Any] = field(default_factory=dict)
     timing_cache: str | None = None
     check: Check = UNVERIFIED
+    verbose: bool = False
 
     def __post_init__(self) -> None:
         _make_picklable(self)
@@ -235,6 +239,24 @@ class Benchmark:
 
 
 @dataclass(frozen=True, slots=True)
+class Compare:
+    """Measure several engines on the same inputs, in turns.
+
+    `inputs` is the path of a safetensors file with the inputs; if it is None, fixed inputs of `shapes` are made up.
+    Each engine has `repeats` turns, in which `iterations` runs in all are timed one by one. `warmup` untimed runs
+    precede each turn.
+    """
+
+    engines: tuple[EngineFile, ...]
+    iterations: int
+    warmup: int
+    repeats: int
+    report: str
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    inputs: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class MergeTimings:
     """Merge the timing caches at the paths `caches` into one at the path `merged`."""
 
@@ -243,7 +265,15 @@ class MergeTimings:
     merged: str
 
 
-Request = Build | Refit | Materialise | Run | Verify | Benchmark | MergeTimings
+Request = Build | Refit | Materialise | Run | Verify | Benchmark | Compare | MergeTimings
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What a stage took: the time in seconds, and the bytes it read, made or wrote; 0 if it has none to tell of."""
+
+    seconds: float
+    nbytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,8 +281,9 @@ class Built:
     """A compiled engine, now resident.
 
     `platform` names what a worker must offer to load it (see `Offered`). `facts` is what the backend tells of the
-    engine. `timings` are seconds by phase. `timing_cache` is the path of all that has been timed by now, for later
-    builds; it is None if the backend cannot read it back. `verification` is None if none was asked for.
+    engine. `stages` says what each stage took. `timing_cache` is the path of all that has been timed by now, for
+    later builds; it is None if the backend cannot read it back. `verification` is None if none was asked for.
+    `bound_to` names the facts of this device's fingerprint that a device which loads the plan must share.
     """
 
     plan: str
@@ -260,10 +291,11 @@ class Built:
     nbytes: int
     platform: str
     facts: Mapping[str, Any]
-    timings: Mapping[str, float]
+    stages: Mapping[str, Spent]
     backend_version: str
     timing_cache: str | None = None
     verification: "Verified | None" = None
+    bound_to: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,19 +313,19 @@ class Refitted:
     changed: int
     warm: bool
     facts: Mapping[str, Any]
-    timings: Mapping[str, float]
+    stages: Mapping[str, Spent]
     backend_version: str
     verification: "Verified | None" = None
 
 
 @dataclass(frozen=True, slots=True)
 class Materialised:
-    """The plan was written to the path `plan`; `timings` are seconds by phase."""
+    """The plan was written to the path `plan`; `stages` says what each stage took."""
 
     plan: str
     plan_digest: str
     nbytes: int
-    timings: Mapping[str, float]
+    stages: Mapping[str, Spent]
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,7 +334,7 @@ class Ran:
 
     outputs: str
     seconds: float
-    timings: Mapping[str, float]
+    stages: Mapping[str, Spent]
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,7 +343,8 @@ class OutputDifference:
 
     `relative_l2` is |a - b| / |b|; `cosine` is a.b / (|a||b|); a figure that does not exist is None (no comparison
     was made, or no value is finite). `finite` says whether the engine's values all are. `unequal` counts the places
-    where only one of the two is finite, or where they are not and differ.
+    where only one of the two is finite, or where they are not and differ. `logarithm` is how far the logarithms of
+    probabilities lie apart: the root mean square over that of the expected ones, or over 1 if that is less.
     """
 
     max_abs: float | None
@@ -319,6 +352,7 @@ class OutputDifference:
     cosine: float | None
     finite: bool
     unequal: int = 0
+    logarithm: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,9 +360,11 @@ class Sight:
     """Which parameters a verification sees: it would fail if one of them were another.
 
     `parameters` of the `of` there are do so if their values change by 1% of their root mean square. `tried` were looked
-    at in `seconds`. `unseen` names those that it does not see, and of these `unseen_swapped` even with the values
-    of another parameter of their shape. `in_part` names tables of which only the rows that the inputs look up are seen.
-    `saturated` are outputs whose values hardly vary.
+    at in `seconds`. `by_inner` of them show in no output but in one of the values `inner`, which are compared as well.
+    `unseen` names those that it does not see, and of these `unseen_swapped` even with the values of another parameter
+    of their shape. `without_effect` are those that no output depends on, seen or not, as far as even a change of 100
+    times their root mean square tells. `reasons` says why one is unseen or has no effect. `in_part` names tables of
+    which only the rows that the inputs look up are seen. `saturated` are outputs whose values hardly vary.
     """
 
     parameters: int
@@ -339,6 +375,10 @@ class Sight:
     in_part: tuple[str, ...]
     saturated: tuple[str, ...]
     seconds: float
+    by_inner: int = 0
+    inner: tuple[str, ...] = ()
+    without_effect: tuple[str, ...] = ()
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,7 +386,8 @@ class Verified:
     """What a verification found; `ok` is None if it was impossible, as `detail` says.
 
     `against` is "expected" if outputs were given. `inputs` digests the inputs, and `made_up` says how they were made,
-    unless they were given. `detail` says in words why it is not ok. `sees` is None if it was not measured.
+    unless they were given. `detail` says in words why it is not ok. `sees` is None if it was not measured. `inner` has
+    the values inside the graph that were compared as well.
     """
 
     ok: bool | None
@@ -355,9 +396,10 @@ class Verified:
     tolerance: Mapping[str, Any]
     inputs: str
     detail: str
-    timings: Mapping[str, float]
+    stages: Mapping[str, Spent]
     made_up: Mapping[str, Any] | None = None
     sees: Sight | None = None
+    inner: Mapping[str, OutputDifference] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -388,7 +430,32 @@ class Benchmarked:
     layers: tuple[tuple[str, float], ...]
     shapes: Mapping[str, tuple[int, ...]]
     report: str
-    timings: Mapping[str, float]
+    stages: Mapping[str, Spent]
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What a comparison found of each engine, in the order of the request.
+
+    `latencies` has None for an engine that could not be measured, and `faults` has the reason at its place, else None.
+    `report` is the path of a JSON file with every sample.
+    """
+
+    latencies: tuple["TurnLatency | None", ...]
+    faults: tuple[str | None, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    report: str
+    stages: Mapping[str, Spent]
+
+
+@dataclass(frozen=True, slots=True)
+class TurnLatency:
+    """The seconds that a run takes; `spread` lies between the lowest and the highest median of a turn."""
+
+    median: float
+    p95: float
+    mean: float
+    spread: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -398,7 +465,7 @@ class TimingsMerged:
     merged: str
 
 
-Outcome = Built | Refitted | Materialised | Ran | Verified | Benchmarked | TimingsMerged
+Outcome = Built | Refitted | Materialised | Ran | Verified | Benchmarked | Compared | TimingsMerged
 
 
 @dataclass(frozen=True, slots=True)
@@ -412,7 +479,10 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
-    """One line a backend wrote; `level` is "info", "warning" or "error"."""
+    """One line a backend wrote; `level` is "verbose", "info", "warning" or "error".
+
+    Only a build that asks for them has verbose lines. Its worker keeps the last ones and shows the others to nobody.
+    """
 
     level: str
     text: str

@@ -10,7 +10,8 @@ READ_BYTES = 64 * 1024
 MAX_LINE_BYTES = 16 * 1024
 TAIL_LINES = 100
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-LEVELS = (
+LEVELS = (  # onnxruntime writes lines with [I: only if it is asked for verbose ones as well
+    (re.compile(r"\[[VI]:"), "verbose"),
     (re.compile(r"\[[EF][:\]]|\berror\b", re.IGNORECASE), "error"),
     (re.compile(r"\[W[:\]]|\bwarning\b", re.IGNORECASE), "warning"),
 )

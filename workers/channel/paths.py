@@ -8,6 +8,7 @@ from workers.channel.hearing import BadReply
 from workers.channel.messages import (
     Benchmarked,
     Built,
+    Compared,
     Materialised,
     PlanWritten,
     Ran,
@@ -42,7 +43,7 @@ def _paths(said: Any) -> Iterator[str]:  # noqa: ANN401 - any message or result
             found = (said.plan,)
         case Ran():
             found = (said.outputs,)
-        case Benchmarked():
+        case Benchmarked() | Compared():
             found = (said.report,)
         case TimingsMerged():
             found = (said.merged,)

@@ -33,13 +33,16 @@ class Reach:
     """The folders that a child may read, and write, besides its scratch folders; `private` ones it never sees.
 
     What is listed as readable or writable stays so, even if it lies in a private folder. `job_bytes` is the memory that
-    one request may take, None for an estimate.
+    one request may take, None for an estimate. `page_locked_bytes` may be page-locked on a GPU's machine, and are given
+    back when they were not used for `page_locked_idle_s` seconds.
     """
 
     readable: tuple[Path, ...] = ()
     writable: tuple[Path, ...] = ()
     private: tuple[Path, ...] = ()
     job_bytes: int | None = None
+    page_locked_bytes: int = 0
+    page_locked_idle_s: float | None = None
 
 
 NO_MORE = Reach()
@@ -65,7 +68,12 @@ class EngineHostProcess:
             "device": device,
             "scratch": self.folder.absolute(),
         }
-        limits = {"resident-bytes": resident_bytes, "job-bytes": reach.job_bytes}
+        limits = {
+            "resident-bytes": resident_bytes,
+            "job-bytes": reach.job_bytes,
+            "page-locked-bytes": reach.page_locked_bytes,
+            "page-locked-idle-s": reach.page_locked_idle_s,
+        }
         arguments |= {key: value for key, value in limits.items() if value is not None}
         flags = [f"--{key}={value}" for key, value in arguments.items()]
         flags += [f"--readable={folder.absolute()}" for folder in reach.readable]
@@ -127,6 +135,10 @@ class EngineHostProcess:
             return f"ended with status {code}"
         name = signal.Signals(-code).name
         return f"was killed by {name}" + (" (out of memory, possibly)" if name == "SIGKILL" else "")
+
+    def strike(self) -> None:
+        """Kill the child and leave the rest to `kill`, from any thread; whoever hears the child sees its socket end."""
+        self._process.kill()
 
     def kill(self) -> None:
         """Kill the child, whatever it is at, and remove what it leaves."""

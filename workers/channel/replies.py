@@ -16,7 +16,8 @@ from workers.channel.messages import BackendError, Message, Outcome, Residency
 class Hello:
     """What the child works with.
 
-    `device` is {"kind", "name", "memory_total", "memory_free"}, memory in bytes, and more keys if the kind has them.
+    `device` is {"kind", "name", "memory_total", "memory_free", "fingerprint"}, memory in bytes, and more keys if the
+    kind has them. "fingerprint" is {"digest", "facts"}.
     `backends` maps the name of each installed backend to {"version", "makes", "loads", "capabilities"}. If the backend
     cannot be used, it is {"version", "unavailable"}, and "unavailable" is the reason with its remedy. `resident_bytes`
     is the memory for engines kept loaded. `installable` says how to install the backends that the device could have and

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from workers.channel.messages import Build, MergeTimings, ParameterSource, Refit, Request
+from workers.channel.messages import Build, Compare, MergeTimings, ParameterSource, Refit, Request
 
 
 def weight_bytes(request: Request) -> int:
@@ -12,6 +12,8 @@ def weight_bytes(request: Request) -> int:
             return 0
         case Build() | Refit():
             return stored_bytes(request.parameters)
+        case Compare():
+            return max((stored_bytes(engine.parameters) for engine in request.engines), default=0)
     return stored_bytes(request.engine.parameters)
 
 

@@ -14,7 +14,8 @@ from threading import RLock
 from app.backends import remedies
 from app.processes.confinement import Measure
 from app.processes.lifeline import die_with_parent
-from workers.channel.messages import BackendError, Benchmark, Build, Outcome, Refit, Request, Verify
+from app.processes.memory import go_first_if_memory_runs_out
+from workers.channel.messages import BackendError, Benchmark, Build, Compare, Outcome, Refit, Request, Verify
 from workers.channel.replies import Hello, Reply, Said, frame_of
 from workers.channel.wire import RequestReader
 from workers.engine_host.confined import confine_host
@@ -35,6 +36,7 @@ def main() -> None:
     """Serve requests until the parent closes the socket or dies."""
     arguments = _arguments()
     die_with_parent(arguments.parent)
+    go_first_if_memory_runs_out()
     measures = confine_host(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
     with Connection(arguments.socket) as connection:
@@ -75,12 +77,26 @@ def _greet(send: Send, arguments: Namespace, measures: Mapping[str, Measure]) ->
     device = describe_device(arguments.device)
     limit = resident_limit(device) if arguments.resident_bytes is None else arguments.resident_bytes
     memory = memory_limit(device, arguments.job_bytes)
+    if device["kind"] != "cpu":
+        _limit_page_locked(arguments)
     engines = Engines(arguments.device, limit, arguments.scratch, send, memory.bytes_with)
     backends = offers(arguments.device, engines.backend)
     confinement = {name: asdict(one) for name, one in {**measures, "memory": memory.measure}.items()}
     _flush()
     send(Hello(device, backends, limit, remedies(arguments.device), confinement))
     return engines, memory
+
+
+def _limit_page_locked(arguments: Namespace) -> None:
+    """Say how much memory may be page-locked on this machine, and for how long it is kept."""
+    from workers.engine_host.cuda.page_locked_values import (  # noqa: PLC0415 - CUDA is loaded in the engine host of a GPU only
+        process_values,
+    )
+
+    values = process_values()
+    values.limit = arguments.page_locked_bytes
+    if arguments.page_locked_idle_s is not None:
+        values.idle_s = arguments.page_locked_idle_s
 
 
 def _answer(request: Request, send: Send, engines: Engines, memory: MemoryLimit, device: str) -> None:
@@ -102,7 +118,7 @@ def _memory_free(device: str) -> int:
 
 def _takes_much_memory(request: Request) -> bool:
     """Whether the request may have run a compiler or the reference."""
-    return isinstance(request, Build | Verify | Benchmark) or (
+    return isinstance(request, Build | Verify | Benchmark | Compare) or (
         isinstance(request, Refit) and request.check.against in {"reference", "rebuild"}
     )
 
@@ -150,6 +166,8 @@ def _arguments() -> Namespace:
     parser.add_argument("--device", required=True)
     parser.add_argument("--resident-bytes", type=int)
     parser.add_argument("--job-bytes", type=int)
+    parser.add_argument("--page-locked-bytes", type=int, default=0)
+    parser.add_argument("--page-locked-idle-s", type=float)
     parser.add_argument("--scratch", type=Path, required=True)
     for kind in ("readable", "writable", "private"):
         parser.add_argument(f"--{kind}", type=Path, action="append", default=[])

@@ -12,6 +12,8 @@ from workers.engine_host.tensors import Array, dtype_name
 
 INFINITIES = {"float16": 0x7C00, "bfloat16": 0x7F80}  # as bits, by dtype
 SIGN = 0x8000
+# Below these a probability has too few digits for its logarithm, by the lowest precision that is computed in.
+LEAST_PROBABILITY = {"F64": 1e-300, "F32": 1e-36, "BF16": 1e-36, "F16": 1e-3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,35 @@ class Tolerance:
     def given(self, bounds: Mapping[str, float]) -> "Tolerance":
         """Return it with those bounds that a client has chosen."""
         return replace(self, **dict[str, Any](bounds))
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How outputs are compared: by which tolerance, and which of them by their logarithms as well.
+
+    `probabilities` are the outputs behind a softmax. Its largest values drown all others, and a difference of logits
+    hardly shows in a probability near one or zero. Their logarithms are the logits, but for one number.
+    """
+
+    tolerance: Tolerance
+    probabilities: frozenset[str] = frozenset()
+
+    def difference(self, name: str, actual: Array, expected: Array | None) -> OutputDifference:
+        """Return how far an output lies from what is expected; see the function of this name."""
+        found = difference(actual, expected)
+        if name not in self.probabilities or expected is None or found.max_abs is None:
+            return found
+        return replace(found, logarithm=_logarithmic(actual, expected, self.tolerance))
+
+    def fault(self, name: str, one: OutputDifference) -> str:
+        """Say why an output is out of tolerance, or nothing if it is not."""
+        fault = fault_of(name, one, self.tolerance)
+        if fault or one.logarithm is None or one.logarithm <= self.tolerance.relative_l2:
+            return fault
+        return (
+            f"the logarithms of output {name} differ by {one.logarithm} in relative L2, {self.tolerance.relative_l2} "
+            "is allowed"
+        )
 
 
 TOLERANCES = (
@@ -118,6 +149,19 @@ def fault_of(name: str, one: OutputDifference, tolerance: Tolerance) -> str:
     if one.cosine is None or one.cosine < tolerance.cosine:
         return f"output {name} has cosine {one.cosine}, {tolerance.cosine} is needed"
     return ""
+
+
+def _logarithmic(actual: Array, expected: Array, tolerance: Tolerance) -> float | None:
+    """Return the root mean square of the differences of logarithms, over that of the expected ones if it exceeds 1."""
+    least = LEAST_PROBABILITY.get(tolerance.dtype)
+    if least is None or DTYPES[dtype_name(actual)].kind != "float":
+        return None
+    a, b = (array.astype(np.float64).ravel() for array in (actual, expected))
+    known = b >= least
+    if not known.any():
+        return None
+    a, b = np.log(np.maximum(a[known], least * least)), np.log(b[known])
+    return float(np.sqrt(np.square(a - b).mean()) / max(1.0, np.sqrt(np.square(b).mean())))
 
 
 def _type(array: Array) -> str:

@@ -6,31 +6,28 @@ change of 1% shows is also tried with the values of another of its shape.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import ml_dtypes
 import numpy as np
 
 from app.definitions.parameter import InputSpec
 from app.weights.dtypes import DTYPES
 from workers.channel.messages import BackendError, Sight
 from workers.engine_host.backends.base import Arrays
-from workers.engine_host.comparison import Tolerance, difference, fault_of
+from workers.engine_host.comparison import Comparison
+from workers.engine_host.deviations import changed
 from workers.engine_host.references import Reference
 from workers.engine_host.tensors import Array, dtype_name
 from workers.engine_host.trials import Trial
 
-CHANGE = 0.01  # of the root mean square of a parameter's values
-SIGNS = np.random.Generator(np.random.PCG64(1)).integers(0, 2, 4093, np.int8) * 2 - 1  # a prime: no rows are alike
-PART = 4093 * 64  # values, a multiple of the signs, so that these go on where they ended
 SATURATED = 0.9  # the share of an output's values that are its least or its greatest one
 MAX_NAMED = 50
 WORTHWHILE = 0.05  # of the parameters have to be seen in addition, as other inputs may take longer in each refit
 
 
 def measure(
-    reference: Reference, inputs: Arrays, tolerance: Tolerance, seconds: float, only: Sequence[str] | None = None
+    reference: Reference, inputs: Arrays, comparison: Comparison, seconds: float, only: Sequence[str] | None = None
 ) -> Sight:
     """Change one parameter after another, in an order of chance, until all are done or the seconds are over.
 
@@ -45,23 +42,23 @@ def measure(
         if time.monotonic() - started > seconds:
             break
         change = {name: changed(reference.weights[name])}
-        seen[name] = _notices(reference, inputs, base, change, tolerance)
+        seen[name] = _notices(reference, inputs, base, change, comparison)
     unseen = tuple(sorted(name for name, one in seen.items() if not one))
     alike = _others_of_shape(reference.weights)
     hidden = [
         name
-        for name in unseen[:MAX_NAMED]
+        for name in unseen
         if name in alike
         and time.monotonic() - started <= seconds
-        and not _notices(reference, inputs, base, _swapped(reference.weights, name, alike[name]), tolerance)
+        and not _notices(reference, inputs, base, _swapped(reference.weights, name, alike[name]), comparison)
     ]
     return Sight(
         parameters=len(seen) - len(unseen),
         of=len(reference.weights),
         tried=len(seen),
-        unseen=unseen[:MAX_NAMED],
+        unseen=unseen,
         unseen_swapped=tuple(hidden),
-        in_part=tuple(sorted(name for name in reference.tables if seen.get(name)))[:MAX_NAMED],
+        in_part=tuple(sorted(name for name in reference.tables if seen.get(name))),
         saturated=tuple(name for name, array in base.items() if unseen and is_saturated(array)),
         seconds=time.monotonic() - started,
     )
@@ -70,76 +67,48 @@ def measure(
 def widest(
     reference: Reference,
     specs: Sequence[InputSpec],
-    tolerance: Tolerance,
+    comparison: Comparison,
     known: tuple[Sight, Trial],
     others: Sequence[Trial],
     seconds: float,
 ) -> tuple[Sight, Trial]:
     """Return the sight of the inputs that see the most, and these: `known`, or one of `others`.
 
-    Each of these is asked for the unseen ones first; the one that sees most of them is measured whole. It is taken if
-    that is worthwhile.
+    Each of these is asked for those that are missed first; the one that sees most of them is measured whole. It is
+    taken if that is worthwhile.
     """
     deadline = time.monotonic() + seconds
     gains: list[tuple[int, int]] = []
     for index, trial in enumerate(others):
         try:
             inputs = trial.inputs(specs)
-            gained = measure(reference, inputs, tolerance, deadline - time.monotonic(), known[0].unseen).parameters
+            gained = measure(reference, inputs, comparison, deadline - time.monotonic(), missed(known[0])).parameters
         except BackendError:
             continue
         gains.append((gained, -index))
     if not gains or max(gains)[0] == 0:
         return known
     trial = others[-max(gains)[1]]
-    sight = measure(reference, trial.inputs(specs), tolerance, deadline - time.monotonic())
+    sight = measure(reference, trial.inputs(specs), comparison, deadline - time.monotonic())
     better = (sight, trial) if sight.parameters >= known[0].parameters + WORTHWHILE * sight.of else known
     return replace(better[0], seconds=known[0].seconds + seconds - (deadline - time.monotonic())), better[1]
 
 
-def changed(value: Array) -> Array:
-    """Return the values, each a hundredth of their root mean square larger or smaller, as far as their dtype allows.
-
-    Integers change by one at least, and zeros are taken for ones. What is not finite stays. Beside the result no
-    memory is taken that grows with the values.
-    """
-    kind = DTYPES[dtype_name(value)].kind
-    if kind == "bool":
-        return ~value
-    result = np.empty(value.shape, value.dtype)
-    step = CHANGE * (_rms(value) or 1.0)
-    if kind != "float":
-        step = max(1.0, round(step))
-    else:
-        step = max(step, step / CHANGE * float(ml_dtypes.finfo(value.dtype).eps))  # type: ignore[no-untyped-call]
-    for part, moved in zip(_parts(value), _parts(result), strict=True):
-        wide = _wide(part) + np.resize(step * SIGNS, part.shape)
-        if kind != "float":
-            bounds = np.iinfo(value.dtype)
-            wide = np.clip(wide, bounds.min, bounds.max)
-        moved[...] = wide.astype(value.dtype)
-    return result
+def missed(sight: Sight) -> list[str]:
+    """Return the parameters that are not seen although outputs depend on them."""
+    return [name for name in sight.unseen if name not in sight.without_effect]
 
 
-def _rms(value: Array) -> float:
-    total, count = 0.0, 0
-    for part in _parts(value):
-        wide = _wide(part)
-        finite = wide[np.isfinite(wide)]
-        total, count = total + float(np.square(finite).sum()), count + finite.size
-    return (total / count) ** 0.5 if count else 0.0
-
-
-def _parts(value: Array) -> Iterator[Array]:
-    """Yield the values in pieces of which copies may be made; of contiguous values these are views."""
-    flat = value.reshape(-1)
-    for start in range(0, flat.size, PART):
-        yield flat[start : start + PART]
-
-
-def _wide(part: Array) -> Array:
-    wide: Array = part.astype(np.float64)
-    return wide
+def shortened(sight: Sight) -> Sight:
+    """Return the sight with as many names of each kind as are told."""
+    return replace(
+        sight,
+        unseen=sight.unseen[:MAX_NAMED],
+        unseen_swapped=sight.unseen_swapped[:MAX_NAMED],
+        without_effect=sight.without_effect[:MAX_NAMED],
+        reasons=dict(list(sight.reasons.items())[:MAX_NAMED]),
+        in_part=sight.in_part[:MAX_NAMED],
+    )
 
 
 def is_saturated(array: Array) -> bool:
@@ -152,10 +121,12 @@ def is_saturated(array: Array) -> bool:
     return bool(extreme.mean() >= SATURATED)
 
 
-def _notices(reference: Reference, inputs: Arrays, base: Arrays, change: Arrays, tolerance: Tolerance) -> bool:
+def _notices(reference: Reference, inputs: Arrays, base: Arrays, change: Arrays, comparison: Comparison) -> bool:
     try:
         outputs = reference.run(inputs, change)
-        return any(fault_of(name, difference(array, base[name]), tolerance) for name, array in outputs.items())
+        return any(
+            comparison.fault(name, comparison.difference(name, array, base[name])) for name, array in outputs.items()
+        )
     except BackendError:  # it does not run any more, or gives outputs of other shapes
         return True
 

@@ -2,9 +2,12 @@
 
 import os
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
+
+from app.json_digest import json_digest
+from app.processes.memory import meminfo
+from workers.engine_host.processor import processor_facts, processor_name
 
 GIB = 1 << 30
 CPU_RESIDENT_BYTES = 4 * GIB
@@ -14,11 +17,14 @@ DEVICE_ATTRIBUTES = "/accelerate/device_attributes."
 def describe_device(device: str) -> dict[str, Any]:
     """Return {"kind", "name", "memory_total", "memory_free"}, memory in bytes.
 
-    A GPU also has "compute_capability" ("9.0"), "driver" (the newest CUDA version that it takes, "12.8") and
-    "device_attributes_remembered". Only the GPU's own engine host may ask. Raises BackendError "no_driver", "no_gpu" or
-    "cuda_not_installed".
+    "fingerprint" is what decides which plans it loads and how fast it runs them: {"digest", "facts"}. Devices of equal
+    digests are alike. A GPU also has "compute_capability" ("9.0"), "driver" (the newest CUDA version that it takes,
+    "12.8") and "device_attributes_remembered". Only the GPU's own engine host may ask. Raises BackendError "no_driver",
+    "no_gpu" or "cuda_not_installed".
     """
-    return _describe_gpu(device) if device.startswith("cuda") else _describe_cpu()
+    described = _describe_gpu(device) if device.startswith("cuda") else _describe_cpu()
+    facts = described.pop("facts")
+    return described | {"fingerprint": {"digest": json_digest(facts), "facts": facts}}
 
 
 def memory_free(device: str) -> int:
@@ -27,7 +33,7 @@ def memory_free(device: str) -> int:
         from workers.engine_host.cuda import memory_info  # noqa: PLC0415 - CUDA is loaded in the engine host of a GPU only
 
         return memory_info().free
-    return _memory().get("MemAvailable", 0)
+    return meminfo().get("MemAvailable", 0)
 
 
 def resident_limit(device: Mapping[str, Any]) -> int:
@@ -47,25 +53,11 @@ def _remembers_attributes() -> bool:
 
 
 def _describe_cpu() -> dict[str, Any]:
-    memory = _memory()
+    memory = meminfo()
     return {
         "kind": "cpu",
-        "name": f"{_processor()} ({len(os.sched_getaffinity(0))} cores)",
+        "name": f"{processor_name()} ({len(os.sched_getaffinity(0))} cores)",
         "memory_total": memory.get("MemTotal", 0),
         "memory_free": memory.get("MemAvailable", 0),
+        "facts": processor_facts(),
     }
-
-
-def _memory() -> dict[str, int]:
-    """Read /proc/meminfo, whose "kB" are 1024 bytes (man 5 proc_meminfo)."""
-    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
-    return {parts[0].rstrip(":"): int(parts[1]) * 1024 for parts in lines}
-
-
-@cache
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == "model name":
-            return value.strip()
-    return os.uname().machine

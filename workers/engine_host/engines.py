@@ -1,5 +1,6 @@
 """Carries out the child's requests, with the backends, the parameter files and the resident engines."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -13,6 +14,7 @@ from workers.channel.messages import (
     Build,
     Built,
     Check,
+    Compare,
     EngineFile,
     LogLine,
     Materialise,
@@ -28,6 +30,7 @@ from workers.channel.messages import (
     Request,
     Residency,
     Run,
+    Spent,
     TimingsMerged,
     Verified,
     Verify,
@@ -36,6 +39,7 @@ from workers.channel.weight_bytes import stored_bytes
 from workers.engine_host.backends import catalog
 from workers.engine_host.backends.base import Backend, LoadedEngine, MergesTimings
 from workers.engine_host.backends.stopwatch import Stopwatch, under_deadline
+from workers.engine_host.comparing import compare, inputs_of
 from workers.engine_host.cost import Costs, Limit, no_limit
 from workers.engine_host.latency import benchmark
 from workers.engine_host.references import References
@@ -89,17 +93,23 @@ class Engines:
 
         Stored tensors are checked while they are used. If one is damaged, the request has failed, whatever came of it.
         """
+        watch = Stopwatch(self._report)
         try:
-            return self._carry_out(request)
+            outcome = self._carry_out(request)
         finally:
-            self._settle()
+            self._settle(watch)
+        if isinstance(outcome, Built | Refitted | Materialised):
+            return replace(outcome, stages={**outcome.stages, **watch.stages})
+        return outcome
 
-    def _settle(self) -> None:
+    def _settle(self, watch: Stopwatch) -> None:
+        started = time.perf_counter()
         try:
-            self._files.settle()
+            nbytes = self._files.settle()
         except BackendError:
             self._resident.clear()  # one of them holds what was read
             raise
+        watch.add("check", time.perf_counter() - started, nbytes)
 
     def _carry_out(self, request: Request) -> Outcome:
         with_room = self._resident.with_room
@@ -134,7 +144,7 @@ class Engines:
                 self._report(LogLine("warning", _cast_warning(what, counts)))
         return replace(made, facts={**made.facts, "cast": {"overflowed": overflowed, "vanished": vanished}})
 
-    def _do(self, request: Run | Verify | Benchmark) -> Outcome:
+    def _do(self, request: Run | Verify | Benchmark | Compare) -> Outcome:
         match request:
             case Run():
                 return self._run(request)
@@ -142,6 +152,8 @@ class Engines:
                 return self._verify(request)
             case Benchmark():
                 return self._benchmark(request)
+            case Compare():
+                return self._compare(request)
 
     def _build(self, request: Build) -> tuple[Built, EngineFile]:
         backend = self.backend(request.backend)
@@ -187,7 +199,7 @@ class Engines:
             plan=made.plan,
             plan_digest=made.plan_digest,
             nbytes=made.nbytes,
-            timings={**refitted.timings, **made.timings},
+            stages={**refitted.stages, **made.stages},
             verification=verified,
         )
 
@@ -207,7 +219,8 @@ class Engines:
             result = beside(writing)
             with watch.phase("write"):
                 made = writing.result()
-        return replace(made, timings={**made.timings, **watch.seconds}), result
+        written = Spent(watch.stages["write"].seconds, made.nbytes)
+        return replace(made, stages={**made.stages, "write": written}), result
 
     def _tell_of_plan(self, writing: Future[Materialised]) -> None:
         """Report that a plan is written, if it is, so that it is put into the store while its engine is verified."""
@@ -245,7 +258,7 @@ class Engines:
             outputs = engine.run(inputs)
         with watch.phase("write"):
             write_tensors(request.outputs, outputs)
-        return Ran(request.outputs, watch.seconds["run"], watch.seconds)
+        return Ran(request.outputs, watch.stages["run"].seconds, watch.stages)
 
     def _benchmark(self, request: Benchmark) -> Outcome:
         backend = self.backend(request.engine.backend)
@@ -253,6 +266,18 @@ class Engines:
             self._resident.get(request.engine.key)
             self._resident.make_room(stored_bytes(request.engine.parameters))
         return benchmark(request, self._loaded(request.engine), backend, self._scratch, self._report)
+
+    def _compare(self, request: Compare) -> Outcome:
+        first = request.engines[0]
+        inputs = inputs_of(request, first)
+        negative = self.backend(first.backend).offered.negative_indices
+
+        def loaded(engine: EngineFile) -> LoadedEngine:
+            check_inputs(inputs, engine.inputs, engine.profiles, negative_indices=negative)
+            self._costs.check_run(engine, inputs)
+            return self._resident.with_room(lambda: self._loaded(engine))
+
+        return compare(request, inputs, loaded, self._report)
 
     def _merge_timings(self, request: MergeTimings) -> TimingsMerged:
         backend = self.backend(request.backend)

@@ -25,7 +25,7 @@ from workers.channel.messages import (
     Report,
 )
 from workers.engine_host.backends.base import Arrays, Backend, LoadedEngine
-from workers.engine_host.backends.stopwatch import Stopwatch, under_deadline
+from workers.engine_host.backends.stopwatch import Stopwatch, seconds_of, under_deadline
 from workers.engine_host.run_inputs import digest_of, fixed_inputs
 
 TURNS = 10
@@ -84,7 +84,7 @@ def benchmark(request: Benchmark, engine: LoadedEngine, backend: Backend, scratc
         layers=measured.layers,
         shapes={name: array.shape for name, array in inputs.items()},
         report=request.report,
-        timings=watch.seconds,
+        stages=watch.stages,
     )
     _write(request, found, contestants, digest_of(inputs), backend)
     return found
@@ -98,8 +98,13 @@ def latency_of(samples: Sequence[float]) -> Latency:
 
 
 def turns_of(iterations: int) -> list[int]:
-    """Return the number of runs in each turn: at most `TURNS` turns, as equal as possible, `iterations` runs in all."""
-    count = min(TURNS, iterations)
+    """Return the number of runs in each of at most `TURNS` turns."""
+    return split_runs(iterations, TURNS)
+
+
+def split_runs(iterations: int, turns: int) -> list[int]:
+    """Return the runs of each turn: at most `turns` of them, as equal as possible, `iterations` runs in all."""
+    count = min(turns, iterations)
     return [iterations // count + (turn < iterations % count) for turn in range(count)]
 
 
@@ -132,7 +137,7 @@ def _without_refit(engine: EngineFile, backend: Backend, scratch: Path, report: 
 
 
 def _facts_of(built: Built) -> dict[str, Any]:
-    return {"plan_bytes": built.nbytes, "facts": dict(built.facts), "build_seconds": dict(built.timings)}
+    return {"plan_bytes": built.nbytes, "facts": dict(built.facts), "build_seconds": seconds_of(built.stages)}
 
 
 def _write(
@@ -150,6 +155,6 @@ def _write(
         "turn_warmup": min(request.warmup, TURN_WARMUP),
         "engine": measured.to_json(),
         "not_refittable": others[0].to_json() if others else None,
-        "seconds": dict(found.timings),
+        "seconds": seconds_of(found.stages),
     }
     Path(request.report).write_text(json.dumps(document))

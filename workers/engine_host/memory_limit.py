@@ -1,24 +1,19 @@
-"""How much memory one request may take of the machine's."""
+"""Holds this process to the memory that one request may take, by a limit of the kernel's where there can be one."""
 
 import resource
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from app.processes.confinement import Measure
+from app.processes.memory import machine_bytes
+from workers.channel.job_memory import CODE, GIB, host_bytes, job_bytes
 from workers.channel.messages import BackendError, Request
 from workers.channel.weight_bytes import weight_bytes
 
-GIB = 1 << 30
-LEAST_BYTES = 4 * GIB  # for a graph and what it computes, whatever the weights
-LEAST_WHOLE = 2 * GIB  # what libraries reserve counts as well, such as the stacks of threads
-COPIES = 6  # of the weights: transformed, packed for kernels, widened by the reference, and as much again
-SHARE = 8  # of the machine's memory, one part is for what a graph computes, and one is left to others
-GROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-NO_LIMIT = "not of a GPU's host: CUDA and its compilers take host memory that no weights tell"
-CODE = "too_much_memory"
+WATCHED = "the worker ends a host whose job takes more than it may, {:.1f} GiB at most"
 SIGNS = ("bad_alloc", "Failed to allocate memory", "allocate memory", "out_of_memory", "std::length_error")
 
 
@@ -26,18 +21,19 @@ SIGNS = ("bad_alloc", "Failed to allocate memory", "allocate memory", "out_of_me
 class MemoryLimit:
     """The memory that requests may take; `machine` are its bytes, `job` those of one request if they are set.
 
-    The limit is on private memory that can be written (RLIMIT_DATA): mapped weights do not count. What is resident
-    already does not count either.
+    `by_kernel` says whether the kernel limits the private memory that can be written (RLIMIT_DATA): mapped weights do
+    not count. What is resident already does not count either. On a GPU, `machine` are the GPU's bytes.
     """
 
     machine: int
     job: int | None
     measure: Measure
+    by_kernel: bool = True
 
     @contextmanager
     def of(self, request: Request) -> Iterator[None]:
         """Limit this process until the block ends."""
-        if not self.measure.holds:
+        if not self.by_kernel:
             yield
             return
         most = resource.getrlimit(resource.RLIMIT_DATA)[1]
@@ -53,15 +49,15 @@ class MemoryLimit:
 
     def bytes_with(self, weights: int) -> int:
         """Return the bytes that a request with so many bytes of weights may take; on a GPU, all that the GPU has."""
-        if not self.measure.holds:
+        if not self.by_kernel:
             return self.machine
         if self.job is not None:
             return self.job
-        return max(LEAST_BYTES, self.machine // SHARE) + COPIES * weights
+        return job_bytes(weights, self.machine, gpu=False)
 
     def explained(self, error: BackendError) -> BackendError:
         """Return the error, or one that names the limit if it tells of memory that was refused."""
-        if not self.measure.holds or not (error.code == "out_of_memory" or any(sign in error.detail for sign in SIGNS)):
+        if not self.by_kernel or not (error.code == "out_of_memory" or any(sign in error.detail for sign in SIGNS)):
             return error
         soft = resource.getrlimit(resource.RLIMIT_DATA)[0]
         return BackendError(
@@ -74,22 +70,16 @@ class MemoryLimit:
 
 def memory_limit(device: Mapping[str, Any], job: int | None) -> MemoryLimit:
     """Return the limit on a device, after leaving the rest of the machine a share of its memory."""
+    machine = machine_bytes()
+    whole = host_bytes(machine)
+    watched = Measure(holds=True, detail=WATCHED.format(whole / GIB))
     if device["kind"] != "cpu":
-        return MemoryLimit(int(device["memory_total"]), job, Measure(holds=False, detail=NO_LIMIT))
-    machine = min([int(device["memory_total"]), *_groups_limits()])
-    whole = max(machine - machine // SHARE, LEAST_WHOLE)
+        return MemoryLimit(int(device["memory_total"]), job, watched, by_kernel=False)
     try:
         _set(whole, whole)
-    except (OSError, ValueError) as error:
-        return MemoryLimit(machine, job, Measure(holds=False, detail=f"the system refuses the limit ({error})"))
+    except (OSError, ValueError):
+        return MemoryLimit(machine, job, watched, by_kernel=False)
     return MemoryLimit(machine, job, Measure(holds=True, detail=f"RLIMIT_DATA by job, {whole / GIB:.1f} GiB at most"))
-
-
-def _groups_limits() -> Iterator[int]:
-    """Yield the memory that this container may take, in bytes, if it has a limit."""
-    for path in GROUPS:
-        with suppress(OSError, ValueError):  # there is no such file, or it says "max"
-            yield int(path.read_text())
 
 
 def _set(soft: int, hard: int) -> None:

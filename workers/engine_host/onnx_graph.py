@@ -5,13 +5,14 @@ other initializer is a constant of the graph and keeps its value inside the file
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from app.definitions.graph_walk import reads, with_subgraphs
 from app.definitions.tensor_data import DTYPE_NAMES
@@ -20,6 +21,7 @@ from workers.channel.messages import BackendError
 from workers.engine_host.tensors import StoredValue
 
 QUANTISERS = {"QuantizeLinear", "DynamicQuantizeLinear"}
+SHAPERS = {"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Expand"}  # they compute no value
 ROOT = "/"  # external locations are relative; relative to the root they may name any file of ours
 
 
@@ -93,8 +95,26 @@ def with_inputs_as_parameters(model: ModelProto, definition: ModelProto) -> Mode
     return plan
 
 
-def point_at(plan: bytes, values: Mapping[str, StoredValue]) -> tuple[bytes, tuple[str, ...]]:
+def computed(graph: GraphProto) -> list[str]:
+    """Return the names of all values that a graph computes, but for its outputs, in the order of its nodes."""
+    outputs = {one.name for one in graph.output}
+    return [name for node in graph.node for name in node.output if name and name not in outputs]
+
+
+def show(model: ModelProto, names: Iterable[str]) -> tuple[str, ...]:
+    """Make values that a graph computes outputs of it, and return their names; others are passed over."""
+    known = set(computed(model.graph))
+    shown = tuple(name for name in names if name in known)
+    model.graph.output.extend(ValueInfoProto(name=name) for name in shown)
+    return shown
+
+
+def point_at(
+    plan: bytes, values: Mapping[str, StoredValue], inner: Iterable[str] = ()
+) -> tuple[bytes, tuple[str, ...]]:
     """Return a plan with every parameter pointing at its value's bytes, relative to `ROOT`, and their names.
+
+    Those of the values `inner` that it computes are outputs as well.
 
     Raises BackendError "missing_weights" or "wrong_weights", naming every parameter without a value or
     with one of another dtype, shape or length: no runtime gets to see those.
@@ -104,6 +124,7 @@ def point_at(plan: bytes, values: Mapping[str, StoredValue]) -> tuple[bytes, tup
     check_values(parameters, values)
     for name, parameter in parameters.items():
         point(parameter, values[name], os.path.relpath(values[name].path, ROOT))
+    show(model, inner)
     return serialize(model), tuple(parameters)
 
 
@@ -143,17 +164,53 @@ def quantises(graph: GraphProto) -> bool:
 
 
 def tables(graph: GraphProto) -> frozenset[str]:
-    """Return what the graph only looks rows up in, by Gather and its kin, or by a Slice whose bounds it computes."""
+    """Return what the graph only looks rows up in.
+
+    That is by Gather and its kin, by a Slice whose bounds it computes, or by a product with indices that are one-hot.
+    """
     fixed = {one.name for one in graph.initializer}
     fixed.update(name for node in graph.node if node.op_type == "Constant" for name in node.output)
+    makers = {name: node for node in with_subgraphs(graph.node) for name in node.output}
     looked_up: set[str] = set()
     otherwise: set[str] = {one.name for one in graph.output}
     for node in with_subgraphs(graph.node):
         is_sliced = node.op_type == "Slice" and not fixed.issuperset(node.input[1:3])
         is_lookup = is_sliced or node.op_type in {"Gather", "GatherElements", "GatherND"}
-        looked_up.update(node.input[:1] if is_lookup else ())
-        otherwise.update(node.input[1:] if is_lookup else node.input)
+        table = {0} if is_lookup else {1} if _takes_one_hot(node, makers) else set()
+        for position, name in enumerate(node.input):
+            (looked_up if position in table else otherwise).add(name)
     return frozenset(looked_up - otherwise)
+
+
+def _takes_one_hot(node: NodeProto, makers: Mapping[str, NodeProto]) -> bool:
+    """Whether a MatMul's left side is one-hot: by OneHot, or by a comparison with all indices, as JAX has it."""
+    if node.op_type != "MatMul":
+        return False
+    maker = makers.get(node.input[0])
+    while maker is not None and maker.op_type in SHAPERS | {"Cast"}:
+        maker = makers.get(maker.input[0])
+    return maker is not None and maker.op_type in {"OneHot", "Equal"}
+
+
+def softmaxes(graph: GraphProto) -> frozenset[str]:
+    """Return the outputs that are a softmax, one that is written out too, or that have its values in another shape."""
+    makers = {name: node for node in graph.node for name in node.output}
+
+    def origin(name: str) -> str:
+        while name in makers and makers[name].op_type in SHAPERS:
+            name = makers[name].input[0]
+        return name
+
+    def is_softmax(name: str) -> bool:
+        node = makers.get(origin(name))
+        if node is None or node.op_type != "Div":
+            return node is not None and node.op_type == "Softmax"
+        above, below = (makers.get(origin(one)) for one in node.input)
+        if above is None or below is None or above.op_type != "Exp" or below.op_type != "ReduceSum":
+            return False
+        return origin(below.input[0]) == above.output[0]
+
+    return frozenset(one.name for one in graph.output if is_softmax(one.name))
 
 
 def operators(graph: GraphProto) -> dict[str, int]:
@@ -162,6 +219,11 @@ def operators(graph: GraphProto) -> dict[str, int]:
     for node in graph.node:
         counts[node.op_type] = counts.get(node.op_type, 0) + 1
     return dict(sorted(counts.items()))
+
+
+def all_operators(graph: GraphProto) -> dict[str, int]:
+    """Count the nodes by operator, in order of name; those of inner graphs as well."""
+    return dict(sorted(Counter(node.op_type for node in with_subgraphs(graph.node)).items()))
 
 
 def nodes(graph: GraphProto) -> list[dict[str, Any]]:

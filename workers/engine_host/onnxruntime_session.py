@@ -2,7 +2,7 @@
 
 import ctypes
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,18 +28,24 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
     RuntimeError,  # what the Python layer itself raises
 )
 ADDED_TO_NUMPY = 2  # what `dtype.isbuiltin` says of dtypes that a package such as ml_dtypes registers
-ONLY_ERRORS, ONLY_FATAL = 3, 4  # onnxruntime's severities: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal
+VERBOSE, ONLY_ERRORS, ONLY_FATAL = 0, 3, 4  # onnxruntime's severities: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal
 
 
-def session_options(level: Any = ort.GraphOptimizationLevel.ORT_DISABLE_ALL) -> Any:  # noqa: ANN401 - onnxruntime is untyped
+def session_options(
+    level: Any = ort.GraphOptimizationLevel.ORT_DISABLE_ALL,  # noqa: ANN401 - onnxruntime is untyped
+    *,
+    verbose: bool = False,
+) -> Any:  # noqa: ANN401 - likewise
     """Return options for one session; external data are found relative to `ROOT`.
+
+    With `verbose` onnxruntime writes to standard error what it is at.
 
     Its threads spin while it runs (MiniLM takes 3.7 ms, without 5.0) and stop at once after it: onnxruntime's
     own default goes on spinning for some 25 ms, which the API on the same cores would pay for.
     """
     options = ort.SessionOptions()
     options.graph_optimization_level = level
-    options.log_severity_level = ONLY_ERRORS
+    options.log_severity_level = VERBOSE if verbose else ONLY_ERRORS
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
     options.enable_cpu_mem_arena = False  # an arena keeps the memory of the largest run for as long as the engine lives
     options.add_session_config_entry("session.force_spinning_stop", "1")
@@ -66,15 +72,23 @@ def open_session(model: bytes | str, options: Any) -> Any:  # noqa: ANN401 - onn
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
 
 
-def run_session(session: Any, feeds: Mapping[str, Array]) -> dict[str, Array]:  # noqa: ANN401 - onnxruntime is untyped
-    """Run on arrays of any tensor dtype; nothing is copied on the way in, outputs are copies."""
-    names = [output.name for output in session.get_outputs()]
+def run_session(session: Any, feeds: Mapping[str, Array], without: Collection[str] = ()) -> dict[str, Array]:  # noqa: ANN401 - onnxruntime is untyped
+    """Run on arrays of any tensor dtype; nothing is copied on the way in, outputs are copies.
+
+    Outputs that `without` names are not returned.
+    """
+    names = output_names(session, without)
     values = {name: ort_value(array) for name, array in feeds.items()}
     try:
         results = session.run_with_ort_values(names, values)
     except ORT_ERRORS as error:
         raise explained(error, "run_failed") from error
     return {name: _array(name, result) for name, result in zip(names, results, strict=True)}
+
+
+def output_names(session: Any, without: Collection[str] = ()) -> list[str]:  # noqa: ANN401 - onnxruntime is untyped
+    """Return the names of a session's outputs, but for those that `without` has."""
+    return [output.name for output in session.get_outputs() if output.name not in without]
 
 
 def ort_value(array: Array) -> Any:  # noqa: ANN401 - onnxruntime is untyped

@@ -7,12 +7,13 @@ and the comparison would prove nothing. As weights are its inputs, one session s
 definition, and a refit is verified at the price of a run.
 """
 
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from cachetools import LRUCache
+from onnx import ModelProto
 
 from workers.channel.messages import EngineFile
 from workers.engine_host import onnx_graph
@@ -22,6 +23,7 @@ from workers.engine_host.stored_bytes import FileIdentity
 from workers.engine_host.tensors import Array, MappedFiles, ParameterFiles
 
 KEPT_REFERENCES = 8  # sessions without weights, a few hundred kilobytes each
+KEPT_SHOWING = 2  # of one definition: what is measured with, and what is compared
 KEPT_ANSWERS = 1000
 
 
@@ -36,11 +38,19 @@ class _Session:
 
 
 @dataclass(frozen=True, slots=True)
+class Traits:
+    """Whether a graph quantises what it computes, not only its weights, and which outputs are behind a softmax."""
+
+    quantises: bool
+    probabilities: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Reference:
     """A definition with weights. `tables` are those of which only rows that inputs name are used.
 
     `found` is shared by all weight versions of the definition. `costs` says what is too much to run, and `engine` what
-    it is a reference of.
+    it is a reference of. It gives the values `inner` of the graph as well as the outputs.
     """
 
     weights: Mapping[str, Array]
@@ -49,6 +59,7 @@ class Reference:
     engine: EngineFile
     costs: Costs
     _session: Any
+    inner: tuple[str, ...] = ()
 
     def run(self, inputs: Arrays, others: Arrays | None = None) -> dict[str, Array]:
         """Return the outputs; `others` are values for some of the parameters. BackendError where it cannot be run."""
@@ -56,6 +67,17 @@ class Reference:
         from workers.engine_host import onnxruntime_session as ort_session  # noqa: PLC0415 - only a verification needs the runtime
 
         return ort_session.run_session(self._session, {**inputs, **self.weights, **(others or {})})
+
+    def showing(self, inner: tuple[str, ...]) -> "Reference":
+        """Return a reference that gives these values of the graph as outputs as well; raises BackendError.
+
+        The last few sessions are kept, for other weights.
+        """
+        sessions = self.found.setdefault("showing", LRUCache(KEPT_SHOWING))
+        if inner not in sessions:
+            definition = onnx_graph.parse(Path(self.engine.definition).read_bytes())
+            sessions[inner] = _session_of(definition, inner)
+        return replace(self, _session=sessions[inner], inner=inner)
 
 
 class References:
@@ -69,7 +91,7 @@ class References:
         self._files = files
         self._costs = costs
         self._sessions: LRUCache[FileIdentity, _Session] = LRUCache(KEPT_REFERENCES)
-        self._quantised: LRUCache[FileIdentity, bool] = LRUCache(KEPT_ANSWERS)
+        self._traits: LRUCache[FileIdentity, Traits] = LRUCache(KEPT_ANSWERS)
 
     def open(self, engine: EngineFile) -> Reference:
         """Return the engine's definition with the engine's parameters; raises BackendError if no runtime takes it."""
@@ -80,12 +102,13 @@ class References:
         weights = {name: mapped.view(values[name]) for name in one.parameters}
         return Reference(weights, one.tables & weights.keys(), one.found, engine, self._costs, one.session)
 
-    def is_quantised(self, definition: str) -> bool:
-        """Return whether the definition at this path quantises what it computes, not only its weights."""
+    def traits(self, definition: str) -> "Traits":
+        """Return what the graph at this path tells of how its outputs can be compared."""
         key = FileIdentity.of(definition)
-        if key not in self._quantised:
-            self._quantised[key] = onnx_graph.quantises(onnx_graph.parse(Path(definition).read_bytes()).graph)
-        return self._quantised[key]
+        if key not in self._traits:
+            graph = onnx_graph.parse(Path(definition).read_bytes()).graph
+            self._traits[key] = Traits(onnx_graph.quantises(graph), onnx_graph.softmaxes(graph))
+        return self._traits[key]
 
     def _session(self, definition: str) -> _Session:
         key = FileIdentity.of(definition)
@@ -95,12 +118,16 @@ class References:
 
 
 def _open(definition: bytes) -> _Session:
+    model = onnx_graph.parse(definition)
+    return _Session(_session_of(model), onnx_graph.parameters_of(model), onnx_graph.tables(model.graph))
+
+
+def _session_of(definition: ModelProto, inner: Sequence[str] = ()) -> Any:  # noqa: ANN401 - onnxruntime is untyped
     from workers.engine_host import onnxruntime_session as ort_session  # noqa: PLC0415 - only a verification needs the runtime
 
-    model = onnx_graph.parse(definition)
-    bare = onnx_graph.serialize(onnx_graph.with_parameters_as_inputs(model))
+    model = onnx_graph.with_parameters_as_inputs(definition)
+    onnx_graph.show(model, inner)
     try:
-        session = ort_session.open_session(bare, ort_session.reference_options())
+        return ort_session.open_session(onnx_graph.serialize(model), ort_session.reference_options())
     except ort_session.ORT_ERRORS as error:
         raise ort_session.explained(error, "reference_failed") from error
-    return _Session(session, onnx_graph.parameters_of(model), onnx_graph.tables(model.graph))

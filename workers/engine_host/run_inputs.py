@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
+from math import prod
 from typing import Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ from workers.channel.messages import BackendError
 from workers.engine_host.tensors import Array, dtype_name, raw
 
 # How the values are made up that nothing else settles.
-Values = Literal["normal", "positive", "zeros"]
+Values = Literal["normal", "positive", "small", "unit", "zeros"]
 
 # What single numbers are, by a word of the input's name. Without one a float lies in [0.5, 1).
 SETTINGS: tuple[tuple[frozenset[str], float], ...] = (
@@ -65,8 +66,9 @@ def fixed_inputs(
     """Return the inputs a definition is verified and measured with: the same for the same arguments, everywhere.
 
     Inputs that `shapes` leaves out have the shapes of `opt_shapes`. Random values come from PCG64 seeded by the
-    input's name and `seed`. Floats are standard normal, or their magnitudes if `values` is "positive"; a single one is
-    what its name says (see `SETTINGS`), and masks are ones. Integers with `high` are uniform in [0, high). A length
+    input's name and `seed`. Floats are standard normal, or by `values` their magnitudes ("positive"), their tenths
+    ("small") or uniform in [0, 1) ("unit"); a single one is what its name says (see `SETTINGS`), and masks are ones.
+    Integers with `high` are spread evenly over [0, high), so that of a table no large part is left out. A length
     is the longest size there is, positions count up, and any other integer is one, or zero if `values` is "zeros".
     Booleans are true.
     """
@@ -147,7 +149,7 @@ def _fixed(spec: InputSpec, shape: tuple[int, ...], longest: int, values: Values
     if kind == "float":
         return _fixed_floats(spec, shape, values, seed).astype(dtype)
     if kind != "bool" and spec.high:
-        return _random(spec.name, seed).integers(0, min(spec.high, np.iinfo(dtype).max), shape).astype(dtype)
+        return _spread(_random(spec.name, seed), min(spec.high, int(np.iinfo(dtype).max)), shape).astype(dtype)
     if kind == "bool":
         return np.ones(shape, dtype)
     return _fixed_integers(spec, shape, longest, values).astype(dtype)
@@ -160,8 +162,23 @@ def _fixed_floats(spec: InputSpec, shape: tuple[int, ...], values: Values, seed:
         return random.uniform(0.5, 1.0, shape) if setting is None else np.full(shape, setting)
     if MASKS & _words(spec.name):
         return np.ones(shape)
+    if values == "unit":
+        return random.uniform(0.0, 1.0, shape)
     made = random.standard_normal(shape)
-    return np.abs(made) if values == "positive" else made
+    return np.abs(made) if values == "positive" else made * 0.1 if values == "small" else made
+
+
+def _spread(random: np.random.Generator, high: int, shape: tuple[int, ...]) -> Array:
+    """Return integers in [0, high): one of each of as many equal parts, in an order of chance, with the first and last.
+
+    Of a table that is looked up, any stretch of rows twice as long as such a part is looked into.
+    """
+    count = prod(shape)
+    values = ((np.arange(count) + random.uniform(0.0, 1.0, count)) * (high / max(count, 1))).astype(np.int64)
+    if count > 1:
+        values[0], values[-1] = 0, high - 1
+    result: Array = random.permutation(np.minimum(values, high - 1)).reshape(shape)
+    return result
 
 
 def _fixed_integers(spec: InputSpec, shape: tuple[int, ...], longest: int, values: Values) -> Array:

@@ -54,7 +54,7 @@ class StoredBytes:
     def __init__(self) -> None:
         self._files: LRUCache[str, _Known] = LRUCache(KEPT_FILES)
         self._thread = ThreadPoolExecutor(1, "check")
-        self._begun: list[Future[None]] = []
+        self._begun: list[Future[int]] = []
 
     def begin(self, sources: Sequence[ParameterSource]) -> None:
         """Begin to digest the tensors of these parameters that were not begun before.
@@ -83,12 +83,14 @@ class StoredBytes:
         except OSError:
             return False
 
-    def settle(self) -> None:
-        """Wait until all that was begun is checked; BackendError "weights_damaged" if a tensor has other bytes."""
+    def settle(self) -> int:
+        """Wait until all that was begun is checked, and return its bytes.
+
+        Raises BackendError "weights_damaged" if a tensor has other bytes.
+        """
         begun, self._begun = self._begun, []
         try:
-            for one in begun:
-                one.result()
+            return sum(one.result() for one in begun)
         except BaseException:
             self._files.clear()
             raise
@@ -117,11 +119,13 @@ class StoredBytes:
         return known
 
 
-def _check(tensors: Sequence[tuple[str, TensorFile]]) -> None:
+def _check(tensors: Sequence[tuple[str, TensorFile]]) -> int:
+    """Digest tensors and return their bytes; raises DamagedFile if one has another digest than it should."""
     opened: dict[str, memoryview] = {}
     for name, tensor in tensors:
         if _digest(tensor, opened) != tensor.blake3:
             raise _damaged(name, tensor)
+    return sum(tensor.nbytes for _, tensor in tensors)
 
 
 def _digest(tensor: TensorFile, opened: dict[str, memoryview]) -> str:

@@ -74,6 +74,7 @@ class ParameterFiles:
     def __init__(self, scratch: Path) -> None:
         self._scratch = scratch
         self._stored = StoredBytes()
+        self._forgetting: list[Callable[[], None]] = []
         self._made: weakref.WeakValueDictionary[Hashable, StoredValue] = weakref.WeakValueDictionary()
         self._lost: LRUCache[Hashable, CastLosses] = LRUCache(KEPT_LOSSES)
 
@@ -103,17 +104,23 @@ class ParameterFiles:
         """Whether nobody has written to the files of these parameters since they were located."""
         return self._stored.are_untouched(sources)
 
-    def settle(self) -> None:
-        """Wait until the bytes of all tensors that values were made of are checked.
+    def settle(self) -> int:
+        """Wait until the bytes of all tensors that values were made of are checked, and return how many were.
 
         Raises BackendError "weights_damaged" if some are not those that were uploaded. Nothing that was made since the
         last call may be used then.
         """
         try:
-            self._stored.settle()
+            return self._stored.settle()
         except BackendError:
             self._made.clear()
+            for forget in self._forgetting:
+                forget()
             raise
+
+    def on_damage(self, forget: Callable[[], None]) -> None:
+        """Have `forget` called whenever bytes turn out to be damaged, for who keeps values of its own making."""
+        self._forgetting.append(forget)
 
     def _known(self, source: ParameterSource) -> StoredValue | None:
         return self._made.get(source.content)

@@ -3,7 +3,7 @@
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,22 +21,16 @@ from workers.channel.messages import (
     Verified,
     Verify,
 )
-from workers.engine_host.backends.base import Arrays, Backend, LoadedEngine
+from workers.engine_host.backends.base import Arrays, Backend, LoadedEngine, ShowsInnerValues
 from workers.engine_host.backends.stopwatch import Stopwatch, under_deadline
-from workers.engine_host.comparison import (
-    Tolerance,
-    difference,
-    fault_of,
-    finiteness_fault,
-    says_something,
-    tolerance_of,
-)
-from workers.engine_host.coverage import measure, widest
+from workers.engine_host.comparison import Comparison, finiteness_fault, says_something, tolerance_of
+from workers.engine_host.coverage import shortened
 from workers.engine_host.impossible import Impossible, given_do_not_fit, no_guess_fits, no_reference
+from workers.engine_host.measuring import measured
 from workers.engine_host.references import Reference, References
 from workers.engine_host.run_inputs import check_inputs, digest_of
 from workers.engine_host.tensors import Array, read_tensors
-from workers.engine_host.trials import Trial, longer, trials
+from workers.engine_host.trials import Trial, trials
 
 TRYING_S = 30.0  # what no shape is found for in this time may fail for another reason
 
@@ -46,7 +40,7 @@ class Fed:
     """The inputs of a verification. `trial` says how they were made up, None if they were given.
 
     `expected` are the outputs to expect, as far as they are known without another engine. `outputs` are those of the
-    engine itself if it was run already.
+    engine itself if it was run already. `inner` names values inside the graph that `expected` has as well.
     """
 
     inputs: Arrays
@@ -54,6 +48,7 @@ class Fed:
     expected: Mapping[str, Array] | None = None
     sees: Sight | None = None
     outputs: Mapping[str, Array] | None = None
+    inner: tuple[str, ...] = ()
 
 
 def verify(
@@ -68,34 +63,46 @@ def verify(
     is to be published all the same.
     """
     check = request.check
-    tolerance = _tolerance(request, references)
+    comparison = _comparison(request, references)
+    tolerance = asdict(comparison.tolerance)
     watch = Stopwatch(report)
     if check.against == "none":
-        return Verified(
-            ok=True, against="none", outputs={}, tolerance=asdict(tolerance), inputs="", detail="", timings={}
-        )
+        return Verified(ok=True, against="none", outputs={}, tolerance=tolerance, inputs="", detail="", stages={})
     try:
         with under_deadline(report, "verification"):
-            fed = _fed(request, engine, backend, references, tolerance, watch)
+            fed = _fed(request, engine, backend, references, comparison, watch)
     except Impossible as error:
         if check.if_impossible == "fail":
             raise error.error from error
-        return Verified(None, _against(check), {}, asdict(tolerance), "", error.error.detail, watch.seconds)
+        return Verified(None, _against(check), {}, tolerance, "", error.error.detail, watch.stages)
     with watch.phase("verify"):
         with under_deadline(report, "verification"):
-            outputs = engine.run(fed.inputs) if fed.outputs is None else fed.outputs
+            outputs = _run(engine, fed) if fed.outputs is None else fed.outputs
         expected = fed.expected
         if check.against == "rebuild" and expected is None:
             rebuilt = _rebuilt(request.engine, backend, scratch, report)
             with under_deadline(report, "verification"):
                 expected = rebuilt.run(fed.inputs)
-    return _compared(check, fed, outputs, expected, tolerance, watch)
+    return _compared(check, fed, outputs, expected, comparison, watch)
 
 
-def _tolerance(request: Verify, references: References) -> Tolerance:
+def _comparison(request: Verify, references: References) -> Comparison:
+    """Return how outputs are compared.
+
+    By their logarithms only what the definition computes is, and not if a client says which difference is none.
+    """
     engine, check = request.engine, request.check
-    is_quantised = check.against == "reference" and references.is_quantised(engine.definition)
-    return tolerance_of(engine.parameters, engine.options, is_quantised=is_quantised).given(check.tolerance)
+    traits = references.traits(engine.definition)
+    is_quantised = check.against == "reference" and traits.quantises
+    tolerance = tolerance_of(engine.parameters, engine.options, is_quantised=is_quantised).given(check.tolerance)
+    is_lenient = "max_abs" in check.tolerance or check.expected is not None
+    return Comparison(tolerance, frozenset() if is_lenient else traits.probabilities)
+
+
+def _run(engine: LoadedEngine, fed: Fed) -> Mapping[str, Array]:
+    if fed.inner and isinstance(engine, ShowsInnerValues):
+        return engine.run_showing(fed.inputs, fed.inner)
+    return engine.run(fed.inputs)
 
 
 def _compared(
@@ -103,27 +110,30 @@ def _compared(
     fed: Fed,
     outputs: Mapping[str, Array],
     expected: Mapping[str, Array] | None,
-    tolerance: Tolerance,
+    comparison: Comparison,
     watch: Stopwatch,
 ) -> Verified:
     with watch.phase("verify"):
-        differences = {name: difference(array, (expected or {}).get(name)) for name, array in outputs.items()}
+        known = expected or {}
+        differences = {name: comparison.difference(name, one, known.get(name)) for name, one in outputs.items()}
         if expected is None:
             faults = [finiteness_fault(name, one) for name, one in differences.items()]
         else:
-            faults = [fault_of(name, one, tolerance) for name, one in differences.items()]
-            faults += [*_emptiness(outputs), *_missing(outputs, expected)]
+            faults = [comparison.fault(name, one) for name, one in differences.items()]
+            told = _without(outputs, fed.inner)
+            faults += [*_emptiness(told), *_missing(told, _without(expected, fed.inner))]
     detail = "; ".join(filter(None, faults))
     return Verified(
         ok=not detail,
         against=_against(check),
-        outputs=differences,
-        tolerance=asdict(tolerance),
+        outputs={name: one for name, one in differences.items() if name not in fed.inner},
+        tolerance=asdict(comparison.tolerance),
         inputs=digest_of(fed.inputs),
         detail=detail,
-        timings=watch.seconds,
+        stages=watch.stages,
         made_up=None if fed.trial is None else fed.trial.to_json(),
         sees=fed.sees,
+        inner={name: one for name, one in differences.items() if name in fed.inner},
     )
 
 
@@ -149,7 +159,7 @@ def _fed(
     engine: LoadedEngine,
     backend: Backend,
     references: References,
-    tolerance: Tolerance,
+    comparison: Comparison,
     watch: Stopwatch,
 ) -> Fed:
     """Return inputs that the definition can be run on, with what to expect of them. Raises Impossible."""
@@ -160,11 +170,18 @@ def _fed(
             return given or _runnable(request, engine, references)
     with watch.phase("verify"):
         reference = _opened(request, references)
+        if reference is not None and not check.coverage_s:
+            reference = _showing(reference, engine, () if check.expected is not None else check.inner)
         fed = _found(request, backend, reference)
     if not check.coverage_s or reference is None:
         return fed
     with watch.phase("coverage"):
-        return _covered(request, reference, fed, tolerance)
+        return _covered(request, engine, reference, fed, comparison)
+
+
+def _showing(reference: Reference, engine: LoadedEngine, inner: tuple[str, ...]) -> Reference:
+    """Have these inner values computed as well, if the engine shows any."""
+    return reference.showing(inner) if inner and isinstance(engine, ShowsInnerValues) else reference
 
 
 def _opened(request: Verify, references: References) -> Reference | None:
@@ -187,7 +204,7 @@ def _found(request: Verify, backend: Backend, reference: Reference | None) -> Fe
             return Fed(inputs, None, read_tensors(check.expected))
         if reference is not None:
             try:
-                return Fed(inputs, None, reference.run(inputs))
+                return Fed(inputs, None, reference.run(inputs), inner=reference.inner)
             except BackendError as error:
                 raise Impossible(given_do_not_fit(error)) from error
     if reference is None:
@@ -223,7 +240,7 @@ def _made_up(request: Verify, reference: Reference) -> Fed:
         except BackendError as error:
             first = first or error
             continue
-        fed = _that_says_something(engine.inputs, reference, Fed(inputs, trial, outputs))
+        fed = _that_says_something(engine.inputs, reference, Fed(inputs, trial, outputs, inner=reference.inner))
         reference.found[key] = fed.trial
         return fed
     raise Impossible(no_guess_fits(engine.inputs, tried, first))
@@ -231,7 +248,7 @@ def _made_up(request: Verify, reference: Reference) -> Fed:
 
 def _that_says_something(specs: tuple[InputSpec, ...], reference: Reference, fed: Fed) -> Fed:
     """Return inputs of the same shapes without negative values if nothing finite comes of what there is."""
-    if fed.trial is None or fed.expected is None or says_something(fed.expected):
+    if fed.trial is None or fed.expected is None or says_something(_without(fed.expected, fed.inner)):
         return fed
     positive = Trial(fed.trial.shapes, "positive", fed.trial.seed)
     inputs = positive.inputs(specs)
@@ -239,7 +256,12 @@ def _that_says_something(specs: tuple[InputSpec, ...], reference: Reference, fed
         outputs = reference.run(inputs)
     except BackendError:
         return fed
-    return Fed(inputs, positive, outputs) if says_something(outputs) else fed
+    is_better = says_something(_without(outputs, fed.inner))
+    return replace(fed, inputs=inputs, trial=positive, expected=outputs) if is_better else fed
+
+
+def _without(values: Mapping[str, Array], inner: tuple[str, ...]) -> dict[str, Array]:
+    return {name: array for name, array in values.items() if name not in inner}
 
 
 def _runnable(request: Verify, engine: LoadedEngine, references: References) -> Fed:
@@ -260,37 +282,21 @@ def _runnable(request: Verify, engine: LoadedEngine, references: References) -> 
     return Fed(inputs, trial, outputs=outputs)
 
 
-def _covered(request: Verify, reference: Reference, fed: Fed, tolerance: Tolerance) -> Fed:
+def _covered(request: Verify, engine: LoadedEngine, reference: Reference, fed: Fed, comparison: Comparison) -> Fed:
     """Measure what the comparison would notice, and take other made-up inputs if it notices more of them."""
-    key = "sight", digest_of(fed.inputs), tolerance, request.check.coverage_s
+    key = "sight", digest_of(fed.inputs), comparison, request.check.coverage_s, request.engine.root_plan
     if key not in reference.found:
-        reference.found[key] = _measured(request, reference, fed, tolerance)
+        sight, trial = measured(request, engine, reference, (fed.inputs, fed.trial), comparison)
+        reference.found[key] = shortened(sight), trial
     sight, trial = reference.found[key]
-    if trial == fed.trial:
-        return Fed(fed.inputs, fed.trial, fed.expected, sight)
-    inputs = trial.inputs(request.engine.inputs)
-    reference.found["trial", repr(request.engine.profiles)] = trial
-    return Fed(inputs, trial, reference.run(inputs), sight)
-
-
-def _measured(request: Verify, reference: Reference, fed: Fed, tolerance: Tolerance) -> tuple[Sight, Trial | None]:
-    seconds = request.check.coverage_s
-    try:
-        sight = measure(reference, fed.inputs, tolerance, seconds)
-    except BackendError:  # the outputs were given, and the reference cannot be run on these inputs
-        return Sight(0, len(reference.weights), 0, (), (), (), (), 0.0), fed.trial
-    if fed.trial is None or not sight.unseen or sight.seconds >= seconds / 2:
-        return sight, fed.trial
-    others = list(_others(request, fed.trial))
-    return widest(reference, request.engine.inputs, tolerance, (sight, fed.trial), others, seconds - sight.seconds)
-
-
-def _others(request: Verify, trial: Trial) -> list[Trial]:
-    """Return inputs that may see more: other values, and other shapes of the profiles."""
-    specs, profiles = request.engine.inputs, request.engine.profiles
-    shapes = [one.shapes for one in trials(specs, profiles)] if profiles else [longer(specs, trial.shapes)]
-    larger = [Trial(one, trial.values, trial.seed) for one in shapes if one != trial.shapes]
-    return [Trial(trial.shapes, trial.values, trial.seed + 1), *larger[:2]]
+    showing = _showing(reference, engine, sight.inner)
+    if trial != fed.trial:
+        reference.found["trial", repr(request.engine.profiles)] = trial
+        inputs = trial.inputs(request.engine.inputs)
+        return Fed(inputs, trial, showing.run(inputs), sight, inner=showing.inner)
+    if not showing.inner:
+        return replace(fed, sees=sight)
+    return replace(fed, expected=showing.run(fed.inputs), sees=sight, inner=showing.inner)
 
 
 def _rebuilt(engine: EngineFile, backend: Backend, scratch: Path, report: Report) -> LoadedEngine:

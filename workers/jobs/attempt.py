@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
 import structlog
+from sqlalchemy.orm import Session
 
 from app.artifacts import service as artifacts
 from app.database import DATABASE_DOWN
 from app.jobs import lease, outage
 from app.jobs.lease import CancelAsked, Claim, JobError, LeaseLost
+from workers.jobs.crashes import Crash
 from workers.jobs.faults import MAX_STRIKES, Fault, ShuttingDown, died_again, fault_of
 from workers.jobs.kinds import steps_of
 from workers.jobs.steps import Product, Ready, Steps
@@ -77,8 +79,11 @@ def _do(worker: Worker, held: Claim, watch: Watch) -> None:
         job = steps.load(session, held, work, worker)
     if isinstance(job, Ready):
         with worker.database.transaction() as session:
-            lease.succeed(session, held, job.result, was_ready=True, notify=worker.announce)
+            shared = _shared(steps, job.result)
+            lease.succeed(session, held, job.result, was_ready=True, shared=shared, notify=worker.announce)
         return
+    if held.strikes:
+        worker.host.close()  # so that what killed the last one has the next one to itself
     with worker.store.holding():  # a compile may take longer than a cache keeps an unused file
         product = steps.compute(job, worker, watch)
     worker.through_outage(lambda: _publish(worker, held, watch, steps, job, product))
@@ -92,7 +97,12 @@ def _publish(
         for digest, size in product.blobs.items():
             artifacts.record(session, digest, size)
         result = steps.publish(session, held, job, product)
-        lease.succeed(session, held, result, events=watch.news.events, notify=worker.announce)
+        shared, told = _shared(steps, result), watch.news.events
+        lease.succeed(session, held, result, shared=shared, events=told, notify=worker.announce)
+
+
+def _shared(steps: Steps[Any, Any, Any], result: dict[str, Any]) -> dict[str, Any] | None:
+    return None if steps.shared is None else steps.shared(result)
 
 
 def _cancel(worker: Worker, held: Claim, watch: Watch) -> None:
@@ -110,14 +120,35 @@ def _give_up(worker: Worker, held: Claim, watch: Watch, cause: Exception) -> Non
     _notice(worker, fault)
     if fault.outage and _put_off(worker, held, watch, fault.error):
         return None
-    strikes = held.strikes + fault.strike
-    if fault.strike and strikes >= MAX_STRIKES:
-        return _fail(worker, held, watch, died_again(fault.error))
+    if fault.strike and held.strikes + fault.strike >= MAX_STRIKES:
+        return _fail_for_good(worker, held, watch, fault)
     if fault.outage or not fault.passing or held.attempt >= worker.settings.max_attempts:
-        return _fail(worker, held, watch, fault.error)
+        return _fail(worker, held, watch, fault.error, lasting=not fault.passing)
     log.warning("job retried", code=fault.error.code, detail=fault.error.detail)
     events = watch.news.events
-    return lease.retry(worker.database, held, fault.error, strike=fault.strike, events=events, notify=worker.announce)
+    return lease.retry(
+        worker.database,
+        held,
+        fault.error,
+        strike=fault.strike,
+        crash=fault.crash,
+        events=events,
+        notify=worker.announce,
+    )
+
+
+def _fail_for_good(worker: Worker, held: Claim, watch: Watch, fault: Fault) -> None:
+    """Fail a job of which the engine host died again; if its compiler crashed both times, that is taken down."""
+    steps = steps_of(held.kind)
+    taken_down, compiled = steps.crashed, not watch.planned
+    if taken_down is None or not compiled or held.crashes + fault.crash < MAX_STRIKES:
+        return _fail(worker, held, watch, died_again(fault.error), lasting=True)
+    crash = Crash.of(fault.error.detail, watch.news.recent)
+
+    def take_down(session: Session) -> None:
+        taken_down(session, held, steps.work.read(held.request), worker, crash)
+
+    return _fail(worker, held, watch, died_again(fault.error, crash), lasting=True, also=take_down)
 
 
 def _notice(worker: Worker, fault: Fault) -> None:
@@ -137,9 +168,18 @@ def _put_off(worker: Worker, held: Claim, watch: Watch, error: JobError) -> bool
     return True
 
 
-def _fail(worker: Worker, held: Claim, watch: Watch, error: JobError) -> None:
+def _fail(
+    worker: Worker,
+    held: Claim,
+    watch: Watch,
+    error: JobError,
+    *,
+    lasting: bool,
+    also: Callable[[Session], None] | None = None,
+) -> None:
     log.warning("job failed", code=error.code, detail=error.detail)
-    lease.fail(worker.database, held, error, events=watch.news.events, notify=worker.announce)
+    events = watch.news.events
+    lease.fail(worker.database, held, error, lasting=lasting, also=also, events=events, notify=worker.announce)
 
 
 def _end(write: Callable[Concatenate[Worker, P], None], worker: Worker, *args: P.args, **kwargs: P.kwargs) -> None:

@@ -11,10 +11,12 @@ import structlog
 from app.artifacts.checked import BlobDamaged
 from app.database import DATABASE_DOWN
 from app.disk_faults import DISK_FAULTS
+from app.engines.crashes import OTHER_VERSION_WANTED
 from app.errors import ServiceError, Unavailable
 from app.jobs.lease import JobError
 from workers.channel.host import EngineHostDied, EngineHostNotStarted
 from workers.channel.messages import BackendError
+from workers.jobs.crashes import Crash, is_crash
 
 PASSING = {"file_failed", "device_failed"}  # faults of the machine, not of the job
 STORE_OUTAGES = {"store_unavailable", "store_full", "store_read_only"}
@@ -62,7 +64,8 @@ class Fault:
     """Why a job could not be done; `passing` says that another attempt may succeed.
 
     An `outage` is no fault of the job and counts no attempt; `cut_off` says what this worker is without: "store",
-    "host" or nothing. A `strike` may well be a fault of the job: the engine host died of it.
+    "host" or nothing. A `strike` may well be a fault of the job: the engine host died of it. A `crash` is a death that
+    nobody brought about from outside.
     """
 
     error: JobError
@@ -70,13 +73,17 @@ class Fault:
     outage: bool = False
     cut_off: str | None = None
     strike: bool = False
+    crash: bool = False
 
 
 def is_outage(error: Exception) -> bool:
-    """Tell whether the database or the store does not answer, or a disk: nothing is wrong with what was asked."""
+    """Tell whether nothing is wrong with what was asked: the database, the store or a disk does not answer.
+
+    A worker whose compiler crashes at a job is an outage as well if others can do the job.
+    """
     match error:
         case Unavailable() if not isinstance(error, BlobDamaged):
-            return error.code in STORE_OUTAGES
+            return error.code in STORE_OUTAGES or error.code == OTHER_VERSION_WANTED
         case ServiceError():
             return False
         case OSError():
@@ -106,11 +113,13 @@ def fault_of(error: Exception, tail: Sequence[str]) -> Fault:  # noqa: C901, PLR
         case TakesTooLong():
             return Fault(_too_slow(error, log_lines))
         case EngineHostDied():
-            return Fault(JobError(error.code, error.detail, error.log or log_lines), passing=True, strike=True)
+            told = JobError(error.code, error.detail, log_lines or error.log)
+            return Fault(told, passing=True, strike=True, crash=is_crash(error))
         case Unavailable() if not isinstance(error, BlobDamaged):
             outage = is_outage(error)
             told = JobError(error.code, error.detail, log_lines)
-            return Fault(told, passing=True, outage=outage, cut_off="store" if outage else None)
+            cut_off = "store" if error.code in STORE_OUTAGES else None
+            return Fault(told, passing=True, outage=outage, cut_off=cut_off)
         case ServiceError():
             return Fault(JobError(error.code, error.detail, log_lines))
         case OSError():
@@ -123,15 +132,33 @@ def fault_of(error: Exception, tail: Sequence[str]) -> Fault:  # noqa: C901, PLR
     return Fault(JobError("internal_error", _internal(error), log_lines))
 
 
-def died_again(error: JobError) -> JobError:
-    """Return what a client is told of a job of which the engine host died for the last time it is tried."""
+def died_again(error: JobError, crash: Crash | None = None) -> JobError:
+    """Return what a client is told of a job of which the engine host died for the last time it is tried.
+
+    `crash` is given if it was the compiler that crashed both times.
+    """
     if error.code == NO_MEMORY:
         return error
+    if crash is not None:
+        return _crashed_again(error, crash)
     return JobError(
         "engine_host_died_twice",
         f"The engine host died in {MAX_STRIKES} attempts at this job, so the job is the likely cause. {error.detail} "
         "Its last lines are in `log`. Change the model, the options or the backend's version before you post it again.",
         error.log,
+    )
+
+
+def _crashed_again(error: JobError, crash: Crash) -> JobError:
+    at = f"It was compiling '{crash.layer}'." if crash.layer else "Its log does not say which layer it was compiling."
+    return JobError(
+        "engine_host_died_twice",
+        f"The compiler crashed in {MAX_STRIKES} attempts at this job, in the last one with nothing beside it. {at} "
+        f"{crash.detail} The last lines of its verbose log are in `log`. Builds of this definition with these profiles "
+        "and options are refused from now on by this version of the backend. Change the graph at that layer, the "
+        "options or the profiles, or use another backend or another version of it.",
+        error.log,
+        {"layer": crash.layer},
     )
 
 

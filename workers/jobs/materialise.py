@@ -10,8 +10,9 @@ from app.artifacts.signing import PlanSigner
 from app.engines.publish import publish_plan
 from app.engines.work import MaterialiseWork
 from app.jobs.lease import Claim
-from workers.channel.messages import Materialise, Materialised
+from workers.channel.messages import Materialise, Materialised, Spent
 from workers.jobs.publication import plan_put
+from workers.jobs.stages import merged, stages_json
 from workers.jobs.steps import Ready, Steps
 from workers.jobs.stored import BasePlan, Sources, StoredEngine, StoredPlan, engine_file, load_engine
 from workers.jobs.watch import Watch
@@ -20,11 +21,12 @@ from workers.jobs.worker import Worker
 
 @dataclass(frozen=True, slots=True)
 class WrittenPlan:
-    """A plan in the store; `timings` are seconds by phase."""
+    """A plan in the store, made in `seconds`."""
 
     plan: StoredPlan
     signature: str
-    timings: dict[str, float]
+    stages: dict[str, Spent]
+    seconds: float
 
     @property
     def blobs(self) -> Mapping[str, int]:
@@ -37,7 +39,7 @@ def load(session: Session, _held: Claim, work: MaterialiseWork, _worker: Worker)
     engine = load_engine(session, work.engine_id)
     if isinstance(engine.source, BasePlan):
         return engine
-    return Ready(_result(engine.number, engine.plan.digest, {"total": 0.0}))
+    return Ready(_result(engine.number, engine.plan.digest, {}, 0.0))
 
 
 def compute(engine: StoredEngine, worker: Worker, watch: Watch) -> WrittenPlan:
@@ -47,22 +49,22 @@ def compute(engine: StoredEngine, worker: Worker, watch: Watch) -> WrittenPlan:
         made = watch.ask(request, Materialised, put.begin)
         plan = put.end(made.plan_digest)
     signature = worker.signer.sign(replace(engine.statement, digest=plan.digest))
-    return WrittenPlan(plan, signature, dict(made.timings) | {"total": watch.seconds})
+    return WrittenPlan(plan, signature, merged(watch.stages, made.stages), watch.seconds)
 
 
 def publish(session: Session, _held: Claim, engine: StoredEngine, made: WrittenPlan) -> dict[str, Any]:
     """Give the engine its plan; if another job was faster, its plan stays and this one is collected."""
     plan = made.plan
     published = publish_plan(session, engine.id, digest=plan.digest, nbytes=plan.nbytes, signature=made.signature)
-    return _result(engine.number, published.plan_digest, made.timings)
+    return _result(engine.number, published.plan_digest, made.stages, made.seconds)
 
 
 def _request(engine: StoredEngine, sources: Sources, signer: PlanSigner, plan: str) -> Materialise:
     return Materialise(engine_file(engine, sources, signer), plan)
 
 
-def _result(number: int, digest: str | None, timings: Mapping[str, float]) -> dict[str, Any]:
-    return {"engine": number, "plan_digest": digest, "seconds": dict(timings)}
+def _result(number: int, digest: str | None, stages: Mapping[str, Spent], seconds: float) -> dict[str, Any]:
+    return {"engine": number, "plan_digest": digest, "seconds": seconds, "stages": stages_json(stages)}
 
 
 STEPS = Steps(MaterialiseWork, load, compute, publish)

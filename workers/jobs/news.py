@@ -10,6 +10,7 @@ from workers.channel import messages
 MAX_LINES = 2000  # of one job; a compiler that writes more repeats itself
 MAX_LINE_LENGTH = 2000
 TAIL_LINES = 40  # of a failed job's log, kept in its error
+RECENT_LINES = 2000  # in which the layer is looked for at which a compiler crashed
 
 
 class News:
@@ -20,7 +21,7 @@ class News:
         self._progress: JobProgress | None = None
         self._phase: str | None = None
         self._lines = 0
-        self._tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._recent: deque[str] = deque(maxlen=RECENT_LINES)
 
     def hear(self, message: messages.Progress | messages.LogLine) -> None:
         """Keep a message. A new phase and each log line become events; a step only moves the progress."""
@@ -50,7 +51,12 @@ class News:
     @property
     def tail(self) -> list[str]:
         """The log's last lines, whether they are written yet or not."""
-        return list(self._tail)
+        return self.recent[-TAIL_LINES:]
+
+    @property
+    def recent(self) -> list[str]:
+        """The log's last lines, more of them, verbose ones among them."""
+        return list(self._recent)
 
     def written(self) -> None:
         """Forget what has been written."""
@@ -59,7 +65,9 @@ class News:
 
     def _hear_line(self, line: messages.LogLine) -> None:
         text = line.text[:MAX_LINE_LENGTH]
-        self._tail.append(text)
+        self._recent.append(text)
+        if line.level == "verbose":
+            return
         self._lines += 1
         if self._lines <= MAX_LINES:
             self._add(line.level, text)

@@ -12,11 +12,10 @@ from sqlalchemy.orm import Session
 from app.artifacts.signing import PlanStatement
 from app.engines.facts import EngineFacts, read_facts
 from app.engines.publish import publish_engine
-from app.engines.queries import Served, find_equal
-from app.engines.work import MakeEngine, Verification
+from app.engines.work import Verification
 from app.jobs.lease import Claim
-from workers.channel.messages import Built, PlanWritten, Refitted
-from workers.jobs.steps import Ready
+from workers.channel.messages import Built, PlanWritten, Refitted, Spent
+from workers.jobs.stages import merged, stages_json, timings_json
 from workers.jobs.stored import BoundWeights, StoredDefinition, StoredEngine, StoredPlan
 from workers.jobs.verify import passed
 from workers.jobs.watch import Watch
@@ -48,7 +47,10 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class VerifiedEngine:
-    """A verified engine. `plan` is in the store, None where it is not materialised; `timings` are seconds by phase."""
+    """A verified engine, made in `seconds`. `plan` is in the store, None where it is not materialised.
+
+    `device_fingerprint` is that of the device for which its plan was compiled, None if an earlier release did that.
+    """
 
     origin: Origin
     plan: StoredPlan | None
@@ -57,25 +59,14 @@ class VerifiedEngine:
     device: str
     facts: EngineFacts
     verification: dict[str, Any]
-    timings: dict[str, float]
+    stages: dict[str, Spent]
+    seconds: float
+    device_fingerprint: Mapping[str, Any] | None = None
 
     @property
     def blobs(self) -> Mapping[str, int]:
         """The plan."""
         return {} if self.plan is None else {self.plan.digest: self.plan.nbytes}
-
-
-def equal_engine(session: Session, held: Claim, work: MakeEngine, served: Served) -> Ready | None:
-    """Return the result if an equal engine that is served here has been made meanwhile.
-
-    If the job is to write a plan, an engine without a plan of its own is not equal to what it makes.
-    """
-    if not work.reuse:
-        return None
-    engine = find_equal(session, held.model_id, work.fingerprint, served)
-    if engine is None or (work.writes_plan and not engine.materialised):
-        return None
-    return Ready({"engine": engine.number, "reused": True, "method": "reuse"})
 
 
 def new_engine(
@@ -92,7 +83,7 @@ def new_engine(
     `earlier` is what the verification of an engine of other weights found.
     """
     verification = passed(made.verification, spec.verify, earlier)
-    checked = {"verify": 0.0} if made.verification is None else dict(made.verification.timings)
+    checked = {} if made.verification is None else made.verification.stages
     return VerifiedEngine(
         origin=origin,
         plan=plan,
@@ -101,8 +92,18 @@ def new_engine(
         device=worker.device,
         facts=read_facts(made.facts),
         verification=verification,
-        timings=dict(made.timings) | checked | {"total": watch.seconds},
+        stages=merged(watch.stages, made.stages, checked),
+        seconds=watch.seconds,
+        device_fingerprint=_device_fingerprint(worker, made, origin),
     )
+
+
+def _device_fingerprint(worker: Worker, made: Built | Refitted, origin: Origin) -> Mapping[str, Any] | None:
+    """Return the fingerprint of the device for which an engine was compiled: a refit changes nothing of that."""
+    if isinstance(made, Built):
+        of_device = worker.device_fingerprint
+        return None if of_device is None else {**of_device, "to_load": sorted(made.bound_to)}
+    return None if origin.parent is None else origin.parent.device_fingerprint
 
 
 def _statement(
@@ -154,7 +155,9 @@ class PlanPut:
         `digest` is that of the plan which the host made.
         """
         if self._plan is not None and self._path is not None:
+            started = self._watch.seconds
             plan = self._watch.join(self._plan)
+            self._watch.stages["write"] = Spent(self._watch.seconds - started)
             if plan.digest != digest:
                 raise TypeError("the engine host told of another plan than it made")
             self._know(self._path, plan.digest)
@@ -229,7 +232,9 @@ def publish_as(
         base_id=None if plan is not None or parent is None else parent.materialised_id,
         verification=made.verification,
         facts=made.facts,
-        timings=made.timings,
+        timings=timings_json(made.stages, made.seconds),
+        device_fingerprint=None if made.device_fingerprint is None else dict(made.device_fingerprint),
         job_id=held.job_id,
     )
-    return {"engine": number, "reused": False, "method": method, "seconds": made.timings}
+    taken = {"seconds": made.seconds, "stages": stages_json(made.stages)}
+    return {"engine": number, "reused": False, "method": method} | taken

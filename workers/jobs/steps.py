@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from app.engines.work import Work
 from app.jobs.lease import Claim
+from workers.jobs.crashes import Crash
 from workers.jobs.watch import Watch
 from workers.jobs.worker import Worker
 
@@ -40,10 +41,14 @@ class Steps(Generic[WorkT, InputT, ProductT]):
 
     `load` reads all that the job needs in one short session. `compute` asks the engine host and moves artifacts, with
     no session open. `publish` writes what was made and returns the job's result, in the transaction that finishes the
-    job.
+    job. `shared` returns, of that result, the result of the jobs that make the same and waited for this one; it is None
+    if the kind has no such jobs. `crashed` takes down that the compiler crashed twice on the work, in the transaction
+    that fails the job.
     """
 
     work: type[WorkT]
     load: Callable[[Session, Claim, WorkT, Worker], InputT | Ready]
     compute: Callable[[InputT, Worker, Watch], ProductT]
     publish: Callable[[Session, Claim, InputT, ProductT], Result]
+    shared: Callable[[Result], Result] | None = None
+    crashed: Callable[[Session, Claim, WorkT, Worker, Crash], None] | None = None

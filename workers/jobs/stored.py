@@ -93,6 +93,7 @@ class StoredEngine:
     profiles_json: list[Any]
     options: Mapping[str, Any]
     verification: Mapping[str, Any]
+    device_fingerprint: Mapping[str, Any] | None
 
     @property
     def plan(self) -> StoredPlan:
@@ -159,11 +160,12 @@ def load_engine(session: Session, engine_id: int) -> StoredEngine:
         profiles_json=engine.profiles,
         options=engine.options,
         verification=engine.verification,
+        device_fingerprint=engine.device_fingerprint,
     )
 
 
 def _read(session: Session, engine_id: int) -> Engine:
-    columns = (Engine.profiles, Engine.options, Engine.verification)
+    columns = (Engine.profiles, Engine.options, Engine.verification, Engine.device_fingerprint)
     return session.get_one(Engine, engine_id, options=[undefer(column) for column in columns])
 
 

@@ -1,13 +1,14 @@
 """Verify jobs, and the verification every new engine goes through before it is published."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 from sqlalchemy.orm import Session
 
 from app.artifacts.store import ArtifactStore
+from app.engines.publish import record_verification
 from app.engines.work import Verification, VerifyWork
 from app.jobs.lease import Claim
 from app.redaction import public_json
@@ -58,6 +59,7 @@ def check_of(
         if_impossible=asked.if_impossible,
         coverage_s=seconds,
         made_up=(earlier or {}).get("made_up"),
+        inner=tuple(earlier["sees"].get("inner", ())) if earlier and is_known(asked, earlier) else (),
     )
 
 
@@ -76,9 +78,7 @@ def passed(
     """
     if verification is None:
         return {"ok": None, "against": "none"}
-    figures = _figures(verification, asked)
-    if earlier and figures["sees"] is None and asked.coverage == "auto" and _alike(figures, earlier):
-        figures["sees"] = earlier.get("sees")
+    figures = _with_sight(_figures(verification, asked), asked, earlier)
     if figures["ok"] is False:
         detail = figures["detail"] or "the outputs are out of tolerance"
         raise VerificationFailed(
@@ -97,21 +97,48 @@ def load(session: Session, _held: Claim, work: VerifyWork, _worker: Worker) -> V
 
 def compute(job: VerifyInput, worker: Worker, watch: Watch) -> Figures:
     """Have the engine host compare; figures out of tolerance are a result here, not a failure."""
-    engine = watch.during(engine_file, job.engine, worker.sources, worker.signer)
-    check = watch.during(partial(check_of, earlier=job.engine.verification), job.verify, worker.store)
-    check = replace(check, if_impossible="publish")  # it is published already, and why is a result like any other
-    return Figures(_figures(watch.ask(Verify(engine, check), Verified), job.verify))
+    # It is published already, and why a verification is impossible is a result like any other.
+    asked = job.verify.model_copy(update={"if_impossible": "publish"})
+    return Figures(verified_figures(job.engine, asked, worker, watch, job.engine.verification))
 
 
-def publish(_session: Session, _held: Claim, _job: VerifyInput, made: Figures) -> dict[str, Any]:
-    """Return the figures; an engine's own verification stays the one it was published with."""
+def verified_figures(
+    stored: StoredEngine,
+    asked: Verification,
+    worker: Worker,
+    watch: Watch,
+    earlier: Mapping[str, Any] | None,
+    *,
+    coverage_s: float = 0.0,
+) -> dict[str, Any]:
+    """Verify a published engine and return the figures.
+
+    `earlier` and `coverage_s` are as in `check_of`; nothing is measured that is known already.
+    """
+    seconds = 0.0 if is_known(asked, earlier) else coverage_s
+    engine = watch.during(engine_file, stored, worker.sources, worker.signer)
+    check = watch.during(partial(check_of, coverage_s=seconds, earlier=earlier), asked, worker.store)
+    return _with_sight(_figures(watch.ask(Verify(engine, check), Verified), asked), asked, earlier)
+
+
+def publish(session: Session, _held: Claim, job: VerifyInput, made: Figures) -> dict[str, Any]:
+    """Return the figures; the engine's own stay those that it was published with, unless it was not verified then."""
+    if job.engine.verification.get("ok") is None:
+        record_verification(session, job.engine.id, made.figures)
     return made.figures
 
 
 def _figures(verification: Verified, asked: Verification) -> dict[str, Any]:
     figures: dict[str, Any] = public_json(asdict(verification))
-    figures["seconds"] = figures.pop("timings").get("verify", 0.0)
+    figures["seconds"] = figures.pop("stages").get("verify", {}).get("seconds", 0.0)
     return figures | {"asked": _inputs_of(asked)}
+
+
+def _with_sight(figures: dict[str, Any], asked: Verification, earlier: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Add what an earlier verification saw, with other weights or of the same engine, if it was of the same inputs."""
+    if earlier and figures["sees"] is None and asked.coverage == "auto" and _alike(figures, earlier):
+        return figures | {"sees": earlier.get("sees")}
+    return figures
 
 
 def _inputs_of(asked: Verification) -> dict[str, Any]:
@@ -119,7 +146,10 @@ def _inputs_of(asked: Verification) -> dict[str, Any]:
 
 
 def _alike(figures: Mapping[str, Any], earlier: Mapping[str, Any]) -> bool:
-    return all(figures[name] == earlier.get(name) for name in ("against", "inputs", "tolerance"))
+    """Return whether the same was compared, of inputs and of inner values."""
+    inner = (earlier.get("sees") or {}).get("inner", [])
+    same = all(figures[name] == earlier.get(name) for name in ("against", "inputs", "tolerance"))
+    return same and figures["inner"].keys() == set(inner)
 
 
 STEPS = Steps(VerifyWork, load, compute, publish)

@@ -14,7 +14,7 @@ from app.jobs import lease
 from app.jobs.lease import CancelAsked, Claim
 from app.jobs.state import State
 from workers.channel.host import EngineHostDied
-from workers.channel.messages import Computing, DamagedFile, Message, Outcome, PlanWritten, Request
+from workers.channel.messages import Computing, DamagedFile, Message, Outcome, PlanWritten, Request, Spent
 from workers.channel.weight_bytes import weight_bytes
 from workers.jobs.faults import DeadlineExceeded, ShuttingDown, TakesTooLong
 from workers.jobs.memory_deaths import as_memory_death, kills
@@ -32,14 +32,19 @@ OutcomeT = TypeVar("OutcomeT", bound=Outcome)
 
 
 class Watch:
-    """The clock and the news of one claim. `folder` is scratch space that lasts as long as the job."""
+    """The clock and the news of one claim. `folder` is scratch space that lasts as long as the job.
+
+    `stages` are those that the worker itself has been through.
+    """
 
     def __init__(self, worker: Worker, held: Claim, folder: Path) -> None:
         self.news = News()
         self.folder = folder
+        self.planned = False  # whether a plan was written: what crashes then is not the compiler
         self._worker = worker
         self._held = held
         self._started = time.monotonic()
+        self.stages = {"queue": Spent(held.queued_s)}
         self._renew_at = self._started + held.lease_s / 3
         self._tell_at = self._started + NEWS_S
         self._look_at = self._started + TICK_S
@@ -69,12 +74,14 @@ class Watch:
 
         def hear(message: Message) -> None:
             if isinstance(message, PlanWritten):
+                self.planned = True
                 on_plan(message)
             elif isinstance(message, Computing):
                 self._computing = self._deadline(message, request)
             else:
                 self.news.hear(message)
 
+        self.stages.setdefault("bind", Spent(self.seconds))
         killed_before = kills()
         try:
             outcome = self._worker.host.call(request, on_message=hear, tick=self.tick, tick_s=TICK_S)

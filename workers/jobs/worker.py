@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
 
@@ -53,8 +53,9 @@ T = TypeVar("T")
 class Worker:
     """What the jobs of one process work with.
 
-    `device` is the device's name as engines record it. `offered` maps the name of each backend that can be used here to
-    what it offers. `stopping` is set once the process has been told to stop. `job_id` is the job at hand.
+    `device` is the device's name as engines record it, and `device_fingerprint` its facts and their digest. `offered`
+    maps the name of each backend that can be used here to what it offers. `stopping` is set once the process has been
+    told to stop. `job_id` is the job at hand.
     """
 
     id: str
@@ -68,6 +69,7 @@ class Worker:
     scratch: Path
     device: str
     offered: Mapping[str, BackendOffer]
+    device_fingerprint: Mapping[str, Any] | None = None
     sources: Sources = field(init=False)
     fitness: Fitness = field(init=False)
     stopping: Event = field(default_factory=Event)
@@ -193,7 +195,14 @@ def usable_backends(device: str, backends: Mapping[str, BackendOffer], installab
 def reach_of(settings: Settings, store: ArtifactStore, jobs: Path) -> Reach:
     """Return what an engine host sees of the data directory: `jobs`, and artifacts or this machine's copies of them."""
     folder = store.directory or settings.cache_dir or settings.data_dir / "cache"
-    return Reach((folder,), (jobs,), private=(settings.data_dir,), job_bytes=settings.job_memory_bytes)
+    return Reach(
+        (folder,),
+        (jobs,),
+        private=(settings.data_dir,),
+        job_bytes=settings.job_memory_bytes,
+        page_locked_bytes=settings.page_locked_bytes,
+        page_locked_idle_s=settings.page_locked_idle_s,
+    )
 
 
 @contextmanager
@@ -230,6 +239,7 @@ def open_worker(settings: Settings, device: str) -> Iterator[Worker]:
                 scratch=jobs,
                 device=described.device["name"],
                 offered=usable,
+                device_fingerprint=described.device.get("fingerprint"),
             )
         finally:
             host.close()

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from ml_dtypes import bfloat16, float8_e4m3fn, float8_e5m2
 
-from app.weights.checkpoint import TensorSlot
+from app.weights.checkpoint import CheckpointError, TensorSlot
 from app.weights.format_parts import torch_tensors, zip_archive
 from app.weights.formats import pytorch
 from tests.golden.checkpoints.values import PERCEPTRON, SMALL, read
@@ -203,7 +203,7 @@ def test_a_directory_of_sixty_gigabytes_is_refused_before_it_is_read() -> None:
         begin = size - len(tail) - offset  # where the tail begins in what is asked for
         return (whole[: max(0, begin)] + tail[max(0, -begin) :] if begin < count else whole)[:count]
 
-    with pytest.raises(pytorch.CheckpointError) as error:
+    with pytest.raises(CheckpointError) as error:
         pytorch.read_slots(sparse, size)
     assert error.value.code == "header_too_large"
     assert "60000000000" in error.value.detail

@@ -223,7 +223,7 @@ def test_the_log_of_a_child_that_died_is_kept(hosting: Hosting, endless: Run, tm
 
 def test_phases_are_told_in_order(hosting: Hosting, engine: EngineFile) -> None:
     phases = [one.phase for one in hosting.messages if isinstance(one, Progress)]
-    assert phases == ["map", "optimise", "session"]
+    assert phases == ["transform", "compile", "load", "write"]
     assert runs(hosting, engine)
 
 

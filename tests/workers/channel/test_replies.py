@@ -31,6 +31,7 @@ from workers.channel.messages import (
     Refitted,
     Residency,
     Sight,
+    Spent,
     Verified,
 )
 from workers.channel.paths import check_paths
@@ -43,7 +44,7 @@ VERIFIED = Verified(
     tolerance={"relative_l2": 1e-4},
     inputs="digest",
     detail="",
-    timings={"verify": 0.5},
+    stages={"verify": Spent(0.5, 7)},
     made_up={"shapes": {"x": [1, 2]}},
     sees=Sight(1, 2, 2, ("a",), (), (), (), 0.5),
 )
@@ -65,7 +66,7 @@ def reply(result: Any) -> Reply:  # noqa: ANN401 - an outcome or an error
         Computing("run"),
         Computing(None),
         reply(BUILT),
-        reply(Refitted(None, None, 5, 1, warm=True, facts={}, timings={}, backend_version="1", verification=VERIFIED)),
+        reply(Refitted(None, None, 5, 1, warm=True, facts={}, stages={}, backend_version="1", verification=VERIFIED)),
         reply(Benchmarked(MEASURED, None, (("layer", 0.1),), {"x": (1, 2)}, "/job/report", {})),
     ],
 )
@@ -84,9 +85,9 @@ def test_errors_stay_what_they_are() -> None:
 
 
 def test_numbers_of_numpys_are_numbers() -> None:
-    ended = read_frame(frame_of(reply(Ran("/job/outputs", np.float64(0.5), {"run": np.float32(0.5)}))))  # type: ignore[dict-item]  # as an adapter might
+    ended = read_frame(frame_of(reply(Ran("/job/outputs", np.float64(0.5), {"run": Spent(np.float32(0.5), 1)}))))  # type: ignore[arg-type]  # as an adapter might
     assert isinstance(ended, Reply)
-    assert ended.result == Ran("/job/outputs", 0.5, {"run": 0.5})
+    assert ended.result == Ran("/job/outputs", 0.5, {"run": Spent(0.5, 1)})
 
 
 @pytest.mark.parametrize(
@@ -97,7 +98,7 @@ def test_numbers_of_numpys_are_numbers() -> None:
         (b"[" * 100_000, "no message"),
         (b'{"Progress": {"phase": "build"}, "LogLine": {}}', "no message"),
         (b'{"Build": {}}', "'Build', which is none of its kinds"),
-        (b'{"Ran": {"outputs": "/etc/passwd", "seconds": 1, "timings": {}}}', "'Ran'"),
+        (b'{"Ran": {"outputs": "/etc/passwd", "seconds": 1, "stages": {}}}', "'Ran'"),
         (b'{"Progress": {"phase": 5}}', r"Progress with phase that it cannot have \(.*string"),
         (b'{"Progress": {"phase": "build", "step": "many"}}', "Progress with step"),
         (b'{"Progress": {}}', "Progress with phase"),
@@ -165,7 +166,7 @@ def test_the_paths_that_a_request_names_are_taken(tmp_path: Path) -> None:
     built = Built(build.plan, "", 1, "cpu", {}, {}, "1", timing_cache=f"{build.plan}.timings")
     check_paths(reply(built), build)
     parent = build.engine(Built("/blobs/plan", "sha256:0", 1, "cpu", {}, {}, "1"))
-    kept = Refitted("/blobs/plan", "sha256:0", 1, 1, warm=True, facts={}, timings={}, backend_version="1")
+    kept = Refitted("/blobs/plan", "sha256:0", 1, 1, warm=True, facts={}, stages={}, backend_version="1")
     check_paths(reply(kept), Refit(parent, (), None))
 
 

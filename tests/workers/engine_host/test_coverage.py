@@ -1,20 +1,25 @@
 """Which parameters a verification would notice a change of."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import ml_dtypes
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
+from onnx import NodeProto, TensorProto, helper
 
 from app.definitions.parameter import InputSpec
 from app.definitions.profiles import Range
 from app.weights.dtypes import numpy_dtype
 from tests.workers.hosting import Hosting
 from tests.workers.networks import Network, attention, bound, checkpoint, network_of
-from workers.channel.messages import EngineFile, Sight
-from workers.engine_host.coverage import changed, is_saturated
+from workers.channel.messages import Built, Check, EngineFile, Refit, Sight, Verified, Verify
+from workers.engine_host import inner_values, stored_bytes
+from workers.engine_host.coverage import is_saturated
+from workers.engine_host.deviations import changed
+from workers.engine_host.engines import Engines
 from workers.engine_host.onnx_graph import tables
 
 Parameters = dict[str, tuple[str, tuple[int, ...]]]
@@ -33,13 +38,52 @@ def sees(hosting: Hosting, engine: EngineFile, **check: Any) -> Sight:  # noqa: 
     return found.sees
 
 
-def test_every_parameter_that_outputs_depend_on_is_seen(hosting: Hosting, tmp_path: Path) -> None:
-    """A bias of the keys adds the same to all scores of a query, which softmax takes away."""
+def test_every_parameter_is_seen_and_those_that_no_output_depends_on_are_named(
+    hosting: Hosting, tmp_path: Path
+) -> None:
+    """A bias of the keys adds the same to all scores of a query, which softmax takes away: only the keys show it."""
     network = attention(tmp_path / "net.onnx")
-    sight = sees(hosting, built(hosting, network))
-    assert (sight.parameters, sight.of, sight.tried) == (10, 11, 11)
-    assert (sight.unseen, sight.unseen_swapped) == (("k.bias",), ())
+    found = hosting.verify(built(hosting, network), coverage_s=60.0)
+    sight = found.sees
+    assert sight is not None
+    assert (sight.parameters, sight.of, sight.tried, sight.by_inner) == (11, 11, 11, 1)
+    assert (sight.unseen, sight.unseen_swapped, sight.without_effect) == ((), (), ("k.bias",))
+    assert "100 times its size ends in Softmax s2" in sight.reasons["k.bias"]
     assert sight.in_part == ("embeddings",)
+    assert len(sight.inner) == 1
+    assert found.inner[sight.inner[0]].max_abs is not None
+
+
+def test_an_engine_with_a_wrong_weight_that_no_output_shows_fails_by_an_inner_value(tmp_path: Path) -> None:
+    """It holds another bias of the keys than it says, and gives the same outputs."""
+    network = attention(tmp_path / "net.onnx")
+    right = network.weights(1)
+    wrong = {**right, "k.bias": right["k.bias"] * np.float32(1.5)}
+    named, held = (
+        bound(network, checkpoint(tmp_path / f"{name}.safetensors", values))
+        for name, values in (("right", right), ("wrong", wrong))
+    )
+    engines = Engines("cpu", 1 << 30, tmp_path / "scratch", lambda _message: None)
+    request = network.build(named, tmp_path / "plan.onnx", check=Check(coverage_s=60.0))
+    built = engines.do(request)
+    assert isinstance(built, Built)
+    assert built.verification is not None
+    assert built.verification.sees is not None
+    inner = built.verification.sees.inner
+
+    engines.do(Refit(request.engine(built), held, str(tmp_path / "refitted.onnx"), Check("none", inner=inner)))
+    # The engine is found by the digests of what it holds; the reference reads what the weight version says.
+    claims = [
+        replace(said, tensors=(replace(said.tensors[0], blake3=one.tensors[0].blake3),))
+        for said, one in zip(named, held, strict=True)
+    ]
+    claimed = replace(request.engine(built), parameters=tuple(claims))
+    with patch.object(stored_bytes, "_check", lambda _tensors: 0):  # it would refuse what is claimed here
+        by_outputs, by_inner = (engines.do(Verify(claimed, Check(inner=one))) for one in ((), inner))
+    assert isinstance(by_outputs, Verified)
+    assert isinstance(by_inner, Verified)
+    assert (by_outputs.ok, by_inner.ok) == (True, False)
+    assert inner[0] in by_inner.detail
 
 
 def test_what_nothing_is_computed_from_is_named(hosting: Hosting, tmp_path: Path) -> None:
@@ -55,11 +99,19 @@ def test_what_nothing_is_computed_from_is_named(hosting: Hosting, tmp_path: Path
     weights = {name: np.full(8, -9 if "dead" in name else 1, np.float32) for name in parameters}
     weights["dead.1"][0] = -8
     sight = sees(hosting, built(hosting, network, weights))
-    assert (sight.parameters, sight.unseen) == (1, ("dead.1", "dead.2"))
-    assert sight.unseen_swapped == ("dead.1",)  # the other would change places with the one alive
+    assert (sight.parameters, sight.by_inner, sight.inner, sight.unseen) == (3, 2, ("d",), ())
+    assert sight.without_effect == ()  # far larger ones would open the rectifier
 
 
-def test_an_output_that_is_saturated_is_said_to_be(hosting: Hosting, tmp_path: Path) -> None:
+def test_outputs_alone_are_looked_at_if_the_engine_shows_nothing_else(hosting: Hosting, tmp_path: Path) -> None:
+    nodes = [helper.make_node("Sub", ["w", "w"], ["zero"]), helper.make_node("Add", ["x", "zero"], ["y"])]
+    network = network_of(tmp_path / "net.onnx", nodes, {"w": ("F32", (8,))}, X, {"y": "F32"})
+    sight = sees(hosting, built(hosting, network))
+    assert (sight.parameters, sight.unseen, sight.without_effect) == (0, ("w",), ("w",))
+    assert "no output depends on it" in sight.reasons["w"]
+
+
+def test_what_an_output_saturates_the_value_before_it_shows(hosting: Hosting, tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Mul", ["x", "w"], ["m"]),
         helper.make_node("Add", ["m", "b"], ["s"]),
@@ -69,21 +121,29 @@ def test_an_output_that_is_saturated_is_said_to_be(hosting: Hosting, tmp_path: P
     network = network_of(tmp_path / "net.onnx", nodes, parameters, X, {"y": "F32"})
     weights = {"w": np.ones(8, np.float32), "b": np.full(8, 80, np.float32)}
     sight = sees(hosting, built(hosting, network, weights))
-    assert (sight.parameters, sight.saturated) == (0, ("y",))
+    assert (sight.parameters, sight.by_inner, sight.inner, sight.saturated) == (2, 2, ("s",), ("y",))
 
 
-def test_inputs_are_chosen_that_see_more(hosting: Hosting, tmp_path: Path) -> None:
-    """A sequence of one has nothing to attend to, so neither queries nor keys show."""
+@pytest.mark.parametrize("shows", [True, False])
+def test_inputs_are_chosen_that_see_more_unless_inner_values_do(tmp_path: Path, shows: bool) -> None:  # noqa: FBT001 - a parameter
+    """A sequence of one has nothing to attend to, so neither queries nor keys show in the output."""
     network = attention(tmp_path / "net.onnx")
+    sources = bound(network, checkpoint(tmp_path / "w.safetensors", network.weights(1)))
     profile = {"ids": Range((1, 1), (1, 1), (1, 16))}
-    engine = built(hosting, network, profiles=(profile,))
-
-    found = hosting.verify(engine, coverage_s=60.0)
+    engines = Engines("cpu", 1 << 30, tmp_path / "scratch", lambda _message: None)
+    request = network.build(sources, tmp_path / "plan.onnx", profiles=(profile,), check=Check(coverage_s=60.0))
+    with patch.object(inner_values, "ShowsInnerValues", object if shows else int):  # what every engine is, or none
+        made = engines.do(request)
+    assert isinstance(made, Built)
+    found = made.verification
+    assert found is not None
     assert found.made_up is not None
-    assert found.made_up["shapes"] == {"ids": [1, 16]}
     assert found.sees is not None
-    assert found.sees.unseen == ("k.bias",)
-    again = hosting.verify(engine, made_up=found.made_up)
+    assert found.made_up["shapes"] == {"ids": [1, 1 if shows else 16]}
+    assert found.sees.unseen == (() if shows else ("k.bias",))
+    assert ("k.bias" in found.sees.without_effect, found.sees.by_inner > 0) == (True, shows)
+    again = engines.do(Verify(request.engine(made), Check(made_up=found.made_up)))
+    assert isinstance(again, Verified)
     assert (again.inputs, again.sees) == (found.inputs, None)
 
 
@@ -143,3 +203,17 @@ def test_a_slice_looks_rows_up_if_its_bounds_are_computed() -> None:
     bounds = [TensorProto(name="start"), TensorProto(name="end")]
     assert tables(helper.make_graph([sliced], "g", [], [], bounds[:1])) == {"table"}
     assert tables(helper.make_graph([sliced], "g", [], [], bounds)) == set()
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        [helper.make_node("OneHot", ["ids", "depth", "values"], ["hot"])],
+        [helper.make_node("Equal", ["ids", "all"], ["same"]), helper.make_node("Cast", ["same"], ["hot"], to=1)],
+    ],
+)
+def test_a_product_with_one_hot_indices_looks_rows_up(made: list[NodeProto]) -> None:
+    product = helper.make_node("MatMul", ["hot", "table"], ["rows"])
+    other = helper.make_node("MatMul", ["x", "table"], ["y"])
+    assert tables(helper.make_graph([*made, product], "g", [], [])) == {"table"}
+    assert tables(helper.make_graph([*made, product, other], "g", [], [])) == set()

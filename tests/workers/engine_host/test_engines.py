@@ -246,7 +246,7 @@ def test_an_engine_is_verified_while_its_plan_is_written(
     assert refitted.verification.ok
     assert refitted.plan == str(tmp_path / "refitted")
     assert sorted(backend.heard) == ["PlanWritten", "verify", "write"]
-    assert set(refitted.timings) == {"refit", "serialize", "write"}
+    assert set(refitted.stages) == {"refit", "check", "serialize", "write"}
     child = replace(parent, parameters=versions[1], plan=refitted.plan)
     engines.do(Refit(parent, versions[0], plan=None))  # so that it is resident no more
     assert verify(engines, child).ok

@@ -21,6 +21,7 @@ from workers.channel.messages import (
     Message,
     Progress,
     Report,
+    Spent,
 )
 from workers.engine_host.backends.base import Arrays, LoadedEngine, Offered
 from workers.engine_host.latency import benchmark, latency_of, turns_of
@@ -75,7 +76,7 @@ class ScriptedBackend:
     def build(self, request: Build, _report: Report) -> tuple[Built, LoadedEngine | None]:
         self.builds.append(request)
         Path(request.plan).write_bytes(b"plan")
-        return Built(request.plan, "sha256:", 4, "here", {"tactics": 1}, {"compile": 2.0}, "1.0"), self.rival
+        return Built(request.plan, "sha256:", 4, "here", {"tactics": 1}, {"compile": Spent(2.0)}, "1.0"), self.rival
 
     def load(self, engine: EngineFile, report: Report) -> LoadedEngine:
         raise NotImplementedError

@@ -10,10 +10,11 @@ from app.processes.confinement import Measure
 from tests.workers.hosting import Hosting
 from tests.workers.networks import bound, checkpoint, network_of
 from workers.channel.host import EngineHost
+from workers.channel.job_memory import COPIES, GIB
 from workers.channel.messages import BackendError, Build, ParameterSource, TensorFile
 from workers.channel.process import Reach
 from workers.engine_host import memory_limit as memory_limit_module
-from workers.engine_host.memory_limit import COPIES, GIB, MemoryLimit, memory_limit
+from workers.engine_host.memory_limit import MemoryLimit, memory_limit
 
 MIB = 1 << 20
 HELD = Measure(holds=True, detail="")
@@ -56,20 +57,19 @@ def test_a_job_may_take_a_share_of_the_machine_and_its_weights_some_times(machin
     assert MemoryLimit(machine, job, HELD).bytes_of(request) == most
 
 
-def test_the_limit_of_a_container_counts_as_the_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "memory.max").write_text("max\n")
-    (tmp_path / "limit_in_bytes").write_text(f"{8 * GIB}\n")
+def test_the_rest_of_the_machine_is_left_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
     set_to: list[int] = []
-    monkeypatch.setattr(memory_limit_module, "GROUPS", (tmp_path / "memory.max", tmp_path / "limit_in_bytes"))
+    monkeypatch.setattr(memory_limit_module, "machine_bytes", lambda: 8 * GIB)
     monkeypatch.setattr(memory_limit_module, "_set", lambda soft, _hard: set_to.append(soft))
     limit = memory_limit({"kind": "cpu", "memory_total": 64 * GIB}, None)
     assert (limit.machine, set_to) == (8 * GIB, [7 * GIB])
+    assert "RLIMIT_DATA" in limit.measure.detail
 
 
-def test_on_a_gpu_no_memory_of_the_host_is_limited_and_that_is_told() -> None:
+def test_on_a_gpu_the_worker_watches_and_one_value_may_take_all_that_the_gpu_has() -> None:
     limit = memory_limit({"kind": "cuda", "memory_total": 80 * GIB}, None)
-    assert not limit.measure.holds
-    assert "GPU" in limit.measure.detail
+    assert limit.measure.holds
+    assert "the worker ends a host" in limit.measure.detail
     assert limit.bytes_with(GIB) == 80 * GIB
     error = BackendError("run_failed", "std::bad_alloc")
     assert limit.explained(error) is error

@@ -6,6 +6,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 
 from app.bindings.transforms import Cast
 from app.definitions.parameter import InputSpec
@@ -19,10 +20,10 @@ from tests.workers.processes import status_bytes
 from workers.channel.messages import BackendError, Check, EngineFile, OutputDifference, Verified, Verify
 from workers.engine_host import references as held
 from workers.engine_host.backends.onnxruntime.backend import OnnxruntimeEngine
-from workers.engine_host.comparison import difference, fault_of, is_finite, tolerance_of
+from workers.engine_host.comparison import Comparison, difference, fault_of, is_finite, tolerance_of
 from workers.engine_host.cost import Costs, no_limit
 from workers.engine_host.engines import Engines
-from workers.engine_host.onnx_graph import quantises
+from workers.engine_host.onnx_graph import quantises, softmaxes
 from workers.engine_host.references import References
 from workers.engine_host.run_inputs import digest_of, fixed_inputs
 from workers.engine_host.tensors import ParameterFiles, write_tensors
@@ -243,7 +244,7 @@ def test_fixed_inputs_are_the_same_everywhere() -> None:
     )
     arrays = fixed_inputs(inputs, ())
 
-    assert digest_of(arrays) == "sha256:541a6d66e52dab9a93bfadeb432abafdbb6657c9e93c91d6eaf394a1295c0ee2"
+    assert digest_of(arrays) == "sha256:ce0a9aa64c7cd46cb16f9428d3bfd24d86c59229a219e54a8f6f9eacf0994e92"
     assert arrays["ids"].shape == arrays["mask"].shape == (2, 16)
     assert 0 <= arrays["ids"].min() <= arrays["ids"].max() < 100
     assert len(np.unique(arrays["ids"])) > 5
@@ -423,3 +424,55 @@ def test_an_engine_that_is_only_looked_at_for_nan_runs_once(
     assert isinstance(verified, Verified)
     assert verified.ok
     assert len(runs) == 1
+
+
+def probabilities(logits: Array) -> Array:
+    powers = np.exp(logits - logits.max())
+    return np.asarray(powers / powers.sum(), np.float32)
+
+
+def test_probabilities_are_compared_by_their_logarithms_as_well() -> None:
+    """The largest one is certain in both, and the others differ by far less than `max_abs`."""
+    logits = np.linspace(-20, 0, 9)
+    logits[-1] = 30
+    right, wrong = probabilities(logits), probabilities(logits * np.where(logits > 0, 1, 1.01))
+    plain, logarithmic = Comparison(F32), Comparison(F32, frozenset({"y"}))
+    assert plain.fault("y", plain.difference("y", wrong, right)) == ""
+    assert "logarithms of output y" in logarithmic.fault("y", logarithmic.difference("y", wrong, right))
+    assert logarithmic.fault("y", logarithmic.difference("y", np.nextafter(right, np.float32(0)), right)) == ""
+    assert logarithmic.difference("x", wrong, right).logarithm is None
+
+
+def test_probabilities_that_are_too_small_for_their_dtype_have_no_logarithm() -> None:
+    half = Comparison(tolerance_of((), {"precision": "fp16"}), frozenset({"y"}))
+    found = half.difference("y", np.array([0, 1], np.float32), np.array([1e-5, 1], np.float32))
+    assert found.logarithm == 0
+    rounded = Comparison(tolerance_of((), {}, is_quantised=True), frozenset({"y"}))
+    assert rounded.difference("y", np.ones(1, np.float32), np.ones(1, np.float32)).logarithm is None
+    none = half.difference("y", np.zeros(1, np.float32), np.full(1, 1e-5, np.float32))
+    assert none.logarithm is None
+
+
+def test_a_difference_that_the_client_allows_is_allowed_of_probabilities_too(hosting: Hosting, tmp_path: Path) -> None:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["s"]), helper.make_node("Softmax", ["s"], ["y"])]
+    x = InputSpec("x", "F32", ("n", 8))
+    network = network_of(tmp_path / "p.onnx", nodes, {"w": ("F32", (8, 4))}, (x,), {"y": "F32"})
+    weights = bound(network, checkpoint(tmp_path / "p.safetensors", network.weights(1)))
+    _, engine = hosting.build(network, weights)
+    assert hosting.verify(engine).outputs["y"].logarithm is not None
+    assert hosting.verify(engine, tolerance={"max_abs": 0.01}).outputs["y"].logarithm is None
+
+
+def test_a_softmax_is_known_in_other_shapes_and_written_out() -> None:
+    written = [
+        helper.make_node("Exp", ["s"], ["e"]),
+        helper.make_node("ReduceSum", ["e"], ["t"]),
+        helper.make_node("Expand", ["t", "shape"], ["b"]),
+        helper.make_node("Div", ["e", "b"], ["written"]),
+        helper.make_node("Softmax", ["s"], ["p"]),
+        helper.make_node("Reshape", ["p", "shape"], ["shaped"]),
+        helper.make_node("Div", ["e", "p"], ["ratio"]),
+        helper.make_node("Sigmoid", ["s"], ["gate"]),
+    ]
+    outputs = [helper.make_tensor_value_info(name, 1, None) for name in ("written", "shaped", "ratio", "gate", "s")]
+    assert softmaxes(helper.make_graph(written, "g", [], outputs)) == {"written", "shaped"}

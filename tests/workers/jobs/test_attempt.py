@@ -3,8 +3,9 @@
 import errno
 import hashlib
 import os
+import signal
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from workers.channel.messages import BackendError, LogLine, Progress
 from workers.consuming import do_job, do_ready_job
 from workers.jobs import kinds, watch
 from workers.jobs.attempt import run_job
+from workers.jobs.crashes import Crash
 from workers.jobs.faults import VerificationFailed
 from workers.jobs.memory_deaths import EngineHostOutOfMemory
 from workers.jobs.news import MAX_LINES
@@ -430,6 +432,69 @@ def test_two_deaths_of_the_engine_host_are_the_jobs_fault(
     assert (job.state, job.attempt, job.error["code"]) == (State.FAILED, 2, "engine_host_died_twice")
     assert "SIGSEGV" in job.error["detail"]
     assert job.error["log"] == ["last words"]
+
+
+SEGV, KILL = -signal.SIGSEGV, -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("statuses", "planned", "marked"),
+    [
+        ((SEGV, SEGV), False, True),
+        ((KILL, SEGV), False, False),
+        ((SEGV, KILL), False, False),
+        ((SEGV, SEGV), True, False),
+    ],
+)
+def test_only_two_crashes_of_the_compiler_itself_are_taken_down(
+    worker: Worker,
+    post: Post,
+    does: Callable[[Step], None],
+    monkeypatch: pytest.MonkeyPatch,
+    statuses: tuple[int, int],
+    *,
+    planned: bool,
+    marked: bool,
+) -> None:
+    ends = iter(statuses)
+    crashes: list[Crash] = []
+
+    def step(_worker: Worker, watch: Watch) -> None:
+        watch.planned = planned
+        watch.news.hear(LogLine("verbose", "--------------- Timing Runner: /conv (CaskConvolution[0x80000009])"))
+        raise EngineHostDied("The engine host ended.", status=next(ends))
+
+    def crashed(_session: Session, _held: Claim, _work: RunWork, _worker: Worker, crash: Crash) -> None:
+        crashes.append(crash)
+
+    does(step)
+    monkeypatch.setitem(kinds.KINDS, "run", replace(kinds.KINDS["run"], crashed=crashed))
+    job_id = post()
+    run_job(worker, job_id)
+    run_job(worker, job_id)
+    error = read(worker.database, job_id).error
+    assert error is not None
+    assert error["code"] == "engine_host_died_twice"
+    assert crashes == ([Crash("The engine host ended.", "/conv")] if marked else [])
+
+
+def test_after_a_death_the_next_attempt_has_an_engine_host_to_itself(
+    worker: Worker, post: Post, does: Callable[[Step], None]
+) -> None:
+    hosts: list[int | None] = []
+
+    def step(worker: Worker, _watch: Watch) -> None:
+        hosts.append(worker.host.pid)
+        raise EngineHostDied("The engine host was killed by SIGSEGV.", status=SEGV)
+
+    worker.host.greet()
+    does(step)
+    job_id = post()
+    run_job(worker, job_id)
+    worker.host.greet()  # for another job, which may have left engines there
+    run_job(worker, job_id)
+    assert hosts[0] is not None
+    assert hosts[1] is None
 
 
 @pytest.mark.parametrize(

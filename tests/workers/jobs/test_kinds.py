@@ -12,9 +12,11 @@ from sqlalchemy import select
 
 from app.artifacts.store import ArtifactStore
 from app.artifacts.tables import BlobUse
+from app.fleet import service as fleet
 from tests.workers.networks import Network, Weights
 from tests.workers.service import Service, computed, service_with
 from workers.jobs.attempt import run_job
+from workers.jobs.stages import REFIT
 from workers.jobs.watch import Watch
 from workers.jobs.worker import Worker
 
@@ -35,7 +37,9 @@ def x() -> Array:
 def test_a_build_publishes_an_engine_that_computes_the_definition(net: Service, weights: Weights, x: Array) -> None:
     result = net.result("/builds", {"definition": 1, "weights": 1})
     assert (result["engine"], result["method"], result["reused"]) == (1, "build", False)
-    assert result["seconds"]["total"] > 0
+    assert result["seconds"] > 0
+    assert result["stages"].keys() > {*REFIT}
+    assert result["stages"]["compile"]["seconds"] > 0
     np.testing.assert_allclose(net.run(1, x), computed(weights, x), rtol=1e-5, atol=1e-6)
     detail = net.client.get("/v1/models/net/engines/1").json()
     assert detail["verification"]["ok"] is True
@@ -49,6 +53,15 @@ def test_a_refit_publishes_a_new_engine_with_the_new_weights_and_leaves_the_old(
     changed = {"1.weight": np.asarray(weights["1.weight"]) * 2}
     result = net.result("/refits", {"engine": 1, "weights": net.add_weights(changed)})
     assert (result["engine"], result["method"], result["changed"], result["warm"]) == (2, "refit", 1, True)
+    assert tuple(result["stages"]) == REFIT
+    nbytes = {name: one["bytes"] for name, one in result["stages"].items() if one["bytes"]}
+    assert nbytes["check"] == changed["1.weight"].nbytes  # the others were checked when the parent was built
+    assert nbytes["refit"] == sum(np.asarray(one).nbytes for one in weights.values())
+    assert all(result["stages"][name]["seconds"] > 0 for name in ("queue", "bind", "transform", "refit", "verify"))
+    assert net.client.get("/v1/models/net/engines/2").json()["timings"] == {
+        "total": result["seconds"],
+        **{name: one["seconds"] for name, one in result["stages"].items()},
+    }
     np.testing.assert_allclose(net.run(2, x), computed({**weights, **changed}, x), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(net.run(1, x), computed(weights, x), rtol=1e-5, atol=1e-6)
     assert net.engines()[0]["parent"] == 1
@@ -138,6 +151,22 @@ def test_a_plan_that_was_tampered_with_is_never_loaded_and_a_build_mends_it(net:
     assert (job["state"], job["error"]["code"]) == ("failed", "plan_damaged")
     net.result("/builds", {"definition": 1, "weights": 1, "reuse": False})  # gives the same plan, to the byte
     assert net.do("/runs", run)["state"] == "succeeded"
+
+
+def test_an_engine_tells_of_the_device_it_was_compiled_for_and_its_refits_inherit_that(net: Service) -> None:
+    net.worker.device_fingerprint = net.worker.host.describe().device["fingerprint"]
+    net.result("/builds", {"definition": 1, "weights": 1})
+    net.add_weights({"0.bias": np.zeros(8, np.float32)})
+    net.result("/refits", {"engine": 1, "weights": 2})
+    fleet.report(net.worker.database, net.worker.report())
+    built, refitted = (
+        net.client.get(f"/v1/models/net/engines/{number}").json()["device_fingerprint"] for number in (1, 2)
+    )
+    (worker,) = net.client.get("/v1/workers").json()["data"]
+    assert built == worker["device"]["fingerprint"] | {"to_load": []}  # onnxruntime's plans are graphs
+    assert refitted == built
+    manifest = net.client.get("/v1/models/net/engines/2/manifest").json()
+    assert manifest["backend"]["device_fingerprint"] == built
 
 
 def test_inputs_that_do_not_fit_fail_the_run_with_the_reason(net: Service) -> None:

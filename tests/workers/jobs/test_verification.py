@@ -209,7 +209,8 @@ def test_what_cannot_be_kept_for_a_definition_is_refused(
 def test_what_a_verification_sees_is_measured_once_for_all_weights(net: Service) -> None:
     net.result("/builds", BUILD)
     sees = verification(net)["sees"]
-    assert (sees["parameters"], sees["of"], sees["unseen"]) == (14, 15, ["k.bias"])
+    assert (sees["parameters"], sees["of"], sees["unseen"], sees["without_effect"]) == (15, 15, [], ["k.bias"])
+    assert verification(net)["inner"].keys() == set(sees["inner"])
 
     assert net.client.get("/v1/models/net/engines/1").json()["timings"]["coverage"] > 0
 

@@ -70,6 +70,7 @@ def test_an_engine_host_that_is_killed_while_it_starts_ends_no_worker(
     Ended.left = 3
     with open_worker(settings, "cpu") as worker:
         assert worker.report().device["kind"] == "cpu"
+        assert worker.device_fingerprint == worker.report().device["fingerprint"]
     assert Ended.left == 0
 
 

@@ -70,6 +70,23 @@ class LoadedEngine(Protocol):
         ...
 
 
+@runtime_checkable
+class ShowsInnerValues(Protocol):
+    """What a loaded engine can do besides if its compiled form computes values that the definition computes as well."""
+
+    def run_showing(self, inputs: Arrays, inner: Sequence[str]) -> "dict[str, np.ndarray[Any, Any]]":
+        """Run once; return the outputs, and those of the values `inner` that the compiled form has."""
+        ...
+
+    def show_apart(self, inputs: Arrays, weights: Arrays, inner: Sequence[str]) -> "dict[str, np.ndarray[Any, Any]]":
+        """Compute values of the compiled form with these weights, which take no part of the way the engine's took.
+
+        So a value that differs here from the definition's is another value of the same name. Those that the compiled
+        form does not have are left out.
+        """
+        ...
+
+
 class Room(Protocol):
     """Makes room on the device if an attempt finds none; a backend uses it for single steps of a request."""
 
@@ -122,7 +139,7 @@ class Backend(Protocol):
     ) -> AbstractContextManager[Future[Materialised]]:
         """Serialize an engine that this backend loaded, and write its plan to the path `plan` while a block runs.
 
-        The serializing comes before the block. `timings` of the outcome cover this part only. The backend does not keep
+        The serializing comes before the block. `stages` of the outcome cover this part only. The backend does not keep
         the engine after it, nor the plan in memory once it is written. When the block has ended, the future is done and
         its callbacks have run. Raises BackendError if plans hold no weights: such plans are there from the start.
         """

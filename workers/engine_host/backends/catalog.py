@@ -6,7 +6,20 @@ from pathlib import Path
 from app.backends import backend_entry, installed_backends
 from workers.channel.messages import BackendError
 from workers.engine_host.backends.base import Backend, Room
+from workers.engine_host.preflight.verdict import Preflight
 from workers.engine_host.tensors import ParameterFiles
+
+
+def open_preflight(name: str) -> Preflight | None:
+    """Import a backend's preflight; None if it has none.
+
+    Raises KeyError if there is no such backend, and ImportError if its entry or its preflight cannot be imported.
+    """
+    module, _, function = backend_entry(name).preflight.partition(":")
+    if not module:
+        return None
+    preflight: Preflight = getattr(import_module(module), function)
+    return preflight
 
 
 def open_backend(name: str, device: str, scratch: Path, files: ParameterFiles, room: Room) -> Backend:

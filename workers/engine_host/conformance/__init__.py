@@ -9,12 +9,14 @@ nothing about runs. `docs/adding.md` shows a test that uses them.
 from workers.engine_host.conformance.building import BUILDING
 from workers.engine_host.conformance.harness import BrokenPromise, Check, Harness
 from workers.engine_host.conformance.plans import HELD_PLANS, WEIGHTLESS_PLANS
+from workers.engine_host.conformance.preflight import PREFLIGHT
 from workers.engine_host.conformance.refitting import REFITTING, REFITTING_BESIDE, REFITTING_IN_PLACE
 from workers.engine_host.conformance.running import RUNNING
 
 __all__ = [
     "BUILDING",
     "HELD_PLANS",
+    "PREFLIGHT",
     "PROMISES",
     "REFITTING",
     "REFITTING_BESIDE",
@@ -29,6 +31,7 @@ __all__ = [
 
 PROMISES: tuple[Check, ...] = (
     *BUILDING,
+    *PREFLIGHT,
     *RUNNING,
     *REFITTING,
     *REFITTING_IN_PLACE,
@@ -41,6 +44,8 @@ PROMISES: tuple[Check, ...] = (
 def promises_of(harness: Harness) -> tuple[Check, ...]:
     """Return the checks that concern what this backend offers on this device."""
     checks = [*BUILDING]
+    if harness.preflight is not None:
+        checks += PREFLIGHT
     if harness.runs:
         checks += RUNNING
     if harness.refits:

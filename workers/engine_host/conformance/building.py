@@ -62,11 +62,11 @@ def check_a_build_returns_what_it_can_load(harness: Harness) -> None:
     keep((engine is not None) == harness.runs, "the engine was not returned" if harness.runs else "an engine came back")
 
 
-def check_facts_and_timings_can_be_recorded(harness: Harness) -> None:
-    """Facts are JSON; timings are seconds by phase."""
+def check_facts_and_stages_can_be_recorded(harness: Harness) -> None:
+    """Facts are JSON; stages have seconds and bytes."""
     built, _ = harness.build(harness.request(harness.sources(weights(1))))
     keep(_is_json(built.facts), "the facts are not JSON")
-    keep(all(seconds >= 0 for seconds in built.timings.values()), "a phase took less than no time")
+    keep(all(one.seconds >= 0 and one.nbytes >= 0 for one in built.stages.values()), "a stage took less than nothing")
 
 
 def check_options_that_are_not_declared_are_refused(harness: Harness) -> None:
@@ -121,7 +121,7 @@ BUILDING: tuple[Check, ...] = (
     check_a_build_is_for_the_default_platform,
     check_a_build_is_of_the_version_offered,
     check_a_build_returns_what_it_can_load,
-    check_facts_and_timings_can_be_recorded,
+    check_facts_and_stages_can_be_recorded,
     check_options_that_are_not_declared_are_refused,
     check_every_parameter_must_have_weights,
     check_weights_must_fit_their_parameter,

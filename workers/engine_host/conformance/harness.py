@@ -19,7 +19,8 @@ from app.definitions.tensor_data import external_tensor
 from workers.channel.messages import BackendError, Build, Built, EngineFile, Message, ParameterSource, Refit, TensorFile
 from workers.engine_host import onnx_graph
 from workers.engine_host.backends.base import Backend, LoadedEngine
-from workers.engine_host.backends.catalog import open_backend
+from workers.engine_host.backends.catalog import open_backend, open_preflight
+from workers.engine_host.preflight.verdict import Preflight
 from workers.engine_host.tensors import Array, ParameterFiles, dtype_name, raw
 
 T = TypeVar("T")
@@ -41,6 +42,7 @@ class Harness:
 
     The definition takes `x` [batch, 8] and gives `y` [batch, 8]. Files go below `folder`. Every build has the options
     `options`. `tolerance` is the greatest difference of outputs that should be equal, relative to the largest value.
+    `preflight` is what the backend's entry leads to, None if it leads to none.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Harness:
     folder: Path
     options: Mapping[str, Any] = field(default_factory=dict)
     tolerance: float = 1e-4
+    preflight: Preflight | None = None
     messages: list[Message] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -58,7 +61,8 @@ class Harness:
     def open(cls, name: str, device: str, folder: Path, **settings: Any) -> Self:  # noqa: ANN401 - fields of this class
         """Open an installed backend by its name, as an engine host does; raises what its factory raises."""
         files = ParameterFiles(folder / "made")
-        return cls(name, open_backend(name, device, folder, files, lambda attempt: attempt()), folder, **settings)
+        backend = open_backend(name, device, folder, files, lambda attempt: attempt())
+        return cls(name, backend, folder, preflight=open_preflight(name), **settings)
 
     @property
     def runs(self) -> bool:

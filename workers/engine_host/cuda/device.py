@@ -1,11 +1,25 @@
 """What CUDA says of the one GPU that this process sees."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from workers.channel.messages import BackendError
 from workers.engine_host.cuda.runtime import check, cudart, failure
 
+ATTRIBUTES = {
+    "multiprocessors": "cudaDevAttrMultiProcessorCount",
+    "l2_bytes": "cudaDevAttrL2CacheSize",
+    "persisting_l2_bytes": "cudaDevAttrMaxPersistingL2CacheSize",
+    "memory_bus_bits": "cudaDevAttrGlobalMemoryBusWidth",
+    "shared_bytes_per_block": "cudaDevAttrMaxSharedMemoryPerBlock",
+    "shared_bytes_per_multiprocessor": "cudaDevAttrMaxSharedMemoryPerMultiprocessor",
+    "texture_alignment": "cudaDevAttrTextureAlignment",
+    "integrated": "cudaDevAttrIntegrated",
+    "ecc": "cudaDevAttrEccEnabled",
+    "clock": "cudaDevAttrClockRate",  # in kHz, as the next
+    "memory_clock": "cudaDevAttrMemoryClockRate",
+}
 NO_DRIVER = "cudaErrorInsufficientDriver"
 NO_GPU = "cudaErrorNoDevice"
 
@@ -26,18 +40,44 @@ def memory_info() -> MemoryInfo:
 def device_facts(device: str) -> dict[str, Any]:
     """Return what the fleet shows of the GPU, which errors call `device` (see `engine_host.device.describe_device`).
 
+    "facts" are those of its fingerprint.
+
     Raises BackendError "no_driver", "no_gpu" or "cuda_not_installed", and CudaError.
     """
     _check_present(device)
     properties = check(cudart().cudaGetDeviceProperties(0))
     memory = memory_info()
-    return {
+    told = {
         "kind": "cuda",
         "name": properties.name.decode(errors="replace").rstrip("\0"),
         "memory_total": memory.total,
         "memory_free": memory.free,
         "compute_capability": f"{properties.major}.{properties.minor}",
         "driver": _cuda_version(check(cudart().cudaDriverGetVersion())),
+    }
+    return told | {"facts": _facts(told)}
+
+
+def _facts(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what decides which plans the GPU loads and how fast it runs them; clocks in MHz, the fastest.
+
+    TensorRT writes most of these into a plan and warns at a GPU in which they differ.
+    """
+    attributes = cudart().cudaDeviceAttr
+    found = {
+        name: int(check(cudart().cudaDeviceGetAttribute(getattr(attributes, attribute), 0)))
+        for name, attribute in ATTRIBUTES.items()
+        if hasattr(attributes, attribute)
+    }
+    clocks = {f"{name}_mhz": found.pop(name, 0) // 1000 for name in ("clock", "memory_clock")}
+    return {
+        "name": told["name"],
+        "compute_capability": told["compute_capability"],
+        "memory_bytes": told["memory_total"],
+        "driver": told["driver"],
+        **found,
+        **{name: bool(found[name]) for name in ("ecc", "integrated") if name in found},
+        **{name: mhz for name, mhz in clocks.items() if mhz},  # a GPU inside a processor may tell none
     }
 
 

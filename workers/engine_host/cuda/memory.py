@@ -1,6 +1,8 @@
 """Memory on the device, page-locked memory of the host, and copies between them."""
 
 import ctypes
+import mmap
+from contextlib import suppress
 from typing import Any, Self
 from weakref import finalize
 
@@ -9,6 +11,7 @@ import numpy as np
 from workers.engine_host.cuda.runtime import check, cudart
 from workers.engine_host.cuda.stream import Stream
 
+LARGE_PAGE = 2 << 20  # bytes
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -59,10 +62,26 @@ def page_locked(nbytes: int) -> Array:
     The memory is given back when neither the array nor a view of it is left. Raises CudaError "device_out_of_memory" if
     there is none.
     """
+    if nbytes >= LARGE_PAGE:
+        return _locked_in_large_pages(nbytes)
     pointer = int(check(cudart().cudaHostAlloc(max(nbytes, 1), cudart().cudaHostAllocDefault)))
     memory = (ctypes.c_uint8 * nbytes).from_address(pointer)
     finalize(memory, _free_page_locked, pointer).atexit = False  # the driver frees what a process leaves
     return np.ctypeslib.as_array(memory)
+
+
+def _locked_in_large_pages(nbytes: int) -> Array:
+    """Lock memory of ours, whose pages are there already: that takes a tenth of the time that CUDA's own takes."""
+    mapped = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel without large pages
+        mapped.madvise(mmap.MADV_HUGEPAGE)
+    memory = (ctypes.c_uint8 * nbytes).from_buffer(mapped)
+    array = np.ctypeslib.as_array(memory)
+    array[:: mmap.PAGESIZE] = 0
+    pointer = ctypes.addressof(memory)
+    check(cudart().cudaHostRegister(pointer, nbytes, cudart().cudaHostRegisterDefault))
+    finalize(memory, _unregister, pointer).atexit = False
+    return array
 
 
 def copy_to_device(target: int, source: Array, stream: Stream) -> None:
@@ -95,6 +114,10 @@ def bytes_of(array: Array) -> Array:
 
 def _free(pointer: int) -> None:
     cudart().cudaFree(pointer)  # fails only if an earlier call has failed and said so
+
+
+def _unregister(pointer: int) -> None:
+    cudart().cudaHostUnregister(pointer)  # fails only if an earlier call has failed and said so
 
 
 def _free_page_locked(pointer: int) -> None:

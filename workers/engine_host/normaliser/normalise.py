@@ -53,10 +53,15 @@ class Rewrite:
     nodes: tuple[str, ...]
 
     @property
+    def meaning(self) -> str:
+        """What became of the nodes, as the predicate of a sentence."""
+        return MEANINGS[self.kind]
+
+    @property
     def text(self) -> str:
         """Return the rewrite as words for a log."""
         more = f" and {self.count - len(self.nodes)} more" if self.count > len(self.nodes) else ""
-        return f"{MEANINGS[self.kind]}: {', '.join(self.nodes)}{more}"
+        return f"{self.meaning}: {', '.join(self.nodes)}{more}"
 
     def to_json(self) -> dict[str, Any]:
         """Return what an engine's facts list."""

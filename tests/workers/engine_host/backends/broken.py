@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 from onnx import ModelProto
 
-from tests.adding.toy_backend import Abacus, Counted, Slate, Values
+from tests.adding.toy_backend import VERSION, Abacus, Counted, Slate, Values, check_abacus
 from workers.channel.messages import (
     BackendError,
     Build,
@@ -25,7 +25,8 @@ from workers.channel.messages import (
     Report,
 )
 from workers.engine_host.backends.base import Arrays, LoadedEngine
-from workers.engine_host.conformance import Check, building, plans, refitting, running
+from workers.engine_host.conformance import Check, building, plans, preflight, refitting, running
+from workers.engine_host.preflight.verdict import Finding, Question, Verdict
 from workers.engine_host.tensors import Array
 
 Sources = tuple[ParameterSource, ...]
@@ -125,7 +126,7 @@ breaks(building.check_options_have_schemas_that_accept_their_defaults)(
 breaks(building.check_a_build_writes_its_plan_and_says_its_digest)(saying(plan_digest=f"sha256:{'0' * 64}"))
 breaks(building.check_a_build_is_for_the_default_platform)(saying(platform="iron"))
 breaks(building.check_a_build_is_of_the_version_offered)(saying(backend_version="2.0"))
-breaks(building.check_facts_and_timings_can_be_recorded)(saying(facts={"beads": {"wood"}}))
+breaks(building.check_facts_and_stages_can_be_recorded)(saying(facts={"beads": {"wood"}}))
 breaks(building.check_every_parameter_must_have_weights)(accepting("missing_weights"))
 breaks(building.check_weights_must_fit_their_parameter)(accepting("wrong_weights"))
 breaks(refitting.check_a_refit_that_fails_says_so)(swallowing("file_failed"))
@@ -373,3 +374,19 @@ class NotImplementing(Slate):
         self, _plan: str, _engine: LoadedEngine, _report: Report
     ) -> AbstractContextManager[Future[Materialised]]:
         raise NotImplementedError
+
+
+@breaks(preflight.check_the_preflight_refuses_nothing_that_is_built)
+class RefusingWhatItBuilds(Abacus):
+    @staticmethod
+    def preflight(definition: ModelProto, question: Question) -> list[Verdict]:
+        return [
+            replace(one, refused=(Finding("MatMul", "too hard", 1, ()),)) for one in check_abacus(definition, question)
+        ]
+
+
+@breaks(preflight.check_the_preflight_answers_for_each_version)
+class AnsweringForItself(Abacus):
+    @staticmethod
+    def preflight(definition: ModelProto, question: Question) -> list[Verdict]:
+        return check_abacus(definition, replace(question, versions=(VERSION,)))

@@ -30,4 +30,4 @@ def breaks(toy: type[Abacus], check: Check, folder: Path) -> bool:
 
 
 def harness(toy: type[Abacus], folder: Path) -> Harness:
-    return Harness("toy", toy(ParameterFiles(folder / "made")), folder)
+    return Harness("toy", toy(ParameterFiles(folder / "made")), folder, preflight=toy.preflight)

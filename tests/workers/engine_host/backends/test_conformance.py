@@ -1,6 +1,5 @@
 """Every backend keeps its promises: each that this installation knows, on each device it works on, and two toys."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -11,10 +10,10 @@ import pytest
 from app.backends import backend_entry, backend_names
 from tests.adding.toy_backend import Abacus, Slate
 from workers.channel.messages import BackendError
-from workers.engine_host.backends.base import Backend
 from workers.engine_host.conformance import (
     BUILDING,
     HELD_PLANS,
+    PREFLIGHT,
     PROMISES,
     REFITTING,
     REFITTING_BESIDE,
@@ -28,9 +27,9 @@ from workers.engine_host.conformance import (
 from workers.engine_host.device import describe_device
 from workers.engine_host.tensors import ParameterFiles
 
-IN_PLACE = (*BUILDING, *RUNNING, *REFITTING, *REFITTING_IN_PLACE, *HELD_PLANS)
-BESIDE = (*BUILDING, *RUNNING, *REFITTING, *REFITTING_BESIDE, *WEIGHTLESS_PLANS)
-TOYS: dict[str, Callable[[ParameterFiles], Backend]] = {"abacus": Abacus, "slate": Slate}
+IN_PLACE = (*BUILDING, *PREFLIGHT, *RUNNING, *REFITTING, *REFITTING_IN_PLACE, *HELD_PLANS)
+BESIDE = (*BUILDING, *PREFLIGHT, *RUNNING, *REFITTING, *REFITTING_BESIDE, *WEIGHTLESS_PLANS)
+TOYS: dict[str, type[Abacus]] = {"abacus": Abacus, "slate": Slate}
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,8 @@ class Candidate:
 
     def harness(self, folder: Path) -> Harness:
         if self.name in TOYS:
-            return Harness(self.name, TOYS[self.name](ParameterFiles(folder / "made")), folder)
+            toy = TOYS[self.name]
+            return Harness(self.name, toy(ParameterFiles(folder / "made")), folder, preflight=toy.preflight)
         device = "cuda:0" if self.kind == "cuda" else self.kind
         if not _is_there(device):
             pytest.skip("no NVIDIA GPU")
@@ -58,7 +58,7 @@ LEAST_SEARCH = {"options": {"optimization_level": 0}}
 CANDIDATES = (
     Candidate("onnxruntime", "cpu", BESIDE),
     Candidate("tensorrt", "cuda", IN_PLACE, LEAST_SEARCH),
-    Candidate("tensorrt_rtx", "cpu", BUILDING),
+    Candidate("tensorrt_rtx", "cpu", (*BUILDING, *PREFLIGHT)),
     Candidate("tensorrt_rtx", "cuda", IN_PLACE, LEAST_SEARCH),
     Candidate("abacus", "cpu", IN_PLACE),
     Candidate("slate", "cpu", BESIDE),

@@ -43,6 +43,7 @@ class FakeCudart:
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)  # noqa: N815 - CUDA's name
     cudaStreamNonBlocking = 1  # noqa: N815
     cudaHostAllocDefault = 0  # noqa: N815
+    cudaHostRegisterDefault = 0  # noqa: N815
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - any function of CUDA
         if not name.startswith("cuda"):
@@ -83,6 +84,15 @@ class FakeCudart:
         pointer = ctypes.addressof(block)
         self.page_locked[pointer] = block
         return pointer
+
+    def _cudaHostRegister(self, pointer: int, nbytes: int, _flags: int) -> None:  # noqa: N802
+        ctypes.memset(pointer, 0, nbytes)  # it must be there
+        self.page_locked[pointer] = range(nbytes)
+
+    def _cudaHostUnregister(self, pointer: int) -> None:  # noqa: N802
+        self.catch_up()
+        nbytes = len(self.page_locked.pop(pointer))
+        ctypes.memset(pointer, 0, nbytes)  # it must still be there
 
     def _cudaFreeHost(self, pointer: int) -> None:  # noqa: N802
         self.catch_up()

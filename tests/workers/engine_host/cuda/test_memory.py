@@ -1,9 +1,11 @@
+import gc
 import pickle
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
+from tests.workers.engine_host.cuda.conftest import OUT_OF_MEMORY
 from workers.engine_host.cuda import (
     CudaError,
     DeviceBuffer,
@@ -13,6 +15,7 @@ from workers.engine_host.cuda import (
     memory_info,
     page_locked,
 )
+from workers.engine_host.cuda.memory import LARGE_PAGE
 
 if TYPE_CHECKING:
     from tests.workers.engine_host.cuda.conftest import FakeCudart
@@ -133,3 +136,26 @@ def test_arrays_travel_to_the_device_and_back() -> None:
 def test_an_array_with_gaps_is_refused() -> None:
     with Stream() as stream, DeviceBuffer(64) as buffer, pytest.raises(ValueError, match="not contiguous"):
         copy_to_device(buffer.pointer, np.zeros((4, 4))[:, ::2], stream)
+
+
+@pytest.mark.parametrize("nbytes", [LARGE_PAGE, LARGE_PAGE + 5])
+def test_large_memory_is_ours_and_locked_for_as_long_as_a_view_of_it_is_there(cuda: "FakeCudart", nbytes: int) -> None:
+    memory = page_locked(nbytes)
+    assert "cudaHostAlloc" not in cuda.calls
+    assert {start: len(block) for start, block in cuda.page_locked.items()} == {memory.ctypes.data: nbytes}
+    view = memory[-3:]
+    del memory
+    gc.collect()
+    view[:] = 7
+    assert cuda.page_locked
+    del view
+    gc.collect()
+    assert not cuda.page_locked
+    assert cuda.calls.count("cudaHostUnregister") == 1
+
+
+def test_large_memory_that_cannot_be_locked_is_an_error(cuda: "FakeCudart") -> None:
+    cuda.fails["cudaHostRegister"] = OUT_OF_MEMORY[0]
+    with pytest.raises(CudaError) as caught:
+        page_locked(LARGE_PAGE)
+    assert caught.value.code == "device_out_of_memory"

@@ -12,7 +12,7 @@ MiniLM and, for 4 GiB of weights, half the memory at the peak (4.4 GB, not 8.5).
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -45,6 +45,7 @@ from workers.engine_host.onnxruntime_session import (
     ORT_ERRORS,
     explained,
     open_session,
+    output_names,
     run_session,
     session_options,
 )
@@ -83,20 +84,38 @@ def open_backend(_name: str, _device: str, scratch: Path, files: ParameterFiles,
 
 @dataclass(frozen=True, slots=True)
 class OnnxruntimeEngine:
-    """A session with its weights. `plan` is the plan it was made from; `values` keep its scratch files alive."""
+    """A session with its weights. `plan` is the plan it was made from; `values` keep its scratch files alive.
+
+    The session gives the values `inner` as outputs, besides those of the definition. It computes them in any case.
+    """
 
     session: Any
     plan: bytes
     values: Mapping[str, StoredValue]
     nbytes: int
+    inner: tuple[str, ...] = ()
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
         """Run once. Inputs and outputs are by name, in the dtypes of the definition."""
-        return run_session(self.session, inputs)
+        return run_session(self.session, inputs, without=self.inner)
+
+    def run_showing(self, inputs: Arrays, inner: Sequence[str]) -> dict[str, Array]:
+        """Run once and return these values as well; see `ShowsInnerValues`."""
+        engine = self if set(inner) <= set(self.inner) else _load(self.plan, self.values, inner)
+        return run_session(engine.session, inputs, without=set(engine.inner) - set(inner))
+
+    def show_apart(self, inputs: Arrays, weights: Arrays, inner: Sequence[str]) -> dict[str, Array]:
+        """Compute these values with weights of the caller's; see `ShowsInnerValues`."""
+        model = onnx_graph.with_parameters_as_inputs(onnx_graph.parse(self.plan))
+        names = onnx_graph.show(model, inner)
+        session = open_session(onnx_graph.serialize(model), session_options())
+        taken = {one.name for one in session.get_inputs()}
+        found = run_session(session, {name: one for name, one in {**inputs, **weights}.items() if name in taken})
+        return {name: found[name] for name in names}
 
     def measure(self, inputs: Arrays, *, iterations: int, warmup: int) -> list[float]:
         """Return the seconds that each of `iterations` runs took, after `warmup` others that do not count."""
-        return run_seconds(self.session, inputs, iterations=iterations, warmup=warmup)
+        return run_seconds(self.session, inputs, iterations=iterations, warmup=warmup, without=self.inner)
 
     def layers(self, inputs: Arrays) -> tuple[tuple[str, float], ...]:
         """Return (name, seconds) of each node of the plan, in order of execution."""
@@ -128,27 +147,27 @@ class OnnxruntimeBackend:
         watch = Stopwatch(report)
         levels = _levels(request.options)
         definition = onnx_graph.parse(Path(request.definition).read_bytes())
-        with watch.phase("map"):
-            values = self._locate(request.parameters, report)
+        values = self._locate(request.parameters, watch, report)
         for level in levels:
             try:
-                with watch.phase("optimise"):
-                    plan = _plan(definition, level, self._scratch)
-                with watch.phase("session"):
-                    engine = _load(onnx_graph.serialize(plan), values)
+                with watch.phase("compile"):
+                    plan = _plan(definition, level, self._scratch, verbose=request.verbose)
+                with watch.phase("load", _nbytes(values)):
+                    engine = _load(onnx_graph.serialize(plan), values, verbose=request.verbose)
                 break
             except ORT_ERRORS as error:
                 if level == levels[-1]:
                     raise explained(error, "build_failed") from error
                 report(LogLine("warning", f"optimisation {level!r} failed, trying less: {error}"))
-        Path(request.plan).write_bytes(engine.plan)
+        with watch.phase("write", len(engine.plan)):
+            Path(request.plan).write_bytes(engine.plan)
         built = Built(
             plan=request.plan,
             plan_digest=_digest(engine.plan),
             nbytes=len(engine.plan),
             platform=PLATFORM,
             facts=_facts(plan, definition, level),
-            timings=watch.seconds,
+            stages=watch.stages,
             backend_version=self.version,
         )
         return built, engine
@@ -165,8 +184,12 @@ class OnnxruntimeBackend:
         """
         watch = Stopwatch(report)
         warm = isinstance(resident, OnnxruntimeEngine)
-        plan = resident.plan if isinstance(resident, OnnxruntimeEngine) else Path(request.parent.plan).read_bytes()
-        engine = self._load_with(plan, request.parameters, watch, report)
+        if isinstance(resident, OnnxruntimeEngine):
+            plan = resident.plan
+        else:
+            with watch.phase("load", Path(request.parent.plan).stat().st_size):
+                plan = Path(request.parent.plan).read_bytes()
+        engine = self._load_with(plan, request.parameters, watch, report, request.check.inner)
         before = {parameter.name: parameter.content for parameter in request.parent.parameters}
         changed = sum(before.get(parameter.name) != parameter.content for parameter in request.parameters)
         refitted = Refitted(
@@ -176,7 +199,7 @@ class OnnxruntimeBackend:
             changed=changed,
             warm=warm,
             facts={"plan_holds_weights": False},
-            timings=watch.seconds,
+            stages=watch.stages,
             backend_version=self.version,
         )
         return refitted, engine
@@ -188,18 +211,25 @@ class OnnxruntimeBackend:
         raise BackendError("nothing_to_materialise", "An onnxruntime engine has its plan from the start; download it.")
 
     def _load_with(
-        self, plan: bytes, parameters: tuple[ParameterSource, ...], watch: Stopwatch, report: Report
+        self,
+        plan: bytes,
+        parameters: tuple[ParameterSource, ...],
+        watch: Stopwatch,
+        report: Report,
+        inner: Sequence[str] = (),
     ) -> OnnxruntimeEngine:
-        with watch.phase("map"):
-            values = self._locate(parameters, report)
+        values = self._locate(parameters, watch, report)
         try:
-            with watch.phase("session"):
-                return _load(plan, values)
+            with watch.phase("refit", _nbytes(values)):
+                return _load(plan, values, inner)
         except ORT_ERRORS as error:
             raise explained(error, "load_failed") from error
 
-    def _locate(self, parameters: tuple[ParameterSource, ...], report: Report) -> dict[str, StoredValue]:
-        return self._files.locate(parameters, lambda done, total: report(Progress("transform", done, total)))
+    def _locate(
+        self, parameters: tuple[ParameterSource, ...], watch: Stopwatch, report: Report
+    ) -> dict[str, StoredValue]:
+        with watch.phase("transform"):
+            return self._files.locate(parameters, lambda done, total: report(Progress("transform", done, total)))
 
 
 def _levels(options: Mapping[str, Any]) -> list[str]:
@@ -208,7 +238,7 @@ def _levels(options: Mapping[str, Any]) -> list[str]:
     return list(LEVELS)[list(LEVELS).index(level) :]
 
 
-def _plan(definition: ModelProto, level: str, scratch: Path) -> ModelProto:
+def _plan(definition: ModelProto, level: str, scratch: Path, *, verbose: bool) -> ModelProto:
     """Return the definition optimised at `level`, as a plan; raises one of `ORT_ERRORS`.
 
     The parameters are inputs meanwhile. Stand-in values, such as zeros, would not do: an optimizer may remove `x + 0`.
@@ -216,7 +246,7 @@ def _plan(definition: ModelProto, level: str, scratch: Path) -> ModelProto:
     if level == "none":
         return onnx_graph.with_inputs_as_parameters(onnx_graph.with_parameters_as_inputs(definition), definition)
     path = scratch / f"{uuid4().hex}.onnx"
-    options = session_options(LEVELS[level])
+    options = session_options(LEVELS[level], verbose=verbose)
     options.optimized_model_filepath = str(path)
     options.intra_op_num_threads = 1  # this session never runs
     try:
@@ -231,11 +261,19 @@ def _plan(definition: ModelProto, level: str, scratch: Path) -> ModelProto:
     return onnx_graph.with_inputs_as_parameters(optimised, definition)
 
 
-def _load(plan: bytes, values: Mapping[str, StoredValue]) -> OnnxruntimeEngine:
-    model, names = onnx_graph.point_at(plan, values)
-    session = open_session(model, session_options())
+def _load(
+    plan: bytes, values: Mapping[str, StoredValue], inner: Sequence[str] = (), *, verbose: bool = False
+) -> OnnxruntimeEngine:
+    model, names = onnx_graph.point_at(plan, values, inner)
+    session = open_session(model, session_options(verbose=verbose))
     used = {name: values[name] for name in names}
-    return OnnxruntimeEngine(session, plan, used, sum(one.nbytes for one in used.values()) + SESSION_BYTES)
+    nbytes = sum(one.nbytes for one in used.values()) + SESSION_BYTES
+    shown = set(output_names(session)) & set(inner)
+    return OnnxruntimeEngine(session, plan, used, nbytes, tuple(sorted(shown)))
+
+
+def _nbytes(values: Mapping[str, StoredValue]) -> int:
+    return sum(value.nbytes for value in values.values())
 
 
 def _facts(plan: ModelProto, definition: ModelProto, level: str) -> dict[str, Any]:

@@ -8,4 +8,5 @@ ONNXRUNTIME = BackendEntry(
     devices=("cpu",),
     factory="workers.engine_host.backends.onnxruntime.backend:open_backend",
     requirement="onnxruntime",
+    preflight="workers.engine_host.backends.onnxruntime.preflight:check_onnxruntime",
 )

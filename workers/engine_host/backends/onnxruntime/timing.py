@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,6 +13,7 @@ from workers.engine_host.onnxruntime_session import (
     explained,
     open_session,
     ort_value,
+    output_names,
     session_options,
 )
 
@@ -20,9 +21,19 @@ PROFILED_RUNS = 10  # the profiler counts whole microseconds; a mean over some r
 KERNEL = "_kernel_time"  # what the profiler appends to the name of a node
 
 
-def run_seconds(session: Any, inputs: Arrays, *, iterations: int, warmup: int) -> list[float]:  # noqa: ANN401 - onnxruntime is untyped
-    """Return the seconds of each of `iterations` runs, after `warmup` others; raises BackendError if one fails."""
-    names = [output.name for output in session.get_outputs()]
+def run_seconds(
+    session: Any,  # noqa: ANN401 - onnxruntime is untyped
+    inputs: Arrays,
+    *,
+    iterations: int,
+    warmup: int,
+    without: Collection[str] = (),
+) -> list[float]:
+    """Return the seconds of each of `iterations` runs, after `warmup` others; raises BackendError if one fails.
+
+    Outputs that `without` names are not asked for.
+    """
+    names = output_names(session, without)
     values = {name: ort_value(array) for name, array in inputs.items()}
     seconds = []
     try:

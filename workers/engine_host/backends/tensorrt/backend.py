@@ -28,6 +28,7 @@ from workers.channel.messages import (
     Refit,
     Refitted,
     Report,
+    Spent,
 )
 from workers.engine_host import onnx_graph
 from workers.engine_host.accelerate.large_pages import small_pages
@@ -44,6 +45,7 @@ from workers.engine_host.backends.tensorrt.log import process_log
 from workers.engine_host.backends.tensorrt.normalised import NormalisedLayout, normalised_layout
 from workers.engine_host.backends.tensorrt.offer import Gpu, offered
 from workers.engine_host.backends.tensorrt.plan_file import mapped_plan, write_plan, writing_plan
+from workers.engine_host.cuda.page_locked_values import process_values
 from workers.engine_host.tensors import ParameterFiles
 
 
@@ -58,6 +60,7 @@ class TensorrtBackend:
         self._gpu = gpu.supported(self._can) if gpu is not None else None
         self._scratch = scratch
         self._files = files
+        self._files.on_damage(process_values().forget_all)
         self._room = room
         self._log = process_log()
         self._compiler = Compiler(self._can, self._log)
@@ -70,14 +73,14 @@ class TensorrtBackend:
         The facts name the parameters that the compiled engine has not kept as weights (`fixed_parameters`). Other
         values of these take another build.
         """
-        self._log.attach(report)
+        self._log.attach(report, verbose=request.verbose)
         watch = Stopwatch(report)
         options = settled(request.options, self.offered.capabilities)
         definition = _definition(request.definition)
         layout = lay_out(definition, options["refit_layout"])
         with watch.phase("normalise"):
             normal = self._normalised(definition, layout, request.profiles, options, report)
-        with watch.phase("map"):
+        with watch.phase("transform"):
             values = self._files.locate(request.parameters, _stepping(report))
         with tempfile.TemporaryDirectory(prefix="graph-", dir=self._scratch) as folder:
             path = graph.write(normal.layout, values, Path(folder))
@@ -103,9 +106,10 @@ class TensorrtBackend:
             nbytes=nbytes,
             platform=self._platform(options),
             facts=self._facts(layout, options, engine) | {"rewrites": [one.to_json() for one in normal.rewrites]},
-            timings=watch.seconds,
+            stages=watch.stages,
             backend_version=self._can.version,
             timing_cache=self._written_timings(request),
+            bound_to=self._bound_to(options),
         )
         return built, engine
 
@@ -139,7 +143,7 @@ class TensorrtBackend:
             changed=_changed(request.parent.parameters, request.parameters),
             warm=warm,
             facts=engine.facts | {"plan_holds_weights": not _stripped(options), "weights_set": count},
-            timings=watch.seconds,
+            stages=watch.stages,
             backend_version=self._can.version,
         )
         return refitted, engine
@@ -155,7 +159,7 @@ class TensorrtBackend:
             serialized = engine.serialize()
         del engine  # the block may have to give it up
         with ThreadPoolExecutor(1) as pool:
-            writing = pool.submit(_write, serialized, plan, watch.seconds)
+            writing = pool.submit(_write, serialized, plan, watch.stages)
             del serialized  # the thread holds it for as long as it writes
             yield writing
 
@@ -239,6 +243,17 @@ class TensorrtBackend:
             return f"{self._can.version}/{options['compute_capability']}"
         return f"{self._can.version}/{self._gpu.name if level == 'none' else self._gpu.shared(level)}"
 
+    def _bound_to(self, options: Mapping[str, Any]) -> tuple[str, ...]:
+        """Name the facts of a GPU that must be equal for it to load a plan built with these options.
+
+        TensorRT refuses another compute capability, unless the plan is for all GPUs since Ampere. This service also
+        keeps a plan to GPUs of one name if the plan is for this GPU alone.
+        """
+        level = options["hardware_compatibility"]
+        if self._gpu is None or level == "none":
+            return ("compute_capability",) if self._can.targets else ("compute_capability", "name")
+        return ("compute_capability",) if level == "same_compute_capability" else ()
+
     def _facts(self, layout: Layout, options: Mapping[str, Any], engine: TensorrtEngine | None) -> dict[str, Any]:
         facts = {
             "library": NAME,
@@ -270,8 +285,8 @@ def _marked(wanted: str | Sequence[str], layout: Layout, compiled: Layout) -> Se
     return [name for name in layout.slots_of(wanted) if name in kept]
 
 
-def _write(serialized: trt.IHostMemory, plan: str, timings: Mapping[str, float]) -> Materialised:
-    return Materialised(plan, *write_plan(serialized, Path(plan)), timings)
+def _write(serialized: trt.IHostMemory, plan: str, stages: Mapping[str, Spent]) -> Materialised:
+    return Materialised(plan, *write_plan(serialized, Path(plan)), stages)
 
 
 def _inherited(parent: EngineFile, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,9 +15,11 @@ import numpy as np
 
 from app.weights.dtypes import numpy_dtype
 from workers.engine_host.backends.tensorrt.library import NAME, trt
+from workers.engine_host.backends.tensorrt.parser_tables import parser_table
 
 EXTERNAL_TACTICS = ("CUBLAS", "CUBLAS_LT", "CUDNN")  # they need libraries of a gigabyte, which TensorRT 10 does without
 ASYNC_REFIT = ("refit_cuda_engine_async", "get_weights_location", "unset_named_weights")  # all came with one release
+READ_BACK = ("get_named_weights", "get_weights_location")
 HARDWARE_LEVELS = ("AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY")  # those of all releases, besides NONE
 FAULTS: Mapping[str, Mapping[str, str]] = {
     "8.": {"timing_cache": "TensorRT 8 cannot read a serialized timing cache back; one is shared in memory instead"},
@@ -26,8 +28,7 @@ FAULTS: Mapping[str, Mapping[str, str]] = {
     },
 }
 
-PARSED_OPSETS = {"8.": 17}  # the newest opset of each release's parser, from docs/operators.md of onnx-tensorrt
-NEWEST_OPSET = 20  # of the parsers since TensorRT 10.0
+NEWEST_OPSET = 20  # of a release that no table is about
 
 MEANINGS: Mapping[str, str] = {  # of the build options
     "refit": "Parameters that refits can change: all, none, or where lists are taken names and patterns (RE2).",
@@ -73,6 +74,7 @@ class Capabilities:
     weight_streaming: bool
     version_compatible: bool
     async_refit: bool
+    reads_weights: bool
     parser_names_operators: bool
     memory_size_v2: bool
     bfloat16: bool
@@ -119,7 +121,7 @@ def capabilities(library: Any = trt) -> Capabilities:  # noqa: ANN401 - a module
     targets = tuple(name for name in _members(library, "ComputeCapability") if name.startswith("SM"))
     return Capabilities(
         version=library.__version__,
-        opset=_parsed_opset(library.__version__),
+        opset=_parsed_opset("tensorrt_rtx" if targets else "tensorrt", library.__version__),
         explicit_batch="EXPLICIT_BATCH" in _members(library, "NetworkDefinitionCreationFlag"),
         strongly_typed="STRONGLY_TYPED" in _members(library, "NetworkDefinitionCreationFlag"),
         fp16_flag="FP16" in flags,
@@ -132,6 +134,7 @@ def capabilities(library: Any = trt) -> Capabilities:  # noqa: ANN401 - a module
         weight_streaming="WEIGHT_STREAMING" in flags and hasattr(library.ICudaEngine, "weight_streaming_budget_v2"),
         version_compatible=not targets and "VERSION_COMPATIBLE" in flags,
         async_refit=all(hasattr(library.Refitter, name) for name in ASYNC_REFIT),
+        reads_weights=all(hasattr(library.Refitter, name) for name in READ_BACK),
         parser_names_operators=hasattr(library.ParserError, "node_operator"),
         memory_size_v2=hasattr(library.ICudaEngine, "device_memory_size_v2"),
         bfloat16=hasattr(library, "bfloat16"),
@@ -268,8 +271,9 @@ def _members(library: Any, enum: str) -> tuple[str, ...]:  # noqa: ANN401 - a mo
     return tuple(getattr(getattr(library, enum, None), "__members__", {}))
 
 
-def _parsed_opset(version: str) -> int:
-    return next((opset for start, opset in PARSED_OPSETS.items() if version.startswith(start)), NEWEST_OPSET)
+def _parsed_opset(library: str, version: str) -> int:
+    table = parser_table(library, version)
+    return NEWEST_OPSET if table is None else table.opset
 
 
 def _faults(version: str) -> dict[str, str]:

@@ -1,8 +1,9 @@
 """A deserialized engine: it runs, and its weights can be replaced."""
 
 import json
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import zip_longest
 from typing import Any
 
 from app.definitions.tensor_data import DTYPE_NAMES
@@ -18,10 +19,11 @@ from workers.engine_host.backends.tensorrt.library import NAME, trt
 from workers.engine_host.backends.tensorrt.log import Log
 from workers.engine_host.backends.tensorrt.refitting import refit, refittable_weights
 from workers.engine_host.backends.tensorrt.weight_values import WeightValues
+from workers.engine_host.cuda.page_locked_values import PageLockedValues, process_values
 from workers.engine_host.tensors import Array, ParameterFiles
 
 MAX_NAMED = 10
-BATCH_BYTES = 1 << 28  # the most computed values in memory at a time
+BATCH_BYTES = 1 << 28  # of values that are read or computed while earlier ones are set
 
 
 class TensorrtEngine:
@@ -49,6 +51,7 @@ class TensorrtEngine:
         self._log = log
         self._weight_bytes = weight_bytes
         self._stripped = stripped
+        self._memory = PageLockedValues() if can.async_refit else process_values()  # `OnDevice` stages by itself
         if stripped:
             self._weight_bytes += sum(slot.nbytes for slot in layout.slots if slot.name in self.weights)
 
@@ -84,8 +87,8 @@ class TensorrtEngine:
     ) -> int:
         """Replace the weights that differ with these parameters, and return how many were set; raises BackendError.
 
-        Only weights that change are located and computed (the phase "values") and set ("refit"). After an error the
-        engine is in no defined state.
+        Only weights that change are located (the stage "transform"), read ("read") and set ("refit"). The next batch
+        is read while one is set. After an error the engine is in no defined state.
         """
         after = {parameter.name: parameter.content for parameter in parameters}
         changed = changed_slots(self._layout, self._contents, after)
@@ -93,18 +96,35 @@ class TensorrtEngine:
         if self._stripped:
             changed = tuple(slot for slot in self._layout.slots if slot.name in self.weights)
         done: set[str] = set()
-        values = WeightValues(self._layout, parameters, files, step, self._can)
-        if changed:
-            with watch.phase("values"):
-                values.locate(changed)
-        for batch in _batches(changed):
-            with watch.phase("values"):
-                named = list(values.of(batch))
-            with watch.phase("refit"):
-                self._come_to_rest()
-                done |= refit(self._engine, named, self._can, self._log, values)
+        with WeightValues(self._layout, parameters, files, step, self._can, self._memory) as values:
+            new = values.take_kept(changed)
+            if new:
+                with watch.phase("transform"):
+                    values.locate(new)
+            values.begin([slot for slot in new if slot.is_computed])
+            batches = [*_batches(values.in_order(changed), self._cost({slot.name for slot in new}))]
+            for batch, following in zip_longest(batches, batches[1:], fillvalue=()):
+                with watch.phase("read", sum(slot.nbytes for slot in batch)):
+                    values.begin(batch)
+                    values.begin(following)
+                    named = list(values.of(batch))
+                with watch.phase("refit", sum(slot.nbytes for slot in batch)):
+                    self._come_to_rest()
+                    done |= refit(self._engine, named, self._can, self._log, values)
+                    values.release(batch)
+                del named
         self._contents, self._stripped = after, False
         return len(done)
+
+    def _cost(self, new: Container[str]) -> Callable[[Slot], int]:
+        """Return a function that tells how many bytes of a slot count for a batch.
+
+        If there is page-locked memory, it is what has to be read, of the slots in `new`. Else it is what has to be
+        computed, because weights that TensorRT reads from a mapped file take no memory of ours.
+        """
+        if self._memory.nbytes:
+            return lambda slot: slot.nbytes if slot.name in new else 0
+        return lambda slot: slot.nbytes if slot.is_computed else 0
 
     def _come_to_rest(self) -> None:
         """Wait for work that a failed run may have left on the device: a refit of an engine at work is undefined."""
@@ -180,14 +200,14 @@ class TensorrtEngine:
             )
 
 
-def _batches(slots: Sequence[Slot]) -> Iterator[Sequence[Slot]]:
-    """Yield all slots in batches whose computed values take at most `BATCH_BYTES`; one larger slot is a batch, too."""
+def _batches(slots: Sequence[Slot], cost: Callable[[Slot], int]) -> Iterator[Sequence[Slot]]:
+    """Yield all slots in batches that cost at most `BATCH_BYTES`; one larger slot is a batch, too."""
     start = nbytes = 0
     for index, slot in enumerate(slots):
-        computed = slot.nbytes if slot.is_computed else 0
-        if nbytes and nbytes + computed > BATCH_BYTES:
+        added = cost(slot)
+        if nbytes and nbytes + added > BATCH_BYTES:
             yield slots[start:index]
             start, nbytes = index, 0
-        nbytes += computed
+        nbytes += added
     if slots:
         yield slots[start:]

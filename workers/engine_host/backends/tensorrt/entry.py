@@ -3,6 +3,7 @@
 from app.backends import BackendEntry
 
 FACTORY = "workers.engine_host.backends.tensorrt.opening:open_backend"
+PREFLIGHT = "workers.engine_host.backends.tensorrt.preflight"
 
 TENSORRT = BackendEntry(
     package="tensorrt",
@@ -13,6 +14,7 @@ TENSORRT = BackendEntry(
     devices=("cuda",),
     factory=FACTORY,
     requirement="enginesmith[tensorrt]",
+    preflight=f"{PREFLIGHT}:check_tensorrt",
 )
 TENSORRT_RTX = BackendEntry(
     package="tensorrt_rtx",
@@ -23,4 +25,5 @@ TENSORRT_RTX = BackendEntry(
     devices=("cpu", "cuda"),
     factory=FACTORY,
     requirement="enginesmith[tensorrt-rtx]",
+    preflight=f"{PREFLIGHT}:check_tensorrt_rtx",
 )

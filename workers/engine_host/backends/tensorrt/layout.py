@@ -28,7 +28,7 @@ from workers.engine_host.tensors import Array, MappedFiles, StoredValue
 
 LAYOUTS: Final = ("plain", "packed")  # values of the option `refit_layout`
 
-__all__ = ["Layout", "Slot", "changed_slots", "lay_out", "slot_value"]
+__all__ = ["Layout", "Slot", "changed_slots", "check_slot", "fill_slot", "lay_out", "slot_value"]
 
 
 @dataclass(frozen=True)
@@ -105,11 +105,18 @@ def slot_value(slot: Slot, values: Mapping[str, StoredValue], mapped: MappedFile
     If the slot is a parameter, the array shares the file's pages. Raises BackendError "missing_weights" if a source has
     no value, and "wrong_weights" if a value has another dtype or shape than its parameter.
     """
-    _check(slot, values)
+    check_slot(slot, values)
     return slot.value([mapped.view(values[name]) for name in slot.sources])
 
 
-def _check(slot: Slot, values: Mapping[str, StoredValue]) -> None:
+def fill_slot(target: Array, slot: Slot, values: Mapping[str, StoredValue], mapped: MappedFiles) -> None:
+    """Write what `slot_value` returns into an array of the slot's dtype and shape."""
+    check_slot(slot, values)
+    slot.fill(target, [mapped.view(values[name]) for name in slot.sources])
+
+
+def check_slot(slot: Slot, values: Mapping[str, StoredValue]) -> None:
+    """Raise BackendError "missing_weights" or "wrong_weights" unless a slot can be made from these values."""
     missing = [name for name in slot.sources if name not in values]
     if missing:
         raise BackendError("missing_weights", f"No weights for {', '.join(missing)}. Bind a tensor to each.")

@@ -13,6 +13,7 @@ LEVELS = {
     int(SEVERITIES.WARNING): "warning",
     int(SEVERITIES.INFO): "info",
 }
+VERBOSE = {int(SEVERITIES.VERBOSE): "verbose"}
 KEPT_ERRORS = 20
 OUT_OF_MEMORY = ("out of memory", "outofmemory", "out_of_memory", "memory allocation")
 BROKEN = ("illegal memory access", "launch failure", "misaligned address", "device-side assert", "invalid program")
@@ -25,12 +26,17 @@ class Log(trt.ILogger):
         super().__init__()
         self._lock = RLock()  # a thread may take it twice: collecting garbage inside it makes TensorRT's objects log
         self._report: Report | None = None
+        self._levels = LEVELS
         self.errors: list[str] = []
 
-    def attach(self, report: Report) -> None:
-        """Pass lines on to the request that begins, and forget the errors of earlier requests."""
+    def attach(self, report: Report, *, verbose: bool = False) -> None:
+        """Pass lines on to the request that begins, and forget the errors of earlier requests.
+
+        Verbose lines are passed on only if the request asks for them.
+        """
         with self._lock:
             self._report, self.errors = report, []
+            self._levels = LEVELS | VERBOSE if verbose else LEVELS
 
     def forget(self) -> None:
         """Forget the errors so far, because they do not explain a call that fails from now on."""
@@ -38,12 +44,13 @@ class Log(trt.ILogger):
             self.errors = []
 
     def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
-        """Take one line; verbose ones are dropped.
+        """Take one line; verbose ones are dropped unless they are asked for.
 
-        Verbose lines are many, so this looks at the severity's number. The name takes several microseconds, ten times
+        A line is on its way before TensorRT goes on, so the worker has it also if TensorRT crashes next. Verbose lines
+        are many, so this looks at the severity's number. The name takes several microseconds, ten times
         as long.
         """
-        level = LEVELS.get(int(severity))
+        level = self._levels.get(int(severity))
         if level is None:
             return
         if level == "error":

@@ -55,6 +55,7 @@ def offered(can: Capabilities, gpu: Gpu | None) -> Offered:
         "run": refits,
         "plan_holds_weights": True,
         "profiles": "required for dynamic inputs",
+        "preflight": "before jobs",
         "options": options_schema(can, refit=refits),
         "lacks": lacking(can, refit=refits),
         "conflicts": conflicts(can, refit=refits),

@@ -73,6 +73,12 @@ def refit(
                     "Build an engine for these weights instead.",
                 )
             done |= combined
+        if can.reads_weights and (strange := place.held_otherwise()):
+            raise BackendError(
+                "refit_failed",
+                f"{NAME} {can.version} does not hold what it was given for {', '.join(strange[:MAX_NAMED])}, so the "
+                "engine was not refitted. Build an engine for these weights instead.",
+            )
         if not place.refit():
             remedy = "Build an engine for these weights instead."
             raise log.failed("refit_failed", f"{NAME} {can.version} could not refit the engine", remedy)

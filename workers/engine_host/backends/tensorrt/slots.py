@@ -43,6 +43,10 @@ class Slot:
         """Return the value made from the sources' values; for this kind it is the one source's array itself."""
         return sources[0]
 
+    def fill(self, target: Array, sources: Sequence[Array]) -> None:
+        """Write the value into an array of its dtype and shape."""
+        np.copyto(target, self.value(sources))
+
 
 @dataclass(frozen=True, slots=True)
 class PackedSlot(Slot):
@@ -77,16 +81,22 @@ class TransposedSlot(Slot):
 
     def value(self, sources: Sequence[Array]) -> Array:
         """Return the transposed value; several threads copy a large matrix tile by tile."""
+        turned = np.empty(self.shape, numpy_dtype(self.dtype))
+        self.fill(turned, sources)
+        return turned
+
+    def fill(self, target: Array, sources: Sequence[Array]) -> None:
+        """Write the transposed value into an array of its dtype and shape."""
         base = self.base.value(sources)
         if self.nbytes < THREADED_BYTES or self.axes != (1, 0):
-            return np.ascontiguousarray(base.transpose(self.axes))
-        return _transposed(base)
+            np.copyto(target, base.transpose(self.axes))
+        else:
+            _transpose(base, target)
 
 
-def _transposed(matrix: Array) -> Array:
+def _transpose(matrix: Array, turned: Array) -> None:
     """Copy a matrix in tiles that stay in the cache: in whole rows, each element would come from a page of its own."""
     rows, columns = matrix.shape
-    turned = np.empty((columns, rows), matrix.dtype)
 
     def copy_band(row: int) -> None:
         for column in range(0, columns, TILE):
@@ -95,7 +105,6 @@ def _transposed(matrix: Array) -> Array:
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy copies without the interpreter's lock
         list(pool.map(copy_band, range(0, rows, TILE)))
-    return turned
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ import numpy as np
 from workers.channel.messages import DEVICE_OUT_OF_MEMORY, LogLine
 from workers.engine_host.backends.tensorrt.library import trt
 from workers.engine_host.backends.tensorrt.log import Log
+from workers.engine_host.backends.tensorrt.weights_read_back import Given, held_otherwise
 from workers.engine_host.cuda import CudaError, DeviceBuffer, Staging, Stream, memory_info
 from workers.engine_host.tensors import Array
 
@@ -27,11 +28,16 @@ class OnHost:
 
     def __init__(self, refitter: trt.Refitter) -> None:
         self._refitter = refitter
-        self._held: list[object] = []
+        self._arrays: list[Array] = []
+        self._given: dict[str, Given] = {}
 
     def set_weights(self, arrays: Mapping[str, Array]) -> list[str]:
         """Give checked weights to the refitter, and return the names of those that it refuses."""
         return [name for name, array in arrays.items() if not self._set(name, array)]
+
+    def held_otherwise(self) -> list[str]:
+        """Return the names under which the refitter does not hold what it was given: see `weights_read_back`."""
+        return held_otherwise(self._refitter, self._given)
 
     def refit(self) -> bool:
         """Put the weights into the engine; False if TensorRT could not."""
@@ -39,12 +45,14 @@ class OnHost:
 
     def close(self) -> None:
         """Let go of the weights."""
-        self._held.clear()
+        self._given.clear()
+        self._arrays.clear()
 
     def _set(self, name: str, array: Array) -> bool:
         by_address = array.dtype.name in BY_ADDRESS
         weights = _weights(array.dtype, array.ctypes.data, array.size) if by_address else trt.Weights(array)
-        self._held.append((array, weights))
+        self._arrays.append(array)
+        self._given[name] = Given(weights, trt.TensorLocation.HOST)
         return self._refitter.set_named_weights(name, weights)
 
 
@@ -63,7 +71,7 @@ class OnDevice:
         self._stream = Stream()
         self._host = OnHost(refitter)
         self._buffers: list[DeviceBuffer] = []
-        self._given: list[str] = []
+        self._given: dict[str, Given] = {}
 
     def set_weights(self, arrays: Mapping[str, Array]) -> list[str]:
         """Give checked weights to the refitter, and return the names of those that it refuses.
@@ -81,6 +89,10 @@ class OnDevice:
                 refused.append(name)
             address += _aligned(array.nbytes)
         return refused
+
+    def held_otherwise(self) -> list[str]:
+        """Return the names under which the refitter does not hold what it was given: see `weights_read_back`."""
+        return [*held_otherwise(self._refitter, self._given), *self._host.held_otherwise()]
 
     def refit(self) -> bool:
         """Put the weights into the engine and wait for that; False if TensorRT could not. Raises CudaError."""
@@ -119,7 +131,7 @@ class OnDevice:
         weights = _weights(array.dtype, address, array.size)
         if not self._refitter.set_named_weights(name, weights, trt.TensorLocation.DEVICE):
             return False
-        self._given.append(name)
+        self._given[name] = Given(weights, trt.TensorLocation.DEVICE)
         return True
 
 

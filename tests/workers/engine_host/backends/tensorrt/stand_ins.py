@@ -238,4 +238,5 @@ class Bench:
         """Return an engine with as many members as the release's has."""
         assert bytes(plan) == PLAN
         whole, theirs = CudaEngine(self.release), vars(self.release.ICudaEngine)
-        return SimpleNamespace(**{name: getattr(whole, name) for name in theirs if not name.startswith("_")})
+        both = [name for name in dir(whole) if name in theirs and not name.startswith("_")]
+        return SimpleNamespace(**{name: getattr(whole, name) for name in both})

@@ -72,7 +72,7 @@ def test_a_build_writes_a_plan_and_tells_what_it_is(workshop: Workshop, request_
         "refittable": False,
         "rewrites": [],
     }
-    assert set(built.timings) == {"normalise", "map", "compile", "write"}
+    assert set(built.stages) == {"normalise", "transform", "compile", "write"}
 
 
 def test_the_compiler_gets_small_pages_and_nothing_after_it(
@@ -287,7 +287,7 @@ def test_a_plan_is_serialized_at_once_and_written_beside_what_follows(
         gc.collect()
         assert let_go() is None
     assert path.read_bytes() == b"serialized"
-    assert (made.plan, made.nbytes, list(made.timings)) == (str(path), 10, ["serialize"])
+    assert (made.plan, made.nbytes, list(made.stages)) == (str(path), 10, ["serialize"])
     assert made.plan_digest == f"sha256:{hashlib.sha256(b'serialized').hexdigest()}"
 
 

@@ -208,7 +208,7 @@ def test_progress_begins_at_nothing_and_ends_with_everything_done(workshop: Work
     assert compiling[0].step == 0
     assert compiling[-1].step == compiling[-1].total
     assert [one.step for one in compiling] == sorted(one.step for one in compiling)
-    assert {one.phase for one in workshop.progress} == {"normalise", "map", "compile", "write"}
+    assert {one.phase for one in workshop.progress} == {"normalise", "transform", "compile", "write"}
 
 
 def test_what_tensorrt_says_is_passed_on_with_its_level(workshop: Workshop, tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def test_what_tensorrt_says_stands_among_the_jobs_events(net: Service) -> None:
     assert "compile" in said
 
 
-def test_a_definition_that_tensorrt_refuses_fails_the_job_in_its_words(
+def test_a_definition_that_tensorrt_refuses_is_refused_before_and_fails_its_job_in_its_words(
     client: TestClient, worker: Worker, tmp_path: Path
 ) -> None:
     nodes = [helper.make_node("Det", ["x"], ["d"], name="determinant"), helper.make_node("Mul", ["d", "w"], ["y"])]
@@ -175,8 +175,11 @@ def test_a_definition_that_tensorrt_refuses_fails_the_job_in_its_words(
     network = network_of(tmp_path / "net.onnx", nodes, {"w": ("F32", (64,))}, inputs, {"y": "F32"})
     net = service_with(client, worker, network, network.weights(1))
 
-    job = net.do("/builds", request_of(profiles=[]))
+    problem = refusal(net, "/builds", request_of(profiles=[]))
+    assert problem["code"] == "preflight_refused"
+    assert "Det (determinant)" in problem["detail"]
 
+    job = net.do("/builds", request_of(profiles=[], preflight="ignore"))
     assert job["state"] == "failed"
     assert job["error"]["code"] == "graph_refused"
     assert "Det 'determinant'" in job["error"]["detail"]

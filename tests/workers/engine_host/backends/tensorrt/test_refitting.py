@@ -8,7 +8,7 @@ import gc
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +19,7 @@ from app.weights.dtypes import numpy_dtype
 from tests.workers.engine_host.backends.tensorrt.releases import release_8, release_10
 from tests.workers.engine_host.cuda.conftest import ILLEGAL_ADDRESS, OUT_OF_MEMORY, FakeCudart
 from workers.channel.messages import BackendError, LogLine
-from workers.engine_host.backends.tensorrt import refitting
+from workers.engine_host.backends.tensorrt import refitting, weights_read_back
 from workers.engine_host.backends.tensorrt import tensor_location as placement
 from workers.engine_host.backends.tensorrt.capabilities import Capabilities, capabilities
 from workers.engine_host.backends.tensorrt.library import trt
@@ -64,6 +64,8 @@ class Refitter:
     combined: dict[str, tuple[str, ...]] = field(default_factory=dict)  # what a weight cannot be set without
     succeeds: bool = True
     at_refit: Callable[[], None] = lambda: None
+    holds: Mapping[str, trt.Weights | None] = field(default_factory=dict)  # other weights than it was given, or none
+    elsewhere: tuple[str, ...] = ()  # weights that it takes to be on the other side
     max_threads: int = 1
     given: dict[str, Weights] = field(default_factory=dict)
     locations: dict[str, trt.TensorLocation] = field(default_factory=dict)
@@ -80,6 +82,14 @@ class Refitter:
         assert self.cuda.holds(self.given[name].address)
         del self.given[name]
         return True
+
+    def get_named_weights(self, weights_name: str) -> trt.Weights:
+        held = self.holds.get(weights_name, self.given.get(weights_name))
+        return trt.Weights() if held is None else held
+
+    def get_weights_location(self, weights_name: str) -> trt.TensorLocation:
+        location = self.locations[weights_name]
+        return {DEVICE: HOST, HOST: DEVICE}[location] if weights_name in self.elsewhere else location
 
     def get_missing_weights(self) -> list[str]:
         needed = {other for name in self.given for other in self.combined.get(name, ())}
@@ -126,7 +136,7 @@ def can(request: pytest.FixtureRequest) -> Capabilities:
 def refitter(cuda: FakeCudart, monkeypatch: pytest.MonkeyPatch) -> Refitter:
     refitter = Refitter(cuda)
     types = {dtype: getattr(trt, dtype) for dtype in TYPES.values()}
-    for module in (refitting, placement):
+    for module in (refitting, placement, weights_read_back):
         names = {"Refitter": lambda _engine, _log: refitter, "Weights": Weights, "TensorLocation": trt.TensorLocation}
         monkeypatch.setattr(module, "trt", SimpleNamespace(**names, **types))
     return refitter
@@ -320,6 +330,60 @@ def test_only_a_refittable_engine_is_asked_for_its_weights(refitter: Refitter) -
     assert refittable_weights(fixed, Log()) == frozenset()
 
 
+# What the refitter says that it holds
+
+HOLDS_ON_HOST = replace(ON_HOST, reads_weights=True)
+READING = pytest.mark.parametrize("reading", [HOLDS_ON_HOST, ON_DEVICE], ids=["host", "device"])
+OTHERS: Mapping[str, Callable[[Weights], trt.Weights | None]] = {
+    "nothing": lambda _given: None,
+    "those of an earlier refit": lambda given: trt.Weights(given.dtype, given.address + 256, given.size),
+    "too few": lambda given: trt.Weights(given.dtype, given.address, given.size - 1),
+    "of another type": lambda given: trt.Weights(trt.bfloat16, given.address, given.size),
+}
+
+
+@READING
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_refitter_that_holds_other_weights_than_it_was_given_refits_nothing(
+    refitter: Refitter, monkeypatch: pytest.MonkeyPatch, reading: Capabilities, other: str
+) -> None:
+    take = refitter.set_named_weights
+
+    def set_named_weights(name: str, weights: Weights, location: trt.TensorLocation = HOST) -> bool:
+        if name == "b":
+            refitter.holds = {"b": OTHERS[other](weights)}
+        return take(name, weights, location)
+
+    monkeypatch.setattr(refitter, "set_named_weights", set_named_weights)
+    with pytest.raises(BackendError, match="does not hold what it was given for b, so the engine was not") as error:
+        put(reading, [(name, numbers(4, 6), F16) for name in refitter.names])
+    assert error.value.code == "refit_failed"
+    assert "Build an engine for these weights" in error.value.detail
+    assert refitter.refits == 0
+
+
+@READING
+def test_weights_that_the_refitter_takes_to_be_elsewhere_are_not_refitted(
+    refitter: Refitter, reading: Capabilities
+) -> None:
+    refitter.elsewhere = ("c",)
+    with pytest.raises(BackendError, match="what it was given for c"):
+        put(reading, [(name, numbers(4, 6), F16) for name in refitter.names])
+    assert refitter.refits == 0
+
+
+def test_weights_that_stayed_on_the_host_are_read_back_as_well(refitter: Refitter) -> None:
+    refitter.cuda.fails["cudaMalloc"] = OUT_OF_MEMORY[0]
+    refitter.holds = {"b": None}
+    with pytest.raises(BackendError, match="what it was given for b"):
+        put(ON_DEVICE, [(name, numbers(4, 6), F16) for name in refitter.names])
+
+
+def test_a_release_that_does_not_say_what_it_holds_is_not_asked(refitter: Refitter) -> None:
+    refitter.holds = dict.fromkeys(refitter.names)
+    assert put(ON_HOST, [("a", numbers(4, 6), F16)]) == {"a"}
+
+
 # Weights on the device
 
 
@@ -379,7 +443,7 @@ def test_the_devices_memory_is_given_back_by_a_refit_that_fails_though_its_error
     assert error.value.code == "refit_failed"
 
 
-@pytest.mark.parametrize("failing", ["cudaMalloc", "cudaHostAlloc", "too little for TensorRT itself"])
+@pytest.mark.parametrize("failing", ["cudaMalloc", "cudaHostRegister", "too little for TensorRT itself"])
 def test_weights_stay_on_the_host_where_there_is_no_room_for_them_beside_the_engine(
     refitter: Refitter, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:

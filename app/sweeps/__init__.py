@@ -1,0 +1,1 @@
+"""Builds of one definition under several options, measured in turns and ranked."""

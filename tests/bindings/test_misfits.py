@@ -1,0 +1,37 @@
+"""Tensors in another shape than the parameters that they seem to be: said, and never bound by themselves."""
+
+import pytest
+
+from app.bindings.binding import bind
+from app.bindings.report import BindingReport
+from app.bindings.rules import parse_rules
+from app.definitions.parameter import Parameter
+from tests.bindings.test_folded_norms import Tensor
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def report(parameters: Shapes, tensors: Shapes, *rules: object) -> BindingReport:
+    wanted = [Parameter(name, shape, "F32") for name, shape in parameters.items()]
+    return bind(wanted, {name: Tensor(name, shape) for name, shape in tensors.items()}, parse_rules(rules))
+
+
+@pytest.mark.parametrize(("rows", "op"), [(16, "slice"), (8, "pad")])
+def test_names_a_table_under_a_prefix_that_has_other_rows(rows: int, op: str) -> None:
+    made = report({"embed.weight": (10, 6)}, {"model.embed.weight": (rows, 6)})
+    assert made.proposed.proposals == ()
+    assert f'"op": "{op}"' in made.proposed.unclear[0].detail
+    assert all("model.embed.weight is embed.weight by its name" in one.detail for one in made.problems)
+
+
+@pytest.mark.parametrize("fused", ["attn.qkv_proj.weight", "attn.in_proj_weight"])
+def test_names_a_tensor_that_may_be_several_parameters_in_one(fused: str) -> None:
+    made = report({f"attn.{part}.weight": (4, 6) for part in ("q", "k", "v")}, {fused: (12, 6)})
+    assert made.proposed.proposals == ()
+    assert '"sections": 3' in made.proposed.unclear[0].detail
+    assert not any('"ignore"' in one.detail for one in made.problems)
+
+
+def test_says_nothing_of_a_shape_that_as_many_parameters_do_not_have() -> None:
+    made = report({"q.weight": (4, 6), "k.weight": (4, 6)}, {"other": (12, 6)})
+    assert made.proposed.unclear == ()
