@@ -86,7 +86,7 @@ def _missing(index: ShardIndex, manifest: Manifest) -> list[str]:
     whole = Counter(index.shards.values())
     gone = Counter(index.shards[name] for name in missing)
     absent = sorted(shard for shard, count in gone.items() if count == whole[shard])
-    faults = [f"{shard!r:.200} is missing with {gone[shard]} tensors; upload it and add it" for shard in absent]
+    faults = [f"{shard!r:.200} is missing (tensors in it: {gone[shard]}); upload it and add it" for shard in absent]
     lost = [name for name in missing if index.shards[name] not in absent]
     return faults + [f"{name!r:.200} is in no file, though {index.shards[name]!r:.200} should have it" for name in lost]
 

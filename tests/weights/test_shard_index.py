@@ -66,7 +66,7 @@ def test_an_index_goes_with_its_shards_and_holds_no_tensors(client: TestClient, 
 
 def test_a_shard_that_is_missing_is_named(client: TestClient, model: str) -> None:
     problem = refused(client, model, index(), FIRST)
-    assert "'model-2-of-2.safetensors' is missing with 1 tensors; upload it and add it" in problem["detail"]
+    assert "'model-2-of-2.safetensors' is missing (tensors in it: 1); upload it and add it" in problem["detail"]
     assert problem["errors"][0]["pointer"] == "/files/0"
     assert client.get(f"{model}/weights").json()["data"] == []
 

@@ -61,7 +61,7 @@ def _slot(name: str, tensor: TorchTensor | Unreadable, where: Callable[[Storage]
         raise CheckpointError(
             "not_contiguous",
             f"{name} is a view with strides {tensor.strides}, and tensors are used where they lie in the file. Save "
-            "it with .contiguous(), or save the state dict as safetensors.",
+            "it with .contiguous().",
         )
     start, nbytes = where(tensor.storage)
     slot = TensorSlot.checked(name, tensor.dtype, list(tensor.shape), start)
