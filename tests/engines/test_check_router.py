@@ -186,8 +186,7 @@ def test_the_same_definition_is_looked_at_once(
 
 
 def test_a_full_house_is_busy(app: FastAPI, client: TestClient, hardmax: dict[str, Any]) -> None:
-    house = app.state.children.preflights
-    house._inside = house._size
+    app.state.preflights._house = House(app.state.children.server, Path(), children=0, waiting=0)
     answer = client.post(CHECK, json=hardmax)
     assert (answer.status_code, answer.json()["code"]) == (503, "busy")
 

@@ -8,7 +8,7 @@ from unittest.mock import patch
 import ml_dtypes
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
+from onnx import NodeProto, TensorProto, helper
 
 from app.definitions.parameter import InputSpec
 from app.definitions.profiles import Range
@@ -203,3 +203,17 @@ def test_a_slice_looks_rows_up_if_its_bounds_are_computed() -> None:
     bounds = [TensorProto(name="start"), TensorProto(name="end")]
     assert tables(helper.make_graph([sliced], "g", [], [], bounds[:1])) == {"table"}
     assert tables(helper.make_graph([sliced], "g", [], [], bounds)) == set()
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        [helper.make_node("OneHot", ["ids", "depth", "values"], ["hot"])],
+        [helper.make_node("Equal", ["ids", "all"], ["same"]), helper.make_node("Cast", ["same"], ["hot"], to=1)],
+    ],
+)
+def test_a_product_with_one_hot_indices_looks_rows_up(made: list[NodeProto]) -> None:
+    product = helper.make_node("MatMul", ["hot", "table"], ["rows"])
+    other = helper.make_node("MatMul", ["x", "table"], ["y"])
+    assert tables(helper.make_graph([*made, product], "g", [], [])) == {"table"}
+    assert tables(helper.make_graph([*made, product, other], "g", [], [])) == set()
