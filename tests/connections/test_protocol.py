@@ -261,7 +261,7 @@ def test_what_nobody_reads_is_received_once_with_each_turn_of_the_loop() -> None
 
     async def receive() -> None:
         loop = asyncio.get_running_loop()
-        config = uvicorn.Config(application, http=LimitedProtocol, ws="none", lifespan="off", log_config=None)  # type: ignore[arg-type]  # any application
+        config = uvicorn.Config(application, http=LimitedProtocol, ws="none", lifespan="off", log_config=None)
         config.load()
         state = Crowded(Crowd(GENEROUS, CollectorRegistry()))
         all_read = asyncio.Event()
