@@ -138,10 +138,10 @@ def test_a_child_that_was_killed_is_begun_once_more(fork_server: ForkServer, tmp
     assert (raised.value.status, raised.value.code) == (503, "parser_killed")
 
 
-def test_a_child_finds_packages_in_folders_that_it_may_not_list(
+def test_a_child_finds_packages_in_a_checkout_to_which_a_file_was_added(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So it does in a checkout to which a file was added after the process that forks began."""
+    """Python would list the folder anew, which the child may not."""
     package = tmp_path / "folder" / "late"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
@@ -150,6 +150,8 @@ def test_a_child_finds_packages_in_folders_that_it_may_not_list(
     server = ForkServer(())
     directory = tmp_path / "child"
     directory.mkdir()
+    server.run(deed("echo"), {}, LIMITS, directory)
+    (package.parent / "added").touch()
     assert server.run("late.deed:answer", {}, LIMITS, directory) == {"made": 1}
     server.close()
 
