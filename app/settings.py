@@ -1,10 +1,11 @@
 """Everything that can be configured, read from ENGINESMITH_* environment variables."""
 
+import ipaddress
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 KIB = 1024
@@ -50,7 +51,8 @@ class Settings(BaseSettings):
     max_streams: int = Field(
         400,
         ge=0,
-        description="Event streams open at once in one API process; fewer than connections, of which each takes one.",
+        description="Event streams open at once in one API process, of which one client address may have half; fewer "
+        "than connections, of which each takes one.",
     )
     max_onnx_bytes: int = Field(2 * GIB, gt=0, description="Largest ONNX file parsed.")
     max_prefer_wait_s: float = Field(60.0, ge=0, description="Longest `Prefer: wait` honoured, seconds.")
@@ -64,7 +66,7 @@ class Settings(BaseSettings):
     trusted_proxies: str = Field(
         "",
         description="Addresses and networks of proxies, separated by commas, whose X-Forwarded-For says which client a "
-        "request is from; empty: none.",
+        "request is from; empty: none, `*`: any peer.",
     )
     max_header_bytes: int = Field(64 * KIB, gt=0, description="Longest request line and headers of a request.")
     header_timeout_s: float = Field(20.0, gt=0, description="Time for a request's headers to arrive, seconds.")
@@ -137,6 +139,21 @@ class Settings(BaseSettings):
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least severe lines logged.")
     log_json: bool = Field(default=True, description="JSON lines; false: text for people.")
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _names_proxies(cls, value: str) -> str:
+        """Refuse what no peer's address can be equal to: the server would pass over it in silence."""
+        words = [stripped for word in value.split(",") if (stripped := word.strip())]
+        for word in [] if words == ["*"] else words:
+            try:
+                ipaddress.ip_network(word)
+            except ValueError as error:
+                raise ValueError(
+                    f"{error}. Give IP addresses such as 10.0.0.7 and networks such as 10.0.0.0/8, separated by "
+                    "commas, or * alone for any peer"
+                ) from error
+        return ",".join(words)
 
     @property
     def database(self) -> str:

@@ -1,14 +1,23 @@
-"""The ways in which a child ends without an answer. All of them are blamed on what it read."""
+"""The ways in which a child ends without an answer."""
 
 import signal
+from typing import ClassVar
+
+from app.errors import Unavailable
+
+
+class ChildLost(Unavailable):
+    """The child stalled, or somebody killed it; that says nothing of what it read."""
+
+    retry_after_s: ClassVar[int | None] = 10
 
 
 class ChildFailed(Exception):
-    """The child gave no answer that can be used."""
+    """The child gave no answer that can be used, and what it read is to blame."""
 
 
 class OutOfTime(ChildFailed):
-    """The child took longer than it may."""
+    """The child took more processor time than it may."""
 
 
 class Crashed(ChildFailed):
@@ -20,12 +29,8 @@ class Crashed(ChildFailed):
 
     @staticmethod
     def of(status: int) -> ChildFailed:
-        """Return the failure that an exit status stands for.
-
-        SIGKILL counts as a timeout, because the limit of processor time ends in it. The kernel sends it too if the
-        machine has no memory left, which looks the same here. The child's limit of memory makes that rare.
-        """
-        return OutOfTime() if status in {-signal.SIGXCPU, -signal.SIGKILL} else Crashed(status)
+        """Return the failure that an exit status stands for; SIGXCPU is the limit of processor time."""
+        return OutOfTime() if status == -signal.SIGXCPU else Crashed(status)
 
 
 class AnswerTooLong(ChildFailed):

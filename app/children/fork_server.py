@@ -7,22 +7,23 @@ and again if it was killed. It and its children end when this process ends.
 import json
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from threading import Lock
-from typing import Any, Final
+from typing import Any, Final, ParamSpec, TypeVar
 
 import structlog
 
 import app
 from app.children.channel import MAX_QUESTION_BYTES, Answerer, Broken, no_answers, receive_json, send_answer, send_json
-from app.children.failures import AnswerTooLong, Crashed, OutOfTime
+from app.children.failures import AnswerTooLong, ChildLost, Crashed
 from app.children.forking import EXIT_CODE
 from app.children.limits import ChildLimits
 from app.errors import Unavailable
@@ -30,7 +31,11 @@ from app.errors import Unavailable
 MAX_ANSWER_BYTES = 128 * 1024 * 1024  # of one file that a child wrote
 MAX_THREADS: Final = 8  # of a child that hashes: each takes address space, which is limited
 LAST_WORDS: Final = 2000  # bytes of a dead child's log
+# The child alone was killed, or the process that forks and the child with it: by somebody, or for want of memory.
+KILLED: Final = (-signal.SIGKILL, None)
 
+P = ParamSpec("P")
+T = TypeVar("T")
 log = structlog.get_logger()
 
 
@@ -74,14 +79,18 @@ class ForkServer:
 
         Raises:
             OutOfTime, Crashed, AnswerTooLong: the child gave no answer, see `app.children.failures`.
+            ChildLost: "parsing_stalled" or "parser_killed", the child was lost by no fault of the work.
             Unavailable: "parser_unavailable", no child could be started.
         """
         work = {"function": function, "task": task}
         status = self._run(work, limits, directory, answers)
-        if status is None:  # the process that forks was killed, and the child with it: that is no fault of the work
+        if status in KILLED:
+            log.warning("a child that reads uploads was killed", with_the_process_that_forks=status is None)
             status = self._run(work, limits, directory, answers)
         if status is None:
             raise _unavailable("it was killed twice")
+        if status in KILLED:
+            raise _killed()
         if status != 0:
             tail = (directory / "log").read_bytes()[-LAST_WORDS:].decode(errors="replace")
             log.warning("a child that reads uploads died", status=status, log=tail)
@@ -90,13 +99,16 @@ class ForkServer:
         return answer
 
     def _run(self, work: Mapping[str, Any], limits: ChildLimits, directory: Path, answers: Answerer) -> int | None:
-        deadline = time.monotonic() + limits.wall_s
+        clock = _Clock(limits.wall_s)
         with ExitStack() as stack:
             status, channel = self._order(stack, limits, directory)
-            channel.settimeout(limits.wall_s)
-            with suppress(OSError):  # a child that is dead already is told of by its status
-                send_json(channel, work)
-            return _attend(status, channel, answers, deadline)
+            channel.settimeout(clock.left())
+            try:
+                with suppress(ConnectionError):  # a child that is dead already is told of by its status
+                    send_json(channel, work)
+                return _attend(status, channel, answers, clock)
+            except TimeoutError:
+                raise _stalled(limits.wall_s) from None
 
     def _order(self, stack: ExitStack, limits: ChildLimits, directory: Path) -> tuple[socket.socket, socket.socket]:
         """Order a child and return the socket on which its end is told, and the channel."""
@@ -195,8 +207,29 @@ def read_written(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def _attend(status: socket.socket, channel: socket.socket, answers: Answerer, deadline: float) -> int | None:
-    """Answer a child's questions until it ends, and return its exit status; raises OutOfTime.
+class _Clock:
+    """How many seconds a child still has. What its parent needs to find an answer does not count."""
+
+    def __init__(self, seconds: float) -> None:
+        self._deadline = time.monotonic() + seconds
+
+    def left(self) -> float:
+        """Return the seconds left; raises TimeoutError if there are none."""
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        return left
+
+    def stopped(self, find: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return what the call returns, with the clock stopped while it lasts."""
+        began = time.monotonic()
+        found = find(*args, **kwargs)
+        self._deadline += time.monotonic() - began
+        return found
+
+
+def _attend(status: socket.socket, channel: socket.socket, answers: Answerer, clock: _Clock) -> int | None:
+    """Answer a child's questions until it ends, and return its exit status; raises TimeoutError.
 
     Returns None if nobody is left to tell the status, or if no child was started.
     """
@@ -204,22 +237,48 @@ def _attend(status: socket.socket, channel: socket.socket, answers: Answerer, de
     for one in (status, channel):
         poll.register(one, select.POLLIN)
     while True:
-        left = deadline - time.monotonic()
-        ready = dict(poll.poll(max(0.0, left) * 1000))
-        if not ready:
-            raise OutOfTime
+        ready = dict(poll.poll(clock.left() * 1000))
         if status.fileno() in ready:
             word = status.recv(EXIT_CODE.size)
             return int(EXIT_CODE.unpack(word)[0]) if word else None
-        channel.settimeout(left)
-        try:
-            send_answer(channel, answers(receive_json(channel, MAX_QUESTION_BYTES)))
-        except TimeoutError:
-            raise OutOfTime from None
-        except (Broken, ValueError, OSError):  # it closed its end: the status says the rest
-            poll.unregister(channel)
-            with suppress(OSError):
-                channel.shutdown(socket.SHUT_RDWR)
+        if channel.fileno() in ready:
+            try:
+                _answer(channel, answers, clock)
+            except TimeoutError:
+                raise
+            except (Broken, ValueError, OSError):  # it closed its end: the status says the rest
+                poll.unregister(channel)
+                with suppress(OSError):
+                    channel.shutdown(socket.SHUT_RDWR)
+
+
+def _answer(channel: socket.socket, answers: Answerer, clock: _Clock) -> None:
+    channel.settimeout(clock.left())
+    question = receive_json(channel, MAX_QUESTION_BYTES)
+    found = iter(clock.stopped(answers, question))
+
+    def pieces() -> Iterator[bytes]:
+        while (piece := clock.stopped(next, found, None)) is not None:
+            channel.settimeout(clock.left())
+            yield piece
+
+    send_answer(channel, pieces())
+
+
+def _stalled(seconds: float) -> ChildLost:
+    return ChildLost(
+        f"Reading the upload was given up after {seconds:.0f} s, though it had not taken the processor time that a "
+        "file of its size may. The machine is too busy, or its storage does not answer. Send the request again later.",
+        code="parsing_stalled",
+    )
+
+
+def _killed() -> ChildLost:
+    return ChildLost(
+        "The process that read the upload was killed twice: by somebody, or because the machine has no memory left. "
+        "Send the request again later. If this repeats, give the machine more memory.",
+        code="parser_killed",
+    )
 
 
 def _unavailable(why: str) -> Unavailable:

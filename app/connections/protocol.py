@@ -29,6 +29,7 @@ FIELD_COST: Final = 32  # bytes that each header counts for beyond its own, as i
 LINGER_S: Final = 2.0  # so long a refused client is listened to, or a reset would take the refusal from it
 UNREAD_S: Final = 30.0  # so long the rest of a body is received after its request was answered with an error
 HEAD_PART: Final = 16 * 1024  # bytes of heads that are parsed before it is looked at whether to go on
+LARGE_READ: Final = 64 * 1024  # bytes that came at once, so more may be here already
 
 
 class Crowded(ServerState):
@@ -104,7 +105,14 @@ class LimitedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse what has arrived, until the connection is about to end."""
+        """Parse what has arrived, until the connection is about to end.
+
+        uvloop hands over up to 32 parts of 256 KiB before others have their turn, whether or not anybody wants them. So
+        a connection from which much comes is read once with each turn of the event loop.
+        """
+        if len(data) >= LARGE_READ and not self.transport.is_closing():
+            self.transport.pause_reading()
+            self.loop.call_soon(self._read_on)
         rest = memoryview(data)
         while rest and not self._deaf:
             part = rest if self._awaited is Awaited.BODY else rest[:HEAD_PART]
@@ -244,6 +252,10 @@ class LimitedProtocol(HttpToolsProtocol):
         self.transport.close()
 
     # Parts of the above
+
+    def _read_on(self) -> None:
+        if not self.flow.read_paused and not self.transport.is_closing():
+            self.transport.resume_reading()
 
     def _parse(self, part: memoryview) -> None:
         steps = self._steps

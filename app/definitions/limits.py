@@ -1,6 +1,6 @@
 """How much an uploaded graph may ask for. Generous for real models, far below what would hurt the service."""
 
-from app.children.limits import ChildLimits
+from app.children.limits import PATIENCE, ChildLimits
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
@@ -27,5 +27,5 @@ def child_limits(file_bytes: int) -> ChildLimits:
         address_space=2 * GIB + 5 * file_bytes,
         file_size=file_bytes + 256 * MIB,
         cpu_s=seconds,
-        wall_s=2.0 * seconds,
+        wall_s=PATIENCE * seconds,
     )

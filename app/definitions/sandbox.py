@@ -1,7 +1,8 @@
 """Has a child parse what clients upload for definitions, and turns every way it can end into an answer for the client.
 
-A crash, a timeout or a lack of memory is blamed on the client's input and answered with 422. The answer is 503 if no
-child can be started ("parser_unavailable").
+A crash, or more processor time or memory than a child may take, is blamed on the client's input and answered with 422.
+The answer is 503 if no child can be started ("parser_unavailable"), or if a child is lost ("parsing_stalled",
+"parser_killed").
 """
 
 from collections.abc import Iterator, Mapping
@@ -157,6 +158,6 @@ def _blamed(failure: ChildFailed) -> Invalid:
             code="parser_crashed",
         )
     return Invalid(
-        "Parsing takes longer than a file of its size may. Simplify the model and export it again.",
+        "Parsing takes more processor time than a file of its size may. Simplify the model and export it again.",
         code="parsing_timeout",
     )

@@ -12,9 +12,9 @@ from fastapi import Depends, Request
 
 from app.artifacts.store import ArtifactStore
 from app.children.children import Children
-from app.children.failures import ChildFailed
+from app.children.failures import ChildFailed, ChildLost
 from app.children.house import Order as ChildOrder
-from app.children.limits import ChildLimits
+from app.children.limits import PATIENCE, ChildLimits
 from app.database import Database
 from app.engines.checks import Order
 from app.engines.enqueue import CheapestPlacement, EnginePlacement
@@ -127,7 +127,7 @@ class Preflights:
     def _answered(self, task: Mapping[str, Any], limits: ChildLimits, directory: Path) -> Looked | None:
         try:
             answer = self._house.child(CHECK, task, limits, directory)
-        except ChildFailed as failure:
+        except (ChildFailed, ChildLost) as failure:
             log.warning("the look at a definition failed", failure=repr(failure))
             return None
         return None if "rejected" in answer else answer  # it took more memory than it may
@@ -144,7 +144,7 @@ def _limits(file_bytes: int) -> ChildLimits:
         address_space=4096 * MIB + 16 * file_bytes,
         file_size=256 * MIB + file_bytes,
         cpu_s=seconds,
-        wall_s=2.0 * seconds,
+        wall_s=PATIENCE * seconds,
     )
 
 

@@ -6,7 +6,7 @@ The task looks at a job as soon as a notice names it, and at all of them from ti
 import asyncio
 import math
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 
@@ -15,6 +15,7 @@ from anyio import CapacityLimiter, to_thread
 
 from app.database import DATABASE_DOWN, Database
 from app.errors import Unavailable
+from app.http.turns import current_address
 from app.jobs.followed import Followed, look
 from app.jobs.notices import Listener, wait_for
 from app.jobs.state import FINAL
@@ -28,7 +29,8 @@ log = structlog.get_logger()
 class Watching:
     """The streams and waiters of one process.
 
-    Once `ending` is set, each of them answers with what is there, at the latest after LOOK_EVERY_S.
+    Once `ending` is set, each of them answers with what is there, at the latest after LOOK_EVERY_S. One address has at
+    most half of the streams.
     """
 
     def __init__(self, database: Database, url: str, *, max_streams: int) -> None:
@@ -36,6 +38,7 @@ class Watching:
         self._database = database
         self._max_streams = max_streams
         self._listener = Listener(url, hear=self._hear, miss=self._look_at_all)
+        self._streams: Counter[str] = Counter()  # by address
         self._followed: dict[str, Followed] = {}
         self._waiters: dict[str, set[asyncio.Event]] = defaultdict(set)
         self._ended: deque[str] = deque(maxlen=ENDS_KEPT)
@@ -57,11 +60,19 @@ class Watching:
                     await task
 
     def check_room(self) -> None:
-        """Raise Unavailable "busy" if this process has as many streams as it takes."""
-        if sum(one.followers for one in self._followed.values()) >= self._max_streams:
+        """Raise Unavailable "busy" if this process has as many streams as it takes, in all or of this address."""
+        if self._streams.total() >= self._max_streams:
             raise Unavailable(
                 f"This process streams events to {self._max_streams} clients already (ENGINESMITH_MAX_STREAMS). Try "
                 "again later, or read the events in pages: the same call without Accept: text/event-stream.",
+                code="busy",
+            )
+        share = math.ceil(self._max_streams / 2)
+        if self._streams[current_address.get()] >= share:
+            raise Unavailable(
+                f"This process has {share} event streams open to your address already, half of "
+                "ENGINESMITH_MAX_STREAMS. Close some, or read the events in pages: the same call without Accept: "
+                "text/event-stream. If a proxy stands between, name it in ENGINESMITH_TRUSTED_PROXIES.",
                 code="busy",
             )
 
@@ -69,11 +80,14 @@ class Watching:
     def following(self, job_id: str) -> Iterator[tuple[Followed, asyncio.Event]]:
         """Give what all streams of a job share, and an event that is set whenever that changes."""
         followed = self._followed.setdefault(job_id, Followed())
+        address = current_address.get()
+        self._streams[address] += 1
         with followed.watched() as changed:
             self._look_soon(job_id)
             try:
                 yield followed, changed
             finally:
+                self._streams -= Counter([address])  # which drops an address without streams
                 if followed.followers == 1:
                     del self._followed[job_id]
 

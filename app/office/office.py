@@ -100,7 +100,10 @@ class Office:
                 connection.send(message)
                 if not connection.poll(DEADLINE_S):
                     self._forget()
-                    raise Unavailable(f"This takes longer than {DEADLINE_S} s. Ask for less at a time.")
+                    raise Unavailable(
+                        f"This was given up after {DEADLINE_S} s: it is too much at a time, or the machine is too "
+                        "busy. Ask for less at a time, or send the request again later."
+                    )
                 answer: tuple[bool, Any] = connection.recv()
             except (EOFError, OSError):
                 log.warning("the office ended", status=self._process.poll() if self._process else None)

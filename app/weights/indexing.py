@@ -62,7 +62,7 @@ def index_file(database: Database, store: ArtifactStore, house: House, digest: s
     """Return the index of an uploaded file, made on first use and kept.
 
     Opens its own short sessions. Raises CheckpointError if the file is not acceptable, Unavailable if no child can be
-    started or the bytes are missing.
+    started, the child is lost or the bytes are missing.
     """
     known = _known(database, digest)
     return known or house.share(("index", digest), lambda: _index(database, store, house, digest))
@@ -197,5 +197,5 @@ def _blamed(failure: ChildFailed) -> CheckpointError:
         )
     return CheckpointError(
         "parsing_timeout",
-        "Reading the file takes longer than a file of its size may. Split the checkpoint up, or upload it again later.",
+        "Reading the file takes more processor time than a file of its size may. Split the checkpoint up.",
     )

@@ -1,9 +1,10 @@
 """Whether what was promised was kept: every accepted job ended, once, with the right result, and nothing dangles."""
 
 import hashlib
+import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 
 from sqlalchemy import exists, func, select
 
@@ -15,6 +16,7 @@ from app.database import Database
 from app.settings import Settings
 from app.tables import Blob, Engine, IdempotencyKey, Job, JobEvent
 from benchmarks.chaos.load import FINAL, Promise
+from workers.jobs.faults import MAX_STRIKES
 
 NOW_S = -1.0  # a negative grace: everything that nothing keeps is old enough
 
@@ -28,6 +30,11 @@ class Findings:
     doubled: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     dangling: list[str] = field(default_factory=list)
+    struck: list[str] = field(default_factory=list)  # as promised: the campaign killed the job's host twice
+
+    def broken(self) -> dict[str, list[str]]:
+        """Return the promises that were broken."""
+        return {what: cases for what, cases in asdict(self).items() if what != "struck"}
 
 
 class Audit:
@@ -40,8 +47,11 @@ class Audit:
         self._read: set[str] = set()
         self._keyless = self._jobs_without_key()
 
-    def look(self, promises: Iterable[Promise]) -> Findings:
-        """Return what is wrong with these promises, and with all that database and store hold."""
+    def look(self, promises: Iterable[Promise], host_kills: Sequence[float] = ()) -> Findings:
+        """Return what is wrong with these promises, and with all that database and store hold.
+
+        `host_kills` are the times at which the campaign killed engine hosts, in seconds since the epoch.
+        """
         found = Findings()
         with self._database.reading() as session:
             jobs = {job.id: job for job in session.scalars(select(Job))}
@@ -56,6 +66,10 @@ class Audit:
                 found.lost.append(f"{promise.kind} {promise.job_id}: {'no row' if job is None else job.state}")
                 continue
             self._check(promise, job, found, made=engines[job.id], of_weights=of_weights[promise.weights])
+            if job.state != "succeeded":
+                cases = found.struck if _is_struck(promise, job, host_kills) else found.failed
+                error = job.error or {}
+                cases.append(f"{promise.kind} {job.id}: {job.state} {error.get('code')}: {error.get('detail')}")
             if keys.get(promise.key) != job.id:
                 found.doubled.append(f"{promise.kind} {job.id}: its key names {keys.get(promise.key)}")
             if ends[job.id] != 1 or events.get(job.id) != job.last_event:
@@ -73,9 +87,6 @@ class Audit:
     def _check(self, promise: Promise, job: Job, found: Findings, *, made: int, of_weights: int) -> None:
         what = f"{promise.kind} {job.id}"
         if job.state != "succeeded":
-            found.failed.append(
-                f"{what}: {job.state} {(job.error or {}).get('code')}: {(job.error or {}).get('detail')}"
-            )
             if made:
                 found.doubled.append(f"{what}: {job.state}, and made {made} engines")
             return
@@ -109,6 +120,15 @@ class Audit:
                 found.wrong.append(f"plan {digest}: damaged")
             self._read.add(digest)
         found.dangling += [f"plan {digest}: no file" for digest in plans - files.keys()]
+
+
+def _is_struck(promise: Promise, job: Job, host_kills: Sequence[float]) -> bool:
+    """Whether a job failed as decision 0094 says, by two kills of the campaign while it was under way."""
+    error = job.error or {}
+    if error.get("code") != "engine_host_died_twice" or "SIGKILL" not in error.get("detail", ""):
+        return False
+    ended = promise.ended or time.time()
+    return sum(promise.accepted <= moment <= ended for moment in host_kills) >= MAX_STRIKES
 
 
 def stored_files(store: ArtifactStore) -> Iterator[Stored]:

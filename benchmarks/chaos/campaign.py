@@ -5,7 +5,7 @@ import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 from benchmarks.chaos.audit import Audit, Findings
 from benchmarks.chaos.faults import FAULTS
@@ -40,7 +40,7 @@ class Campaign:
     @property
     def is_clean(self) -> bool:
         """Whether every promise was kept."""
-        return not (self.stuck or self.refused or any(asdict(self.findings).values()))
+        return not (self.stuck or self.refused or any(self.findings.broken().values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def run(
             break
         time.sleep(chance.uniform(*PAUSE_S))
     load.pause(PATIENCE_S)
-    campaign.findings = audit.look(load.promises[first:])
+    campaign.findings = audit.look(load.promises[first:], fleet.host_kills)
     campaign.refused = load.refused[refused:]
     _measure(campaign, load, met, first)
     campaign.seconds = time.monotonic() - began

@@ -51,7 +51,9 @@ def kill(fleet: Fleet, _load: Load, chance: random.Random) -> str:
     elif what == "worker":
         _victim(fleet, chance).kill()
     else:
-        _signal_host(_victim(fleet, chance), signal.SIGKILL)
+        victim = _victim(fleet, chance)
+        fleet.host_kills.append(time.time())
+        _signal_host(victim, signal.SIGKILL)
     return what
 
 

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from urllib.error import URLError
@@ -42,6 +42,7 @@ class Fleet:
     broker: Broker
     store: ObjectStore
     settings: Settings
+    host_kills: list[float] = field(default_factory=list)  # when engine hosts alone were killed
 
     def busy(self) -> list[Program]:
         """The workers that are in the middle of a job."""

@@ -13,7 +13,7 @@ from benchmarks.chaos.campaign import Campaign
 from benchmarks.machine import machine
 
 SHOWN = 20  # cases of each sort
-COLUMNS = ("lost", "doubled", "dangling", "wrong", "failed")
+COLUMNS = ("lost", "doubled", "dangling", "wrong", "failed", "struck")
 
 
 def write(path: Path, campaigns: Sequence[Campaign], about: dict[str, Any]) -> None:
@@ -40,7 +40,7 @@ def table(campaigns: Sequence[Campaign]) -> Table:
 
 
 def cases(campaigns: Sequence[Campaign]) -> str:
-    """Return a line for each promise that was broken, the first ones of each sort."""
+    """Return a line for each promise that was broken, and each job that was struck, the first ones of each sort."""
     lines = [
         f"{one.kind}, {what}: {case}"
         for one in campaigns

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,13 @@ def kill_itself(task: Any, _ask: Ask) -> dict[str, Any]:  # noqa: ANN401 - any J
     os.kill(os.getpid(), task["signal"])
     signal.pause()
     return {}
+
+
+def kill_itself_once(task: Any, ask: Ask) -> dict[str, Any]:  # noqa: ANN401 - any JSON
+    if Path("killed").exists():
+        return {"made": "again"}
+    Path("killed").touch()
+    return kill_itself(task, ask)
 
 
 def burn(_task: Any, _ask: Ask) -> dict[str, Any]:  # noqa: ANN401 - any JSON
@@ -62,6 +70,15 @@ def reach(task: Any, _ask: Ask) -> dict[str, Any]:  # noqa: ANN401 - any JSON
 
 def ask_back(task: Any, ask: Ask) -> dict[str, Any]:  # noqa: ANN401 - any JSON
     return {"made": [b"".join(ask({"number": number})).decode() for number in range(task["count"])]}
+
+
+def ask_twice_and_stay(_task: Any, ask: Ask) -> dict[str, Any]:  # noqa: ANN401 - any JSON
+    b"".join(ask({}))
+    Path("pid").write_text(str(os.getpid()))
+    with suppress(Exception):
+        b"".join(ask({}))
+    time.sleep(1000)
+    return {}
 
 
 def tell(_task: Any, _ask: Ask) -> dict[str, Any]:  # noqa: ANN401 - any JSON

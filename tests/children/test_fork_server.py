@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from app.children.children import MODULES
-from app.children.failures import AnswerTooLong, Crashed, OutOfTime
+from app.children.failures import AnswerTooLong, ChildLost, Crashed, OutOfTime
 from app.children.fork_server import ForkServer
 from app.children.limits import ChildLimits
 from app.errors import NotFound, Unavailable
@@ -85,20 +86,74 @@ def test_a_crash_is_told_with_its_signal(fork_server: ForkServer, tmp_path: Path
     assert (tmp_path / "log").read_text() == "last words\n"
 
 
-@pytest.mark.parametrize(("deed_", "limit"), [("sleep", {"wall_s": 0.2}), ("burn", {"cpu_s": 1})])
-def test_a_child_out_of_time_is_killed(
-    fork_server: ForkServer, tmp_path: Path, deed_: str, limit: dict[str, Any]
-) -> None:
+def test_processor_time_is_the_works_fault(fork_server: ForkServer, tmp_path: Path) -> None:
     with pytest.raises(OutOfTime):
-        fork_server.run(deed(deed_), {}, replace(LIMITS, **limit), tmp_path)
+        fork_server.run(deed("burn"), {}, replace(LIMITS, cpu_s=1, wall_s=10_000.0), tmp_path)
     assert fork_server.run(deed("echo"), {}, LIMITS, tmp_path)["made"] == {}
 
 
-def test_a_child_that_is_given_up_is_gone(fork_server: ForkServer, tmp_path: Path) -> None:
-    with pytest.raises(OutOfTime):
-        fork_server.run(deed("sleep"), {}, replace(LIMITS, wall_s=0.5), tmp_path)
+def test_the_wall_clock_is_nobodys_fault(fork_server: ForkServer, tmp_path: Path) -> None:
+    with pytest.raises(ChildLost) as raised:
+        fork_server.run(deed("sleep"), {}, replace(LIMITS, wall_s=0.01), tmp_path)
+    assert (raised.value.status, raised.value.code) == (503, "parsing_stalled")
+    assert fork_server.run(deed("echo"), {}, LIMITS, tmp_path)["made"] == {}
+
+
+def test_what_the_parent_waits_for_is_not_counted(
+    fork_server: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(seconds=0.0)
+    monkeypatch.setattr("app.children.fork_server.time", SimpleNamespace(monotonic=lambda: clock.seconds))
+
+    def pieces() -> Iterator[bytes]:
+        clock.seconds += 1000.0
+        yield b"x"
+        clock.seconds += 1000.0
+
+    def answers(_question: Any) -> Iterator[bytes]:  # noqa: ANN401 - any JSON
+        clock.seconds += 1000.0
+        return pieces()
+
+    made = fork_server.run(deed("ask_back"), {"count": 3}, LIMITS, tmp_path, answers)["made"]
+    assert made == ["x"] * 3
+
+
+def test_a_child_that_is_given_up_is_gone(
+    fork_server: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its time is over with its second question."""
+    late = SimpleNamespace(monotonic=lambda: 1000.0 * (tmp_path / "pid").exists())
+    monkeypatch.setattr("app.children.fork_server.time", late)
+    with pytest.raises(ChildLost, match="after 60 s"):
+        fork_server.run(deed("ask_twice_and_stay"), {}, LIMITS, tmp_path, lambda _: [b"x"])
     pid = int((tmp_path / "pid").read_text())
     _wait_until(lambda: not Path(f"/proc/{pid}").exists())
+
+
+def test_a_child_that_was_killed_is_begun_once_more(fork_server: ForkServer, tmp_path: Path) -> None:
+    killed = {"signal": signal.SIGKILL}
+    assert fork_server.run(deed("kill_itself_once"), killed, LIMITS, tmp_path)["made"] == "again"
+    with pytest.raises(ChildLost) as raised:
+        fork_server.run(deed("kill_itself"), killed, LIMITS, tmp_path)
+    assert (raised.value.status, raised.value.code) == (503, "parser_killed")
+
+
+def test_a_child_finds_packages_in_a_checkout_to_which_a_file_was_added(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python would list the folder anew, which the child may not."""
+    package = tmp_path / "folder" / "late"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "deed.py").write_text("def answer(_task, _ask):\n    return {'made': 1}\n")
+    monkeypatch.setenv("PYTHONPATH", str(package.parent))
+    server = ForkServer(())
+    directory = tmp_path / "child"
+    directory.mkdir()
+    server.run(deed("echo"), {}, LIMITS, directory)
+    (package.parent / "added").touch()
+    assert server.run("late.deed:answer", {}, LIMITS, directory) == {"made": 1}
+    server.close()
 
 
 def test_a_child_out_of_memory_says_so(fork_server: ForkServer, tmp_path: Path) -> None:

@@ -1,9 +1,18 @@
+import asyncio
 import re
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+import uvicorn
+import uvloop
+from prometheus_client import CollectorRegistry
+
+from app.connections.crowd import Crowd
+from app.connections.protocol import LARGE_READ, Crowded, LimitedProtocol
+from tests.connections.conftest import GENEROUS, Application
 
 GET = b"GET /count HTTP/1.1\r\nhost: x\r\n\r\n"
 POST = b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n"
@@ -242,3 +251,36 @@ def test_one_address_has_a_limit_of_its_own(serve: Serve) -> None:
     assert idle.rest() == b""
     server.call(server.application.let_go.set)
     assert status(waiting.answer()) == 200
+
+
+def test_what_nobody_reads_is_received_once_with_each_turn_of_the_loop() -> None:
+    """By itself uvloop would read up to 8 MiB from one connection before any other has its turn."""
+    head = b"POST /refuse HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % 2**40
+    reads: list[tuple[int, bool]] = []
+    application = Application()
+
+    async def receive() -> None:
+        loop = asyncio.get_running_loop()
+        config = uvicorn.Config(application, http=LimitedProtocol, ws="none", lifespan="off", log_config=None)
+        config.load()
+        state = Crowded(Crowd(GENEROUS, CollectorRegistry()))
+        all_read = asyncio.Event()
+
+        class Noting(LimitedProtocol):
+            def data_received(self, data: bytes) -> None:
+                super().data_received(data)
+                reads.append((len(data), self.transport.is_reading()))
+                if sum(length for length, _ in reads) == len(head) + 2**24:
+                    all_read.set()
+
+        ours, theirs = socket.socketpair()
+        theirs.sendall(head)
+        await loop.connect_accepted_socket(lambda: Noting(config, state, {}), ours)
+        with theirs:
+            await asyncio.to_thread(theirs.sendall, bytes(2**24))
+            await all_read.wait()
+
+    uvloop.run(receive())
+    large = [is_reading for length, is_reading in reads if length >= LARGE_READ]
+    assert large
+    assert not any(large)

@@ -10,7 +10,7 @@ from app.children.house import House
 from app.children.limits import ChildLimits
 from app.definitions import sandbox
 from app.definitions.limits import child_limits
-from app.errors import Invalid
+from app.errors import ServiceError
 
 Make = Callable[..., ModelProto]
 
@@ -29,8 +29,8 @@ def limit(monkeypatch: pytest.MonkeyPatch, **changed: float) -> None:
     monkeypatch.setattr(sandbox, "child_limits", limits)
 
 
-def fault(house: House, upload: Path) -> Invalid:
-    with pytest.raises(Invalid) as raised, sandbox.construct_from_file(house, upload):
+def fault(house: House, upload: Path) -> ServiceError:
+    with pytest.raises(ServiceError) as raised, sandbox.construct_from_file(house, upload):
         pass
     return raised.value
 
@@ -42,11 +42,26 @@ def test_files_live_as_long_as_the_block(house: House, upload: Path) -> None:
     assert list((upload.parent / "scratch").iterdir()) == []
 
 
-def test_a_child_out_of_time_is_killed_and_reported(
+def test_a_child_that_stalls_is_no_fault_of_the_file(
     house: House, upload: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limit(monkeypatch, wall_s=0.001)
-    assert fault(house, upload).code == "parsing_timeout"
+    refused = fault(house, upload)
+    assert (refused.status, refused.code) == (503, "parsing_stalled")
+
+
+def test_a_file_that_takes_much_processor_time_is_blamed(
+    house: House, upload: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit(monkeypatch, cpu_s=1)
+    child = house.child
+
+    def burning(_function: str, *rest: Any) -> dict[str, Any]:  # noqa: ANN401 - stands in for the method
+        return child("tests.children.deeds:burn", *rest)
+
+    monkeypatch.setattr(house, "child", burning)
+    refused = fault(house, upload)
+    assert (refused.status, refused.code) == (422, "parsing_timeout")
 
 
 def test_a_child_out_of_memory_is_reported(house: House, upload: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -191,11 +191,17 @@ def test_a_full_house_is_busy(app: FastAPI, client: TestClient, hardmax: dict[st
     assert (answer.status_code, answer.json()["code"]) == (503, "busy")
 
 
-def test_a_look_that_takes_too_long_refuses_nothing(
-    client: TestClient, hardmax: dict[str, Any], bench: Workbench, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("address_space", "wall_s"), [(1 << 20, 60.0), (1 << 32, 0.001)], ids=["fails", "stalls"])
+def test_a_look_that_comes_to_nothing_refuses_nothing(
+    client: TestClient,
+    hardmax: dict[str, Any],
+    bench: Workbench,
+    monkeypatch: pytest.MonkeyPatch,
+    address_space: int,
+    wall_s: float,
 ) -> None:
     def none_of_it(_size: int) -> ChildLimits:
-        return ChildLimits(address_space=1 << 20, file_size=1 << 20, cpu_s=1, wall_s=1.0)
+        return ChildLimits(address_space, file_size=1 << 20, cpu_s=60, wall_s=wall_s)
 
     monkeypatch.setattr(preflight, "_limits", none_of_it)
     add_gpu(bench, "8.6.1")

@@ -9,12 +9,14 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from starlette.types import Message, Receive, Scope, Send
 
+from app.cli import _settings
 from app.connections.crowd import Crowd
 from app.connections.limits import Limits
 from app.http.beginning import Beginning
 from app.http.turns import current_address
 from app.main import create_app
 from app.serve.api import Server, server_config
+from app.serve.errors import CannotStart
 from app.settings import Settings
 
 
@@ -63,6 +65,19 @@ def test_only_a_proxy_that_is_named_says_whose_request_it_is(trusted: str, addre
     scope: Scope = {"type": "http", "client": ("10.0.0.1", 5), "headers": headers}
     asyncio.run(config.loaded_app(scope, nothing, nothing))
     assert addresses == [address]
+
+
+@pytest.mark.parametrize("named", ["10.0.0.0/33", "10.0.0.1/8", "proxy.internal", "10.0.0.7; 10.0.0.8", "*, 10.0.0.7"])
+def test_a_proxy_that_no_address_is_equal_to_stops_the_start(named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENGINESMITH_TRUSTED_PROXIES", named)
+    with pytest.raises(CannotStart, match=r"TRUSTED_PROXIES: .*Give IP addresses such as 10\.0\.0\.7") as raised:
+        _settings()
+    assert raised.value.code == "bad_settings"
+
+
+@pytest.mark.parametrize("named", ["", "*", "10.0.0.7, fd00::/8,", "10.0.0.0/8"])
+def test_proxies_are_addresses_and_networks(named: str) -> None:
+    assert Settings(trusted_proxies=named).trusted_proxies == named.replace(" ", "").strip(",")
 
 
 def test_what_has_no_time_to_end_is_answered_with_when_to_come_again(settings: Settings) -> None:

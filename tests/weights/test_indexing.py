@@ -1,5 +1,6 @@
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from app.errors import Invalid, Unavailable
 from app.weights import indexing
 from app.weights.checkpoint import CheckpointError
 from app.weights.indexing import Index, Source, combine, index_file, index_ranges
+from app.weights.limits import index_limits
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 TENSORS: dict[str, np.ndarray[Any, np.dtype[Any]]] = {
@@ -109,13 +111,24 @@ def test_a_child_that_dies_is_blamed_on_the_file(
     child = house.child
 
     def dying(_function: str, task: Any, limits: Any, *rest: Any) -> dict[str, Any]:  # noqa: ANN401 - a method's
-        quick = type(limits)(2**32, 2**20, 1, 60.0)
+        quick = replace(limits, cpu_s=1)
         return child(f"tests.children.deeds:{ending}", task | {"signal": 11}, quick, *rest)
 
     monkeypatch.setattr(house, "child", dying)
     with pytest.raises(CheckpointError) as raised:
         index_file(database, store, house, digest)
     assert raised.value.code == {"kill_itself": "parser_crashed", "burn": "parsing_timeout"}[ending]
+    assert (ending == "burn") or "exit status -11" in raised.value.detail
+
+
+def test_a_child_that_stalls_is_not_blamed_on_the_file(
+    database: Database, store: ArtifactStore, house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = put(database, store, tmp_path, save(TENSORS))
+    monkeypatch.setattr(indexing, "index_limits", lambda size: replace(index_limits(size), wall_s=0.001))
+    with pytest.raises(Unavailable) as raised:
+        index_file(database, store, house, digest)
+    assert (raised.value.code, raised.value.retry_after_s) == ("parsing_stalled", 10)
 
 
 def test_ranges_of_files_are_indexed_where_they_lie(house: House, tmp_path: Path, database: Database) -> None:

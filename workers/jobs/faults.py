@@ -164,8 +164,9 @@ def _crashed_again(error: JobError, crash: Crash) -> JobError:
 
 def _too_long(seconds: float) -> str:
     return (
-        f"The job ran for longer than {seconds:g} s and was killed. "
-        "Raise ENGINESMITH_JOB_DEADLINE_S, or ask for less (fewer profiles, a lower optimisation level)."
+        f"The job ran for longer than {seconds:g} s by the clock and was killed. If the machine was busy, post the job "
+        "again when it is not. Else raise ENGINESMITH_JOB_DEADLINE_S, or ask for less (fewer profiles, a lower "
+        "optimisation level)."
     )
 
 
@@ -177,15 +178,17 @@ def _too_slow(error: TakesTooLong, log_lines: list[str]) -> JobError:
 
 def _endless_run(seconds: float) -> str:
     return (
-        f"The engine ran for more than {seconds:.0f} s and was killed. If it is meant to take so long on such inputs, "
-        "raise ENGINESMITH_RUN_DEADLINE_S, or give smaller inputs (to a benchmark, fewer iterations). Else look for an "
+        f"The engine ran for more than {seconds:.0f} s by the clock and was killed. If the machine was busy, post the "
+        "job again when it is not. If the engine is meant to take so long on such inputs, raise "
+        "ENGINESMITH_RUN_DEADLINE_S, or give smaller inputs (to a benchmark, fewer iterations). Else look for an "
         "endless Loop in the model."
     )
 
 
 def _endless_verification(seconds: float) -> str:
     return (
-        f"The verification took more than {seconds:.0f} s and was killed. If the model is meant to take so long, raise "
+        f"The verification took more than {seconds:.0f} s by the clock and was killed. If the machine was busy, post "
+        "the job again when it is not. If the model is meant to take so long, raise "
         'ENGINESMITH_VERIFICATION_DEADLINE_S, or give smaller inputs in "verify". Else look for an endless Loop in it.'
     )
 

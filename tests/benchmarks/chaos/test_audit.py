@@ -74,6 +74,27 @@ def test_a_job_that_nobody_wanted_to_fail_has_failed(
     assert found(audit, Promise(KEY, "run", job.id, 1, 0.0, outputs=OUTPUTS)) == {"failed": 1}
 
 
+@pytest.mark.parametrize(
+    ("host_kills", "code", "what"),
+    [
+        ((100.5, 101.5), "engine_host_died_twice", "struck"),
+        ((99.5, 101.5), "engine_host_died_twice", "failed"),
+        ((100.5, 102.5), "engine_host_died_twice", "failed"),
+        ((100.5, 101.5), "out_of_memory", "failed"),
+    ],
+)
+def test_a_job_whose_host_the_campaign_killed_twice_was_struck(
+    audit: Audit, database: Database, ran: Promise, host_kills: tuple[float, ...], code: str, what: str
+) -> None:
+    error = {"code": code, "detail": "The engine host was killed by SIGKILL."}
+    with database.transaction() as session:
+        session.execute(update(Job).values(state="failed", error=error))
+    promise = dataclasses.replace(ran, accepted=100.0, ended=102.0)
+    findings = audit.look([promise], host_kills)
+    assert {name for name, cases in dataclasses.asdict(findings).items() if cases} == {what}
+    assert any(findings.broken().values()) == (what == "failed")
+
+
 def test_other_outputs_are_wrong(audit: Audit, ran: Promise) -> None:
     assert found(audit, dataclasses.replace(ran, outputs="sha256:" + "cd" * 32)) == {"wrong": 1}
 
