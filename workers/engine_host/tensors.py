@@ -17,13 +17,13 @@ import numpy as np
 from cachetools import LRUCache
 
 from app.bindings.cast_losses import CastLosses, counting_losses
-from app.bindings.contiguous import contiguous_pieces
 from app.bindings.steps import TransformError
 from app.weights.checkpoint import CheckpointError
 from app.weights.dtypes import DTYPES, numpy_dtype
 from app.weights.dtypes import view as view_buffer
 from app.weights.formats.safetensors import arrange, read_slots
 from workers.channel.messages import BackendError, ParameterSource, TensorFile
+from workers.engine_host.contiguous import contiguous_pieces
 from workers.engine_host.stored_bytes import StoredBytes
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from app.bindings.contiguous import PIECE, ROWS, WIDTH, contiguous_pieces
+from workers.engine_host.contiguous import PIECE, ROWS, WIDTH, contiguous_pieces
 
 SHAPES = [
     (ROWS, ROWS),
