@@ -131,6 +131,18 @@ def test_a_build_that_every_worker_refuses_is_refused(
     assert client.get("/v1/jobs").json()["data"] == []
 
 
+def test_a_sweep_is_refused_where_its_builds_are(
+    client: TestClient, hardmax: dict[str, Any], bench: Workbench
+) -> None:
+    add_gpu(bench, "8.6.1")
+    sweep = hardmax | {"vary": {"refit": ["all", "none"]}}
+    problem = client.post("/v1/models/net/sweeps", json=sweep).json()
+    assert problem["code"] == "preflight_refused"
+    assert problem["detail"].startswith("Variant refit=all: tensorrt 8.6.1 does not take the definition")
+    assert client.get("/v1/jobs").json()["data"] == []
+    assert client.post("/v1/models/net/sweeps", json=sweep | {"preflight": "ignore"}).status_code == 202
+
+
 def test_who_knows_better_has_it_queued(client: TestClient, hardmax: dict[str, Any], bench: Workbench) -> None:
     add_gpu(bench, "8.6.1")
     for path in ("builds", "engines"):
