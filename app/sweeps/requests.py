@@ -120,7 +120,7 @@ async def vet_sweep(preflights: Preflights, placement: SweepPlacement) -> SweepP
         try:
             target = (await preflights.vet_order(replace(build.order, target=target))).target
         except Invalid as refused:
-            refused.detail = f"Variant {label}: {refused.detail}"
+            refused.detail = f"Variant '{label}': {refused.detail}"
             raise
     vetted = tuple(replace(build, order=replace(build.order, target=target)) for build in builds.placements)
     return replace(placement, builds=replace(builds, placements=vetted))

@@ -50,9 +50,9 @@ async def create_sweep(
 ) -> Response:
     """Build an engine for each variant, measure them in turns on one device, and rank them.
 
-    Each variant has a job as from POST …/builds, and is refused where a build of it is. Once these have ended, a job of the kind `compare` measures the
-    engines that there are: a few runs of each in turn, again and again, so that clocks and heat affect all alike.
-    `best` is the fastest within the tolerance.
+    Each variant has a job as from POST …/builds, and is refused where a build of it is. Once these have ended, a job of
+    the kind `compare` measures the engines that there are: a few runs of each in turn, again and again, so that clocks
+    and heat affect all alike. `best` is the fastest within the tolerance.
     """
     vetted = submit if body.preflight == "ignore" else submit.vetted(partial(vet_sweep, preflights))
     job = await vetted.job(request_sweep, database, store, settings, model, body)

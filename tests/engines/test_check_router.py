@@ -74,6 +74,7 @@ def test_without_a_worker_each_known_version_has_a_verdict(client: TestClient, h
     (finding,) = answer["verdicts"][0]["refused"]
     assert (finding["operator"], finding["nodes"]) == ("Hardmax", ["hard"])
     assert answer["verdicts"][0]["refittable"]["count"] == 1
+    assert "its options were not looked at" in answer["notes"][0]
     assert client.get("/v1/jobs").json()["data"] == []
 
 
@@ -83,7 +84,7 @@ def test_the_versions_of_the_workers_alive_are_asked_about(
     add_gpu(bench, "8.6.1")
     answer = check(client, hardmax)
     assert [(one["version"], one["alive"], one["taken"]) for one in answer["verdicts"]] == [("8.6.1", True, False)]
-    assert answer["ok"] is False
+    assert (answer["ok"], answer["notes"]) == (False, [])
     asked = check(client, hardmax | {"versions": ["10.0.1"]})
     assert [(one["version"], one["alive"], one["taken"]) for one in asked["verdicts"]] == [("10.0.1", False, True)]
 
@@ -131,14 +132,12 @@ def test_a_build_that_every_worker_refuses_is_refused(
     assert client.get("/v1/jobs").json()["data"] == []
 
 
-def test_a_sweep_is_refused_where_its_builds_are(
-    client: TestClient, hardmax: dict[str, Any], bench: Workbench
-) -> None:
+def test_a_sweep_is_refused_where_its_builds_are(client: TestClient, hardmax: dict[str, Any], bench: Workbench) -> None:
     add_gpu(bench, "8.6.1")
     sweep = hardmax | {"vary": {"refit": ["all", "none"]}}
     problem = client.post("/v1/models/net/sweeps", json=sweep).json()
     assert problem["code"] == "preflight_refused"
-    assert problem["detail"].startswith("Variant refit=all: tensorrt 8.6.1 does not take the definition")
+    assert problem["detail"].startswith("Variant 'refit=all': tensorrt 8.6.1 does not take the definition")
     assert client.get("/v1/jobs").json()["data"] == []
     assert client.post("/v1/models/net/sweeps", json=sweep | {"preflight": "ignore"}).status_code == 202
 
@@ -198,8 +197,7 @@ def test_the_same_definition_is_looked_at_once(
 
 
 def test_a_full_house_is_busy(app: FastAPI, client: TestClient, hardmax: dict[str, Any]) -> None:
-    house = app.state.children.preflights
-    house._inside = house._size
+    app.state.preflights._house = House(app.state.children.server, Path(), children=0, waiting=0)
     answer = client.post(CHECK, json=hardmax)
     assert (answer.status_code, answer.json()["code"]) == (503, "busy")
 
