@@ -78,7 +78,7 @@ def _settled(database: Database, store: ArtifactStore, settings: Settings, model
         weights = session.scalars(select(WeightVersion.version).where(WeightVersion.id == order.weights_id)).one()
         found = estimate(session, order)
     asked = Asked.of(order, tuple(body.versions) or tuple(sorted(alive)), details=True)
-    return _Settled(body.definition, weights, asked, alive, crash and crash.detail, found)
+    return _Settled(body.definition, weights, asked, alive, None if crash is None else crash.detail, found)
 
 
 def _answer(settled: _Settled, looked: Looked) -> dict[str, Any]:
