@@ -242,7 +242,7 @@ def test_the_manifest_is_one_document(client: TestClient, engine: int) -> None:
     assert (document["engine"], document["method"], document["parents"]) == (engine, "build", [])
     assert document["weights"]["label"] == "epoch 1"
     made_by = {"name": "onnxruntime", "version": "1.32.0", "device": "cpu", "platform": "cpu"}
-    assert document["backend"] == made_by | {"options": {}}
+    assert document["backend"] == made_by | {"options": {}, "device_fingerprint": None}
 
 
 def test_a_plan_is_downloaded_under_a_name_and_an_etag(client: TestClient, bench: Workbench, engine: int) -> None:
