@@ -118,11 +118,11 @@ class Settings(BaseSettings):
         ge=0,
         description="Memory for engines kept loaded between jobs, per worker; empty: 4 GiB, on a GPU half of its own.",
     )
-    page_locked_bytes: int | None = Field(
-        None,
+    page_locked_bytes: int = Field(
+        0,
         ge=0,
-        description="Page-locked memory for the weights of refits, per worker with a GPU; empty: a sixteenth of the "
-        "machine's memory, at most 4 GiB; 0: none.",
+        description="Page-locked memory through which TensorRT 8 reads the weights of refits, per worker with a GPU; "
+        "it cannot be swapped, and what it gains is not measured yet; 0: none.",
     )
     page_locked_idle_s: float = Field(
         600.0, gt=0, description="Page-locked memory that no refit has used for so long is given back, seconds."

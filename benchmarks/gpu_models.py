@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
@@ -77,9 +77,11 @@ class Model:
 
 
 @contextmanager
-def running_bench(folder: Path, device: str, *, is_tiny: bool) -> Iterator[Bench]:
+def running_bench(
+    folder: Path, device: str, *, is_tiny: bool, environment: Mapping[str, str] | None = None
+) -> Iterator[Bench]:
     """Run a service on a device for as long as a block lasts, on the data that the folder holds."""
-    with running(folder / "data", ENVIRONMENT, devices=(device,)) as (url, pid):
+    with running(folder / "data", ENVIRONMENT | dict(environment or {}), devices=(device,)) as (url, pid):
         yield Bench(url, pid, folder, is_tiny=is_tiny)
 
 

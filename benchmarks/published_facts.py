@@ -38,7 +38,7 @@ def facts(folder: Path, one: Published) -> dict[str, Any]:
     if table is None:
         raise KeyError(RELEASE)
     normal = normalised_layout(
-        definition, lay_out(definition), (profile,) if profile else (), refit_layout="plain", opset=table.opset
+        definition, lay_out(definition), (profile,) if profile else (), refit_layout="plain", parser=table.parser
     )
     model = normal.layout.model
     watched = frozenset().union(*(each.attributes for each in parser_tables()))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SLICES = ("artifacts", "bindings", "definitions", "engines", "fleet", "jobs", "registry", "weights")
+SLICES = ("artifacts", "bindings", "definitions", "engines", "fleet", "jobs", "registry", "sweeps", "weights")
 # By contract: a file, and an import that it must not have.
 BREAKS = {
     "workers import app, never back": ("app/errors.py", "import workers.identity"),

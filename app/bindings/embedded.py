@@ -23,6 +23,7 @@ SIDE: Final = 16  # rows and columns that are compared of a matrix
 SPAN_BYTES: Final = 512 * 1024  # read at once to get a few columns of these rows
 READING_S: Final = 2.0  # for a check, which every request for an engine waits for
 PROPOSING_S: Final = 20.0  # a busy machine takes seconds to read a thousand tensors, and without them nothing is told
+EQUAL: Final = 1 - 1e-12  # cosine of the same values, but for rounding
 ALIKE: Final = 0.9  # cosine of values that were trained from the same
 UNLIKE: Final = 0.5  # and of others, whose expectation is 0
 MIN_ALIKE: Final = 16  # values that are compared: fewer are alike by chance
@@ -193,13 +194,18 @@ class _Stack:
         return cls(equal, ways, np.stack(rows) if rows else None)
 
     def closest(self, sample: "Array") -> tuple[str, bool, float] | None:
-        """Return the one row that is alike while all others are unlike."""
+        """Return the one row that is equal, or that is alike while all others are unlike.
+
+        Layers that were copied from one another before training are alike, and only equal values tell them apart.
+        """
         if self.rows is None or sample.size < MIN_ALIKE:
             return None
         scores = self.rows @ _unit(sample)
         best = int(scores.argmax())
         others = sorted(scores.tolist())[:-1]
-        if scores[best] < ALIKE or (others and others[-1] > UNLIKE):
+        second = others[-1] if others else 0.0
+        is_equal = scores[best] > EQUAL >= second
+        if not is_equal and (scores[best] < ALIKE or second > UNLIKE):
             return None
         return *self.ways[best], float(scores[best])
 
@@ -226,5 +232,5 @@ def _unit(sample: "Array") -> "Array":
 
 def _closeness(parameter: str, tensor: str, score: float, *, turned: bool) -> str:
     way = "transposed, " if turned else ""
-    how = "equal" if score > 1 - 1e-12 else f"are close to (cosine {score:.3f})"
+    how = "equal" if score > EQUAL else f"are close to (cosine {score:.3f})"
     return f"some values of {tensor}, {way}{how} those of {parameter} in the definition's own weights"

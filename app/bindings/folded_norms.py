@@ -51,7 +51,9 @@ def is_product(parameter: str, shape: tuple[int, ...], shapes: Iterable[tuple[in
 
 _REMEDY: Final = (
     'Upload an ONNX export of the trained model (POST …/weights with "onnx"): that needs no rules. Or fold before '
-    "saving, with torch.nn.utils.fusion.fuse_conv_bn_eval."
+    "saving, with torch.nn.utils.fusion.fuse_conv_bn_eval. For a definition that takes such checkpoints as they are, "
+    "export with torch.onnx.export(…, dynamo=True, optimize=False), or with dynamo=False, "
+    "training=TrainingMode.PRESERVE and do_constant_folding=False."
 )
 
 

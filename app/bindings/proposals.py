@@ -19,6 +19,8 @@ from app.bindings.rule_sets import Fed, RuleFor, rule_set
 from app.bindings.steps import TensorType, Transform
 from app.definitions.parameter import Parameter
 
+ALIKE = "their names end alike, as those of two copies of a model do, of which a rule may ignore one"
+
 
 class KnownValues(Protocol):
     """What is known of values: those of the definition's embedded weights, and those of the tensors."""
@@ -109,7 +111,7 @@ class _Proposer:
             if len(fitting) == 1 and (fitting[0].is_whole or fitting[0].support > 1):
                 self._named(one, fitting[0])
             elif len(fitting) > 1:
-                self._say([name], [known.tensor for known in fitting], "their names end alike")
+                self._say([name], [known.tensor for known in fitting], ALIKE)
 
     def _named(self, one: Wanted, known: Namesake) -> None:
         fits, name = self.fits.of(one.type, known.tensor), one.parameter.name

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from app.bindings.contiguous import contiguous
 from app.bindings.proposed import Proposed
 from app.bindings.steps import TensorType, Transform, TransformError, apply_all
 from app.bindings.transform_json import transform_from_json
@@ -33,10 +32,10 @@ class ParameterBinding:
     transforms: tuple[Transform, ...] = ()
 
     def apply(self, arrays: "Sequence[Array]") -> "Array":
-        """Return the parameter's value, C-contiguous and aligned, from the values of `tensors`.
+        """Return the parameter's value from the values of `tensors`, as a view of them where the transforms allow it.
 
-        Without transforms the result is the array given, not a copy, unless that one is not aligned to
-        its element size. TransformError if the arrays are not those the binding was checked with.
+        It may lie in memory in any order, see `contiguous_pieces`. TransformError if the arrays are not those the
+        binding was checked with.
         """
         if len(arrays) != len(self.tensors):
             raise TransformError(f"{self.parameter} is fed by {len(self.tensors)} tensors; got {len(arrays)}")
@@ -46,7 +45,7 @@ class ParameterBinding:
                 f"{self.parameter} is {TensorType(self.dtype, self.shape)}, but its tensors make "
                 f"{array.dtype}{list(array.shape)}: check the binding against these weights again"
             )
-        return array if array.flags.c_contiguous and array.flags.aligned else contiguous(array)
+        return array
 
     def to_json(self) -> dict[str, Any]:
         """Return {parameter, dtype, shape, tensors, transforms}."""

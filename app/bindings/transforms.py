@@ -219,11 +219,11 @@ class Cast(Step):
         return tuple(TensorType(self.dtype, one.shape) for one in types)
 
     def apply(self, arrays: "Sequence[Array]") -> "list[Array]":
-        """Return converted arrays; one that has the dtype and lies in row-major order is returned as it is."""
+        """Return converted arrays that lie in memory as they did; one that has the dtype is returned as it is."""
         import numpy as np  # noqa: PLC0415 - the API starts without numpy
 
         with np.errstate(all="ignore"):  # a lossy cast was asked for in so many words
-            cast = [array.astype(numpy_dtype(self.dtype), order="C", copy=False) for array in arrays]
+            cast = [array.astype(numpy_dtype(self.dtype), copy=False) for array in arrays]
             if (losses := counting()) is not None:
                 for before, after in zip(arrays, cast, strict=True):
                     losses.count(before, after, self.dtype)

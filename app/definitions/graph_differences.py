@@ -19,7 +19,7 @@ def graph_differs(differences: Sequence[str]) -> Rejected:
         "graph_differs",
         f"The file is no other export of the definition's graph: {'; '.join(differences)}. A weight that an exporter "
         "transposed, folded or merged is another one, too. Register the file as a definition of its own with POST "
-        "/v1/models/<model>/definitions, or upload its weights as safetensors and bind them by rules.",
+        "/v1/models/<model>/definitions, or upload its weights as a checkpoint and bind them by rules.",
         [FieldError("/onnx", one) for one in differences],
     )
 

@@ -26,7 +26,7 @@ def local_file(store: ArtifactStore, settings: Settings, digest: str) -> Path:
     if size > settings.max_onnx_bytes:
         raise Invalid(
             f"The ONNX file has {size} bytes; at most {settings.max_onnx_bytes} are parsed. Upload the graph with "
-            "small or no weights and the weights as safetensors, or have ENGINESMITH_MAX_ONNX_BYTES raised.",
+            "small or no weights and the weights as a checkpoint, or have ENGINESMITH_MAX_ONNX_BYTES raised.",
             code="onnx_too_large",
             errors=[FieldError("/onnx", f"larger than {settings.max_onnx_bytes} bytes")],
         )

@@ -36,9 +36,10 @@ async def create_weights(
 ) -> WeightVersion:
     """Upload the files first, with PUT /v1/blobs/<digest>. With `base`, only changed tensors are needed.
 
-    Every tensor is checked and hashed; the same content as an earlier version is that version again. The weights of an
-    `onnx` file, another export of the definition's model, get the names of its parameters: by their places in the
-    graph, and by name if places do not tell. What cannot be told is refused.
+    Checkpoints are safetensors, PyTorch, numpy (.npz) and GGUF files. Every tensor is checked and hashed; the same
+    content as an earlier version is that version again. The weights of an `onnx` file, another export of the
+    definition's model, get the names of its parameters: by their places in the graph, and by name if places do not
+    tell. What cannot be told is refused.
     """
     house = children.weights
     if body.onnx is None:

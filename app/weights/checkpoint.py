@@ -67,12 +67,17 @@ class TensorSlot:
         """The offset of the first byte behind the tensor."""
         return self.offset + self.nbytes
 
+    def has_bytes_of(self, other: "TensorSlot") -> bool:
+        """Whether the two are one tensor by two names, as tied ones are in a file that keeps them once."""
+        return (self.offset, self.nbytes, self.dtype) == (other.offset, other.nbytes, other.dtype)
+
 
 class CheckpointFormat(Protocol):
     """One checkpoint format: a module of `app.weights.formats`, or what an entry point names.
 
     Its tensors are used where they lie in the uploaded file. So each must be one range of bytes there: little
-    endian, row-major, neither compressed nor overlapping another.
+    endian, row-major and not compressed. Two may have the same bytes, if the file keeps tied tensors once; none may
+    overlap another otherwise.
     """
 
     def recognises(self, start: bytes) -> bool:

@@ -1,7 +1,7 @@
 """What a child does with checkpoint files and manifests. The process that forks children imports this once."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol
 
@@ -12,8 +12,9 @@ from app.errors import Invalid
 from app.weights.checkpoint import CheckpointError, TensorSlot
 from app.weights.combination import Rows, combined
 from app.weights.hashing import TensorContent, hash_tensors
-from app.weights.manifest import Manifest, TensorEntry, entries_to_json, non_finite_to_json
+from app.weights.manifest import Manifest, TensorEntry, non_finite_to_json
 from app.weights.recognition import checkpoint_formats, read_slots
+from app.weights.shard_index import read_shard_index
 
 Task = Mapping[str, Any]
 CHUNK_BYTES: Final = 4 * 1024 * 1024
@@ -90,13 +91,13 @@ def _columns(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _tried(work: Callable[[], Sequence[TensorEntry]]) -> dict[str, Any]:
+def _tried(work: Callable[[], Rows]) -> dict[str, Any]:
     try:
-        entries = work()
+        rows = work()
     except CheckpointError as error:
         return {"rejected": {"code": error.code, "detail": error.detail, "errors": []}}
-    _write("tensors", entries_to_json(entries))
-    _write("non_finite", non_finite_to_json(entries))
+    _write("tensors", rows.tensors)
+    _write("non_finite", rows.non_finite)
     return {"made": {}}
 
 
@@ -105,22 +106,24 @@ def _write(name: str, value: object) -> None:
     Path(f"{name}.json").write_text(json.dumps(value), encoding="utf-8")
 
 
-def _indexed(file: _Bytes, task: Task) -> list[TensorEntry]:
+def _indexed(file: _Bytes, task: Task) -> Rows:
     size: int = task["size"]
+    if (index := read_shard_index(file.read, size)) is not None:
+        return Rows([index.to_json()], [])
     slots = read_slots(file.read, size)
     start = slots[0].offset if slots else size
     contents = hash_tensors(slots, file.pieces(start, size))
-    return [_entry(slot, content, task["digest"]) for slot, content in zip(slots, contents, strict=True)]
+    return Rows.of(_entry(slot, content, task["digest"]) for slot, content in zip(slots, contents, strict=True))
 
 
-def _indexed_ranges(task: Task) -> list[TensorEntry]:
+def _indexed_ranges(task: Task) -> Rows:
     entries = []
     for name, dtype, shape, location, offset in json.loads(Path(task["ranges"]).read_bytes()):
         slot = TensorSlot.checked(name, dtype, shape, offset)
         with Path(task["files"][location]).open("rb") as file:
             (content,) = hash_tensors([slot], _File(file).pieces(offset, slot.end))
         entries.append(_entry(slot, content, task["digests"][location]))
-    return entries
+    return Rows.of(entries)
 
 
 def _entry(slot: TensorSlot, content: TensorContent, digest: str) -> TensorEntry:

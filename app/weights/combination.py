@@ -6,11 +6,15 @@ from typing import Any, NamedTuple
 
 from app.errors import FieldError, Invalid
 from app.weights.checkpoint import MAX_TENSORS
-from app.weights.manifest import Manifest, TensorEntry, entries_from_json
+from app.weights.manifest import Manifest, TensorEntry, entries_from_json, entries_to_json, non_finite_to_json
+from app.weights.shard_index import ShardIndex, check_shards
 
 
 class Rows(NamedTuple):
-    """The rows of `entries_to_json`, and those of `non_finite_to_json`."""
+    """The rows of `entries_to_json`, and those of `non_finite_to_json`.
+
+    Those of the index of a sharded checkpoint are one object, `ShardIndex.to_json`.
+    """
 
     tensors: Sequence[Any]
     non_finite: Sequence[Any] | None
@@ -20,17 +24,33 @@ class Rows(NamedTuple):
         """Read JSON with the two."""
         return cls(*json.loads(text))
 
+    @classmethod
+    def of(cls, entries: Iterable[TensorEntry]) -> "Rows":
+        """Return the rows of these tensors."""
+        listed = list(entries)
+        return cls(entries_to_json(listed), non_finite_to_json(listed))
+
+    @property
+    def shard_index(self) -> ShardIndex | None:
+        """The index that the file is; None if it is a checkpoint."""
+        is_index = len(self.tensors) == 1 and isinstance(self.tensors[0], dict)
+        return ShardIndex.from_json(self.tensors[0]) if is_index else None
+
     def entries(self) -> list[TensorEntry]:
-        """Return the tensors."""
-        return entries_from_json(self.tensors, self.non_finite)
+        """Return the tensors. An index has none."""
+        return [] if self.shard_index else entries_from_json(self.tensors, self.non_finite)
 
 
 def combined(files: Iterable[Rows], below: Rows | None) -> Manifest:
     """Return the tensors of all files, put over those of the version `below`.
 
-    Raises Invalid if two files have one tensor, or if there are no tensors or too many.
+    Raises Invalid if two files have one tensor, if there are no tensors or too many, or if the tensors of the files are
+    not those of an index among them.
     """
-    manifest = _together(files)
+    indexes: dict[int, ShardIndex] = {}
+    manifest = _together(files, indexes)
+    for number, index in indexes.items():
+        check_shards(index, manifest, f"/files/{number}")
     if below is not None:
         manifest = Manifest.of(below.entries()).overlay(manifest)
     if not manifest.tensors:
@@ -39,10 +59,13 @@ def combined(files: Iterable[Rows], below: Rows | None) -> Manifest:
     return manifest
 
 
-def _together(files: Iterable[Rows]) -> Manifest:
+def _together(files: Iterable[Rows], indexes: dict[int, ShardIndex]) -> Manifest:
+    """Return the tensors of all files, and note the indexes among them by their numbers."""
     seen: dict[str, tuple[int, TensorEntry]] = {}
     faults: list[FieldError] = []
     for number, rows in enumerate(files):
+        if (index := rows.shard_index) is not None:
+            indexes[number] = index
         for entry in rows.entries():
             first, _ = seen.setdefault(entry.name, (number, entry))
             if first != number:

@@ -1,7 +1,7 @@
 """What a file is that is no checkpoint, by its first or last bytes, and what to upload instead.
 
-The magic numbers are those of the formats' own documents: zip (PKWARE APPNOTE, 4.3.7), npy (NEP 1), GGUF (ggml's
-`gguf.md`), HDF5 (File Format Specification, III.A), git-lfs (`docs/spec.md`), TensorFlow's `table.cc`, POSIX tar.
+The magic numbers are those of the formats' own documents: zip (PKWARE APPNOTE, 4.3.7), npy (NEP 1), HDF5 (File Format
+Specification, III.A), git-lfs (`docs/spec.md`), TensorFlow's `table.cc`, POSIX tar.
 """
 
 import json
@@ -23,8 +23,14 @@ MIN_TEXT: Final = 8  # characters
 MAX_CHARACTER_BYTES: Final = 4
 TABLE_MAGIC: Final = bytes.fromhex("57fb808b247547db")  # the last bytes of a TensorFlow checkpoint's index
 
-_TORCH = "Load it with torch.load(..., weights_only=True) and write its state dict with safetensors.torch.save_file."
-_NUMPY = "Load it with numpy.load and write its arrays with safetensors.numpy.save_file."
+_TORCH = "Load it with torch.load(..., weights_only=True) and write its state dict with torch.save or as safetensors."
+_SCRIPT = "Load it with torch.jit.load and write its state_dict() with torch.save or as safetensors."
+_EXPORTED = "Load it with torch.export.load and write its state_dict with torch.save or as safetensors."
+_PICKLE = (
+    "A pickle can run any code. If you trust it, load it and write its arrays by name with numpy.savez or "
+    "safetensors.numpy.save_file, or its tensors with torch.save."
+)
+_NUMPY = "It has one array and no name. Write it with numpy.savez(..., **{name: array}), or as safetensors."
 _KERAS = "Load the model and write its variables by name with safetensors.numpy.save_file."
 _TENSORFLOW = "Read it with tf.train.load_checkpoint and write its variables with safetensors.numpy.save_file."
 _UNPACK = "Unpack it and upload the checkpoint files in it."
@@ -71,8 +77,8 @@ def _is_zip_of(*names: bytes) -> Callable[[Start], bool]:
     return matches
 
 
-def _is_zip_with(name: bytes) -> Callable[[Start], bool]:
-    return lambda seen: any(entry.endswith(name) for entry in seen.entries)
+def _is_zip_with(*names: bytes) -> Callable[[Start], bool]:
+    return lambda seen: any(entry.endswith(names) for entry in seen.entries)
 
 
 def _is_openvino(seen: Start) -> bool:
@@ -152,7 +158,7 @@ _KINDS: Final[tuple[tuple[str, str, Callable[[Start], bool]], ...]] = (
         "Merge the adapter into its base model (PEFT: merge_and_unload) and upload the weights of that.",
         _is_json_with(b"peft_type"),
     ),
-    ("a JSON document, such as a config", "Upload the safetensors files that belong to it.", _is_json),
+    ("a JSON document, such as a config", "Upload the checkpoint files that belong to it.", _is_json),
     (
         "an HTML page, most likely an error or a login page saved in place of the download",
         "Download the checkpoint again with what the site asks for, and upload that.",
@@ -160,7 +166,7 @@ _KINDS: Final[tuple[tuple[str, str, Callable[[Start], bool]], ...]] = (
     ),
     (
         "an OpenVINO model (.xml), whose weights lie in its .bin without names of the framework's",
-        "Upload the safetensors file of the model that it was converted from, or register an ONNX export of it.",
+        "Upload the checkpoint of the model that it was converted from, or register an ONNX export of it.",
         _is_openvino,
     ),
     (
@@ -168,27 +174,27 @@ _KINDS: Final[tuple[tuple[str, str, Callable[[Start], bool]], ...]] = (
         "Download the checkpoint again with what the store asks for, and upload that.",
         _is_text(b"<?xml", b"<error"),
     ),
+    ("a TorchScript program (.pt)", _SCRIPT, _is_zip_with(b"/constants.pkl")),
     (
-        "a PyTorch checkpoint (a zip archive with a pickle in it)",
-        _TORCH,
-        _is_zip_of(b"/data.pkl", b"/version", b"/.format_version", b"/byteorder", b"/.storage_alignment"),
+        "a program of torch.export (.pt2)",
+        _EXPORTED,
+        _is_zip_with(b"/archive_format", b"serialized_exported_program.json"),
     ),
-    ("a PyTorch checkpoint (a zip archive with a pickle in it)", _TORCH, _is_zip_with(b"/data.pkl")),
-    ("a numpy archive (.npz)", _NUMPY, _is_zip_of(b".npy")),
+    ("a PyTorch checkpoint that was packed again, with other files in it", _TORCH, _is_zip_with(b"/data.pkl")),
     ("a Keras model (.keras, a zip archive)", _KERAS, _is_zip_of(b"metadata.json", b"config.json", b".weights.h5")),
     ("a zip archive", _UNPACK, _begins(ZIP_MAGIC, b"PK\x05\x06")),
     ("a numpy array (.npy)", _NUMPY, _begins(b"\x93NUMPY")),
     (
-        "a GGUF file, whose tensors are quantised for llama.cpp",
-        "Upload the model's safetensors files instead; a GGUF file cannot be turned back without loss.",
-        _begins(b"GGUF", b"lmgg", b"tjgg", b"fmgg"),
+        "a file of llama.cpp from before GGUF",
+        "Convert the model's checkpoint to GGUF with a current llama.cpp, or upload that checkpoint itself.",
+        _begins(b"lmgg", b"tjgg", b"fmgg"),
     ),
     ("an HDF5 file, as Keras writes them (.h5)", _KERAS, _begins(b"\x89HDF\r\n\x1a\n")),
-    ("a PyTorch checkpoint (a pickle)", _TORCH, _begins(*(bytes((0x80, protocol)) for protocol in range(2, 6)))),
+    ("a pickle, of no PyTorch checkpoint", _PICKLE, _begins(*(bytes((0x80, protocol)) for protocol in range(2, 6)))),
     ("a TensorFlow Lite model", _KERAS, lambda seen: seen.head[4:8] == b"TFL3"),
     (
         "a TensorRT engine",
-        "Engines are made here, never taken: upload the weights it was built from as safetensors.",
+        "Engines are made here, never taken: upload the weights it was built from.",
         _begins(b"ftrt", b"ptrt"),
     ),
     ("a TensorFlow checkpoint's index", _TENSORFLOW, lambda seen: seen.tail == TABLE_MAGIC),

@@ -20,13 +20,19 @@ class TensorContent:
 def hash_tensors(slots: Sequence[TensorSlot], chunks: Iterable[bytes]) -> list[TensorContent]:
     """Return what each tensor's bytes are.
 
-    `slots` are in the order of their bytes. `chunks` are the file's bytes from the first slot's offset on, in pieces
-    of any size; no more than one is held. Raises CheckpointError if they end too early.
+    `slots` are in the order of their bytes. Those that follow each other may have the same bytes, and none may overlap
+    another otherwise. `chunks` are the file's bytes from the first slot's offset on, in pieces of any size; no more
+    than one is held. Raises CheckpointError if they end too early.
     """
     data = _Bytes(chunks)
     contents: list[TensorContent] = []
     end = slots[0].offset if slots else 0
+    last = None
     for slot in slots:
+        if last is not None and slot.has_bytes_of(last):
+            contents.append(contents[-1])
+            continue
+        last = slot
         for _ in data.take(slot.offset - end, slot.name):  # what lies between two tensors belongs to none
             pass
         hasher, counter = blake3(max_threads=blake3.AUTO), NonFiniteCounter(slot.dtype)

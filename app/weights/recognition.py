@@ -53,14 +53,17 @@ def _check(slots: Sequence[TensorSlot], size: int) -> None:
         raise CheckpointError("too_many_tensors", f"The file has {len(slots)} tensors; at most {MAX_TENSORS} fit.")
     names: set[str] = set()
     end = 0
+    last = None
     for slot in slots:
         if slot.name in names:
             raise CheckpointError("bad_tensor_name", f"The file has two tensors {slot.name!r}. Rename one of them.")
-        if slot.offset < end:
+        if slot.offset < end and not (last is not None and slot.has_bytes_of(last)):
             raise CheckpointError(
-                "bad_offsets", f"{slot.name} starts at byte {slot.offset}, inside another tensor. Write the file again."
+                "bad_offsets",
+                f"{slot.name} starts at byte {slot.offset}, inside another tensor. Write the file again, with copies "
+                "of tensors that share a part of their elements.",
             )
         names.add(slot.name)
-        end = slot.end
+        last, end = slot, slot.end
     if end > size:
         raise CheckpointError("truncated_file", f"The file lacks {end - size} of {end} bytes. Upload the whole file.")

@@ -44,13 +44,20 @@ CHANGE: dict[str, Any] = {
 
 
 class WeightsRequest(RequestBody):
-    """The uploaded safetensors files of a version: all shards, or only what changed from `base`. Or an ONNX file."""
+    """The uploaded checkpoint files of a version: all shards, or only what changed from `base`. Or an ONNX file."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"files": [FILE], "base": 1, "label": "epoch 2"}, EXPORT_REQUEST]}
     )
 
-    files: list[Digest] = Field(default=[], min_length=1, max_length=1000)
+    files: list[Digest] = Field(
+        default=[],
+        min_length=1,
+        max_length=1000,
+        description="safetensors, PyTorch (.pt, .pth, .bin), numpy (.npz) or GGUF files, also of several formats. The "
+        "index of a sharded checkpoint (model.safetensors.index.json) may be among them: then the files must have the "
+        "tensors that it lists.",
+    )
     base: Number | None = Field(None, description="The version whose other tensors this one keeps.")
     label: str | None = Field(None, max_length=200)
     onnx: Digest | None = Field(

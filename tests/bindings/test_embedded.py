@@ -79,3 +79,20 @@ def test_a_client_may_say_what_an_ignored_tensor_is_equal_to() -> None:
 def test_the_warning_is_in_every_report_that_values_are_known_for() -> None:
     bench = Bench({"wte": TABLE, "head": TABLE}, {"wte": OTHER, "head": TABLE}, embedded=True)
     assert bench.pair.bind([]).warnings == bench.check().warnings
+
+
+def test_layers_that_were_copied_from_one_another_are_told_apart_by_equal_values() -> None:
+    first = matrix(32, 96)
+    layers = [first, first + 0.1 * matrix(32, 96)]
+    embedded = {f"onnx::MatMul_{number}": layer for number, layer in enumerate(layers)}
+    state = {f"layers.{number}.in_proj": np.ascontiguousarray(layer.T) for number, layer in enumerate(layers)}
+    bench = Bench(embedded, state, embedded=True)
+    rules, proposed, report = bench.pair.propose([], bench.read)
+    assert report.ok, proposed.unclear
+    assert [(rule["parameter"], rule["tensors"]) for rule in rules] == [
+        ("onnx::MatMul_0", ["layers.0.in_proj"]),
+        ("onnx::MatMul_1", ["layers.1.in_proj"]),
+    ]
+    trained = {name: array + 0.01 * matrix(96, 32) for name, array in state.items()}
+    bench = Bench(embedded, trained, embedded=True)
+    assert not bench.pair.propose([], bench.read)[2].ok

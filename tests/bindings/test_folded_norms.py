@@ -40,6 +40,7 @@ def test_proposes_nothing_for_a_convolution_that_the_exporter_renamed_as_it_fold
     assert made.proposed.proposals == ()
     assert [one.parameters for one in made.proposed.unclear] == [("onnx::Conv_25", "onnx::Conv_26")]
     assert "fuse_conv_bn_eval" in made.proposed.unclear[0].detail
+    assert "TrainingMode.PRESERVE" in made.proposed.unclear[0].detail
 
 
 def test_proposes_a_convolution_that_was_folded_before_it_was_saved() -> None:

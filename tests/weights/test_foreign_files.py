@@ -28,12 +28,6 @@ def archive(*names: str) -> bytes:
     return buffer.getvalue()
 
 
-def numpy_file(**arrays: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    return buffer.getvalue()
-
-
 def array_file() -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, np.zeros(3, np.float32))
@@ -57,26 +51,27 @@ def refusal(raw: bytes) -> str:
 @pytest.mark.parametrize(
     ("raw", "what", "remedy"),
     [
-        (archive("archive/data.pkl", "archive/data/0"), "PyTorch checkpoint (a zip", "safetensors.torch.save_file"),
-        (pickle.dumps({"w": 1}, protocol=2), "PyTorch checkpoint (a pickle)", "safetensors.torch.save_file"),
-        (numpy_file(w=np.zeros(3)), "numpy archive", "numpy.load"),
-        (array_file(), "numpy array", "numpy.load"),
+        (archive("net/data/0", "net/data.pkl", "net/constants.pkl"), "TorchScript program", "torch.jit.load"),
+        (archive("net/archive_format", "net/data/weights/0"), "a program of torch.export", "torch.export.load"),
+        (archive("readme.txt", "net/data.pkl"), "PyTorch checkpoint that was packed again", "torch.save"),
+        (pickle.dumps({"w": 1}, protocol=2), "a pickle, of no PyTorch checkpoint", "numpy.savez"),
+        (pickle.dumps({"w": 1}, protocol=5), "a pickle, of no PyTorch checkpoint", "can run any code"),
+        (array_file(), "numpy array", "numpy.savez"),
         (archive("metadata.json", "config.json", "model.weights.h5"), "Keras", "save_file"),
         (archive("readme.txt"), "zip archive", "Unpack it"),
-        (archive("net/code/model.py", "net/data.pkl"), "PyTorch checkpoint (a zip", "safetensors.torch.save_file"),
         (
             b'<?xml version="1.0"?>\n<net name="model" version="11">\n<layers>',
             "an OpenVINO model (.xml)",
             "ONNX export",
         ),
-        (b"GGUF\x03\x00\x00\x00" + bytes(40), "GGUF", "safetensors files instead"),
+        (b"tjgg\x03\x00\x00\x00" + bytes(40), "llama.cpp from before GGUF", "to GGUF with a current llama.cpp"),
         (b"\x89HDF\r\n\x1a\n" + bytes(40), "HDF5", "save_file"),
         (POINTER, "git-lfs", "git lfs pull"),
         (INDEX, "index of a sharded checkpoint", "all the shards"),
         (b'{"meta":{"total_size":1},"weight_map":{}}', "index of a sharded checkpoint", "all the shards"),
         (b'{"error": "Repository not found"}', "reports an error", "download the checkpoint again"),
-        (b'{"model_type": "bert"}', "JSON document, such as a config", "safetensors files"),
-        (NESTED, "JSON document", "safetensors files"),
+        (b'{"model_type": "bert"}', "JSON document, such as a config", "checkpoint files"),
+        (NESTED, "JSON document", "checkpoint files"),
         (b"<!DOCTYPE html>\n<html><title>404</title>", "HTML page", "Download the checkpoint again"),
         (b'\n  <html lang="en">', "HTML page", "Download the checkpoint again"),
         (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "XML", "Download the checkpoint again"),

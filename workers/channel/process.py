@@ -33,15 +33,15 @@ class Reach:
     """The folders that a child may read, and write, besides its scratch folders; `private` ones it never sees.
 
     What is listed as readable or writable stays so, even if it lies in a private folder. `job_bytes` is the memory that
-    one request may take, None for an estimate. `page_locked_bytes` may be page-locked on a GPU's machine, None for a
-    share of it, and are given back when they were not used for `page_locked_idle_s` seconds.
+    one request may take, None for an estimate. `page_locked_bytes` may be page-locked on a GPU's machine, and are given
+    back when they were not used for `page_locked_idle_s` seconds.
     """
 
     readable: tuple[Path, ...] = ()
     writable: tuple[Path, ...] = ()
     private: tuple[Path, ...] = ()
     job_bytes: int | None = None
-    page_locked_bytes: int | None = None
+    page_locked_bytes: int = 0
     page_locked_idle_s: float | None = None
 
 

@@ -14,7 +14,7 @@ from threading import RLock
 from app.backends import remedies
 from app.processes.confinement import Measure
 from app.processes.lifeline import die_with_parent
-from app.processes.memory import go_first_if_memory_runs_out, machine_bytes
+from app.processes.memory import go_first_if_memory_runs_out
 from workers.channel.messages import BackendError, Benchmark, Build, Compare, Outcome, Refit, Request, Verify
 from workers.channel.replies import Hello, Reply, Said, frame_of
 from workers.channel.wire import RequestReader
@@ -28,8 +28,6 @@ CONFINED = (
     "It reaches the files of its work, of the system and of installed packages, and no network: see `confinement` in "
     "GET /v1/workers. Keep what the backend reads where packages are installed, or set LD_LIBRARY_PATH."
 )
-PAGE_LOCKED_SHARE = 16  # of the machine's memory, one part may be page-locked
-MOST_PAGE_LOCKED = 4 << 30
 Send = Callable[[Said], None]
 log = logging.getLogger(__name__)
 
@@ -96,8 +94,7 @@ def _limit_page_locked(arguments: Namespace) -> None:
     )
 
     values = process_values()
-    given = arguments.page_locked_bytes
-    values.limit = min(machine_bytes() // PAGE_LOCKED_SHARE, MOST_PAGE_LOCKED) if given is None else given
+    values.limit = arguments.page_locked_bytes
     if arguments.page_locked_idle_s is not None:
         values.idle_s = arguments.page_locked_idle_s
 
@@ -169,7 +166,7 @@ def _arguments() -> Namespace:
     parser.add_argument("--device", required=True)
     parser.add_argument("--resident-bytes", type=int)
     parser.add_argument("--job-bytes", type=int)
-    parser.add_argument("--page-locked-bytes", type=int)
+    parser.add_argument("--page-locked-bytes", type=int, default=0)
     parser.add_argument("--page-locked-idle-s", type=float)
     parser.add_argument("--scratch", type=Path, required=True)
     for kind in ("readable", "writable", "private"):

@@ -48,7 +48,7 @@ def changed(value: Array, size: float = SMALL, signs: Array | None = None) -> Ar
     result = np.empty(value.shape, value.dtype)
     step = size * (_rms(value) or 1.0)
     if kind != "float":
-        step = max(1.0, round(step))
+        step = float(max(1, round(step)))  # a product of Python's integers and the signs would overflow as int8
     else:
         step = max(step, step / size * float(ml_dtypes.finfo(value.dtype).eps))  # type: ignore[no-untyped-call]
     for part, moved in zip(_parts(value), _parts(result), strict=True):

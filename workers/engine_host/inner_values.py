@@ -80,6 +80,7 @@ def look_inside(
         inner=inner,
         unseen=tuple(name for name in sight.unseen if name not in found),
         unseen_swapped=tuple(name for name in sight.unseen_swapped if name not in found),
+        in_part=tuple(sorted({*sight.in_part, *(found & reference.tables)})),
         without_effect=tuple(name for name, trace in traces.items() if trace.is_idle),
         reasons={name: one.reason for name, one in traces.items() if one.is_idle or name not in found},
         seconds=sight.seconds + time.monotonic() - started,

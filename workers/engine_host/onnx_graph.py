@@ -12,7 +12,7 @@ from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from app.definitions.graph_walk import reads, with_subgraphs
 from app.definitions.tensor_data import DTYPE_NAMES
@@ -164,17 +164,32 @@ def quantises(graph: GraphProto) -> bool:
 
 
 def tables(graph: GraphProto) -> frozenset[str]:
-    """Return what the graph only looks rows up in, by Gather and its kin, or by a Slice whose bounds it computes."""
+    """Return what the graph only looks rows up in.
+
+    That is by Gather and its kin, by a Slice whose bounds it computes, or by a product with indices that are one-hot.
+    """
     fixed = {one.name for one in graph.initializer}
     fixed.update(name for node in graph.node if node.op_type == "Constant" for name in node.output)
+    makers = {name: node for node in with_subgraphs(graph.node) for name in node.output}
     looked_up: set[str] = set()
     otherwise: set[str] = {one.name for one in graph.output}
     for node in with_subgraphs(graph.node):
         is_sliced = node.op_type == "Slice" and not fixed.issuperset(node.input[1:3])
         is_lookup = is_sliced or node.op_type in {"Gather", "GatherElements", "GatherND"}
-        looked_up.update(node.input[:1] if is_lookup else ())
-        otherwise.update(node.input[1:] if is_lookup else node.input)
+        table = {0} if is_lookup else {1} if _takes_one_hot(node, makers) else set()
+        for position, name in enumerate(node.input):
+            (looked_up if position in table else otherwise).add(name)
     return frozenset(looked_up - otherwise)
+
+
+def _takes_one_hot(node: NodeProto, makers: Mapping[str, NodeProto]) -> bool:
+    """Whether a MatMul's left side is one-hot: by OneHot, or by a comparison with all indices, as JAX has it."""
+    if node.op_type != "MatMul":
+        return False
+    maker = makers.get(node.input[0])
+    while maker is not None and maker.op_type in SHAPERS | {"Cast"}:
+        maker = makers.get(maker.input[0])
+    return maker is not None and maker.op_type in {"OneHot", "Equal"}
 
 
 def softmaxes(graph: GraphProto) -> frozenset[str]:

@@ -17,6 +17,7 @@ import numpy as np
 from cachetools import LRUCache
 
 from app.bindings.cast_losses import CastLosses, counting_losses
+from app.bindings.contiguous import contiguous_pieces
 from app.bindings.steps import TransformError
 from app.weights.checkpoint import CheckpointError
 from app.weights.dtypes import DTYPES, numpy_dtype
@@ -57,10 +58,11 @@ class ScratchFile:
         self._remove = weakref.finalize(self, self.path.unlink, missing_ok=True)
 
     def append(self, array: Array, dtype: str) -> StoredValue:
-        """Write an array's bytes, aligned; the file's owner is the value returned."""
+        """Write an array's elements in row-major order, aligned; the file's owner is the value returned."""
         offset = -(-self._file.tell() // ALIGNMENT) * ALIGNMENT
         self._file.seek(offset)
-        self._file.write(raw(array).data)
+        for piece in contiguous_pieces(array):
+            self._file.write(raw(piece).data)
         return StoredValue(str(self.path), offset, array.nbytes, dtype, array.shape, self)
 
     def close(self) -> None:

@@ -8,16 +8,14 @@ limits, and takes only files whose tensors cover their data exactly once.
 
 import json
 import struct
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import prod
-from typing import Any, NoReturn
 
 from app.weights.checkpoint import MAX_TENSORS, CheckpointError, Read, TensorSlot, are_sizes, check_name
 from app.weights.dtypes import DTYPES
+from app.weights.format_parts.strict_json import parse_object
 
 MAX_HEADER_BYTES = 16 * 1024 * 1024
-MAX_JSON_PARTS = 2_000_000
 PREFIX_BYTES = 8
 ALIGNMENT = 8  # of the data; no dtype has larger elements
 
@@ -38,7 +36,10 @@ def read_slots(read: Read, size: int) -> list[TensorSlot]:
     Only the header is read. Raises CheckpointError if anything about it is not as it should be.
     """
     header_bytes = _header_length(read, size)
-    header = _parse(read(PREFIX_BYTES, header_bytes))
+    raw = read(PREFIX_BYTES, header_bytes)
+    if not raw.startswith(b"{"):
+        raise CheckpointError("bad_header", "The header does not start with '{'. Check that it is a safetensors file.")
+    header = parse_object(raw, "The header")
     _check_metadata(header.pop("__metadata__", {}))
     if len(header) > MAX_TENSORS:
         raise CheckpointError("too_many_tensors", f"The file has {len(header)} tensors; at most {MAX_TENSORS} fit.")
@@ -86,32 +87,6 @@ def _header_length(read: Read, size: int) -> int:
             f"The header alone lacks {length - (size - PREFIX_BYTES)} bytes. Upload the whole file.",
         )
     return length
-
-
-def _parse(raw: bytes) -> dict[str, Any]:
-    if not raw.startswith(b"{"):
-        raise CheckpointError("bad_header", "The header does not start with '{'. Check that it is a safetensors file.")
-    if raw.count(b",") + raw.count(b"[") + raw.count(b"{") > MAX_JSON_PARTS:
-        raise CheckpointError("header_too_large", f"The header has more than {MAX_JSON_PARTS} parts. Split the file.")
-    try:
-        header: dict[str, Any] = json.loads(raw, object_pairs_hook=_unique, parse_constant=_refuse)
-    except CheckpointError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError("bad_header", f"The header is not JSON: {error}. Write the file again.") from error
-    return header
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) == len(pairs):
-        return found
-    repeated = Counter(key for key, _ in pairs).most_common(1)[0][0]
-    raise CheckpointError("bad_header", f"The header has the key {repeated!r:.200} twice. Write the file again.")
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise CheckpointError("bad_header", f"The header holds {constant}, which is not JSON. Write the file again.")
 
 
 def _check_metadata(metadata: object) -> None:

@@ -16,16 +16,9 @@ def own_values() -> Iterator[None]:
     process_values.cache_clear()
 
 
-@pytest.mark.parametrize(
-    ("given", "machine", "limit"),
-    [(None, 32 * GIB, 2 * GIB), (None, 2000 * GIB, 4 * GIB), (5 * GIB, 32 * GIB, 5 * GIB), (0, 32 * GIB, 0)],
-)
-def test_page_locked_memory_is_what_is_set_or_a_share_of_the_machines(
-    given: int | None, machine: int, limit: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(child, "machine_bytes", lambda: machine)
-    child._limit_page_locked(Namespace(page_locked_bytes=given, page_locked_idle_s=None))
-    assert (process_values().limit, process_values().idle_s) == (limit, IDLE_S)
+def test_page_locked_memory_is_what_is_set() -> None:
+    child._limit_page_locked(Namespace(page_locked_bytes=5 * GIB, page_locked_idle_s=None))
+    assert (process_values().limit, process_values().idle_s) == (5 * GIB, IDLE_S)
 
 
 def test_it_is_kept_for_as_long_as_is_set() -> None:

@@ -8,7 +8,7 @@ from unittest.mock import patch
 import ml_dtypes
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
+from onnx import NodeProto, TensorProto, helper
 
 from app.definitions.parameter import InputSpec
 from app.definitions.profiles import Range
@@ -18,7 +18,7 @@ from tests.workers.networks import Network, attention, bound, checkpoint, networ
 from workers.channel.messages import Built, Check, EngineFile, Refit, Sight, Verified, Verify
 from workers.engine_host import inner_values, stored_bytes
 from workers.engine_host.coverage import is_saturated, shortened
-from workers.engine_host.deviations import changed
+from workers.engine_host.deviations import LARGE, changed
 from workers.engine_host.engines import Engines
 from workers.engine_host.onnx_graph import tables
 
@@ -183,6 +183,9 @@ def test_integers_change_by_one_at_least_and_stay_in_their_range() -> None:
     assert np.abs(after.astype(int) - value.astype(int)).max() == 1
     assert (changed(np.array([10_000, -10_000])) != [10_000, -10_000]).all()
     assert changed(np.array([True, False])).tolist() == [False, True]
+    far = changed(np.array([-100, 100, 3, 4], np.int8), LARGE)
+    assert set(far.tolist()) <= {-128, 127}
+    assert (abs(changed(np.array([1000, -1000], np.int32), LARGE)) > 90_000).all()
 
 
 def test_zeros_change_and_what_is_not_finite_stays() -> None:
@@ -211,3 +214,36 @@ def test_a_slice_looks_rows_up_if_its_bounds_are_computed() -> None:
     bounds = [TensorProto(name="start"), TensorProto(name="end")]
     assert tables(helper.make_graph([sliced], "g", [], [], bounds[:1])) == {"table"}
     assert tables(helper.make_graph([sliced], "g", [], [], bounds)) == set()
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        [helper.make_node("OneHot", ["ids", "depth", "values"], ["hot"])],
+        [helper.make_node("Equal", ["ids", "all"], ["same"]), helper.make_node("Cast", ["same"], ["hot"], to=1)],
+    ],
+)
+def test_a_product_with_one_hot_indices_looks_rows_up(made: list[NodeProto]) -> None:
+    product = helper.make_node("MatMul", ["hot", "table"], ["rows"])
+    other = helper.make_node("MatMul", ["x", "table"], ["y"])
+    assert tables(helper.make_graph([*made, product], "g", [], [])) == {"table"}
+    assert tables(helper.make_graph([*made, product, other], "g", [], [])) == set()
+
+
+def test_a_table_that_only_an_inner_value_shows_is_seen_in_part(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["rows"]),
+        helper.make_node("Mul", ["rows", "steep"], ["steeper"]),
+        helper.make_node("Sigmoid", ["steeper"], ["y"]),
+    ]
+    inputs = (InputSpec("ids", "I64", ("batch",), 32),)
+    steep = {"steep": np.array(1e6, np.float32)}
+    network = network_of(tmp_path / "net.onnx", nodes, {"table": ("F32", (32, 4))}, inputs, {"y": "F32"}, steep)
+    weights = bound(network, checkpoint(tmp_path / "w.safetensors", network.weights(1)))
+    engines = Engines("cpu", 1 << 30, tmp_path / "scratch", lambda _message: None)
+    built = engines.do(network.build(weights, tmp_path / "plan.onnx", check=Check(coverage_s=60.0)))
+    assert isinstance(built, Built)
+    assert built.verification is not None
+    assert built.verification.sees is not None
+    sees = built.verification.sees
+    assert (sees.parameters, sees.by_inner, sees.in_part) == (1, 1, ("table",))

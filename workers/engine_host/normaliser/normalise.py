@@ -13,12 +13,18 @@ from app.definitions.graph_walk import with_subgraphs
 from app.definitions.profiles import Profile
 from workers.engine_host import onnx_graph
 from workers.engine_host.normaliser import opsets
+from workers.engine_host.normaliser.branches import set_outputs_apart, split_branches
+from workers.engine_host.normaliser.dequantised import multiply_biases
+from workers.engine_host.normaliser.fourier import multiply_out, say_sides
+from workers.engine_host.normaliser.mixed_up import mixed_up
+from workers.engine_host.normaliser.parser import Parser
 from workers.engine_host.normaliser.ranges import Interval, Ranges, fix_known_numbers
 from workers.engine_host.normaliser.rewrites import (
     constant_of,
     crop_by_slices,
     drop_infinite_bounds,
     keep_constants_in_branches,
+    name_kernel_shapes,
     name_of,
     name_squeezed_axes,
     name_unused_outputs,
@@ -40,7 +46,15 @@ MEANINGS = {  # of the kinds of rewrites
     "opset_lowered": "brought back to an older opset",
     "shape_sliced": "takes its part of a shape by a Slice",
     "crop_sliced": "crops by a Slice",
+    "kernel_shape_named": "names the shape of its kernel",
+    "bias_multiplied": "is the product of a quantised bias and its scale",
+    "transform_multiplied": "multiplies by the matrix of its Fourier transform",
+    "branches_split": "became an If for each of its outputs",
+    "output_set_apart": "gives the output of a branch by an Identity of another name",
+    "branches_cleared": "lost what nothing reads from its branches",
 }
+LOOPS = {"Loop", "Scan"}
+_INFERENCE = passes.ShapeInferencePass(check_type=False, strict_mode=False)
 _LIFTING = passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)
 
 
@@ -76,22 +90,23 @@ class Normalised:
     rewrites: tuple[Rewrite, ...]
 
 
-def normalise(definition: ModelProto, profiles: Sequence[Profile], *, opset: int) -> Normalised:
-    """Return a definition's graph as a compiler of this opset takes it best; the definition stays as it is.
+def normalise(definition: ModelProto, profiles: Sequence[Profile], parser: Parser) -> Normalised:
+    """Return a definition's graph as this parser takes it best; the definition stays as it is.
 
     What depends on neither parameters nor inputs is computed. Numbers that are the same for all shapes of the profiles
     become constants, and the branch that is always taken replaces its If. A Squeeze names its axes. A Clip loses bounds
-    that bound nothing. Operators of newer opsets become older ones. What cannot be rewritten stays as it is: the
-    compiler then says what it does not take.
+    that bound nothing. Operators of newer opsets become older ones. What this parser is known to lack is said in other
+    words. What cannot be rewritten stays as it is: the compiler then says what it does not take.
     """
     bare = onnx_graph.with_parameters_as_inputs(definition)
-    spelled = opsets.spell_out(bare, opset)
+    spelled = opsets.spell_out(bare, parser.opset)
     model = ir.from_proto(spelled)
     notes = _Notes()
     if spelled is not bare:
         notes.take("spelled_out", _lost(bare, spelled))
     sizes = _bound_inputs(model.graph, profiles)
     _forget_shapes(model.graph)
+    say_sides(model.graph)
     passes.NameFixPass()(model)
     for _ in range(MAX_ROUNDS):
         before = len(notes)
@@ -102,15 +117,24 @@ def normalise(definition: ModelProto, profiles: Sequence[Profile], *, opset: int
         notes.take("exponent_typed", type_exponents(model.graph))
         if not modified and len(notes) == before:
             break
-    model, lowered = opsets.lower(model, opset, Ranges(sizes))
+    notes.take("kernel_shape_named", name_kernel_shapes(model.graph))
+    if not parser.dequantises_i32:
+        notes.take("bias_multiplied", multiply_biases(model.graph))
+    notes.take("transform_multiplied", multiply_out(model.graph, parser.lacks, opsets.opset_of(model)))
+    model, lowered = opsets.lower(model, parser.opset, Ranges(sizes))
     notes.take("opset_lowered", lowered)
     notes.take("shape_sliced", slice_whole_shapes(model.graph))
     notes.take("crop_sliced", crop_by_slices(model.graph))
-    if not notes and opsets.opset_of(model) == onnx_graph.opset_of(definition):
-        return Normalised(definition, ())
     keep_constants_in_branches(model.graph)
     passes.RemoveUnusedNodesPass()(model)
     name_unused_outputs(model.graph)
+    if parser.single_branches:
+        notes.take("branches_split", split_branches(model.graph))
+        notes.take("output_set_apart", set_outputs_apart(model.graph))
+        if not notes:
+            notes.take("branches_cleared", mixed_up(definition))
+    if not notes and opsets.opset_of(model) == onnx_graph.opset_of(definition):
+        return Normalised(definition, ())
     return Normalised(_restored(ir.to_proto(model), definition), notes.rewrites)
 
 
@@ -156,6 +180,8 @@ def _forget_shapes(graph: ir.Graph) -> None:
 def _fold(model: ir.Model, notes: "_Notes") -> bool:
     """Compute what is constant, and put the branch that is always taken in the place of its If; True if any."""
     before = {name_of(node): node.op_type for node in model.graph}
+    if LOOPS & {node.op_type for node in model.graph.all_nodes()}:
+        _INFERENCE(model)  # the folding infers the shapes of all other nodes
     folded = fold_constants_ir(
         model,
         onnx_shape_inference=True,

@@ -17,8 +17,8 @@ FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE}
 
 def name_squeezed_axes(graph: ir.Graph, ranges: Ranges, opset: int) -> Iterator[str]:
     """Give each Squeeze without axes those that are 1 in every shape; one that may or may not be 1 is left to run."""
-    for node in _nodes(graph, "Squeeze"):
-        if node.attributes.get_ints("axes", None) is not None or _given(node, 1) is not None:
+    for node in nodes_of(graph, "Squeeze"):
+        if node.attributes.get_ints("axes", None) is not None or given(node, 1) is not None:
             continue
         squeezed = node.inputs[0]
         if squeezed is None or squeezed.shape is None:
@@ -36,10 +36,10 @@ def name_squeezed_axes(graph: ir.Graph, ranges: Ranges, opset: int) -> Iterator[
 
 def drop_infinite_bounds(graph: ir.Graph) -> Iterator[str]:
     """Leave out each bound of a Clip that bounds nothing."""
-    for node in _nodes(graph, "Clip"):
+    for node in nodes_of(graph, "Clip"):
         dropped = False
         for position, name, sign in ((1, "min", -1), (2, "max", 1)):
-            value, attribute = _given(node, position), node.attributes.get_float(name, None)
+            value, attribute = given(node, position), node.attributes.get_float(name, None)
             if value is not None and _bounds_nothing(value, sign):
                 node.replace_input_with(position, None)
                 dropped = True
@@ -52,7 +52,7 @@ def drop_infinite_bounds(graph: ir.Graph) -> Iterator[str]:
 
 def slice_whole_shapes(graph: ir.Graph) -> Iterator[str]:
     """Take a part of a shape by a Slice of the whole: not every parser knows the attributes that name the part."""
-    for node in _nodes(graph, "Shape"):
+    for node in nodes_of(graph, "Shape"):
         start, end = (node.attributes.get_int(name, None) for name in ("start", "end"))
         if not start and end is None:
             continue
@@ -65,9 +65,9 @@ def slice_whole_shapes(graph: ir.Graph) -> Iterator[str]:
 
 def crop_by_slices(graph: ir.Graph) -> Iterator[str]:
     """Let a Pad only add, and a Slice behind it take away what negative pads would."""
-    for node in _nodes(graph, "Pad"):
+    for node in nodes_of(graph, "Pad"):
         pads = constant_of(node, 1)
-        if pads is None or _given(node, 3) is not None or not (pads < 0).any():
+        if pads is None or given(node, 3) is not None or not (pads < 0).any():
             continue
         before, after = pads.reshape(2, -1)
         axes = [axis for axis in range(before.size) if before[axis] < 0 or after[axis] < 0]
@@ -80,13 +80,25 @@ def crop_by_slices(graph: ir.Graph) -> Iterator[str]:
 
 def type_exponents(graph: ir.Graph) -> Iterator[str]:
     """Give a Pow a constant exponent of its base's own type, if that says the same."""
-    for node in _nodes(graph, "Pow"):
+    for node in nodes_of(graph, "Pow"):
         base, exponent = node.inputs[0], constant_of(node, 1)
         if base is None or base.dtype is None or exponent is None or base.dtype not in FLOATS:
             continue
         typed = exponent.astype(base.dtype.numpy())
         if typed.dtype != exponent.dtype and (typed.astype(exponent.dtype) == exponent).all():
             node.replace_input_with(1, constant_before(node, "exponent", typed))
+            yield name_of(node)
+
+
+def name_kernel_shapes(graph: ir.Graph) -> Iterator[str]:
+    """Let each Conv whose kernel is computed name the kernel's shape, if it is known."""
+    for node in [*nodes_of(graph, "Conv"), *nodes_of(graph, "ConvTranspose")]:
+        kernel = node.inputs[1]
+        if "kernel_shape" in node.attributes or kernel is None or kernel.producer() is None or kernel.shape is None:
+            continue
+        sizes = [size for size in kernel.shape[2:] if isinstance(size, int)]
+        if kernel.const_value is None and len(sizes) == len(kernel.shape) - 2:
+            node.attributes["kernel_shape"] = ir.AttrInt64s("kernel_shape", sizes)
             yield name_of(node)
 
 
@@ -126,9 +138,7 @@ def _slice_behind(node: ir.Node, axes: list[int], starts: list[int], ends: list[
     ]
     part = ir.node("Slice", [whole, *bounds], name=f"{name_of(node)}.part")
     sliced = part.outputs[0]
-    sliced.shape = whole.shape
-    if whole.dtype is not None:
-        sliced.dtype = whole.dtype
+    copy_type(whole, sliced)
     graph = node.graph
     if graph is None:
         raise ValueError(f"{name_of(node)} is in no graph")
@@ -155,8 +165,15 @@ def constant_before(node: ir.Node, what: str, array: Array) -> ir.Value:
 
 def constant_of(node: ir.Node, position: int) -> Array | None:
     """Return the value of an input that is a constant, else None."""
-    value = _given(node, position)
+    value = given(node, position)
     return None if value is None or value.const_value is None else value.const_value.numpy()
+
+
+def copy_type(value: ir.Value, to: ir.Value) -> None:
+    """Give another value the dtype and the shape of this one, as far as they are known."""
+    to.shape = value.shape
+    if value.dtype is not None:
+        to.dtype = value.dtype
 
 
 def name_of(node: ir.Node) -> str:
@@ -164,13 +181,15 @@ def name_of(node: ir.Node) -> str:
     return node.name or node.outputs[0].name or node.op_type
 
 
-def _nodes(graph: ir.Graph, operator: str) -> Iterator[ir.Node]:
+def nodes_of(graph: ir.Graph, operator: str) -> Iterator[ir.Node]:
+    """Yield the nodes of one of ONNX's own operators, those of inner graphs as well; they may be removed meanwhile."""
     for node in list(graph.all_nodes()):
         if node.op_type == operator and node.domain in {"", "ai.onnx"}:
             yield node
 
 
-def _given(node: ir.Node, position: int) -> ir.Value | None:
+def given(node: ir.Node, position: int) -> ir.Value | None:
+    """Return an input, None if the node does not have it."""
     return node.inputs[position] if len(node.inputs) > position else None
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from workers.engine_host.normaliser.parser import Parser
 from workers.engine_host.preflight.node_facts import NodeFacts
 from workers.engine_host.preflight.verdict import MAX_NAMED, Finding
 
@@ -120,6 +121,14 @@ class ParserTable(BaseModel):
     def operators(self) -> Mapping[str, frozenset[str]]:
         """The dtypes that are named for the first input of each operator that is taken."""
         return {name: group.dtypes for group in self.takes for name in group.operators}
+
+    @cached_property
+    def parser(self) -> Parser:
+        """What graphs are normalised for."""
+        single = any("If" in limit.operators and limit.outputs == 1 for limit in self.limits)
+        quantised = [one.dtypes for one in self.limits if "DequantizeLinear" in one.operators and one.dtypes]
+        of_i32 = all("I32" in dtypes for dtypes in quantised)
+        return Parser(self.opset, self.lacks, single_branches=single, dequantises_i32=of_i32)
 
     def fits(self, version: str) -> int:
         """Return how many numbers of a version the table names, 0 if it is about others."""

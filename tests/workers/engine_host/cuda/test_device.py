@@ -21,7 +21,9 @@ def test_a_gpu_is_described_by_its_name_memory_capability_and_driver() -> None:
         "compute_capability": "9.0",
         "driver": "12.8",
         "device_attributes_remembered": False,
+        "fingerprint": device["fingerprint"],
     }
+    assert device["fingerprint"]["facts"]["compute_capability"] == "9.0"
     assert memory_free("cuda:3") == 60 << 30
     assert resident_limit(device) == 40 << 30
 

@@ -11,7 +11,9 @@ from onnx.parser import parse_model
 from app.definitions.graph_walk import with_subgraphs
 from app.definitions.profiles import Profile, Range
 from workers.engine_host import onnx_graph
+from workers.engine_host.normaliser.parser import Parser
 
+OPSET_17 = Parser(17)
 Array = np.ndarray[Any, np.dtype[Any]]
 
 

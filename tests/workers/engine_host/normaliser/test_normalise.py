@@ -4,7 +4,7 @@ import pytest
 from onnx import ModelProto, numpy_helper
 
 from app.definitions.weight_split import split_weights
-from tests.workers.engine_host.normaliser.graphs import Array, computed, graph, operators, profile
+from tests.workers.engine_host.normaliser.graphs import OPSET_17, Array, computed, graph, operators, profile
 from workers.engine_host import onnx_graph
 from workers.engine_host.normaliser.normalise import normalise
 
@@ -36,7 +36,7 @@ def branches() -> ModelProto:
 
 
 def test_the_branch_that_is_always_taken_replaces_its_if(branches: ModelProto) -> None:
-    normal = normalise(branches, [profile(x=([1, 4], [8, 4]))], opset=17)
+    normal = normalise(branches, [profile(x=([1, 4], [8, 4]))], OPSET_17)
     inputs = {"x": RANDOM.random((3, 4), np.float32), "weight": RANDOM.random((4, 4), np.float32)}
 
     assert operators(normal.model) == ["MatMul", "ReduceSum"]
@@ -51,21 +51,21 @@ def test_a_dimension_that_is_never_one_decides_a_branch_though_its_size_is_not_k
         one=np.array(1, np.int64),
     )
 
-    assert operators(normalise(model, [profile(x=([1, 2], [8, 9]))], opset=17).model) == ["Mul", "ReduceSum"]
-    undecided = normalise(model, [profile(x=([1, 1], [8, 9]))], opset=17).model
+    assert operators(normalise(model, [profile(x=([1, 2], [8, 9]))], OPSET_17).model) == ["Mul", "ReduceSum"]
+    undecided = normalise(model, [profile(x=([1, 1], [8, 9]))], OPSET_17).model
     assert "If" in operators(undecided)
 
 
 def test_one_profile_of_several_keeps_a_branch(branches: ModelProto) -> None:
     profiles = [profile(x=([1, 4], [8, 4])), profile(x=([1, 1], [8, 1]))]
 
-    assert "If" in operators(normalise(branches, profiles, opset=17).model)
+    assert "If" in operators(normalise(branches, profiles, OPSET_17).model)
 
 
 def test_parameters_keep_their_names_shapes_and_order_and_are_never_folded() -> None:
     text = "agraph (float[n] x) => (float[n] y) { sum = Add(a, b) two = Add(one, one) s = Mul(sum, two) y = Mul(x, s) }"
     model = with_constants(graph(text, parameters={"b": [1], "a": [1]}), one=np.array([1], np.float32))
-    normal = normalise(model, [], opset=17)
+    normal = normalise(model, [], OPSET_17)
 
     assert list(onnx_graph.parameters_of(normal.model)) == ["b", "a"]
     assert operators(normal.model) == ["Add", "Mul", "Mul"]
@@ -75,7 +75,7 @@ def test_parameters_keep_their_names_shapes_and_order_and_are_never_folded() -> 
 def test_what_needs_no_rewriting_is_returned_as_it_is() -> None:
     model = graph("agraph (float[n] x) => (float[n] y) { y = Mul(x, a) }", parameters={"a": [1]})
 
-    normal = normalise(model, [profile(x=([1], [4]))], opset=17)
+    normal = normalise(model, [profile(x=([1], [4]))], OPSET_17)
 
     assert normal.model is model
     assert normal.rewrites == ()
@@ -84,7 +84,7 @@ def test_what_needs_no_rewriting_is_returned_as_it_is() -> None:
 def test_the_definition_stays_as_it_is(branches: ModelProto) -> None:
     before = branches.SerializeToString(deterministic=True)
 
-    normalise(branches, [profile(x=([1, 4], [8, 4]))], opset=17)
+    normalise(branches, [profile(x=([1, 4], [8, 4]))], OPSET_17)
 
     assert branches.SerializeToString(deterministic=True) == before
 
@@ -96,7 +96,7 @@ def test_shapes_that_the_file_declares_wrongly_decide_nothing() -> None:
     )
     model.graph.value_info.append(onnx.helper.make_tensor_value_info("shape", onnx.TensorProto.INT64, [7]))
 
-    normal = normalise(model, [profile(x=([1, 4], [8, 4]))], opset=17)
+    normal = normalise(model, [profile(x=([1, 4], [8, 4]))], OPSET_17)
 
     assert operators(normal.model) == ["MatMul", "ReduceSum"]
 
@@ -111,7 +111,7 @@ def test_a_published_network_computes_the_same() -> None:
     weights = {name: numpy_helper.to_array(tensor) for name, tensor in split.weights.items()}
     inputs = {"x": RANDOM.random((1, 3, 48, 64), np.float32), **weights}
 
-    normal = normalise(split.model, [profile(x=([1, 3, 48, 64], [1, 3, 48, 64]))], opset=17)
+    normal = normalise(split.model, [profile(x=([1, 3, 48, 64], [1, 3, 48, 64]))], OPSET_17)
 
     assert len(operators(normal.model)) <= len(operators(split.model)) - 30
     assert onnx_graph.parameters_of(normal.model).keys() == onnx_graph.parameters_of(split.model).keys()

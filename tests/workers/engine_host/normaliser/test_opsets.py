@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from onnx import numpy_helper
 
-from tests.workers.engine_host.normaliser.graphs import computed, graph, operators, profile
+from tests.workers.engine_host.normaliser.graphs import OPSET_17, computed, graph, operators, profile
 from workers.engine_host import onnx_graph
 from workers.engine_host.normaliser.normalise import normalise
 
@@ -34,7 +34,7 @@ def test_newer_operators_become_older_ones(opset: int, text: str, constants: dic
     model.graph.initializer.extend(numpy_helper.from_array(np.array(v), name) for name, v in constants.items())
     model.graph.output[0].type.tensor_type.ClearField("shape")
 
-    normal = normalise(model, [SHAPE], opset=17)
+    normal = normalise(model, [SHAPE], OPSET_17)
 
     assert onnx_graph.opset_of(normal.model) == 17
     np.testing.assert_allclose(computed(normal.model, {"x": X})[0], computed(model, {"x": X})[0], rtol=1e-5, atol=1e-6)
@@ -52,7 +52,7 @@ def test_a_graph_that_cannot_be_brought_back_stays_in_its_opset(text: str) -> No
     model.graph.initializer.append(numpy_helper.from_array(np.array([1]), "k"))
     model.graph.initializer.append(numpy_helper.from_array(np.array([1] * 8), "p"))
 
-    normal = normalise(model, [SHAPE], opset=17)
+    normal = normalise(model, [SHAPE], OPSET_17)
 
     assert onnx_graph.opset_of(normal.model) == 19
     assert "ReduceMean" not in operators(normal.model) or len(normal.model.graph.node[0].input) == 2
@@ -61,4 +61,4 @@ def test_a_graph_that_cannot_be_brought_back_stays_in_its_opset(text: str) -> No
 def test_an_older_opset_stays() -> None:
     model = graph("agraph (float[n] x) => (float[n] y) { y = Relu(x) }", opset=11)
 
-    assert normalise(model, [], opset=17).model is model
+    assert normalise(model, [], OPSET_17).model is model

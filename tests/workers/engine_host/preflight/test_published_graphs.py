@@ -1,4 +1,4 @@
-"""The table of TensorRT 8.6 against what the card said of 42 published graphs: no more is refused, and no less.
+"""The table of TensorRT 8.6 against what the card said of 43 published graphs: no more is refused, and no less.
 
 The graphs are kept as the facts of their nodes (`benchmarks.published_facts`).
 """
@@ -20,12 +20,16 @@ OUTCOMES: list[dict[str, Any]] = json.loads((ROOT / "benchmarks/results/publishe
 ]["outcomes"]
 # Words of the parser, and the operators that they are about.
 CAUSES = {
-    "Plugin not found": {"STFT", "DFT"},
-    "misaligns with the input kernel shape": {"Conv"},
     "only activation types allowed": {"DequantizeLinear"},
 }
-# Two outputs without names were taken for one another. Since then they get names, so these graphs are not refused.
-MENDED = "Failed to sort the model topologically"
+# What it refused before more was rewritten, and the operators: the transforms are multiplied out now, and a Conv names
+# the shape of a computed kernel.
+MENDED = {
+    "Plugin not found": {"STFT", "DFT"},
+    "misaligns with the input kernel shape": {"Conv"},
+}
+# The shapes of an LSTM inside a branch that is not decided before the build: a table knows operators, not shapes.
+UNTOLD = "tensor volume exceeds"
 
 
 def refused(name: str) -> tuple[Finding, ...]:
@@ -38,14 +42,14 @@ def refused(name: str) -> tuple[Finding, ...]:
 def cause(outcome: dict[str, Any]) -> set[str]:
     """Return the operators of which the card's parser refuses one; none if it refused none, or the cause is mended."""
     text = outcome["refused"]
-    if not text.startswith("graph_refused") or MENDED in text:
+    if not text.startswith("graph_refused") or UNTOLD in text or any(words in text for words in MENDED):
         return set()
     return next(operators for words, operators in CAUSES.items() if words in text)
 
 
 def test_every_graph_that_the_card_was_given_is_here() -> None:
     assert {one["name"] for one in OUTCOMES} <= GRAPHS.keys()
-    assert len(OUTCOMES) == 42
+    assert len(OUTCOMES) == 43
 
 
 @pytest.mark.parametrize("outcome", OUTCOMES, ids=[one["name"] for one in OUTCOMES])
@@ -55,7 +59,16 @@ def test_the_table_refuses_what_the_card_refused(outcome: dict[str, Any]) -> Non
     assert bool(found & wanted) == bool(found) == bool(wanted)
 
 
+def test_what_is_rewritten_since_then_was_refused_for_what_the_table_says() -> None:
+    table = parser_table("tensorrt", "8.6.1")
+    assert table is not None
+    limited = {name for limit in table.limits for name in limit.operators}
+    for words, operators in MENDED.items():
+        assert any(words in outcome["refused"] for outcome in OUTCOMES)
+        assert operators <= table.lacks | limited
+
+
 def test_some_of_each_are_among_them() -> None:
     causes = [cause(outcome) for outcome in OUTCOMES]
-    assert [sum(operators == one for one in causes) for operators in CAUSES.values()] == [8, 1, 1]
-    assert sum(not outcome["refused"] for outcome in OUTCOMES) == 23
+    assert [sum(operators == one for one in causes) for operators in CAUSES.values()] == [1]
+    assert sum(not outcome["refused"] for outcome in OUTCOMES) == 28

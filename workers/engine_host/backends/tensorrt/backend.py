@@ -179,13 +179,22 @@ class TensorrtBackend:
     ) -> NormalisedLayout:
         """Return the layout to compile, and tell how it differs from the definition's own."""
         normal = normalised_layout(
-            definition, layout, profiles, refit_layout=options["refit_layout"], opset=self._can.opset
+            definition, layout, profiles, refit_layout=options["refit_layout"], parser=self._can.parser
         )
         if normal.kept_because:
             report(LogLine("warning", f"the definition is compiled as it is: {normal.kept_because}"))
+        if normal.mixed_up:
+            raise BackendError("graph_refused", self._mixed_up(normal.mixed_up))
         for rewrite in normal.rewrites:
             report(LogLine("info", rewrite.text))
         return normal
+
+    def _mixed_up(self, names: Sequence[str]) -> str:
+        return (
+            f"{NAME} {self._can.version} finds the outputs of an If's branches in any order, and this definition could "
+            f"not be rewritten for it ({', '.join(names[:5])}): its engine might give one output for another. Export "
+            "the model with one output to each If, or use a later release or another backend."
+        )
 
     def _load_compiled(
         self,

@@ -16,6 +16,7 @@ import numpy as np
 from app.weights.dtypes import numpy_dtype
 from workers.engine_host.backends.tensorrt.library import NAME, trt
 from workers.engine_host.backends.tensorrt.parser_tables import parser_table
+from workers.engine_host.normaliser.parser import Parser
 
 EXTERNAL_TACTICS = ("CUBLAS", "CUBLAS_LT", "CUDNN")  # they need libraries of a gigabyte, which TensorRT 10 does without
 ASYNC_REFIT = ("refit_cuda_engine_async", "get_weights_location", "unset_named_weights")  # all came with one release
@@ -55,13 +56,13 @@ MEANINGS: Mapping[str, str] = {  # of the build options
 class Capabilities:
     """What one release of TensorRT has, by the names of its own API.
 
-    `opset` is the newest version of ONNX's operators that the parser knows. `targets` are the compute capabilities that
+    `parser` is what graphs are normalised for. `targets` are the compute capabilities that
     it compiles for without such a GPU; only TensorRT-RTX has any. TensorRT-RTX also takes levels of compatibility with
     other GPUs and versions, and timing caches, but ignores them. So here it has none of these.
     """
 
     version: str
-    opset: int
+    parser: Parser
     explicit_batch: bool
     strongly_typed: bool
     fp16_flag: bool
@@ -121,7 +122,7 @@ def capabilities(library: Any = trt) -> Capabilities:  # noqa: ANN401 - a module
     targets = tuple(name for name in _members(library, "ComputeCapability") if name.startswith("SM"))
     return Capabilities(
         version=library.__version__,
-        opset=_parsed_opset("tensorrt_rtx" if targets else "tensorrt", library.__version__),
+        parser=_parser("tensorrt_rtx" if targets else "tensorrt", library.__version__),
         explicit_batch="EXPLICIT_BATCH" in _members(library, "NetworkDefinitionCreationFlag"),
         strongly_typed="STRONGLY_TYPED" in _members(library, "NetworkDefinitionCreationFlag"),
         fp16_flag="FP16" in flags,
@@ -271,9 +272,9 @@ def _members(library: Any, enum: str) -> tuple[str, ...]:  # noqa: ANN401 - a mo
     return tuple(getattr(getattr(library, enum, None), "__members__", {}))
 
 
-def _parsed_opset(library: str, version: str) -> int:
+def _parser(library: str, version: str) -> Parser:
     table = parser_table(library, version)
-    return NEWEST_OPSET if table is None else table.opset
+    return Parser(NEWEST_OPSET) if table is None else table.parser
 
 
 def _faults(version: str) -> dict[str, str]:

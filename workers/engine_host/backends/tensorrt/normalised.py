@@ -5,13 +5,15 @@ A refit and a load lay out the definition itself, which is cheap and depends on 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from onnx import ModelProto
 
 from app.definitions.profiles import Profile
 from workers.engine_host.backends.tensorrt.layout import Layout, lay_out
+from workers.engine_host.normaliser.mixed_up import mixed_up
+from workers.engine_host.normaliser.parser import Parser
 
 if TYPE_CHECKING:
     from workers.engine_host.normaliser.normalise import Rewrite
@@ -22,21 +24,31 @@ class NormalisedLayout:
     """The layout to compile, and how its graph differs from the definition's.
 
     `kept_because` says why the definition is compiled as it is though it could be normalised, else it is empty.
+    `mixed_up` are the nodes of which this parser may give one output for another: this layout must not be compiled.
     """
 
     layout: Layout
     rewrites: "Sequence[Rewrite]" = ()
     kept_because: str = ""
+    mixed_up: Sequence[str] = ()
 
 
 def normalised_layout(
-    definition: ModelProto, layout: Layout, profiles: Sequence[Profile], *, refit_layout: str, opset: int
+    definition: ModelProto, layout: Layout, profiles: Sequence[Profile], *, refit_layout: str, parser: Parser
 ) -> NormalisedLayout:
-    """Normalise a definition for a parser of this opset, and lay it out; `layout` is that of the definition itself."""
+    """Normalise a definition for a parser, and lay it out; `layout` is that of the definition itself."""
+    normal = _normalised_layout(definition, layout, profiles, refit_layout, parser)
+    found = mixed_up(normal.layout.model) if parser.single_branches else ()
+    return replace(normal, mixed_up=found)
+
+
+def _normalised_layout(
+    definition: ModelProto, layout: Layout, profiles: Sequence[Profile], refit_layout: str, parser: Parser
+) -> NormalisedLayout:
     from workers.engine_host.normaliser.normalise import normalise  # noqa: PLC0415 - half a second, for builds only
 
     try:
-        normal = normalise(definition, profiles, opset=opset)
+        normal = normalise(definition, profiles, parser)
     except Exception as error:  # noqa: BLE001 - the rewriting libraries raise whatever they meet
         return NormalisedLayout(layout, kept_because=f"normalising it failed ({type(error).__name__}: {error})")
     if not normal.rewrites:

@@ -12,6 +12,7 @@ from workers.engine_host import onnx_graph
 from workers.engine_host.backends.tensorrt.layout import LAYOUTS, Layout, lay_out
 from workers.engine_host.backends.tensorrt.normalised import NormalisedLayout, normalised_layout
 from workers.engine_host.backends.tensorrt.parser_tables import parser_table, parser_tables
+from workers.engine_host.normaliser.parser import Parser
 from workers.engine_host.preflight.node_facts import facts_of
 from workers.engine_host.preflight.parser_table import ParserTable
 from workers.engine_host.preflight.verdict import Finding, Question, Refittable, Verdict
@@ -36,7 +37,7 @@ def _verdicts(library: str, definition: ModelProto, question: Question) -> list[
 
 
 class _Build:
-    """The build that is asked about; its graph is normalised once for each opset."""
+    """The build that is asked about; its graph is normalised once for parsers that are alike."""
 
     def __init__(self, definition: ModelProto, question: Question) -> None:
         self._definition = definition
@@ -44,7 +45,7 @@ class _Build:
         self._packing = question.options.get("refit_layout", LAYOUTS[0])
         self._layout = lay_out(definition, self._packing)
         self._refittable = _refittable(definition, self._layout, question.options)
-        self._normals: dict[int, NormalisedLayout] = {}
+        self._normals: dict[Parser, NormalisedLayout] = {}
 
     def verdict(self, version: str, table: ParserTable | None) -> Verdict:
         """Judge by a table, and without one by none."""
@@ -54,9 +55,9 @@ class _Build:
         source = f"table {table.name}"
         if not self._question.details and not self._judge(table, self._layout.model)[0]:
             return self._said(version, source, self._layout.model)  # rewrites only help
-        if table.opset not in self._normals:
-            self._normals[table.opset] = self._normalise(table.opset, self._question.profiles)
-        normal = self._normals[table.opset]
+        if table.parser not in self._normals:
+            self._normals[table.parser] = self._normalise(table.parser, self._question.profiles)
+        normal = self._normals[table.parser]
         model = normal.layout.model
         refused, doubtful = self._judge(table, model)
         found = onnx_graph.opset_of(model)
@@ -83,8 +84,8 @@ class _Build:
         refused, doubtful = table.judge(facts_of(model, table.attributes))
         return refused + tuple(_refused_ends(model, table, self._question.options)), doubtful
 
-    def _normalise(self, opset: int, profiles: tuple[Profile, ...]) -> NormalisedLayout:
-        return normalised_layout(self._definition, self._layout, profiles, refit_layout=self._packing, opset=opset)
+    def _normalise(self, parser: Parser, profiles: tuple[Profile, ...]) -> NormalisedLayout:
+        return normalised_layout(self._definition, self._layout, profiles, refit_layout=self._packing, parser=parser)
 
     def _remedies(self, table: ParserTable, refused: Findings) -> Iterator[str]:
         if self._question.details and self._narrowed_is_taken(table):
@@ -102,7 +103,7 @@ class _Build:
         if not any(one.min != one.max for profile in profiles for one in profile.values()):
             return False
         exact = {name: Range(one.opt, one.opt, one.opt) for name, one in profiles[0].items()}
-        narrow = self._normalise(table.opset, (exact,))
+        narrow = self._normalise(table.parser, (exact,))
         return not self._judge(table, narrow.layout.model)[0]
 
 

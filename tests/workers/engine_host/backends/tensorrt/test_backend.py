@@ -13,9 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from app.definitions.parameter import InputSpec
+from app.definitions.profiles import Range
 from tests.workers.engine_host.backends.tensorrt.cpu_compilation import Workshop, needs_rtx, rows
+from tests.workers.engine_host.normaliser.graphs import graph
 from tests.workers.networks import Network, bound, checkpoint, perceptron
 from workers.channel.messages import BackendError, Build, Built, EngineFile, Progress, Refit
+from workers.engine_host import onnx_graph
 from workers.engine_host.backends.base import LoadedEngine
 from workers.engine_host.backends.tensorrt import opening, plan_file
 from workers.engine_host.backends.tensorrt.backend import TensorrtBackend
@@ -24,6 +28,8 @@ from workers.engine_host.backends.tensorrt.engine import TensorrtEngine
 from workers.engine_host.backends.tensorrt.library import NAME, trt
 from workers.engine_host.backends.tensorrt.offer import Gpu
 from workers.engine_host.backends.tensorrt.opening import open_backend
+from workers.engine_host.normaliser import normalise as normaliser
+from workers.engine_host.normaliser.parser import Parser
 from workers.engine_host.resident import ResidentEngines
 from workers.engine_host.tensors import ParameterFiles
 
@@ -437,3 +443,26 @@ def test_a_gpu_without_kernels_opens_no_backend(workshop: Workshop, monkeypatch:
     monkeypatch.setattr(opening, "describe_device", lambda _device: {"name": "H100", "compute_capability": "9.0"})
     with pytest.raises(BackendError, match="no kernels for the H100"):
         open_backend(NAME, "cuda:0", workshop.folder, workshop.files, workshop.resident.with_room)
+
+
+def test_an_if_whose_outputs_the_parser_may_mix_up_is_never_compiled(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = """g (bool b, float[n, 4] x) => (float[n, 4] y, float[n, 4] z) {
+        y, z = If (b) <then_branch = t () => (c, d) { c = Neg (x) d = Sin (x) },
+                       else_branch = e () => (f, g) { g = Neg (x) f = Cos (x) }>
+    }"""
+    definition = workshop.folder / "two.onnx"
+    definition.write_bytes(onnx_graph.serialize(graph(text)))
+    inputs = (InputSpec("b", "BOOL", ()), InputSpec("x", "F32", ("n", 4)))
+    profiles = ({"b": Range((), (), ()), "x": Range((1, 4), (2, 4), (4, 4))},)
+    request = Build(NAME, str(definition), (), inputs, str(workshop.folder / "two.plan"), profiles, {})
+    backend = workshop.backend
+    monkeypatch.setattr(backend, "_can", replace(backend._can, parser=Parser(17, single_branches=True)))
+    built, _ = backend.build(request, lambda _message: None)
+    monkeypatch.setattr(normaliser, "split_branches", lambda _graph: 1 / 0)
+
+    assert "branches_split" in {one["rewrite"] for one in built.facts["rewrites"]}
+    with pytest.raises(BackendError, match="might give one output for another") as refusal:
+        backend.build(request, lambda _message: None)
+    assert refusal.value.code == "graph_refused"

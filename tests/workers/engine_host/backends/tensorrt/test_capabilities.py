@@ -264,4 +264,4 @@ def test_without_a_gpu_it_compiles_for_every_target_and_loads_nothing() -> None:
 
 @pytest.mark.parametrize(("release", "opset"), [("8.6", 17), ("10.13", 20), ("installed", 20)])
 def test_definitions_are_normalised_for_the_opset_that_a_releases_parser_knows(release: str, opset: int) -> None:
-    assert capabilities(RELEASES[release]).opset == opset
+    assert capabilities(RELEASES[release]).parser.opset == opset

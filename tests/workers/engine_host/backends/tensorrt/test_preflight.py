@@ -1,11 +1,13 @@
 """What is told of a graph before TensorRT compiles it. No release of TensorRT is called."""
 
-from typing import Any
+from typing import Any, NoReturn
 
+import pytest
 from onnx import ModelProto, TensorProto
 
 from tests.workers.engine_host.normaliser.graphs import graph, profile
 from workers.engine_host.backends.tensorrt.preflight import check_tensorrt
+from workers.engine_host.normaliser import normalise
 from workers.engine_host.preflight.verdict import Question, Verdict
 
 # The branch with Det is taken only if there are more than 4 rows.
@@ -103,3 +105,32 @@ def test_a_parameter_of_a_type_that_there_is_not_is_refused() -> None:
     model.graph.initializer[0].data_type = TensorProto.BFLOAT16
     assert "BF16" in verdict(model).refused[0].reason
     assert verdict(model, "10.0.1").taken is True
+
+
+TWO_OUTPUTS = graph(
+    "g (bool b, float[n, 4] x) => (float[n, 4] y, float[n, 4] z) {"
+    "  y, z = If (b) <then_branch = t () => (c, d) { c = Mul (x, w) d = Sin (x) },"
+    "                 else_branch = e () => (f, g) { g = Mul (x, w) f = Cos (x) }>"
+    "}",
+    parameters={"w": [4]},
+)
+
+
+def test_an_if_of_two_outputs_is_split_for_a_parser_that_mixes_them_up() -> None:
+    split, kept = verdict(TWO_OUTPUTS), verdict(TWO_OUTPUTS, "10.0.1")
+
+    assert (split.taken, split.operators["If"]) == (True, 2)
+    assert (kept.taken, kept.operators["If"]) == (True, 1)
+
+
+def test_an_if_of_two_outputs_that_cannot_be_split_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(normalise, "split_branches", raising)
+    found = verdict(TWO_OUTPUTS)
+
+    assert (found.taken, [one.operator for one in found.refused]) == (False, ["If"])
+    assert verdict(TWO_OUTPUTS, details=False).taken is False
+    assert verdict(TWO_OUTPUTS, "10.0.1").taken is True
+
+
+def raising(*_: object) -> NoReturn:
+    raise ValueError("it cannot be done")

@@ -1,0 +1,1 @@
+"""What several checkpoint formats are made of."""
