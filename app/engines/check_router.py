@@ -13,7 +13,7 @@ from app.database import Database
 from app.engines.check_schemas import CheckAnswer, CheckRequest
 from app.engines.estimates import Estimate, estimate
 from app.engines.preflight import Asked, Looked, PreflightsDep
-from app.engines.requests import order_build
+from app.engines.requests import order_build, spare_crashing
 from app.http.dependencies import DatabaseDep, SettingsDep
 from app.http.problems import problems
 from app.http.routes import WITH_RULES_BYTES, Route, max_body
@@ -23,6 +23,10 @@ from app.weights.tables import WeightVersion
 
 router = APIRouter(prefix="/models/{model}/builds", tags=["engines"], route_class=Route)
 
+UNCHECKED = (
+    "No worker alive offers '{backend}'. So its options were not looked at, nor whether it needs profiles for the "
+    "dynamic inputs; a worker that takes the build looks at both."
+)
 UNTOLD = "The backend tells nothing before a build here, or looking at the definition took too long. Build it, and see."
 
 
@@ -44,9 +48,10 @@ async def check_build(
 ) -> Any:  # noqa: ANN401 - as in the routers
     """Say what a backend would make of a build, without a device. Nothing is queued or kept.
 
-    What POST …/builds would refuse is refused alike: the binding, the profiles and the options are checked. The answer
-    has a verdict for each version of the backend: which nodes are rewritten and how, which are refused and why, and
-    which parameters refits can change. TensorRT is judged by tables of its parsers; onnxruntime is asked itself.
+    What POST …/builds would refuse is refused alike: the binding, the profiles and, if a worker alive offers the
+    backend, the options are checked. What the compiler of every worker crashes at is a `problem`. The answer has a
+    verdict for each version of the backend: which nodes are rewritten and how, which are refused and why, and which
+    parameters refits can change. TensorRT is judged by tables of its parsers; onnxruntime is asked itself.
     `estimate` says what like builds took.
     """
     settled = await office.where_it_fits(_settled, database, store, settings, model, body)
@@ -61,28 +66,31 @@ class _Settled:
     weights: int
     asked: Asked
     alive: frozenset[str]
+    crash: str | None
     estimate: Estimate
 
 
 def _settled(database: Database, store: ArtifactStore, settings: Settings, model: str, body: CheckRequest) -> _Settled:
     order = order_build(database, store, settings, model, body)[0]
+    crash = None if body.versions else spare_crashing(database, order, retry=body.retry_crashed)[1]
     alive = frozenset(member.said.version for member in order.target.members)
     with database.reading() as session:
         weights = session.scalars(select(WeightVersion.version).where(WeightVersion.id == order.weights_id)).one()
         found = estimate(session, order)
     asked = Asked.of(order, tuple(body.versions) or tuple(sorted(alive)), details=True)
-    return _Settled(body.definition, weights, asked, alive, found)
+    return _Settled(body.definition, weights, asked, alive, None if crash is None else crash.detail, found)
 
 
 def _answer(settled: _Settled, looked: Looked) -> dict[str, Any]:
     verdicts = [{**one, "alive": one["version"] in settled.alive} for one in looked["verdicts"] or ()]
-    endless = looked["endless"]
+    problem = settled.crash or looked["endless"]
     return {
         "definition": settled.definition,
         "weights": settled.weights,
         "backend": settled.asked.backend,
-        "ok": False if endless else _ok(verdicts),
-        "problem": endless or (None if verdicts else UNTOLD),
+        "ok": False if problem else _ok(verdicts),
+        "problem": problem or (None if verdicts else UNTOLD),
+        "notes": [] if settled.alive else [UNCHECKED.format(backend=settled.asked.backend)],
         "verdicts": verdicts,
         "estimate": _estimated(settled.estimate, looked["largest_value"]),
     }

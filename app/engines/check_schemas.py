@@ -132,6 +132,7 @@ class CheckAnswer(BaseModel):
                     "backend": "tensorrt",
                     "ok": False,
                     "problem": None,
+                    "notes": [],
                     "verdicts": [VERDICT],
                     "estimate": ESTIMATE,
                 }
@@ -146,5 +147,6 @@ class CheckAnswer(BaseModel):
         description="true: a version takes the definition. false: every version refuses it. null: it cannot be told."
     )
     problem: str | None = Field(description="What is wrong on every version, or why nothing is told.")
+    notes: list[str] = Field(description="What could not be checked.")
     verdicts: list[VerdictAnswer]
     estimate: EstimateAnswer

@@ -83,18 +83,20 @@ class Preflights:
         return known
 
     async def vet(self, placement: Placement) -> Placement:
-        """Return the placement of a build, without the workers that do not take the definition.
-
-        Other placements stay as they are, and so do those of which nothing is known. Raises Invalid "preflight_refused"
-        if every worker alive that could make the engine is known to refuse the definition. What was compiled before is
-        taken: that is better evidence.
-        """
+        """Return the placement of a build with its order vetted; other placements stay as they are."""
         if not isinstance(placement, EnginePlacement | CheapestPlacement):
             return placement
-        order = placement.order
+        return replace(placement, order=await self.vet_order(placement.order))
+
+    async def vet_order(self, order: Order) -> Order:
+        """Return an order without the workers that do not take its definition, and as it is if nothing is known.
+
+        Raises Invalid "preflight_refused" if every worker alive that could make the engine is known to refuse the
+        definition. What was compiled before is taken: that is better evidence.
+        """
         members = order.target.members
         if not members or not all(member.said.checks_before_jobs for member in members):
-            return placement
+            return order
         built = await current_pool.get().run(self._versions, order)
         versions = sorted({member.said.version for member in members} - built)
         verdicts = (await self.look(Asked.of(order, versions, details=False)))["verdicts"] if versions else None
@@ -102,7 +104,7 @@ class Preflights:
         takers = tuple(member for member in members if member.said.version not in refused)
         if not takers:
             raise _refused(order, refused)
-        return replace(placement, order=replace(order, target=order.target.narrowed(takers)))
+        return replace(order, target=order.target.narrowed(takers))
 
     def _versions(self, order: Order) -> frozenset[str]:
         with self._database.reading() as session:

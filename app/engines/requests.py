@@ -53,7 +53,7 @@ def request_build(
     Return the placement that queues the build, or that records a finished job if an equal engine may be reused.
     """
     order, default = order_build(database, store, settings, model, body)
-    order, crash = _crash(database, order, retry=body.retry_crashed)
+    order, crash = spare_crashing(database, order, retry=body.retry_crashed)
     verify = settle_verify(body.verify, order.target, default)
     return EnginePlacement(order, verify, reuse=body.reuse, crash=crash, retry_crashed=body.retry_crashed)
 
@@ -137,7 +137,7 @@ def request_engine(
         rules=_given(body.rules, example.rules if example else []),
         allow_non_finite=body.allow_non_finite,
     )
-    order, crash = _crash(database, order, retry=body.retry_crashed)
+    order, crash = spare_crashing(database, order, retry=body.retry_crashed)
     verify = settle_verify(body.verify, order.target, default)
     roots = _root_plans(database, order, report, pair)
     return CheapestPlacement(order, verify, body.materialise, roots, crash, body.retry_crashed)
@@ -176,7 +176,7 @@ def request_materialise(database: Database, settings: Settings, model: str, numb
     return MaterialisePlacement(engine.model_id, engine.id, offer)
 
 
-def _crash(database: Database, order: Order, *, retry: bool) -> tuple[Order, Conflict | None]:
+def spare_crashing(database: Database, order: Order, *, retry: bool) -> tuple[Order, Conflict | None]:
     """Have an order done where the compiler does not crash at it; return it with the error if it does everywhere."""
     if retry:
         return order, None

@@ -77,9 +77,10 @@ async def build(
     """Compile a definition with one weight version; the answer is a job.
 
     The binding, the profiles and the options are checked before this answers. A definition that the backend is known to
-    refuse is refused, see …/builds/check. If an equal engine exists, the job is
-    finished and names that engine; `reuse: false` compiles all the same. A reused engine keeps the verification of the
-    time it was made. If its plan is not written yet, `result.materialising` is the job that writes it.
+    refuse is refused, see …/builds/check. If an equal engine exists that has been verified as asked, the job is
+    finished and names it; one that has been verified less strongly is verified by the job. `reuse: false` compiles all
+    the same. If its plan is not written yet, `result.materialising` is the job that writes it. If an equal build is
+    under way, the job waits for it and has its engine.
 
     What the compiler of every worker has crashed at twice is refused (`compiler_crashes`); `crashes` of the definition
     lists that.

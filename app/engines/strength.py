@@ -44,8 +44,16 @@ def suffices(figures: Figures, asked: Verification) -> bool:
 
 
 def is_worth_keeping(figures: Figures, own: Figures) -> bool:
-    """Return whether figures say more of an engine than `own`, which it has: they fail it, or are as strong."""
-    return figures["ok"] is False or own.get("ok") is None or _rank(figures) >= _rank(own)
+    """Return whether figures say more of an engine than `own`, which it has: they fail it, or are as strong.
+
+    An engine that has passed is not failed by bounds or expected outputs of a request's own. It would be taken from
+    all others, who did not ask for those.
+    """
+    if own.get("ok") is None:
+        return True
+    if figures["ok"] is False:
+        return not (own["ok"] and (figures["against"] == "expected" or _allows_more(own, figures)))
+    return _rank(figures) >= _rank(own) and not _allows_more(figures, own)
 
 
 def _is_compared(figures: Figures, done: Verification, asked: Verification) -> bool:
@@ -63,6 +71,14 @@ def _done(figures: Figures) -> Verification:
 
 def _same(done: Verification, asked: Verification, *fields: str) -> bool:
     return all(getattr(done, name) == getattr(asked, name) for name in fields)
+
+
+def _allows_more(figures: Figures, other: Figures) -> bool:
+    """Return whether some bound of the one lets pass what the same bound of the other does not."""
+    wider, narrower = figures.get("tolerance") or {}, other.get("tolerance") or {}
+    signs = {"relative_l2": 1, "cosine": -1, "max_abs": 1}  # a cosine is the least, the others are the most
+    shared = signs.keys() & wider.keys() & narrower.keys()
+    return any(signs[name] * wider[name] > signs[name] * narrower[name] for name in shared)
 
 
 def _is_covered(figures: Figures) -> bool:

@@ -160,7 +160,7 @@ def _spared_target(database: Database, target: Target, variants: Sequence[Varian
                 options=order.options,
             )
             if crash is not None:
-                crash.detail = f"Variant {variant.label}: {crash.detail}"
+                crash.detail = f"Variant '{variant.label}': {crash.detail}"
                 raise crash
     return target
 
@@ -170,9 +170,9 @@ def _check_unequal(variants: Sequence[Variant], orders: Sequence[Order]) -> None
     for variant, order in zip(variants, orders, strict=True):
         other = seen.setdefault(order.fingerprint, variant)
         if other is not variant:
-            detail = f"is the same engine as {other.label}: what is left out has its default"
+            detail = f"is the same engine as '{other.label}': what is left out has its default"
             raise Invalid(
-                f"Variant {variant.label} {detail}. Leave one of them out.",
+                f"Variant '{variant.label}' {detail}. Leave one of them out.",
                 code="equal_variants",
                 errors=[FieldError(variant.pointer, detail)],
             )
@@ -196,6 +196,6 @@ def _of(variant: Variant, check: Callable[..., T], *args: Any, **kwargs: Any) ->
         return check(*args, **kwargs)
     except Invalid as refused:
         if any(one.pointer.startswith(OF_VARIANT) for one in refused.errors):
-            refused.detail = f"Variant {variant.label}: {refused.detail}"
+            refused.detail = f"Variant '{variant.label}': {refused.detail}"
         refused.errors = tuple(FieldError(variant.place(one.pointer), one.detail) for one in refused.errors)
         raise

@@ -140,7 +140,7 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
 def _field_error(fault: Mapping[str, Any]) -> FieldError:
     if fault["type"] == "json_invalid":  # the location is a position in the text, not a field
         return FieldError("", f"not JSON at character {fault['loc'][-1]}: {fault['ctx']['error']}")
-    return FieldError(_pointer(fault["loc"]), str(fault["msg"]))
+    return FieldError(_pointer(fault["loc"]), str(fault["msg"]).removeprefix("Value error, "))
 
 
 def _pointer(location: Sequence[str | int]) -> str:

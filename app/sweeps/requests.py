@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
 from typing import Any
@@ -12,12 +12,12 @@ from sqlalchemy.orm import Session
 from app.artifacts.service import keep, require
 from app.artifacts.store import ArtifactStore
 from app.database import Database
+from app.engines.preflight import Preflights
 from app.engines.variants import Builds, Variant, settle_variants
 from app.engines.work import CompareWork
 from app.errors import FieldError, Invalid, json_pointer
 from app.jobs import service as jobs
 from app.jobs.state import FINAL
-from app.jobs.submission import Placement
 from app.jobs.tables import Job
 from app.registry.service import next_number
 from app.settings import Settings
@@ -94,7 +94,7 @@ class SweepPlacement:
 
 def request_sweep(
     database: Database, store: ArtifactStore, settings: Settings, model: str, body: SweepRequest
-) -> Placement:
+) -> SweepPlacement:
     """Check a request for a sweep, and return the placement that queues its jobs."""
     variants = list(_variants(body))
     builds = settle_variants(database, store, settings, model, body, variants, body.shapes)
@@ -107,6 +107,23 @@ def request_sweep(
         repeats=body.repeats,
         inputs=body.inputs,
     )
+
+
+async def vet_sweep(preflights: Preflights, placement: SweepPlacement) -> SweepPlacement:
+    """Return a sweep for the workers that take the definition with the profiles and options of every variant.
+
+    Raises Invalid "preflight_refused" if there is none (`Preflights.vet_order`).
+    """
+    builds = placement.builds
+    target = builds.placements[0].order.target
+    for label, build in zip(placement.labels, builds.placements, strict=True):
+        try:
+            target = (await preflights.vet_order(replace(build.order, target=target))).target
+        except Invalid as refused:
+            refused.detail = f"Variant '{label}': {refused.detail}"
+            raise
+    vetted = tuple(replace(build, order=replace(build.order, target=target)) for build in builds.placements)
+    return replace(placement, builds=replace(builds, placements=vetted))
 
 
 def _variants(body: SweepRequest) -> Iterator[Variant]:

@@ -1,11 +1,13 @@
 """Calls on sweeps."""
 
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request, Response
 
 from app.artifacts.dependencies import StoreDep
 from app.database import Database
+from app.engines.preflight import PreflightsDep
 from app.http.dependencies import DatabaseDep, SessionDep, SettingsDep
 from app.http.fields import Number
 from app.http.pagination import Listing, PageDep, Rows
@@ -16,7 +18,7 @@ from app.jobs.service import bind_dispatch
 from app.jobs.submission import JOB_HEADERS, SubmitDep
 from app.registry.service import get_model
 from app.sweeps import service
-from app.sweeps.requests import request_sweep
+from app.sweeps.requests import request_sweep, vet_sweep
 from app.sweeps.schemas import SweepAnswer, SweepRequest
 
 router = APIRouter(prefix="/models/{model}/sweeps", tags=["sweeps"], route_class=Route)
@@ -44,14 +46,16 @@ async def create_sweep(
     store: StoreDep,
     settings: SettingsDep,
     submit: SubmitDep,
+    preflights: PreflightsDep,
 ) -> Response:
     """Build an engine for each variant, measure them in turns on one device, and rank them.
 
-    Each variant has a job as from POST …/builds. Once these have ended, a job of the kind `compare` measures the
-    engines that there are: a few runs of each in turn, again and again, so that clocks and heat affect all alike.
-    `best` is the fastest within the tolerance.
+    Each variant has a job as from POST …/builds, and is refused where a build of it is. Once these have ended, a job of
+    the kind `compare` measures the engines that there are: a few runs of each in turn, again and again, so that clocks
+    and heat affect all alike. `best` is the fastest within the tolerance.
     """
-    job = await submit.job(request_sweep, database, store, settings, model, body)
+    vetted = submit if body.preflight == "ignore" else submit.vetted(partial(vet_sweep, preflights))
+    job = await vetted.job(request_sweep, database, store, settings, model, body)
     reads: Pool = request.app.state.pools.reads
     answer = await reads.run(_of_job, database, job.id)
     return submit.answer(job, answer, f"/v1/models/{model}/sweeps/{answer.number}")

@@ -74,7 +74,7 @@ class SweepRequest(BuildRequest):
 
     vary: Annotated[dict[str, Values], at_most(MAX_VARIED)] | None = Field(
         None,
-        max_length=MAX_VARIED,
+        json_schema_extra={"maxProperties": MAX_VARIED},
         description="Values by option, of which every combination is built. `profiles` may be varied as well: its "
         "values are lists of profiles.",
     )

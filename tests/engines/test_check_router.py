@@ -74,6 +74,7 @@ def test_without_a_worker_each_known_version_has_a_verdict(client: TestClient, h
     (finding,) = answer["verdicts"][0]["refused"]
     assert (finding["operator"], finding["nodes"]) == ("Hardmax", ["hard"])
     assert answer["verdicts"][0]["refittable"]["count"] == 1
+    assert "its options were not looked at" in answer["notes"][0]
     assert client.get("/v1/jobs").json()["data"] == []
 
 
@@ -83,7 +84,7 @@ def test_the_versions_of_the_workers_alive_are_asked_about(
     add_gpu(bench, "8.6.1")
     answer = check(client, hardmax)
     assert [(one["version"], one["alive"], one["taken"]) for one in answer["verdicts"]] == [("8.6.1", True, False)]
-    assert answer["ok"] is False
+    assert (answer["ok"], answer["notes"]) == (False, [])
     asked = check(client, hardmax | {"versions": ["10.0.1"]})
     assert [(one["version"], one["alive"], one["taken"]) for one in asked["verdicts"]] == [("10.0.1", False, True)]
 
@@ -129,6 +130,16 @@ def test_a_build_that_every_worker_refuses_is_refused(
         assert 'another backend: "onnxruntime"' in problem["detail"]
         assert '"preflight": "ignore"' in problem["detail"]
     assert client.get("/v1/jobs").json()["data"] == []
+
+
+def test_a_sweep_is_refused_where_its_builds_are(client: TestClient, hardmax: dict[str, Any], bench: Workbench) -> None:
+    add_gpu(bench, "8.6.1")
+    sweep = hardmax | {"vary": {"refit": ["all", "none"]}}
+    problem = client.post("/v1/models/net/sweeps", json=sweep).json()
+    assert problem["code"] == "preflight_refused"
+    assert problem["detail"].startswith("Variant 'refit=all': tensorrt 8.6.1 does not take the definition")
+    assert client.get("/v1/jobs").json()["data"] == []
+    assert client.post("/v1/models/net/sweeps", json=sweep | {"preflight": "ignore"}).status_code == 202
 
 
 def test_who_knows_better_has_it_queued(client: TestClient, hardmax: dict[str, Any], bench: Workbench) -> None:

@@ -23,6 +23,7 @@ from workers.engine_host.trials import Trial
 
 SATURATED = 0.9  # the share of an output's values that are its least or its greatest one
 MAX_NAMED = 50
+NOT_LOOKED_INTO = 'it was not looked into why; "coverage": "full" takes the time for it'
 WORTHWHILE = 0.05  # of the parameters have to be seen in addition, as other inputs may take longer in each refit
 
 
@@ -100,13 +101,15 @@ def missed(sight: Sight) -> list[str]:
 
 
 def shortened(sight: Sight) -> Sight:
-    """Return the sight with as many names of each kind as are told."""
+    """Return the sight with as many names of each kind as are told, and a reason for each that is unseen."""
+    unseen = sight.unseen[:MAX_NAMED]
+    without_reason = {name: NOT_LOOKED_INTO for name in unseen if name not in sight.reasons}
     return replace(
         sight,
-        unseen=sight.unseen[:MAX_NAMED],
+        unseen=unseen,
         unseen_swapped=sight.unseen_swapped[:MAX_NAMED],
         without_effect=sight.without_effect[:MAX_NAMED],
-        reasons=dict(list(sight.reasons.items())[:MAX_NAMED]),
+        reasons=dict(list(sight.reasons.items())[:MAX_NAMED]) | without_reason,
         in_part=sight.in_part[:MAX_NAMED],
     )
 

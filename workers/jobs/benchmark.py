@@ -11,7 +11,8 @@ from app.artifacts import service as artifacts
 from app.artifacts.signing import PlanSigner
 from app.engines.work import BenchmarkWork
 from app.jobs.lease import Claim
-from workers.channel.messages import Benchmark, Benchmarked
+from workers.channel.messages import Benchmark, Benchmarked, Spent
+from workers.jobs.stages import merged, stages_json
 from workers.jobs.steps import Steps
 from workers.jobs.stored import Sources, StoredEngine, engine_file, load_engine
 from workers.jobs.watch import Watch
@@ -30,11 +31,16 @@ class BenchmarkInput:
 
 @dataclass(frozen=True, slots=True)
 class Measurements:
-    """What was measured; `digest` and `size` in bytes are those of the report in the store."""
+    """What was measured, and the job's seconds and stages.
+
+    `digest` and `size` in bytes are those of the report in the store.
+    """
 
     found: Benchmarked
     digest: str
     size: int
+    seconds: float
+    stages: Mapping[str, Spent]
 
     @property
     def blobs(self) -> Mapping[str, int]:
@@ -52,7 +58,7 @@ def compute(job: BenchmarkInput, worker: Worker, watch: Watch) -> Measurements:
     request = watch.during(_request, job, worker.sources, worker.signer, str(watch.folder / "benchmark.json"))
     found = watch.ask(request, Benchmarked)
     digest, size = watch.during(worker.put, Path(found.report))
-    return Measurements(found, digest, size)
+    return Measurements(found, digest, size, watch.seconds, merged(watch.stages, found.stages))
 
 
 def publish(session: Session, held: Claim, _job: BenchmarkInput, made: Measurements) -> dict[str, Any]:
@@ -72,7 +78,8 @@ def publish(session: Session, held: Claim, _job: BenchmarkInput, made: Measureme
         "layers_omitted": len(found.layers) - len(layers),
         "shapes": {name: list(shape) for name, shape in found.shapes.items()},
         "report": made.digest,
-        "seconds": sum(one.seconds for one in found.stages.values()),
+        "seconds": made.seconds,
+        "stages": stages_json(made.stages),
     }
 
 

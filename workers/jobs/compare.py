@@ -16,7 +16,8 @@ from app.jobs.lease import Claim
 from app.jobs.state import State
 from app.jobs.tables import Job
 from app.sweeps.tables import SweepVariant
-from workers.channel.messages import Compare, Compared
+from workers.channel.messages import Compare, Compared, Spent
+from workers.jobs.stages import merged, stages_json
 from workers.jobs.steps import Steps
 from workers.jobs.stored import StoredEngine, engine_file, load_engine
 from workers.jobs.watch import Watch
@@ -34,11 +35,16 @@ class CompareInput:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What was measured; `digest` and `size` in bytes are those of the report in the store."""
+    """What was measured, and the job's seconds and stages.
+
+    `digest` and `size` in bytes are those of the report in the store.
+    """
 
     found: Compared
     digest: str
     size: int
+    seconds: float
+    stages: Mapping[str, Spent]
 
     @property
     def blobs(self) -> Mapping[str, int]:
@@ -74,7 +80,7 @@ def compute(job: CompareInput, worker: Worker, watch: Watch) -> Comparison:
     """Have the engine host measure, and put its report into the store."""
     found = watch.ask(watch.during(_request, job, worker, str(watch.folder / "comparison.json")), Compared)
     digest, size = watch.during(worker.put, Path(found.report))
-    return Comparison(found, digest, size)
+    return Comparison(found, digest, size, watch.seconds, merged(watch.stages, found.stages))
 
 
 def publish(session: Session, held: Claim, job: CompareInput, made: Comparison) -> dict[str, Any]:
@@ -91,7 +97,8 @@ def publish(session: Session, held: Claim, job: CompareInput, made: Comparison) 
         "variants": sorted(rows, key=lambda row: row["position"]),
         "shapes": {name: list(shape) for name, shape in found.shapes.items()},
         "report": made.digest,
-        "seconds": sum(one.seconds for one in found.stages.values()),
+        "seconds": made.seconds,
+        "stages": stages_json(made.stages),
     }
 
 

@@ -17,7 +17,7 @@ from tests.workers.hosting import Hosting
 from tests.workers.networks import Network, attention, bound, checkpoint, network_of
 from workers.channel.messages import Built, Check, EngineFile, Refit, Sight, Verified, Verify
 from workers.engine_host import inner_values, stored_bytes
-from workers.engine_host.coverage import is_saturated
+from workers.engine_host.coverage import is_saturated, shortened
 from workers.engine_host.deviations import LARGE, changed
 from workers.engine_host.engines import Engines
 from workers.engine_host.onnx_graph import tables
@@ -109,6 +109,14 @@ def test_outputs_alone_are_looked_at_if_the_engine_shows_nothing_else(hosting: H
     sight = sees(hosting, built(hosting, network))
     assert (sight.parameters, sight.unseen, sight.without_effect) == (0, ("w",), ("w",))
     assert "no output depends on it" in sight.reasons["w"]
+
+
+def test_what_there_was_no_time_to_look_into_says_so() -> None:
+    counts: dict[str, Any] = {"parameters": 0, "of": 2, "tried": 2, "seconds": 10.0, "saturated": ()}
+    sight = Sight(**counts, unseen=("v", "w"), unseen_swapped=(), in_part=(), reasons={"v": "it is small"})
+    reasons = shortened(sight).reasons
+    assert reasons["v"] == "it is small"
+    assert '"coverage": "full"' in reasons["w"]
 
 
 def test_what_an_output_saturates_the_value_before_it_shows(hosting: Hosting, tmp_path: Path) -> None:

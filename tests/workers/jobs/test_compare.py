@@ -18,6 +18,8 @@ from tests.workers.service import Service, service_with
 from workers.channel.messages import BackendError
 from workers.consuming import do_ready_job
 from workers.jobs import kinds
+from workers.jobs.stages import REFIT
+from workers.jobs.watch import Watch
 from workers.jobs.worker import Worker
 
 LEVELS = ["extended", "basic", "none"]
@@ -78,6 +80,18 @@ def test_a_sweep_builds_each_variant_measures_them_in_turns_and_names_the_best(n
     report = json.loads(net.client.get(f"/v1/blobs/{found['report']}").content)
     assert [[len(turn) for turn in one["turns"]] for one in report["engines"]] == [[2, 2, 2]] * 3
     assert report["shapes"]["x"] == found["measurement"]["shapes"]["x"]
+
+
+def test_the_job_that_compares_tells_its_seconds_and_stages_as_others_do(
+    net: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Watch, "seconds", property(lambda _: 7.0))
+    found = done(net, SWEEP)
+    result = net.job(found["job"])["result"]
+    assert result["seconds"] == 7.0
+    assert result["stages"].keys() == {*REFIT, "measure"}
+    measured = net.result("/benchmarks", {"engine": 1, "iterations": 2, "warmup": 0})
+    assert (measured["seconds"], result["stages"].keys() <= measured["stages"].keys()) == (7.0, True)
 
 
 def test_no_engine_within_the_tolerance_means_no_best(net: Service) -> None:
@@ -169,6 +183,7 @@ def test_what_cannot_be_compared_is_refused_and_the_variant_named(net: Service) 
     wrong = [{"x": {"min": [1, 9], "opt": [4, 8], "max": [16, 8]}}]
     assert refused(net, vary={"profiles": [[], wrong]})[2] == ["/vary/profiles/1/0/x/min/1"]
     assert refused(net, vary={})[1] == "invalid_request"
+    assert refused(net, vary=None)[3].startswith("The request does not fit the schema: /: give either `vary`")
     assert refused(net, shapes={"x": [2, 9]})[1] == "invalid_shapes"
     assert refused(net, inputs="sha256:" + "0" * 64)[2] == ["/inputs"]
     assert net.client.get("/v1/models/net/sweeps/9").json()["code"] == "sweep_not_found"

@@ -96,6 +96,14 @@ def test_what_a_compiler_crashed_at_is_refused_whatever_the_weights(marked: Serv
     assert marked.client.get("/v1/models/net/definitions").json()["data"][0]["crashes"] == crashes_of(marked)
 
 
+def test_the_check_of_a_build_tells_that_the_compiler_crashes_at_it(marked: Service) -> None:
+    answer = marked.post("/builds/check", BUILD)
+    assert (answer["ok"], [one["taken"] for one in answer["verdicts"]]) == (False, [True])
+    assert answer["problem"] == refusal(marked, "/builds", BUILD)["detail"]
+    assert marked.post("/builds/check", BUILD | {"retry_crashed": True})["ok"] is True
+    assert marked.post("/builds/check", BUILD | {"versions": ["0.1"]})["problem"] is None
+
+
 def test_a_build_that_was_queued_before_does_not_crash_its_worker_again(marked: Service) -> None:
     with marked.worker.database.transaction() as session:
         session.execute(delete(ReportedWorker))  # nobody knows yet which version will take the job

@@ -141,6 +141,27 @@ def test_an_engine_that_could_not_be_verified_is_reused_by_those_who_allow_that(
     assert net.result("/builds", BUILD) == REUSED | {"verified": True}
 
 
+def test_bounds_of_one_client_fail_an_engine_for_that_client_alone(net: Service) -> None:
+    net.result("/builds", BUILD)
+    passed = own(net)
+    strict = BUILD | {"verify": {"tolerance": {"relative_l2": 0, "max_abs": 0, "cosine": 1}}}
+    assert net.do("/builds", strict)["error"]["code"] == "verification_failed"
+    assert own(net) == passed
+    inputs = net.upload(save({"ids": np.arange(6).reshape(1, 6)}))
+    wrong = net.upload(save({"y": np.full((1, 6, 16), 1e6, np.float32)}))
+    expecting = BUILD | {"verify": {"inputs": inputs, "expected": wrong}}
+    assert net.do("/builds", expecting)["error"]["code"] == "verification_failed"
+    assert own(net) == passed
+    assert net.client.post("/v1/models/net/builds", json=BUILD).json()["result"] == REUSED
+
+
+def test_wider_bounds_are_not_recorded_in_place_of_narrower_ones(net: Service) -> None:
+    net.result("/builds", BUILD)
+    assert net.result("/builds", BUILD | {"verify": {"tolerance": {"relative_l2": 0.5}}})["verified"] is True
+    assert own(net)["asked"] == {"against": "reference"}
+    assert net.client.post("/v1/models/net/builds", json=BUILD).status_code == 200
+
+
 def test_a_verification_of_its_own_is_the_first_that_an_engine_has(net: Service) -> None:
     net.result("/builds", BUILD | UNVERIFIED)
     net.result("/engines/1/verify", {})
