@@ -107,7 +107,9 @@ def test_every_file_that_is_installed_from_here_is_an_extra() -> None:
 
 
 def test_the_example_of_a_build_for_tensorrt_is_a_build_request() -> None:
-    (body,) = re.findall(r"curl -s --json '(\{.*?\})' \S+/builds", _commands(ROOT / "docs/backends.md"), re.DOTALL)
+    (body,) = re.findall(
+        r"curl -s --json '(\{.*?\})' \S+/builds$", _commands(ROOT / "docs/backends.md"), re.DOTALL | re.MULTILINE
+    )
     assert BuildRequest.model_validate(json.loads(body)).backend == "tensorrt"
 
 

@@ -102,8 +102,8 @@ class ForkServer:
         clock = _Clock(limits.wall_s)
         with ExitStack() as stack:
             status, channel = self._order(stack, limits, directory)
-            channel.settimeout(clock.left())
             try:
+                channel.settimeout(clock.left())
                 with suppress(ConnectionError):  # a child that is dead already is told of by its status
                     send_json(channel, work)
                 return _attend(status, channel, answers, clock)

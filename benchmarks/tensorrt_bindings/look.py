@@ -59,6 +59,7 @@ def _look(folder: str) -> dict[str, Any]:
     if used.trt is not library:
         raise ImportError(f"the adapter uses {used.NAME}, not {package} of {folder}")
     can = asdict(import_module(f"{ADAPTER}.capabilities").capabilities())
+    can["opset"] = can.pop("parser")["opset"]  # the rest of it is no capability of the library
     code = next(Path(folder, package).glob("*.so")).read_bytes()
     callbacks = [name for names in CALLBACKS.values() for name in names if _looks_up(name.encode(), code)]
     return {**_surface(library), "callbacks": callbacks, "capabilities": can}

@@ -130,6 +130,7 @@ def test_a_child_that_is_given_up_is_gone(
     _wait_until(lambda: not Path(f"/proc/{pid}").exists())
 
 
+@pytest.mark.slow
 def test_a_child_that_was_killed_is_begun_once_more(fork_server: ForkServer, tmp_path: Path) -> None:
     killed = {"signal": signal.SIGKILL}
     assert fork_server.run(deed("kill_itself_once"), killed, LIMITS, tmp_path)["made"] == "again"

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing import Pipe
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
@@ -148,9 +149,11 @@ def test_a_tick_that_raises_kills_the_child_and_passes_through(
 
 @pytest.fixture
 def stuck(engine: EngineFile, tmp_path: Path) -> EngineFile:
-    """An engine that can be run, and whose compilation never ends: its definition is a pipe that nobody writes to."""
-    os.mkfifo(tmp_path / "definition.pipe")
-    return replace(engine, definition=str(tmp_path / "definition.pipe"))
+    """An engine that can be run, and whose compilation never ends: its definition is a pipe that can be read once."""
+    pipe, content = tmp_path / "definition.pipe", Path(engine.definition).read_bytes()
+    os.mkfifo(pipe)
+    Thread(target=pipe.write_bytes, args=(content,), daemon=True).start()
+    return replace(engine, definition=str(pipe))
 
 
 @pytest.mark.slow
