@@ -20,11 +20,14 @@ def read_slots(read: Read, size: int) -> list[TensorSlot]:
     """
     start = read(0, min(size, START_BYTES))
     known = checkpoint_formats()
-    recognised = next((candidate for candidate in known.values() if candidate.recognises(start)), None)
-    if recognised is None:
+    name = next((name for name, candidate in known.items() if candidate.recognises(start)), None)
+    if name is None:
         raise _unknown(read, size, start, known)
-    slots = recognised.read_slots(read, size)
-    _check(slots, size)
+    try:
+        slots = known[name].read_slots(read, size)
+        _check(slots, size)
+    except CheckpointError as error:
+        raise CheckpointError(error.code, f"{error.detail} (The file was read as {name}.)") from error
     return slots
 
 

@@ -78,3 +78,9 @@ def test_a_format_is_held_to_its_promise(slots: list[TensorSlot], code: str, mon
     with pytest.raises(CheckpointError) as error:
         read_slots(reader(b"12345678"), 8)
     assert error.value.code == code
+
+
+def test_a_fault_tells_as_what_the_file_was_read() -> None:
+    raw = b"GGUF" + bytes(60)
+    with pytest.raises(CheckpointError, match=r"\(The file was read as gguf\.\)"):
+        read_slots(reader(raw), len(raw))

@@ -19,6 +19,12 @@ def place_tensors(checkpoint: object, where: Callable[[Storage], tuple[int, int]
     left out: those are an optimizer's. Raises CheckpointError for one that cannot be used where it lies.
     """
     found = [(path, value) for path, value in _walk(checkpoint) if isinstance(value, TorchTensor | Unreadable)]
+    if not found:
+        raise CheckpointError(
+            "no_tensors",
+            "The PyTorch checkpoint holds no tensors by name; those in lists or under numbers are an optimizer's. Save "
+            "the state dict, with torch.save(model.state_dict(), ...).",
+        )
     if len(found) > MAX_TENSORS:
         raise CheckpointError("too_many_tensors", f"The file has {len(found)} tensors; at most {MAX_TENSORS} fit.")
     common = _common_folder([path for path, _ in found])
