@@ -15,9 +15,10 @@ from app.artifacts.tables import BlobUse
 from app.fleet import service as fleet
 from tests.workers.networks import Network, Weights
 from tests.workers.service import Service, computed, service_with
+from workers.channel.host import EngineHost
+from workers.channel.process import EngineHostProcess
 from workers.jobs.attempt import run_job
 from workers.jobs.stages import REFIT
-from workers.jobs.watch import Watch
 from workers.jobs.worker import Worker
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -179,15 +180,15 @@ def test_inputs_that_do_not_fit_fail_the_run_with_the_reason(net: Service) -> No
 @pytest.mark.slow
 def test_a_job_whose_engine_host_is_killed_is_tried_again(net: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     kill_once = [signal.SIGKILL]
-    hear = Watch.ask
+    within_memory = EngineHost._within_memory
 
-    def ask(watch: Watch, *args: Any) -> Any:  # noqa: ANN401 - stands in for any call
+    def killed(host: EngineHost, process: EngineHostProcess, *args: Any) -> Any:  # noqa: ANN401 - stands in for the method
+        """Kill the host when it has been found alive, and before it is asked."""
         if kill_once:
-            net.worker.host.greet()
-            os.kill(net.worker.host.start().pid, kill_once.pop())
-        return hear(watch, *args)
+            os.kill(process.pid, kill_once.pop())
+        return within_memory(host, process, *args)
 
-    monkeypatch.setattr(Watch, "ask", ask)
+    monkeypatch.setattr(EngineHost, "_within_memory", killed)
     job_id = net.post("/builds", {"definition": 1, "weights": 1})["id"]
     run_job(net.worker, job_id)
     assert net.job(job_id)["state"] == "queued"
