@@ -195,8 +195,9 @@ def _settings(**given: Any) -> "Settings":  # noqa: ANN401 - pydantic checks the
     try:
         settings = Settings(**given)
     except ValidationError as error:
-        faults = "; ".join(f"ENGINESMITH_{str(fault['loc'][0]).upper()}: {fault['msg']}" for fault in error.errors())
-        raise CannotStart("bad_settings", f"{faults}. Mend the environment variable.") from error
+        faults = [(str(one["loc"][0]).upper(), one["msg"].removeprefix("Value error, ")) for one in error.errors()]
+        told = "; ".join(f"ENGINESMITH_{name}: {fault}" for name, fault in faults)
+        raise CannotStart("bad_settings", f"{told}. Mend the environment variable.") from error
     learn(settings)
     hide_in_tracebacks()
     return settings

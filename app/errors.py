@@ -35,9 +35,9 @@ def json_pointer(*parts: str | int) -> str:
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
 
 
-def shown(text: str) -> str:
-    """Return what a client wrote as an error repeats it: cut off if it is long."""
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
+def shown(text: str, most: int = MOST_SHOWN) -> str:
+    """Return what a client wrote as an error or the log repeats it: cut off if it is longer than `most` characters."""
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 class ServiceError(Exception):

@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.errors import shown
 from app.redaction import hide_in_tracebacks, hide_secrets, learn
 from app.settings import Settings
 
@@ -24,6 +25,7 @@ REQUEST_ID_HEADER = b"x-request-id"
 CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 ROUTE = "route_template"
+MOST_OF_A_PATH = 300  # characters; the paths of all calls are shorter
 
 _request_id: ContextVar[str] = ContextVar("request_id", default="-")
 log = structlog.get_logger()
@@ -154,9 +156,8 @@ class RequestObserver:
         self.metrics.requests.labels(scope["method"], route, status).inc()
         self.metrics.seconds.labels(scope["method"], route).observe(seconds)
         level = "debug" if route in {"/healthz", "/readyz", "/metrics"} else "info"
-        getattr(log, level)(
-            "request", method=scope["method"], path=scope["path"], status=status, ms=round(seconds * 1000, 1)
-        )
+        path = shown(scope["path"], MOST_OF_A_PATH)
+        getattr(log, level)("request", method=scope["method"], path=path, status=status, ms=round(seconds * 1000, 1))
 
 
 async def note_route(request: Request) -> None:

@@ -66,7 +66,7 @@ class Settings(BaseSettings):
     trusted_proxies: str = Field(
         "",
         description="Addresses and networks of proxies, separated by commas, whose X-Forwarded-For says which client a "
-        "request is from; empty: none, `*`: any peer.",
+        "request is from; empty: none, `*`: any peer, and what the client itself has written there counts.",
     )
     max_header_bytes: int = Field(64 * KIB, gt=0, description="Longest request line and headers of a request.")
     header_timeout_s: float = Field(20.0, gt=0, description="Time for a request's headers to arrive, seconds.")

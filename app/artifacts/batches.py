@@ -5,6 +5,14 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 
 from app.errors import TooLarge
+from app.http.pools import Pool
+
+WRITERS = 8  # threads that digest and write parts of uploads
+
+
+def writers() -> Pool:
+    """Return the threads for the parts of all uploads of a process: addresses take turns, and one has at most half."""
+    return Pool("be written", places=WRITERS, queue=0, share=WRITERS // 2)
 
 
 class Room:

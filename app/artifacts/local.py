@@ -14,19 +14,17 @@ from threading import Thread
 from typing import Self
 from uuid import uuid4
 
-from app.artifacts.batches import Room, Share, batched
+from app.artifacts.batches import Room, Share, batched, writers
 from app.artifacts.checked import Checked, Pace, Told
 from app.artifacts.digest import file_digest, hex_of, require_equal
 from app.artifacts.incoming import Incoming, clear_leftovers, locked, storage_errors
 from app.artifacts.listing import FOLDER, PAGE, Stored, after, digest_at
 from app.artifacts.stored_file import StoredFile
 from app.errors import NotFound, Unavailable
-from app.http.pools import Pool
 from app.settings import MIB
 
 BATCH = 4 * MIB
 BUFFERED = 64 * MIB
-WRITERS = 8  # threads that digest and write parts of uploads; one address has half of them
 
 
 class LocalStore:
@@ -43,7 +41,7 @@ class LocalStore:
     def __init__(self, root: Path, buffered_bytes: int = BUFFERED, on_damage: Told = lambda _digest: None) -> None:
         self.root = root
         self._room = Room(buffered_bytes)
-        self._writers = Pool("be written", places=WRITERS, queue=0, share=WRITERS // 2)
+        self._writers = writers()
         self._artifacts = root / FOLDER
         self._incoming = root / "incoming"
         self._checked = Checked(on_damage)

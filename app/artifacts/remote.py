@@ -1,6 +1,5 @@
 """Artifacts in an object store: S3, Google Cloud Storage, Azure."""
 
-import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
@@ -12,7 +11,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import ObjectStore, S3Store, from_url
 
-from app.artifacts.batches import Room, Share, batched
+from app.artifacts.batches import Room, Share, batched, writers
 from app.artifacts.cache import ArtifactCache
 from app.artifacts.checked import BlobDamaged, Checked, Identity, Pace, Told, no_pace
 from app.artifacts.digest import file_digest, hex_of, require_equal
@@ -55,6 +54,7 @@ class RemoteStore:
         self._objects = objects
         self._cache = cache
         self._room = Room(buffered_bytes)
+        self._writers = writers()
         self._on_damage = on_damage
         self._checked = Checked(on_damage)
 
@@ -93,14 +93,14 @@ class RemoteStore:
             async for batch in batches:
                 data = b"".join(batch)
                 batch.clear()
-                await asyncio.to_thread(sha256.update, data)
+                await self._writers.run(sha256.update, data)
                 with _store_errors(WRITING):
                     await writer.write(data)
                 size += len(data)
                 share.free(len(data))
                 del data
             require_equal(f"sha256:{sha256.hexdigest()}", expected)
-        await asyncio.to_thread(self._know_object, expected)
+        await self._writers.run(self._know_object, expected)
         return size
 
     def put_file(self, path: Path, *, digest: str | None = None) -> tuple[str, int]:

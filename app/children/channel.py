@@ -17,6 +17,7 @@ MAX_QUESTION_BYTES: Final = 64 * 1024
 Question = Mapping[str, Any]
 Ask = Callable[[Question], Iterator[bytes]]  # in the child
 Answerer = Callable[[Question], Iterable[bytes]]  # in the parent
+Left = Callable[[], float]  # how many seconds are left; raises TimeoutError if there are none
 
 
 class Broken(Exception):
@@ -33,9 +34,9 @@ def send_json(channel: socket.socket, value: object) -> None:
     _send(channel, json.dumps(value).encode())
 
 
-def receive_json(channel: socket.socket, most: int | None = None) -> Any:  # noqa: ANN401 - any JSON
-    """Receive one JSON value; raises Broken if it is longer than `most` bytes."""
-    return json.loads(_receive(channel, most))
+def receive_json(channel: socket.socket, most: int | None = None, left: Left | None = None) -> Any:  # noqa: ANN401 - any JSON
+    """Receive one JSON value within `left()`; raises Broken if it is longer than `most` bytes, and TimeoutError."""
+    return json.loads(_receive(channel, most, left))
 
 
 def send_answer(channel: socket.socket, pieces: Iterable[bytes]) -> None:
@@ -65,17 +66,19 @@ def _send(channel: socket.socket, data: bytes) -> None:
     channel.sendall(data)
 
 
-def _receive(channel: socket.socket, most: int | None = None) -> bytes:
-    (length,) = LENGTH.unpack(_exactly(channel, LENGTH.size))
+def _receive(channel: socket.socket, most: int | None = None, left: Left | None = None) -> bytes:
+    (length,) = LENGTH.unpack(_exactly(channel, LENGTH.size, left))
     if most is not None and length > most:
         raise Broken
-    return _exactly(channel, length)
+    return _exactly(channel, length, left)
 
 
-def _exactly(channel: socket.socket, length: int) -> bytes:
+def _exactly(channel: socket.socket, length: int, left: Left | None) -> bytes:
     data = bytearray(length)
     view = memoryview(data)
     while view:
+        if left is not None:
+            channel.settimeout(left())  # with each piece, or a byte now and then would stretch it for ever
         count = channel.recv_into(view)
         if not count:
             raise Broken

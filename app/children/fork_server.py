@@ -253,8 +253,7 @@ def _attend(status: socket.socket, channel: socket.socket, answers: Answerer, cl
 
 
 def _answer(channel: socket.socket, answers: Answerer, clock: _Clock) -> None:
-    channel.settimeout(clock.left())
-    question = receive_json(channel, MAX_QUESTION_BYTES)
+    question = receive_json(channel, MAX_QUESTION_BYTES, clock.left)
     found = iter(clock.stopped(answers, question))
 
     def pieces() -> Iterator[bytes]:

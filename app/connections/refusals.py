@@ -49,8 +49,8 @@ BODY_TOO_SLOW: Final = _refusal(
 )
 CROWDED_OUT: Final = _refusal(
     503,
-    "There are as many connections as the service takes, and this one made no progress. Send the request again, and "
-    "send it whole.",
+    "There are more connections than the service takes, and this one had to give way to others. Send the request again "
+    "in a moment, and send it whole.",
     "crowded_out",
     "retry-after: 1",
 )

@@ -3,18 +3,22 @@
 import asyncio
 import hashlib
 import os
+import threading
 import urllib.request
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import obstore
 import pytest
 
+from app.artifacts.batches import WRITERS
 from app.artifacts.local import LocalStore
 from app.artifacts.remote import PART, RemoteStore
 from app.artifacts.store import ArtifactStore, open_store
 from app.errors import Invalid, NotFound, TooLarge, Unavailable
+from app.http.turns import current_address
 from app.settings import MIB, Settings
 from tests.artifacts.conftest import digest_of, files_in, stream
 
@@ -175,6 +179,29 @@ def test_a_file_that_reached_the_object_store_is_put_whether_the_cache_has_room_
     assert store.put_file(path) == (digest_of(BYTES), len(BYTES))
     assert not path.exists()
     assert store.local_path(digest_of(BYTES)).read_bytes() == BYTES
+
+
+def test_an_address_whose_uploads_fill_their_share_keeps_no_other_address_waiting(store: ArtifactStore) -> None:
+    assert isinstance(store, LocalStore | RemoteStore)
+    writers, gate = store._writers, threading.Event()
+    other = BYTES[::-1]
+
+    async def from_address(address: str, work: Coroutine[Any, Any, object]) -> None:
+        current_address.set(address)
+        await work
+
+    async def scene() -> None:
+        flood: list[Coroutine[Any, Any, object]] = [writers.run(gate.wait, 60) for _ in range(WRITERS)]
+        flood += [store.put_stream(stream(BYTES), expected=digest_of(BYTES), limit=LIMIT)]
+        waiting = [asyncio.create_task(from_address("flood", one)) for one in flood]
+        await asyncio.sleep(0)
+        await from_address("other", store.put_stream(stream(other), expected=digest_of(other), limit=LIMIT))
+        assert not any(one.done() for one in waiting)
+        gate.set()
+        await asyncio.gather(*waiting)
+
+    asyncio.run(scene())
+    assert store.read(digest_of(BYTES), 0, len(BYTES)) == BYTES
 
 
 def test_what_is_held_can_be_read(store: ArtifactStore) -> None:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from app.children.channel import Ask
+from app.children.channel import LENGTH, MAX_QUESTION_BYTES, Ask
 
 
 def echo(task: Any, _ask: Ask) -> dict[str, Any]:  # noqa: ANN401 - any JSON
@@ -78,6 +78,20 @@ def ask_twice_and_stay(_task: Any, ask: Ask) -> dict[str, Any]:  # noqa: ANN401 
     with suppress(Exception):
         b"".join(ask({}))
     time.sleep(1000)
+    return {}
+
+
+def drip(_task: Any, _ask: Ask) -> dict[str, Any]:  # noqa: ANN401 - any JSON
+    """Send a question byte by byte, as a child that was taken over may."""
+    (channel,) = (int(one.name) for one in Path("/proc/self/fd").iterdir() if one.is_socket())
+    with socket.socket(fileno=channel) as to_parent:
+        to_parent.send(LENGTH.pack(MAX_QUESTION_BYTES))
+        time.sleep(0.5)  # the parent is in the middle of the question now
+        Path("pid").write_text(str(os.getpid()))
+        for _ in range(100):
+            time.sleep(0.05)
+            to_parent.send(b" ")
+    Path("heard_out").touch()
     return {}
 
 

@@ -99,6 +99,17 @@ def test_the_wall_clock_is_nobodys_fault(fork_server: ForkServer, tmp_path: Path
     assert fork_server.run(deed("echo"), {}, LIMITS, tmp_path)["made"] == {}
 
 
+def test_a_question_that_comes_byte_by_byte_stretches_no_time(
+    fork_server: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its time is over in the middle of the question."""
+    late = SimpleNamespace(monotonic=lambda: 1000.0 * (tmp_path / "pid").exists())
+    monkeypatch.setattr("app.children.fork_server.time", late)
+    with pytest.raises(ChildLost, match="after 60 s"):
+        fork_server.run(deed("drip"), {}, LIMITS, tmp_path)
+    assert not (tmp_path / "heard_out").exists()
+
+
 def test_what_the_parent_waits_for_is_not_counted(
     fork_server: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,7 +70,9 @@ def test_only_a_proxy_that_is_named_says_whose_request_it_is(trusted: str, addre
 @pytest.mark.parametrize("named", ["10.0.0.0/33", "10.0.0.1/8", "proxy.internal", "10.0.0.7; 10.0.0.8", "*, 10.0.0.7"])
 def test_a_proxy_that_no_address_is_equal_to_stops_the_start(named: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ENGINESMITH_TRUSTED_PROXIES", named)
-    with pytest.raises(CannotStart, match=r"TRUSTED_PROXIES: .*Give IP addresses such as 10\.0\.0\.7") as raised:
+    with pytest.raises(
+        CannotStart, match=r"TRUSTED_PROXIES: (?!Value error).*Give IP addresses such as 10\.0\.0\.7"
+    ) as raised:
         _settings()
     assert raised.value.code == "bad_settings"
 
