@@ -57,7 +57,8 @@ def look_inside(
     if not sight.unseen or seconds <= 0:
         return sight
     graph = onnx_graph.parse(Path(reference.engine.definition).read_bytes()).graph
-    paths = {name: _computed_from(graph, name)[:NEAREST] for name in sight.unseen}
+    readers = _readers(graph)
+    paths = {name: _computed_from(graph, readers, name) for name in sight.unseen}
     wide = reference.showing(tuple(dict.fromkeys(value for path in paths.values() for value in path))[:MOST])
     try:
         base = wide.run(inputs)
@@ -87,20 +88,26 @@ def look_inside(
     )
 
 
-def _computed_from(graph: GraphProto, name: str) -> list[str]:
-    """Return the values that are computed from one, the nearest first; no outputs."""
+def _readers(graph: GraphProto) -> dict[str, list[int]]:
+    """Return the places of the nodes that read each value."""
+    readers: dict[str, list[int]] = {}
+    for place, node in enumerate(graph.node):
+        for name in node.input:
+            readers.setdefault(name, []).append(place)
+    return readers
+
+
+def _computed_from(graph: GraphProto, readers: Mapping[str, Sequence[int]], name: str) -> list[str]:
+    """Return up to `NEAREST` values that are computed from one, the nearest first; no outputs."""
     outputs = {one.name for one in graph.output}
     found, front = {name: None}, [name]
-    while front:
-        front = [
-            value
-            for node in graph.node
-            if any(one in node.input for one in front)
-            for value in node.output
-            if value and value not in found
-        ]
+    nearest: list[str] = []
+    while front and len(nearest) < NEAREST:
+        places = sorted({place for one in front for place in readers.get(one, ())})
+        front = [value for place in places for value in graph.node[place].output if value and value not in found]
         found.update(dict.fromkeys(front))
-    return [value for value in found if value != name and value not in outputs]
+        nearest += [value for value in front if value not in outputs]
+    return nearest[:NEAREST]
 
 
 def _trace(
