@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from onnx import TensorProto, numpy_helper
@@ -35,7 +37,8 @@ def test_a_bias_beyond_half_precision_keeps_a_product_within_it() -> None:
     model = graph(text, opset=19)
     inputs = {"q": np.array([2**20, -70_000, 3], np.int32), "s": np.array([1e-3, 0.25, 2], np.float16)}
     normal = normalise(model, [], Parser(19, dequantises_i32=False)).model
-    found, exact = (ReferenceEvaluator(one).run(None, inputs)[0] for one in (normal, model))
+    outputs: list[Any] = [ReferenceEvaluator(one).run(None, inputs) for one in (normal, model)]
+    (found,), (exact,) = outputs
 
     assert "DequantizeLinear" not in operators(normal)
     assert found.dtype == np.float16
