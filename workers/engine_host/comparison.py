@@ -146,7 +146,11 @@ def fault_of(name: str, one: OutputDifference, tolerance: Tolerance) -> str:
         return f"output {name} holds NaN or infinity, or ought to, at {one.unequal} places and not as expected"
     if one.max_abs is None or one.max_abs <= tolerance.max_abs:
         return ""
-    if one.relative_l2 is None or one.relative_l2 > tolerance.relative_l2:
+    if one.relative_l2 is None:
+        return (
+            f"output {name} differs by {one.max_abs} from the zeros that are expected, {tolerance.max_abs} is allowed"
+        )
+    if one.relative_l2 > tolerance.relative_l2:
         return f"output {name} differs by {one.relative_l2} in relative L2, {tolerance.relative_l2} is allowed"
     if one.cosine is None or one.cosine < tolerance.cosine:
         return f"output {name} has cosine {one.cosine}, {tolerance.cosine} is needed"
