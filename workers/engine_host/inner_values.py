@@ -128,7 +128,7 @@ def _trace(
     for signs in Signs:
         moved = _run(wide, inputs, {name: changed(value, LARGE, pattern(signs))})
         large.update(dict.fromkeys(one for one in path if _differs(one, moved, base, comparison)))
-        is_idle = is_idle and not any(_differs(one, moved, base, comparison) for one in outputs)
+        is_idle = is_idle and not any(_moves(one, moved, base, comparison) for one in outputs)
     if is_idle:
         ends = " or ".join(dict.fromkeys(map(_named, _where_it_ends(graph, set(large), [*path, *outputs]))))
         what = (
@@ -165,7 +165,7 @@ def _has_effect(reference: Reference, inputs: Arrays, comparison: Comparison, na
         return False
     large = (changed(reference.weights[name], LARGE, pattern(signs)) for signs in Signs)
     moved = (_run(reference, inputs, {name: value}) for value in large)
-    return any(_differs(one, found, base, comparison) for found in moved for one in base)
+    return any(_moves(one, found, base, comparison) for found in moved for one in base)
 
 
 def _where_it_ends(graph: GraphProto, moved: set[str], watched: Sequence[str]) -> Iterator[NodeProto]:
@@ -195,6 +195,14 @@ def _differs(name: str, found: Arrays | None, base: Arrays, comparison: Comparis
         return bool(comparison.fault(name, comparison.difference(name, found[name], base[name])))
     except BackendError:  # it has another shape
         return True
+
+
+def _moves(name: str, found: Arrays | None, base: Arrays, comparison: Comparison) -> bool:
+    """Whether an output differs where it is another at all: a fill of -3.4e38 elsewhere would drown what moves."""
+    if found is None or found[name].shape != base[name].shape:
+        return True
+    other = found[name] != base[name]
+    return _differs(name, {name: found[name][other]}, {name: base[name][other]}, comparison)
 
 
 def _chosen(
