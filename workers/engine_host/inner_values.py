@@ -57,7 +57,8 @@ def look_inside(
     if not sight.unseen or seconds <= 0:
         return sight
     graph = onnx_graph.parse(Path(reference.engine.definition).read_bytes()).graph
-    paths = {name: _computed_from(graph, name)[:NEAREST] for name in sight.unseen}
+    readers = _readers(graph)
+    paths = {name: _computed_from(graph, readers, name) for name in sight.unseen}
     wide = reference.showing(tuple(dict.fromkeys(value for path in paths.values() for value in path))[:MOST])
     try:
         base = wide.run(inputs)
@@ -87,20 +88,26 @@ def look_inside(
     )
 
 
-def _computed_from(graph: GraphProto, name: str) -> list[str]:
-    """Return the values that are computed from one, the nearest first; no outputs."""
+def _readers(graph: GraphProto) -> dict[str, list[int]]:
+    """Return the places of the nodes that read each value."""
+    readers: dict[str, list[int]] = {}
+    for place, node in enumerate(graph.node):
+        for name in node.input:
+            readers.setdefault(name, []).append(place)
+    return readers
+
+
+def _computed_from(graph: GraphProto, readers: Mapping[str, Sequence[int]], name: str) -> list[str]:
+    """Return up to `NEAREST` values that are computed from one, the nearest first; no outputs."""
     outputs = {one.name for one in graph.output}
     found, front = {name: None}, [name]
-    while front:
-        front = [
-            value
-            for node in graph.node
-            if any(one in node.input for one in front)
-            for value in node.output
-            if value and value not in found
-        ]
+    nearest: list[str] = []
+    while front and len(nearest) < NEAREST:
+        places = sorted({place for one in front for place in readers.get(one, ())})
+        front = [value for place in places for value in graph.node[place].output if value and value not in found]
         found.update(dict.fromkeys(front))
-    return [value for value in found if value != name and value not in outputs]
+        nearest += [value for value in front if value not in outputs]
+    return nearest[:NEAREST]
 
 
 def _trace(
@@ -121,7 +128,7 @@ def _trace(
     for signs in Signs:
         moved = _run(wide, inputs, {name: changed(value, LARGE, pattern(signs))})
         large.update(dict.fromkeys(one for one in path if _differs(one, moved, base, comparison)))
-        is_idle = is_idle and not any(_differs(one, moved, base, comparison) for one in outputs)
+        is_idle = is_idle and not any(_moves(one, moved, base, comparison) for one in outputs)
     if is_idle:
         ends = " or ".join(dict.fromkeys(map(_named, _where_it_ends(graph, set(large), [*path, *outputs]))))
         what = (
@@ -158,7 +165,7 @@ def _has_effect(reference: Reference, inputs: Arrays, comparison: Comparison, na
         return False
     large = (changed(reference.weights[name], LARGE, pattern(signs)) for signs in Signs)
     moved = (_run(reference, inputs, {name: value}) for value in large)
-    return any(_differs(one, found, base, comparison) for found in moved for one in base)
+    return any(_moves(one, found, base, comparison) for found in moved for one in base)
 
 
 def _where_it_ends(graph: GraphProto, moved: set[str], watched: Sequence[str]) -> Iterator[NodeProto]:
@@ -188,6 +195,14 @@ def _differs(name: str, found: Arrays | None, base: Arrays, comparison: Comparis
         return bool(comparison.fault(name, comparison.difference(name, found[name], base[name])))
     except BackendError:  # it has another shape
         return True
+
+
+def _moves(name: str, found: Arrays | None, base: Arrays, comparison: Comparison) -> bool:
+    """Whether an output differs where it is another at all: a fill of -3.4e38 elsewhere would drown what moves."""
+    if found is None or found[name].shape != base[name].shape:
+        return True
+    other = found[name] != base[name]
+    return _differs(name, {name: found[name][other]}, {name: base[name][other]}, comparison)
 
 
 def _chosen(

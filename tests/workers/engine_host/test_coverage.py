@@ -111,6 +111,18 @@ def test_outputs_alone_are_looked_at_if_the_engine_shows_nothing_else(hosting: H
     assert "no output depends on it" in sight.reasons["w"]
 
 
+def test_what_large_values_of_an_output_drown_has_an_effect(hosting: Hosting, tmp_path: Path) -> None:
+    """Half of the output is filled with the least number, as masked logits are."""
+    nodes = [
+        helper.make_node("Mul", ["x", "w"], ["m"]),
+        helper.make_node("Where", ["kept", "m", "least"], ["y"]),
+    ]
+    constants = {"kept": np.arange(8) < 4, "least": np.array(np.finfo(np.float32).min)}
+    network = network_of(tmp_path / "net.onnx", nodes, {"w": ("F32", (8,))}, X, {"y": "F32"}, constants=constants)
+    sight = sees(hosting, built(hosting, network))
+    assert (sight.by_inner, sight.inner, sight.without_effect) == (1, ("m",), ())
+
+
 def test_what_there_was_no_time_to_look_into_says_so() -> None:
     counts: dict[str, Any] = {"parameters": 0, "of": 2, "tried": 2, "seconds": 10.0, "saturated": ()}
     sight = Sight(**counts, unseen=("v", "w"), unseen_swapped=(), in_part=(), reasons={"v": "it is small"})

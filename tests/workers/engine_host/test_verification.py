@@ -20,7 +20,7 @@ from tests.workers.processes import status_bytes
 from workers.channel.messages import BackendError, Check, EngineFile, OutputDifference, Verified, Verify
 from workers.engine_host import references as held
 from workers.engine_host.backends.onnxruntime.backend import OnnxruntimeEngine
-from workers.engine_host.comparison import Comparison, difference, fault_of, is_finite, tolerance_of
+from workers.engine_host.comparison import TOLERANCES, Comparison, difference, fault_of, is_finite, tolerance_of
 from workers.engine_host.cost import Costs, no_limit
 from workers.engine_host.engines import Engines
 from workers.engine_host.onnx_graph import quantises, softmaxes
@@ -299,7 +299,7 @@ def test_differences_are_computed_in_float64() -> None:
         ([1.0, 2.0], [1.0, 2.0], ""),
         ([0.0, 0.0], [0.0, 0.0], ""),
         ([1e-8, 0.0], [0.0, 0.0], ""),
-        ([1.0, 0.0], [0.0, 0.0], "relative L2"),
+        ([1.0, 0.0], [0.0, 0.0], "differs by 1.0 from the zeros that are expected, 1e-06 is allowed"),
         ([1.0, 2.1], [1.0, 2.0], "relative L2"),
         ([-1.0, -2.0], [1.0, 2.0], "relative L2"),
         ([np.inf, 2.0], [np.inf, 2.0], ""),
@@ -451,6 +451,24 @@ def test_probabilities_that_are_too_small_for_their_dtype_have_no_logarithm() ->
     assert rounded.difference("y", np.ones(1, np.float32), np.ones(1, np.float32)).logarithm is None
     none = half.difference("y", np.zeros(1, np.float32), np.full(1, 1e-5, np.float32))
     assert none.logarithm is None
+
+
+def test_a_probability_that_vanished_differs_by_a_number() -> None:
+    double = Comparison(next(one for one in TOLERANCES if one.dtype == "F64"), frozenset({"y"}))
+    found = double.difference("y", np.array([1.0, 0.0]), np.array([1.0, 1e-140]))
+    assert found.logarithm is not None
+    assert np.isfinite(found.logarithm)
+    assert "logarithms of output y" in double.fault("y", found)
+
+
+def test_numbers_whose_squares_exceed_doubles_are_told_apart() -> None:
+    right = np.array([1e200, -1e200])
+    wrong = difference(right * [2, 1], right)
+    assert wrong.max_abs == 1e200
+    assert wrong.relative_l2 == pytest.approx(2**-0.5)
+    assert wrong.cosine == pytest.approx(3 / 10**0.5)
+    assert "relative L2" in fault_of("y", wrong, F32)
+    assert fault_of("y", difference(right * (1 + 1e-9), right), F32) == ""
 
 
 def test_a_difference_that_the_client_allows_is_allowed_of_probabilities_too(hosting: Hosting, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from weakref import finalize
 
 import numpy as np
 
-from workers.engine_host.cuda.runtime import check, cudart
+from workers.engine_host.cuda.runtime import CudaError, check, cudart
 from workers.engine_host.cuda.stream import Stream
 
 LARGE_PAGE = 2 << 20  # bytes
@@ -63,7 +63,8 @@ def page_locked(nbytes: int) -> Array:
     there is none.
     """
     if nbytes >= LARGE_PAGE:
-        return _locked_in_large_pages(nbytes)
+        with suppress(CudaError, OSError):  # a system that locks CUDA's own memory only
+            return _locked_in_large_pages(nbytes)
     pointer = int(check(cudart().cudaHostAlloc(max(nbytes, 1), cudart().cudaHostAllocDefault)))
     memory = (ctypes.c_uint8 * nbytes).from_address(pointer)
     finalize(memory, _free_page_locked, pointer).atexit = False  # the driver frees what a process leaves

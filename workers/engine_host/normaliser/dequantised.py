@@ -21,13 +21,24 @@ def multiply_biases(graph: ir.Graph) -> Iterator[str]:
         chain = Chain(node)
         if zero is not None:
             values = chain.add("Sub", values, zero)
-        chain.replace_by(chain.add("Mul", chain.add("Cast", values, to=int(scale.dtype or ir.DataType.FLOAT)), scale))
+        chain.replace_by(_product(chain, values, scale))
         yield name_of(node)
+
+
+def _product(chain: Chain, values: ir.Value, scale: ir.Value) -> ir.Value:
+    """Multiply in F32, as the operator does: F16 may hold the product, but not the whole numbers."""
+    wide = chain.add("Cast", values, to=int(ir.DataType.FLOAT))
+    if scale.dtype in {None, ir.DataType.FLOAT}:
+        return chain.add("Mul", wide, scale)
+    product = chain.add("Mul", wide, chain.add("Cast", scale, to=int(ir.DataType.FLOAT)))
+    return chain.add("Cast", product, to=int(scale.dtype))
 
 
 def _broadcasts(node: ir.Node, values: ir.Value, scale: ir.Value) -> bool:
     """Whether there is one scale, or one for each element of the last axis."""
     if values.shape is None or scale.shape is None or len(scale.shape) > 1 or not len(values.shape):
+        return False
+    if node.attributes.get_int("block_size", 0):
         return False
     rank = len(values.shape)
     return len(scale.shape) == 0 or scale.shape[0] == 1 or node.attributes.get_int("axis", 1) % rank == rank - 1

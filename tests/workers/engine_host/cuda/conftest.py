@@ -19,7 +19,10 @@ OUT_OF_MEMORY = (2, "cudaErrorMemoryAllocation", "out of memory")
 NO_DRIVER = (35, "cudaErrorInsufficientDriver", "CUDA driver version is insufficient for CUDA runtime version")
 NO_DEVICE = (100, "cudaErrorNoDevice", "no CUDA-capable device is detected")
 ILLEGAL_ADDRESS = (700, "cudaErrorIllegalAddress", "an illegal memory access was encountered")
-STATUSES = {status[0]: status for status in (SUCCESS, OUT_OF_MEMORY, NO_DRIVER, NO_DEVICE, ILLEGAL_ADDRESS)}
+NOT_SUPPORTED = (801, "cudaErrorNotSupported", "operation not supported")
+STATUSES = {
+    status[0]: status for status in (SUCCESS, OUT_OF_MEMORY, NO_DRIVER, NO_DEVICE, ILLEGAL_ADDRESS, NOT_SUPPORTED)
+}
 
 
 @dataclass

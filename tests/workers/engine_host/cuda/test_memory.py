@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from tests.workers.engine_host.cuda.conftest import OUT_OF_MEMORY
+from tests.workers.engine_host.cuda.conftest import NOT_SUPPORTED, OUT_OF_MEMORY
 from workers.engine_host.cuda import (
     CudaError,
     DeviceBuffer,
@@ -154,8 +154,18 @@ def test_large_memory_is_ours_and_locked_for_as_long_as_a_view_of_it_is_there(cu
     assert cuda.calls.count("cudaHostUnregister") == 1
 
 
+def test_large_memory_is_cudas_own_where_ours_cannot_be_locked(cuda: "FakeCudart") -> None:
+    cuda.fails["cudaHostRegister"] = NOT_SUPPORTED[0]
+    memory = page_locked(LARGE_PAGE)
+    assert {start: len(block) for start, block in cuda.page_locked.items()} == {memory.ctypes.data: LARGE_PAGE}
+    del memory
+    gc.collect()
+    assert not cuda.page_locked
+    assert "cudaHostUnregister" not in cuda.calls
+
+
 def test_large_memory_that_cannot_be_locked_is_an_error(cuda: "FakeCudart") -> None:
-    cuda.fails["cudaHostRegister"] = OUT_OF_MEMORY[0]
+    cuda.fails |= dict.fromkeys(("cudaHostRegister", "cudaHostAlloc"), OUT_OF_MEMORY[0])
     with pytest.raises(CudaError) as caught:
         page_locked(LARGE_PAGE)
     assert caught.value.code == "device_out_of_memory"

@@ -1,6 +1,9 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from onnx import TensorProto, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from tests.workers.engine_host.normaliser.graphs import OPSET_17, computed, graph, operators
 from workers.engine_host import onnx_graph
@@ -27,6 +30,26 @@ def test_a_quantised_bias_is_the_product_of_itself_and_its_scale(scale: np.ndarr
     assert "DequantizeLinear" not in operators(normal.model)
     assert list(onnx_graph.parameters_of(normal.model)) == ["s", "q"]
     np.testing.assert_array_equal(computed(normal.model, inputs)[0], computed(model, inputs)[0])
+
+
+def test_a_bias_beyond_half_precision_keeps_a_product_within_it() -> None:
+    text = "agraph (int32[3] q, float16[3] s) => (float16[3] y) { y = DequantizeLinear<axis = 0>(q, s) }"
+    model = graph(text, opset=19)
+    inputs = {"q": np.array([2**20, -70_000, 3], np.int32), "s": np.array([1e-3, 0.25, 2], np.float16)}
+    normal = normalise(model, [], Parser(19, dequantises_i32=False)).model
+    outputs: list[Any] = [ReferenceEvaluator(one).run(None, inputs) for one in (normal, model)]
+    (found,), (exact,) = outputs
+
+    assert "DequantizeLinear" not in operators(normal)
+    assert found.dtype == np.float16
+    np.testing.assert_array_equal(found, exact)
+
+
+def test_a_bias_of_one_scale_for_each_block_stays() -> None:
+    text = "agraph (int32[8] q, float[2] s) => (float[8] y) { y = DequantizeLinear<axis = 0, block_size = 4>(q, s) }"
+    model = graph(text, opset=21)
+
+    assert normalise(model, [], Parser(21, dequantises_i32=False)).model is model
 
 
 def test_activations_are_dequantised_as_before() -> None:

@@ -89,6 +89,13 @@ def refit_to(engine: TensorrtEngine, sources: Sources, folder: Path) -> int:
     return count
 
 
+@pytest.fixture
+def second(engine: TensorrtEngine, both: tuple[Sources, Sources], tmp_path: Path) -> TensorrtEngine:
+    """The engine after a refit to the second version, which memory was locked for."""
+    refit_to(engine, both[1], tmp_path)
+    return engine
+
+
 def holds(refits: Refits, network: Network, seed: int) -> bool:
     wanted = network.weights(seed)
     return all(np.array_equal(refits.values[name], wanted[name]) for name in NAMES)
@@ -121,15 +128,13 @@ def test_a_switch_back_reads_no_file(
 
 
 def test_weights_are_read_in_the_order_of_the_file_while_earlier_ones_are_set(
-    engine: TensorrtEngine,
+    second: TensorrtEngine,
     both: tuple[Sources, Sources],
     refits: Refits,
     network: Network,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    first, second = both
-    refit_to(engine, second, tmp_path)
     monkeypatch.setattr(engine_module, "BATCH_BYTES", 1)
     begun: list[str] = []
     began: list[int] = []
@@ -142,9 +147,9 @@ def test_weights_are_read_in_the_order_of_the_file_while_earlier_ones_are_set(
     refits.batches.clear()
     refits.at_refit = lambda: began.append(len(begun))
 
-    refit_to(engine, first, tmp_path)
+    refit_to(second, both[0], tmp_path)
 
-    offsets = {one.name: one.tensors[0].offset for one in first}
+    offsets = {one.name: one.tensors[0].offset for one in both[0]}
     assert refits.batches == [[name] for name in sorted(NAMES, key=lambda name: offsets[name])]
     assert holds(refits, network, 1)
     assert len(begun) == 4
@@ -169,52 +174,46 @@ def test_memory_for_two_of_four_weights_serves_all_in_turn(
 
 
 def test_damaged_bytes_are_not_kept(
-    engine: TensorrtEngine, both: tuple[Sources, Sources], refits: Refits, network: Network, tmp_path: Path
+    second: TensorrtEngine, both: tuple[Sources, Sources], refits: Refits, network: Network, tmp_path: Path
 ) -> None:
-    first, second = both
-    refit_to(engine, second, tmp_path)
     files = ParameterFiles(tmp_path / "made")
     files.on_damage(process_values().forget_all)
-    path = Path(first[0].tensors[0].path)
+    path = Path(both[0][0].tensors[0].path)
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     watch = Stopwatch(lambda _message: None)
-    engine.set_parameters(first, files, watch, lambda _done, _total: None)
+    second.set_parameters(both[0], files, watch, lambda _done, _total: None)
     with pytest.raises(BackendError, match="not those that were uploaded"):
         files.settle()
     path.write_bytes(whole)
-    again = loaded(network, second, release_8())
-    refit_to(again, first, tmp_path)
+    again = loaded(network, both[1], release_8())
+    refit_to(again, both[0], tmp_path)
     assert holds(refits, network, 1)
 
 
 def test_a_file_that_ends_early_fails_the_refit_and_leaves_nothing_behind(
-    engine: TensorrtEngine,
+    second: TensorrtEngine,
     both: tuple[Sources, Sources],
     refits: Refits,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    first, second = both
-    refit_to(engine, second, tmp_path)
     with monkeypatch.context() as reading:
         reading.setattr(os, "preadv", lambda _file, _buffers, _offset: 0)
         with pytest.raises(BackendError, match="are needed"):
-            refit_to(engine, first, tmp_path)
+            refit_to(second, both[0], tmp_path)
     assert not any(process_values()._values.values())
     assert refits.cuda.page_locked
 
 
 def test_reads_that_return_early_go_on(
-    engine: TensorrtEngine,
+    second: TensorrtEngine,
     both: tuple[Sources, Sources],
     refits: Refits,
     network: Network,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    first, second = both
-    refit_to(engine, second, tmp_path)
     whole: Callable[[int, list[memoryview], int], int] = os.preadv
 
     def three_bytes(file: int, buffers: list[memoryview], offset: int) -> int:
@@ -222,7 +221,7 @@ def test_reads_that_return_early_go_on(
         return whole(file, [wanted[:3]], offset)
 
     monkeypatch.setattr(os, "preadv", three_bytes)
-    refit_to(engine, first, tmp_path)
+    refit_to(second, both[0], tmp_path)
     assert refits.locked == {*NAMES}
     assert holds(refits, network, 1)
 
