@@ -1,5 +1,7 @@
 """Tensors in another shape than the parameters that they seem to be: said, and never bound by themselves."""
 
+import json
+
 import pytest
 
 from app.bindings.binding import bind
@@ -30,6 +32,24 @@ def test_names_a_tensor_that_may_be_several_parameters_in_one(fused: str) -> Non
     assert made.proposed.proposals == ()
     assert '"sections": 3' in made.proposed.unclear[0].detail
     assert not any('"ignore"' in one.detail for one in made.problems)
+
+
+@pytest.mark.parametrize("rows", [4, 6])
+def test_names_the_transposition_of_parts_whose_parameters_the_exporter_transposed(rows: int) -> None:
+    exported = {f"onnx::MatMul_{number}": (6, rows) for number in (7, 8, 9)}
+    (unclear,) = report(exported, {"attn.in_proj_weight": (3 * rows, 6)}).proposed.unclear
+    told = unclear.detail.partition('"transforms": ')[2].partition("]}]")[0] + "]}]"
+    transforms = [{"op": "split", "axis": 0, "sections": 3, "index": 0}, {"op": "transpose", "perm": [1, 0]}]
+    assert json.loads(told) == transforms
+    rules = [
+        {
+            "parameter": name,
+            "tensors": ["attn.in_proj_weight"],
+            "transforms": [transforms[0] | {"index": at}, transforms[1]],
+        }
+        for at, name in enumerate(exported)
+    ]
+    assert report(exported, {"attn.in_proj_weight": (3 * rows, 6)}, *rules).ok
 
 
 def test_says_nothing_of_a_shape_that_as_many_parameters_do_not_have() -> None:
