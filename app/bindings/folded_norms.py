@@ -1,7 +1,8 @@
 """Batch normalisations of a checkpoint that a definition has no place for, because an exporter folded them away.
 
-Exporters multiply such a layer into the convolution or linear layer before it: W' = W gamma / sqrt(var + eps), and likewise the bias.
-The weight and bias of the checkpoint then have the names and shapes of what the definition wants, and other values.
+Exporters multiply such a layer into the convolution or linear layer before it: W' = W gamma / sqrt(var + eps), and
+likewise the bias. The weight and bias of the checkpoint then have the names and shapes of what the definition wants,
+and other values.
 """
 
 from collections import Counter, defaultdict
@@ -51,8 +52,8 @@ def is_product(parameter: str, shape: tuple[int, ...], shapes: Iterable[tuple[in
 
 _REMEDY: Final = (
     'Upload an ONNX export of the trained model (POST …/weights with "onnx"): that needs no rules. Or fold before '
-    "saving, with fuse_conv_bn_eval or fuse_linear_bn_eval of torch.nn.utils.fusion. For a definition that takes such checkpoints as they are, "
-    "export with torch.onnx.export(…, dynamo=True, optimize=False), or with dynamo=False, "
+    "saving, with fuse_conv_bn_eval or fuse_linear_bn_eval of torch.nn.utils.fusion. For a definition that takes such "
+    "checkpoints as they are, export with torch.onnx.export(…, dynamo=True, optimize=False), or with dynamo=False, "
     "training=TrainingMode.PRESERVE and do_constant_folding=False."
 )
 

@@ -78,7 +78,7 @@ def _several(count: int, names: Sequence[str], parameters: Sequence[str], *, is_
         transforms.append(TURN.to_json())
         turned = ", transposed as torch.onnx.export has them,"
     return (
-        f"{named(names)} has the shape of {count} of {named(parameters)} in one{turned} as a fused query, key and value "
-        f'has. If it is that, feed each of them by a rule with "transforms": {json.dumps(transforms)}, counting the '
+        f"{named(names)} has the shape of {count} of {named(parameters)} in one{turned} as a fused query, key and "
+        f'value. If it is that, feed each of them by a rule with "transforms": {json.dumps(transforms)}, counting the '
         "index up. The order of the parts is that of the code that made the checkpoint, which no shape tells."
     )

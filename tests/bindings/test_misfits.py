@@ -36,17 +36,12 @@ def test_names_a_tensor_that_may_be_several_parameters_in_one(fused: str) -> Non
 
 @pytest.mark.parametrize("rows", [4, 6])
 def test_names_the_transposition_of_parts_whose_parameters_the_exporter_transposed(rows: int) -> None:
-    exported = {f"onnx::MatMul_{number}": (6, rows) for number in (7, 8, 9)}
+    exported: Shapes = {f"onnx::MatMul_{number}": (6, rows) for number in (7, 8, 9)}
     (unclear,) = report(exported, {"attn.in_proj_weight": (3 * rows, 6)}).proposed.unclear
-    told = unclear.detail.partition('"transforms": ')[2].partition("]}]")[0] + "]}]"
-    transforms = [{"op": "split", "axis": 0, "sections": 3, "index": 0}, {"op": "transpose", "perm": [1, 0]}]
-    assert json.loads(told) == transforms
+    split, turn = {"op": "split", "axis": 0, "sections": 3, "index": 0}, {"op": "transpose", "perm": [1, 0]}
+    assert f'"transforms": {json.dumps([split, turn])}' in unclear.detail
     rules = [
-        {
-            "parameter": name,
-            "tensors": ["attn.in_proj_weight"],
-            "transforms": [transforms[0] | {"index": at}, transforms[1]],
-        }
+        {"parameter": name, "tensors": ["attn.in_proj_weight"], "transforms": [{**split, "index": at}, turn]}
         for at, name in enumerate(exported)
     ]
     assert report(exported, {"attn.in_proj_weight": (3 * rows, 6)}, *rules).ok
