@@ -79,7 +79,7 @@ class ZipArchive:
             raise CheckpointError(
                 "compressed",
                 f"{shown} is compressed, and tensors are used where they lie in the file. Write the archive without "
-                "compression (numpy.savez instead of savez_compressed; zip -0).",
+                "compression: with torch.save, or with numpy.savez instead of savez_compressed.",
             )
         if not 0 <= info.header_offset <= self._size - LOCAL_HEADER.size:
             raise _misplaced(shown)
