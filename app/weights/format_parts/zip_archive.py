@@ -42,6 +42,12 @@ class ZipArchive:
                 "truncated_file",
                 f"The directory at the end of the zip archive cannot be read ({error!s:.200}). Upload the whole file.",
             ) from error
+        if infos and min(info.header_offset for info in infos) > 0:
+            raise CheckpointError(
+                "bad_header",
+                "The file has several archives one behind the other, as torch.distributed.checkpoint writes them "
+                "(.distcp). Convert its folder with python -m torch.distributed.checkpoint.format_utils dcp_to_torch.",
+            )
         if len(infos) > MAX_MEMBERS:
             raise CheckpointError("too_many_tensors", f"The archive has more than {MAX_MEMBERS} files. Split it.")
         self._members = {info.filename: info for info in infos}

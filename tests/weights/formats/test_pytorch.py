@@ -149,6 +149,12 @@ def _with_flag(raw: bytes, flag: int) -> bytes:
     return bytes(changed)
 
 
+def test_several_archives_in_one_file_are_not_read_as_the_last_of_them() -> None:
+    error = refusal(read("perceptron.pt") + read("alone.pt"))
+    assert error.code == "bad_header"
+    assert "dcp_to_torch" in error.detail
+
+
 def test_an_encrypted_archive_is_called_so() -> None:
     error = refusal(_with_flag(read("perceptron.pt"), 1))
     assert error.code == "compressed"
