@@ -62,7 +62,7 @@ def _slot(name: str, tensor: TorchTensor | Unreadable, where: Callable[[Storage]
         raise CheckpointError(
             "unsupported_dtype",
             f"{name} is a {tensor.kind} tensor, and only plain ones are read. Save it as one (.dequantize(), "
-            ".to_dense(), .resolve_conj()), or leave it out.",
+            ".to_dense(), .resolve_conj(), .resolve_neg()), or leave it out.",
         )
     if not tensor.is_contiguous:
         raise CheckpointError(

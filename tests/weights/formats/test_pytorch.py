@@ -84,7 +84,7 @@ def test_python_2s_ordered_dictionaries_are_read() -> None:
         ("refused_view.pt", "not_contiguous", ".contiguous()"),
         ("refused_expanded.pt", "not_contiguous", ".contiguous()"),
         ("refused_overlap.pt", "bad_offsets", "copies"),
-        ("refused_conjugated.pt", "unsupported_dtype", ".resolve_conj()"),
+        ("refused_conjugated.pt", "unsupported_dtype", ".resolve_conj(), .resolve_neg()"),
         ("refused_quantized.pt", "unsupported_dtype", ".dequantize()"),
         ("refused_sparse.pt", "unsupported_dtype", ".to_dense()"),
         ("refused_meta.pt", "unsupported_dtype", "without values"),
