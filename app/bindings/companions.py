@@ -48,7 +48,7 @@ _ROLES: Final[tuple[tuple[Role, re.Pattern[str]], ...]] = (
     ("scale", re.compile(r"(.+?)[._]((?:global_|outer_)?(?:de)?scales?(?:_inv|_2|_inverse)?|scale_weight)")),
     ("zero point", re.compile(r"(?:zero_points?|zeros)[._](?P<of>.+)")),
     ("scale", re.compile(r"scales?[._](?P<of>.+)")),
-    ("absolute maximum", re.compile(r"(.+?)[._](SCB|absmax)")),
+    ("absolute maximum", re.compile(r"(.+?)[._](SCB|absmax|amax)")),
     ("quantisation data", re.compile(r"(.+?)[._](quant_map|nested_\w+|quant_state\..+|g_idx|weight_format)")),
 )
 _ADAPTER: Final = re.compile(
@@ -75,7 +75,7 @@ _RECURRENT: Final = re.compile(r"(?:(.+)\.)?((?:weight|bias)_(?:ih|hh)_l\d+(?:_r
 
 # Any companion's name has one of these in it; most tensors of a checkpoint have none.
 _HINT: Final = re.compile(
-    "scale|SCB|absmax|zero|zp|quant|nested_|g_idx|weight_|bias_|qweight|lora|hada_|lokr_|ia3_l|alpha|scaling|original"
+    "scale|SCB|amax|absmax|zero|zp|quant|nested_|g_idx|weight_|bias_|qweight|lora|hada_|lokr_|ia3_l|alpha|scaling|original"
     "|oft_|vera_|diff|parametrizations"
 )
 

@@ -1,7 +1,8 @@
 """Batch normalisations of a checkpoint that a definition has no place for, because an exporter folded them away.
 
-Exporters multiply such a layer into the convolution before it: W' = W gamma / sqrt(var + eps), and likewise the bias.
-The weight and bias of the checkpoint then have the names and shapes of what the definition wants, and other values.
+Exporters multiply such a layer into the convolution or linear layer before it: W' = W gamma / sqrt(var + eps), and
+likewise the bias. The weight and bias of the checkpoint then have the names and shapes of what the definition wants,
+and other values.
 """
 
 from collections import Counter, defaultdict
@@ -51,8 +52,8 @@ def is_product(parameter: str, shape: tuple[int, ...], shapes: Iterable[tuple[in
 
 _REMEDY: Final = (
     'Upload an ONNX export of the trained model (POST …/weights with "onnx"): that needs no rules. Or fold before '
-    "saving, with torch.nn.utils.fusion.fuse_conv_bn_eval. For a definition that takes such checkpoints as they are, "
-    "export with torch.onnx.export(…, dynamo=True, optimize=False), or with dynamo=False, "
+    "saving, with fuse_conv_bn_eval or fuse_linear_bn_eval of torch.nn.utils.fusion. For a definition that takes such "
+    "checkpoints as they are, export with torch.onnx.export(…, dynamo=True, optimize=False), or with dynamo=False, "
     "training=TrainingMode.PRESERVE and do_constant_folding=False."
 )
 
@@ -61,9 +62,9 @@ def folded_remedy(layer: str) -> str:
     """Say what became of a layer, and how to get weights that fit."""
     return (
         f"It belongs to the batch normalisation {layer or 'of the model'}, which the definition has no place for. "
-        "Exporters fold such a layer into the weight and the bias of the convolution before it, so the checkpoint's "
-        "are not what the definition wants, even under the same names: an engine of them gives other outputs. "
-        f"{_REMEDY}"
+        "Exporters fold such a layer into the weight and the bias of the convolution or linear layer before it, so the "
+        "checkpoint's are not what the definition wants, even under the same names: an engine of them gives other "
+        f"outputs. {_REMEDY}"
     )
 
 
@@ -71,7 +72,7 @@ def product_remedy(parameters: str, layers: str) -> str:
     """Say why no tensor of the checkpoint is proposed for what layers may have been folded into."""
     return (
         f"No tensor of the checkpoint is proposed for {parameters}: an exporter seems to have folded {layers} into "
-        f"convolutions, and their weights and biases are products that the checkpoint does not hold. {_REMEDY}"
+        f"the layers before, and their weights and biases are products that the checkpoint does not hold. {_REMEDY}"
     )
 
 

@@ -9,8 +9,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final
 
 from app.bindings.companions import TypedTensor
+from app.bindings.fits import TURN
 from app.bindings.naming import Namesake
-from app.bindings.proposed import Unclear, named
+from app.bindings.proposed import EXPORTED, Unclear, is_square, named
 from app.bindings.rule_sets import literal
 from app.definitions.parameter import Parameter
 
@@ -44,19 +45,28 @@ def misfits(
         if len(found) == 1:
             known.update((one.name, found[0]))
             yield Unclear((one.name,), (found[0],), _other_shape(one, found[0], tensors[found[0]].shape))
-    by_shape: dict[Shape, list[str]] = defaultdict(list)
+    yield from _fused(
+        [one for one in missing if one.name not in known], [name for name in free if name not in known], tensors
+    )
+
+
+def _fused(
+    missing: Sequence[Parameter], free: Collection[str], tensors: Mapping[str, TypedTensor]
+) -> Iterator[Unclear]:
+    by_shape: dict[tuple[Shape, bool], list[str]] = defaultdict(list)
     for one in missing:
-        if one.name not in known and one.shape:
-            by_shape[one.shape].append(one.name)
+        for way in _ways(one):
+            by_shape[way].append(one.name)
     for count in FUSED:
         fused: dict[Shape, list[str]] = defaultdict(list)
         for name in free:
             shape = tensors[name].shape
-            if name not in known and shape and shape[0] % count == 0:
+            if shape and shape[0] % count == 0:
                 fused[shape[0] // count, *shape[1:]].append(name)
-        for shape, names in fused.items():
-            if len(by_shape.get(shape, ())) >= count:
-                yield Unclear(tuple(by_shape[shape]), tuple(names), _several(count, names, by_shape[shape]))
+        for (shape, is_turned), parameters in by_shape.items():
+            if len(parameters) >= count and (names := fused.get(shape)):
+                detail = _several(count, names, parameters, shape, is_turned=is_turned)
+                yield Unclear(tuple(parameters), tuple(names), detail)
 
 
 def _other_shape(one: Parameter, tensor: str, shape: Shape) -> str:
@@ -68,10 +78,28 @@ def _other_shape(one: Parameter, tensor: str, shape: Shape) -> str:
     return f"{what} If it is a vocabulary that was padded, add the rule {json.dumps(rule)}."
 
 
-def _several(count: int, names: Sequence[str], parameters: Sequence[str]) -> str:
-    split = json.dumps({"op": "split", "axis": 0, "sections": count, "index": 0})
+def _ways(one: Parameter) -> Iterator[tuple[Shape, bool]]:
+    """Yield the shapes that a parameter may have as a part of a tensor, and whether it is transposed there."""
+    is_matrix, is_renamed = len(one.shape) == 2, one.name.startswith(EXPORTED)
+    if is_matrix and (is_renamed or not is_square(one.shape)):
+        yield one.shape[::-1], True
+    if one.shape and not (is_matrix and is_renamed):
+        yield one.shape, False
+
+
+def _several(count: int, names: Sequence[str], parameters: Sequence[str], shape: Shape, *, is_turned: bool) -> str:
+    transforms: list[object] = [{"op": "split", "axis": 0, "sections": count, "index": 0}]
+    turned = is_open = ""
+    if is_turned:
+        transforms.append(TURN.to_json())
+        turned = ", transposed"
+    elif is_square(shape):
+        is_open = (
+            " Nor does it tell whether the parts lie transposed, as those of a Linear do if the exporter has renamed "
+            f"the parameter: then put {json.dumps(TURN.to_json())} behind the split."
+        )
     return (
-        f"{named(names)} has the shape of {count} of {named(parameters)} in one, as a fused query, key and value. If "
-        f"it is that, feed each of them by a rule with {split}, counting the index up. The order of the parts is that "
-        "of the code that made the checkpoint, which no shape tells."
+        f"{named(names)} has the shape of {count} of {named(parameters)} in one{turned}, as a fused query, key and "
+        f'value. If it is that, feed each of them by a rule with "transforms": {json.dumps(transforms)}, counting the '
+        f"index up. The order of the parts is that of the code that made the checkpoint, which no shape tells.{is_open}"
     )

@@ -92,7 +92,7 @@ class _Proposer:
         self._by_gates(missing)
         self._by_tie(missing)
         unsettled = [one.parameter for name, one in missing.items() if name not in self.settled]
-        free = [name for name in spare if name not in self.taken]
+        free = dict.fromkeys(name for name in spare if name not in self.taken)
         self.unclear += misfits(unsettled, free, self.tensors, alike)
         self._squares()
         rules = rule_set(self.fed, self.bound, [parameter.name for parameter in self.parameters])

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Final
 
+from app.bindings.adapters import merging
 from app.bindings.companions import Companion, Role, TypedTensor, companion, is_quantised
 from app.bindings.fits import TURN
 from app.bindings.misfits import resized
@@ -73,10 +74,10 @@ def cast_remedy(
         if proposal is not None:
             return f"{what}. Dequantise them. {_advice(proposal)}"
         beside = {name: known for name in tensors if (known := companion(name, tensors)) and known.of in names}
-        for known in beside.values():
-            if known.role == "absolute maximum":
-                return f"{what}. {_belongs(known.of, known, tensors)}"
-        scales = list(beside)
+        for name, known in beside.items():
+            if known.role in _BY_ITS_TOOL:
+                return f"{what}. {name} is the {_noun(known)} {known.of}. {_BY_ITS_TOOL[known.role]}"
+        scales = [name for name, known in beside.items() if known.role in {"scale", "zero point"}]
         if scales:
             return (
                 f"{what}. {named(scales)} belongs to {named(names)}: dequantise with the transform `dequantize`, "
@@ -118,7 +119,7 @@ def unexpected_remedy(
             "and an engine without it gives other outputs: fold it into the weight before the upload, or export the "
             f"model again. Only if nothing computes with it, {ignoring}"
         )
-    if plain(tensor)[-1].endswith(_LEAVES) and _may_be_learnt(tensors[tensor]):
+    if any(leaf.endswith(_LEAVES) for leaf in plain(tensor)[-1:]) and _may_be_learnt(tensors[tensor]):
         return (
             f"{what} Its name is that of a learnt tensor. If the model computes with it, the definition has no place "
             "for it, and an engine without it gives other outputs. An export of an untrained model is like that: "
@@ -216,63 +217,36 @@ def _belongs(tensor: str, known: Companion, tensors: Mapping[str, TypedTensor]) 
         )
     if known.role == "recurrent part":
         return f"{what} {gates(tensor, known, tensors)}"
-    return f"{what} {_WHAT_TO_DO.get(known.role) or _merging(tensor, known, tensors)}"
+    return f"{what} {_WHAT_TO_DO.get(known.role) or merging(tensor, known, tensors)}"
 
 
 _WITH_SCALE = (
     "Those numbers mean nothing without it: dequantise them, in a rule that names the numbers, the "
     "scale and the zero point if there is one, with the transform `dequantize`, or do it before the upload."
 )
+_BY_ITS_TOOL: Mapping[Role, str] = {
+    "quantisation data": (
+        "What it means is known to the tool that has quantised the model: dequantise before the upload, with that."
+    ),
+    "absolute maximum": (
+        "That is no scale yet: it is 127 times the scale of 8-bit integers, 448 times that of F8_E4M3, and "
+        "bitsandbytes has codes of its own for 4 bits. Dequantise before the upload, with the tool that has quantised "
+        "the model."
+    ),
+}
 _WHAT_TO_DO: Mapping[Role, str] = {
+    **_BY_ITS_TOOL,
     "scale": _WITH_SCALE,
     "zero point": _WITH_SCALE,
-    "quantisation data": _WITH_SCALE,
     "packed numbers": (
         "Several of them share an integer (GPTQ, AWQ and the like): dequantise before the upload, with the "
         "tool that has packed them."
-    ),
-    "absolute maximum": (
-        "That is no scale yet: bitsandbytes keeps the largest magnitude, 127 times the scale of 8-bit "
-        "integers, and codes of its own for 4 bits. Dequantise before the upload, with its own functions."
     ),
     "weight part": (
         "The weight itself is computed from its parts: have the framework do that before saving, with "
         "torch.nn.utils.remove_weight_norm, remove_spectral_norm, parametrize.remove_parametrizations or prune.remove."
     ),
 }
-
-
-def _merging(tensor: str, known: Companion, tensors: Mapping[str, TypedTensor]) -> str:
-    if not known.part.startswith("lora"):
-        return (
-            "Merge the adapter into the base weights before the upload, with the tool that has made it (PEFT: "
-            "merge_and_unload)."
-        )
-    merge = "Merge the adapter into the base weights before the upload, W + (alpha / r) B A (PEFT: merge_and_unload)"
-    if any(other in tensors for part in _MAGNITUDES for other in _beside(tensor, known.part, part)):
-        return (
-            "The adapter also scales each row (DoRA), which no rule does: merge it into the base weights before the "
-            "upload, with the tool that has made it (PEFT: merge_and_unload)."
-        )
-    if known.part not in {"lora_A", "lora_B"}:
-        return f"{merge}."
-    down, up = (tensor.replace(known.part, factor) for factor in ("lora_A", "lora_B"))
-    weight = f"{known.of}.weight" if known.of else "weight"
-    if down not in tensors or not tensors[down].shape:
-        return f"{merge}."
-    rank = tensors[down].shape[0]
-    return (
-        f"{merge}, or in a rule: {_json([weight, down, up])} as its tensors, and the transform "
-        f'{{"op": "merge_lora", "scale": S}} with S = alpha / {rank}, alpha as adapter_config.json has it.'
-    )
-
-
-_MAGNITUDES: Final = ("lora_magnitude_vector", "dora_scale")
-
-
-def _beside(tensor: str, part: str, other: str) -> tuple[str, str]:
-    renamed = tensor.replace(part, other)
-    return renamed, renamed.removesuffix(".weight")
 
 
 def _identity(known: Companion) -> str:

@@ -1,8 +1,8 @@
 """The index of a sharded checkpoint (`*.index.json`): which tensors its files have together.
 
 It is what `save_pretrained` of Hugging Face's transformers writes beside the shards: `weight_map` has the shard's file
-name for each tensor, and `metadata.total_size` the bytes of all. Tied tensors, which share bytes, are counted once or
-each by each, as the release that wrote it saw fit.
+name for each tensor. `metadata.total_size` is not looked at. It shall be the bytes of all, and published ones often are
+not: tied tensors, bool and quantised ones were counted as the tool that wrote them saw fit.
 """
 
 from collections import Counter
@@ -24,19 +24,18 @@ LEAVE_OUT: Final = "If you know the files to be whole, leave the index out of `f
 
 @dataclass(frozen=True, slots=True)
 class ShardIndex:
-    """`shards` has the name of the file for each tensor; `total_size` is in bytes, None if the index has none."""
+    """`shards` has the name of the file for each tensor."""
 
     shards: Mapping[str, str]
-    total_size: int | None
 
     def to_json(self) -> dict[str, Any]:
         """Return what `from_json` reads."""
-        return {"shards": dict(self.shards), "total_size": self.total_size}
+        return {"shards": dict(self.shards)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "ShardIndex":
         """Read what `to_json` wrote."""
-        return cls(value["shards"], value["total_size"])
+        return cls(value["shards"])
 
 
 def read_shard_index(read: Read, size: int) -> ShardIndex | None:
@@ -50,18 +49,14 @@ def read_shard_index(read: Read, size: int) -> ShardIndex | None:
     if b'"weight_map"' not in raw:
         return None
     content = parse_object(raw.lstrip(BLANK), "The index")
-    shards, metadata = content.get("weight_map"), content.get("metadata") or {}
+    shards = content.get("weight_map")
     if shards is None:
         return None
     if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
         raise CheckpointError("bad_header", "The weight_map must map names of tensors to names of files.")
     if len(shards) > MAX_TENSORS:
         raise CheckpointError("too_many_tensors", f"The index has {len(shards)} tensors; at most {MAX_TENSORS} fit.")
-    total = metadata.get("total_size") if isinstance(metadata, dict) else None
-    is_number = type(total) is int or (type(total) is float and total.is_integer())
-    if total is not None and not is_number:
-        raise CheckpointError("bad_header", f"The total_size of the index is no number of bytes. {LEAVE_OUT}")
-    return ShardIndex(shards, None if total is None else int(total))
+    return ShardIndex(shards)
 
 
 def check_shards(index: ShardIndex, manifest: Manifest, pointer: str) -> None:
@@ -69,10 +64,7 @@ def check_shards(index: ShardIndex, manifest: Manifest, pointer: str) -> None:
 
     `pointer` is where the request names the index.
     """
-    faults = [*_missing(index, manifest), *_unexpected(index, manifest)]
-    if not faults:
-        faults = _wrong_size(index, manifest)
-    if faults:
+    if faults := [*_missing(index, manifest), *_unexpected(index, manifest)]:
         more = f" (and {len(faults) - SHOWN} more)" if len(faults) > SHOWN else ""
         raise Invalid(
             f"The files are not those of the index: {'; '.join(faults[:SHOWN])}{more}. {LEAVE_OUT}",
@@ -96,14 +88,3 @@ def _unexpected(index: ShardIndex, manifest: Manifest) -> list[str]:
     return [
         f"{name!r:.200} in {manifest.tensors[name].blob} is not in the index; leave that file out" for name in names
     ]
-
-
-def _wrong_size(index: ShardIndex, manifest: Manifest) -> list[str]:
-    once = sum(nbytes for _, _, nbytes in {(one.blob, one.offset, one.nbytes) for one in manifest.tensors.values()})
-    if index.total_size in {None, manifest.nbytes, once}:
-        return []
-    fault = (
-        f"they have {manifest.nbytes} bytes of tensors, and its total_size is {index.total_size}: a file may be of "
-        "another release or dtype; fetch index and files together"
-    )
-    return [fault]

@@ -37,7 +37,7 @@ def known(name: str, **beside: str) -> tuple[str, str] | None:
         ("fc.input_scale", {"fc.weight": "F8_E4M3"}, "activation scale"),
         ("w_scale", {"w": "I8"}, "scale"),
         ("fc.weight.descale", {"fc.weight": "F8_E4M3"}, "scale"),
-        ("fc.weight.amax", {"fc.weight": "F8_E4M3"}, "quantisation data"),
+        ("fc.weight.amax", {"fc.weight": "F8_E4M3"}, "absolute maximum"),
         ("fc.weight_codebook", {"fc.weight": "I8"}, "quantisation data"),
     ],
 )
@@ -265,6 +265,38 @@ def test_a_tensor_that_is_named_as_a_learnt_one_is_not_said_to_be_needless() -> 
     (problem,) = Bench({"ln1.weight": ZEROS[0]}, saved).check().problems
     assert "parameters that are equal then, as norms are, become one" in problem.detail
     assert "If it is not needed" not in problem.detail
+
+
+def test_a_tensor_whose_name_is_that_of_a_wrapper_is_told_of() -> None:
+    (problem,) = Bench({}, {"module": ZEROS}).check().problems
+    assert "If it is not needed" in problem.detail
+
+
+@pytest.mark.parametrize("beside", ["w.amax", "w.codebook"])
+def test_what_is_no_scale_is_not_advised_as_one(beside: str) -> None:
+    saved = {"w": np.zeros((4, 4), np.int8), beside: ZEROS[0]}
+    details = [one.detail for one in Bench({"w": ZEROS}, saved).check().problems]
+    assert len(details) == 2
+    assert all(beside in one and "equantise before the upload" in one for one in details)
+    assert not any("`dequantize`" in one for one in details)
+
+
+@pytest.mark.parametrize("kept", ["base_layer.weight", "weight"])
+def test_the_rule_that_merges_names_the_weight_that_peft_has_wrapped(kept: str) -> None:
+    module = "base_model.model.q."
+    saved = {
+        f"{module}{kept}": ZEROS, f"{module}lora_A.x.weight": ZEROS[:2], f"{module}lora_B.x.weight": ZEROS[:, :2],
+    }  # fmt: skip
+    details = [one.detail for one in Bench({"q.weight": ZEROS}, saved).check().problems if "low-rank" in one.detail]
+    assert len(details) == 2
+    assert all(json.dumps(list(saved)) in one for one in details)
+
+
+def test_no_rule_is_advised_for_an_adapter_without_the_weight_that_it_adapts() -> None:
+    saved = {"p.weight": ZEROS, "q.lora_A.weight": ZEROS[:2], "q.lora_B.weight": ZEROS[:, :2]}
+    details = [one.detail for one in Bench({"p.weight": ZEROS}, saved).check().problems]
+    assert len(details) == 2
+    assert not any("merge_lora" in one for one in details)
 
 
 def test_no_rule_is_advised_for_an_adapter_that_scales_rows_as_well() -> None:

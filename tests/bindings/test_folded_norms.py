@@ -32,6 +32,7 @@ def test_tells_of_a_layer_that_was_folded_into_a_convolution_of_the_same_name() 
     for one in made.problems:
         assert "batch normalisation bn" in one.detail
         assert '"ignore"' not in one.detail
+        assert "fuse_linear_bn_eval" in one.detail  # exporters fold it into a linear layer as well
 
 
 def test_proposes_nothing_for_a_convolution_that_the_exporter_renamed_as_it_folded() -> None:

@@ -1,5 +1,7 @@
 """Tensors in another shape than the parameters that they seem to be: said, and never bound by themselves."""
 
+import json
+
 import pytest
 
 from app.bindings.binding import bind
@@ -30,6 +32,25 @@ def test_names_a_tensor_that_may_be_several_parameters_in_one(fused: str) -> Non
     assert made.proposed.proposals == ()
     assert '"sections": 3' in made.proposed.unclear[0].detail
     assert not any('"ignore"' in one.detail for one in made.problems)
+
+
+@pytest.mark.parametrize(("rows", "name"), [(4, "onnx::MatMul_"), (6, "onnx::MatMul_"), (4, "val_")])
+def test_names_the_transposition_of_parts_whose_parameters_the_exporter_transposed(rows: int, name: str) -> None:
+    exported: Shapes = {f"{name}{number}": (6, rows) for number in (7, 8, 9)}
+    (unclear,) = report(exported, {"attn.in_proj_weight": (3 * rows, 6)}).proposed.unclear
+    split, turn = {"op": "split", "axis": 0, "sections": 3, "index": 0}, {"op": "transpose", "perm": [1, 0]}
+    assert f'"transforms": {json.dumps([split, turn])}' in unclear.detail
+    rules = [
+        {"parameter": name, "tensors": ["attn.in_proj_weight"], "transforms": [{**split, "index": at}, turn]}
+        for at, name in enumerate(exported)
+    ]
+    assert report(exported, {"attn.in_proj_weight": (3 * rows, 6)}, *rules).ok
+
+
+def test_leaves_open_how_square_parts_lie() -> None:
+    made = report({f"val_{number}": (6, 6) for number in (7, 8, 9)}, {"attn.in_proj_weight": (18, 6)})
+    (unclear,) = made.proposed.unclear
+    assert "Nor does it tell whether the parts lie transposed" in unclear.detail
 
 
 def test_says_nothing_of_a_shape_that_as_many_parameters_do_not_have() -> None:

@@ -85,8 +85,8 @@ def _find(module: str, name: str) -> object:
         raise CheckpointError(
             "forbidden_pickle",
             f"The pickle in the file calls for {f'{module}.{name}'!r:.200}, and only tensors and plain values are "
-            "read: a pickle can run any code. If you trust the file, load it with torch.load and save the state dict "
-            "alone, with torch.save(model.state_dict(), ...) or as safetensors.",
+            "read: a pickle can run any code. If you trust the file, load it with torch.load(..., weights_only=False) "
+            "and save the state dict alone, with torch.save(model.state_dict(), ...) or as safetensors.",
         )
     return known
 

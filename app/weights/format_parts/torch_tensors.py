@@ -22,8 +22,9 @@ def place_tensors(checkpoint: object, where: Callable[[Storage], tuple[int, int]
     if not found:
         raise CheckpointError(
             "no_tensors",
-            "The PyTorch checkpoint holds no tensors by name; those in lists or under numbers are an optimizer's. Save "
-            "the state dict, with torch.save(model.state_dict(), ...).",
+            "The PyTorch checkpoint holds no tensors by name; those in lists or under numbers are an optimizer's, and "
+            "arrays of numpy are left out. Save the state dict, with torch.save(model.state_dict(), ...), or arrays "
+            "with numpy.savez.",
         )
     if len(found) > MAX_TENSORS:
         raise CheckpointError("too_many_tensors", f"The file has {len(found)} tensors; at most {MAX_TENSORS} fit.")
@@ -61,7 +62,7 @@ def _slot(name: str, tensor: TorchTensor | Unreadable, where: Callable[[Storage]
         raise CheckpointError(
             "unsupported_dtype",
             f"{name} is a {tensor.kind} tensor, and only plain ones are read. Save it as one (.dequantize(), "
-            ".to_dense(), .resolve_conj()), or leave it out.",
+            ".to_dense(), .resolve_conj(), .resolve_neg()), or leave it out.",
         )
     if not tensor.is_contiguous:
         raise CheckpointError(

@@ -42,6 +42,12 @@ class ZipArchive:
                 "truncated_file",
                 f"The directory at the end of the zip archive cannot be read ({error!s:.200}). Upload the whole file.",
             ) from error
+        if infos and min(info.header_offset for info in infos) > 0:
+            raise CheckpointError(
+                "bad_header",
+                "The file has several archives one behind the other, as torch.distributed.checkpoint writes them "
+                "(.distcp). Convert its folder with python -m torch.distributed.checkpoint.format_utils dcp_to_torch.",
+            )
         if len(infos) > MAX_MEMBERS:
             raise CheckpointError("too_many_tensors", f"The archive has more than {MAX_MEMBERS} files. Split it.")
         self._members = {info.filename: info for info in infos}
@@ -79,7 +85,7 @@ class ZipArchive:
             raise CheckpointError(
                 "compressed",
                 f"{shown} is compressed, and tensors are used where they lie in the file. Write the archive without "
-                "compression (numpy.savez instead of savez_compressed; zip -0).",
+                "compression: with torch.save, or with numpy.savez instead of savez_compressed.",
             )
         if not 0 <= info.header_offset <= self._size - LOCAL_HEADER.size:
             raise _misplaced(shown)

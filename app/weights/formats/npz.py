@@ -60,6 +60,12 @@ def _header(name: str, raw: bytes) -> tuple[int, tuple[int, ...], bool, str]:
         raise CheckpointError(
             "unsupported_dtype", f'{name} is big endian. Save it with .astype("{"<" + dtype.str[1:]}").'
         )
+    if dtype.kind == "V":
+        raise CheckpointError(
+            "unsupported_dtype",
+            f"{name} is stored as {dtype.str!r:.40}, as numpy stores records and what is no type of its own, such as "
+            "bfloat16. Save it with .astype(numpy.float32) or as safetensors, and each field of a record as an array.",
+        )
     return file.tell(), shape, is_fortran, _DTYPES.get(dtype.str, dtype.str)
 
 

@@ -3,6 +3,7 @@ import struct
 import zipfile
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from numpy.lib import format as npy
@@ -59,7 +60,8 @@ def test_python_2s_long_integers_in_a_shape_are_read() -> None:
         (npz(x=np.array([{}], object)), "forbidden_pickle", "array of numbers"),
         (npz(x=np.arange(3, dtype=">f4")), "unsupported_dtype", 'astype("<f4")'),
         (npz(x=np.array(["text"])), "unsupported_dtype", "Convert it"),
-        (npz(x=np.zeros(2, [("a", "<f4"), ("b", "<i4")])), "unsupported_dtype", "Convert it"),
+        (npz(x=np.zeros(2, [("a", "<f4"), ("b", "<i4")])), "unsupported_dtype", "each field"),
+        (npz(x=np.ones(2, ml_dtypes.bfloat16)), "unsupported_dtype", ".astype(numpy.float32)"),
         (npz(x=np.zeros(2, "M8[s]")), "unsupported_dtype", "Convert it"),
         (npz(x=np.zeros(2, np.longdouble)), "unsupported_dtype", "Convert it"),
         (npz(x=np.asfortranarray(FOUR.reshape(2, 2))), "not_contiguous", "ascontiguousarray"),

@@ -84,7 +84,7 @@ def test_python_2s_ordered_dictionaries_are_read() -> None:
         ("refused_view.pt", "not_contiguous", ".contiguous()"),
         ("refused_expanded.pt", "not_contiguous", ".contiguous()"),
         ("refused_overlap.pt", "bad_offsets", "copies"),
-        ("refused_conjugated.pt", "unsupported_dtype", ".resolve_conj()"),
+        ("refused_conjugated.pt", "unsupported_dtype", ".resolve_conj(), .resolve_neg()"),
         ("refused_quantized.pt", "unsupported_dtype", ".dequantize()"),
         ("refused_sparse.pt", "unsupported_dtype", ".to_dense()"),
         ("refused_meta.pt", "unsupported_dtype", "without values"),
@@ -147,6 +147,12 @@ def _with_flag(raw: bytes, flag: int) -> bytes:
         changed[at + 8] |= flag
         at = changed.find(b"PK\x01\x02", at + 1)
     return bytes(changed)
+
+
+def test_several_archives_in_one_file_are_not_read_as_the_last_of_them() -> None:
+    error = refusal(read("perceptron.pt") + read("alone.pt"))
+    assert error.code == "bad_header"
+    assert "dcp_to_torch" in error.detail
 
 
 def test_an_encrypted_archive_is_called_so() -> None:
