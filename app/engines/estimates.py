@@ -42,7 +42,7 @@ def estimate(session: Session, order: Order) -> Estimate:
     """Return what the build of an order is likely to need."""
     nbytes = session.scalars(select(WeightVersion.bytes).where(WeightVersion.id == order.weights_id)).one()
     rows = session.execute(
-        select(Engine.recipe, Engine.definition_id, Engine.timings, Engine.plan_bytes, WeightVersion.bytes)
+        select(Engine.id, Engine.recipe, Engine.definition_id, Engine.timings, Engine.plan_bytes, WeightVersion.bytes)
         .join(WeightVersion, WeightVersion.id == Engine.weights_id)
         .where(Engine.backend == order.target.backend, Engine.method == "build")
         .order_by(Engine.id.desc())
@@ -50,7 +50,7 @@ def estimate(session: Session, order: Order) -> Estimate:
     ).all()
     same_recipe = [row for row in rows if row.recipe == order.recipe]
     if same_recipe:
-        return _told("same_recipe", same_recipe, nbytes, _fixed(session, order))
+        return _told("same_recipe", same_recipe, nbytes, _fixed(session, same_recipe[0].id))
     same_definition = [row for row in rows if row.definition_id == order.definition_id]
     if same_definition:
         return _told("same_definition", same_definition, nbytes)
@@ -80,11 +80,6 @@ def _median(values: Iterable[float]) -> float | None:
     return median(found) if found else None
 
 
-def _fixed(session: Session, order: Order) -> tuple[str, ...]:
-    newest = (
-        select(Engine.facts)
-        .where(Engine.model_id == order.model_id, Engine.recipe == order.recipe, Engine.method == "build")
-        .order_by(Engine.number.desc())
-        .limit(1)
-    )
-    return read_facts(session.scalars(newest).one()).fixed_parameters[:MAX_FIXED]
+def _fixed(session: Session, engine_id: int) -> tuple[str, ...]:
+    facts = session.scalars(select(Engine.facts).where(Engine.id == engine_id)).one()
+    return read_facts(facts).fixed_parameters[:MAX_FIXED]
