@@ -96,8 +96,18 @@ def test_a_check_refuses_what_a_build_would_refuse(client: TestClient, hardmax: 
         ({"profiles": [{"z": {}}]}, "invalid_profiles"),
         ({"rules": [{}]}, "bad_rule"),
         ({"versions": ["../8"]}, "invalid_request"),
+        ({"versions": ["banana"]}, "invalid_request"),
     ):
         assert client.post(CHECK, json=hardmax | fault).json()["code"] == code
+
+
+def test_a_check_refuses_a_verification_that_a_build_would_refuse(
+    client: TestClient, hardmax: dict[str, Any], bench: Workbench
+) -> None:
+    bench.add_worker("tensorrt", "10.0.1", platforms=["10.0.1/H100"], loads=())
+    body = hardmax | {"verify": {"against": "reference"}}
+    assert client.post("/v1/models/net/builds", json=body).json()["code"] == "cannot_verify"
+    assert client.post(CHECK, json=body).json()["code"] == "cannot_verify"
 
 
 def test_onnxruntime_is_asked_itself(client: TestClient, hardmax: dict[str, Any]) -> None:
@@ -233,3 +243,17 @@ def test_the_estimate_is_of_builds_that_are_most_alike(
     assert same["memory_bytes"] == 32 + 10 + same["largest_value"]["bytes"]
     other = check(client, hardmax | {"options": {"refit": ["w"]}})["estimate"]
     assert (other["basis"], other["seconds"], other["fixed_parameters"]) == ("same_definition", 0.5, [])
+
+
+def test_an_engine_of_the_same_recipe_in_another_model_is_an_estimate_too(
+    client: TestClient, hardmax: dict[str, Any], bench: Workbench
+) -> None:
+    job = client.post("/v1/models/net/builds", json=hardmax).json()
+    bench.publish(stored(bench, job["id"]), version="10.0.1", platform="10.0.1/H100", fixed_parameters=["w"])
+    digest = client.get("/v1/models/net/definitions/1").json()["source"]["onnx"]
+    assert client.post("/v1/models", json={"name": "copy"}).status_code == 201
+    assert client.post("/v1/models/copy/definitions", json={"onnx": digest}).status_code == 201
+    answer = client.post("/v1/models/copy/builds/check", json=hardmax)
+    assert answer.status_code == 200, answer.text
+    estimate = answer.json()["estimate"]
+    assert (estimate["basis"], estimate["fixed_parameters"]) == ("same_recipe", ["w"])
