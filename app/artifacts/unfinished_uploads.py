@@ -5,6 +5,7 @@ obstore does not list them, so boto3 does (the extra `s3`). It takes credentials
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -44,9 +45,12 @@ def end_unfinished_uploads(objects: S3Store, folder: str, *, older_than_s: float
 def _end_all(client: Any, bucket: str, prefix: str, before: datetime) -> int:  # noqa: ANN401 - boto3 has no types
     pages = client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix)
     old = [one for page in pages for one in page.get("Uploads", []) if one["Initiated"] < before]
+    ended = 0
     for one in old:
-        client.abort_multipart_upload(Bucket=bucket, Key=one["Key"], UploadId=one["UploadId"])
-    return len(old)
+        with suppress(client.exceptions.NoSuchUpload):  # it has ended meanwhile
+            client.abort_multipart_upload(Bucket=bucket, Key=one["Key"], UploadId=one["UploadId"])
+            ended += 1
+    return ended
 
 
 def _client(environment: Mapping[str, str]) -> Any:  # noqa: ANN401 - likewise

@@ -11,6 +11,7 @@ from app.artifacts.dependencies import StoreDep
 from app.artifacts.store import ArtifactStore
 from app.database import Database
 from app.engines.check_schemas import CheckAnswer, CheckRequest
+from app.engines.checks import settle_verify
 from app.engines.estimates import Estimate, estimate
 from app.engines.preflight import Asked, Looked, PreflightsDep
 from app.engines.requests import order_build, spare_crashing
@@ -71,7 +72,8 @@ class _Settled:
 
 
 def _settled(database: Database, store: ArtifactStore, settings: Settings, model: str, body: CheckRequest) -> _Settled:
-    order = order_build(database, store, settings, model, body)[0]
+    order, default = order_build(database, store, settings, model, body)
+    settle_verify(body.verify, order.target, default)  # which a build would refuse
     crash = None if body.versions else spare_crashing(database, order, retry=body.retry_crashed)[1]
     alive = frozenset(member.said.version for member in order.target.members)
     with database.reading() as session:

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from app.engines.estimates import Basis
 from app.engines.schemas import PROFILE, BuildRequest
 
-Version = Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z.+_-]{1,64}$")]
+Version = Annotated[str, StringConstraints(pattern=r"^[0-9][0-9A-Za-z.+_-]{0,63}$")]
 
 FINDING: dict[str, Any] = {
     "operator": "STFT",

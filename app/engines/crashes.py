@@ -16,7 +16,8 @@ from app.engines.fingerprint import recipe
 from app.engines.targets import Target
 from app.engines.work import BuildWork
 from app.errors import Conflict, Unavailable
-from app.fleet.offers import fleet_offers
+from app.fleet.offers import Member, fleet_offers
+from app.jobs.queue import queue_of
 from app.settings import Settings
 
 OTHER_VERSION_WANTED = "other_version_wanted"
@@ -42,18 +43,19 @@ def forget(session: Session, work: BuildWork, backend_version: str) -> None:
     session.execute(delete(CompilerCrash).where(*(getattr(CompilerCrash, name) == key[name] for name in key)))
 
 
-def require_no_crash(session: Session, settings: Settings, work: BuildWork, backend_version: str) -> None:
+def require_no_crash(session: Session, settings: Settings, work: BuildWork, backend_version: str, queue: str) -> None:
     """Leave a build at which this version of the backend crashes, unless a retry is asked for.
 
-    Raises Unavailable OTHER_VERSION_WANTED if a worker alive has a version that is not known to crash at it, and
-    Conflict "compiler_crashes" otherwise.
+    Raises Unavailable OTHER_VERSION_WANTED if a worker alive that takes jobs of the build's queue has a version that is
+    not known to crash at it, and Conflict "compiler_crashes" otherwise.
     """
     if work.retry_crashed:
         return
     marks = _marks(session, work.definition_id, work.backend, work.profiles, work.options)
     if backend_version not in marks:
         return
-    others = sorted(fleet_offers(session, settings).offer(work.backend).versions - marks.keys())
+    takers = [one for one in fleet_offers(session, settings).offering(work.backend) if _takes(one, queue)]
+    others = sorted({one.said.version for one in takers} - marks.keys())
     if not others:
         raise _refusal(session, [marks[backend_version]])
     raise Unavailable(
@@ -77,6 +79,11 @@ def avoid_crashes(
     if not spared:
         return target, _refusal(session, [marks[version] for version in sorted({one.said.version for one in members})])
     return target.narrowed(spared), None
+
+
+def _takes(member: Member, queue: str) -> bool:
+    platforms = (None, *(member.said.loads or [member.platform]))
+    return any(queue == queue_of(member.backend, platform) for platform in platforms)
 
 
 def _marks(

@@ -14,6 +14,7 @@ from app.artifacts.service import keep, require
 from app.bindings import service as bindings
 from app.engines.checks import Order
 from app.engines.queries import Served, find_equal, find_parent
+from app.engines.stages import no_time
 from app.engines.strength import choose_equal, suffices
 from app.engines.tables import Engine
 from app.engines.verifications import keep_blobs, require_blobs
@@ -341,7 +342,7 @@ class MaterialisePlacement:
             model_id=engine.model_id,
             queue=queue_of(engine.backend, engine.platform),
             request=MaterialiseWork(engine_id=engine.id).to_json(),
-            result={"engine": engine.number, "plan_digest": engine.plan_digest, "seconds": 0.0, "stages": {}},
+            result={"engine": engine.number, "plan_digest": engine.plan_digest} | no_time(),
         )
 
 

@@ -51,6 +51,8 @@ def is_worth_keeping(figures: Figures, own: Figures) -> bool:
     """
     if own.get("ok") is None:
         return True
+    if figures["ok"] is None:
+        return False
     if figures["ok"] is False:
         return not (own["ok"] and (figures["against"] == "expected" or _allows_more(own, figures)))
     return _rank(figures) >= _rank(own) and not _allows_more(figures, own)

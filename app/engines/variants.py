@@ -7,8 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from sqlalchemy.orm import Session
+
 from app.artifacts.store import ArtifactStore
 from app.bindings import service as bindings
+from app.bindings.service import Pair
 from app.database import Database
 from app.definitions.profiles import parse_profiles, settle_shapes
 from app.definitions.service import inputs_of
@@ -19,12 +22,13 @@ from app.engines.enqueue import EnginePlacement
 from app.engines.own_weights import weights_of_definition
 from app.engines.schemas import BuildRequest
 from app.engines.targets import Target, choose_target, settle_target
-from app.engines.verifications import find_default
+from app.engines.verifications import find_default, require_blobs
 from app.errors import FieldError, Invalid, json_pointer
 from app.fleet.offers import fleet_offers
 from app.jobs.queue import queue_of
 from app.json_digest import json_digest
 from app.registry.service import get_model
+from app.registry.tables import Model
 from app.settings import Settings
 
 T = TypeVar("T")
@@ -73,6 +77,13 @@ class Builds:
     shapes: Mapping[str, tuple[int, ...]]
     placements: tuple[EnginePlacement, ...]
 
+    def require_blobs(self, session: Session) -> None:
+        """Keep what the engines are verified with, as `verifications.require_blobs` does.
+
+        This locks the blobs. So it comes before the model is locked, in the order of every other request.
+        """
+        require_blobs(session, self.placements[0].verify, "/verify")
+
 
 def settle_variants(
     database: Database,
@@ -95,23 +106,7 @@ def settle_variants(
         pair = bindings.load(session, model_row.id, body.definition, weights)
         default = find_default(session, pair.definition.id)
     target = _common_target(target, variants)
-    orders: list[Order] = []
-    report = None
-    for variant in variants:
-        order, report = _of(
-            variant,
-            settle,
-            model_row,
-            pair,
-            target,
-            store,
-            profiles=variant.profiles,
-            options=variant.options,
-            rules=body.rules,
-            allow_non_finite=body.allow_non_finite,
-            checked=report,
-        )
-        orders.append(order)
+    orders = _orders(model_row, pair, target, store, body, variants)
     _check_unequal(variants, orders)
     if not body.retry_crashed:
         target = _spared_target(database, target, variants, orders)
@@ -129,6 +124,35 @@ def settle_variants(
             EnginePlacement(order, verify, reuse=body.reuse, retry_crashed=body.retry_crashed) for order in orders
         ),
     )
+
+
+def _orders(
+    model: Model,
+    pair: Pair,
+    target: Target,
+    store: ArtifactStore,
+    body: BuildRequest,
+    variants: Sequence[Variant],
+) -> list[Order]:
+    """Check each variant; the weights are bound once for all of them."""
+    orders: list[Order] = []
+    report = None
+    for variant in variants:
+        order, report = _of(
+            variant,
+            settle,
+            model,
+            pair,
+            target,
+            store,
+            profiles=variant.profiles,
+            options=variant.options,
+            rules=body.rules,
+            allow_non_finite=body.allow_non_finite,
+            checked=report,
+        )
+        orders.append(order)
+    return orders
 
 
 def _common_target(target: Target, variants: Sequence[Variant]) -> Target:

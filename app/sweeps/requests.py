@@ -21,7 +21,7 @@ from app.jobs.state import FINAL
 from app.jobs.tables import Job
 from app.registry.service import next_number
 from app.settings import Settings
-from app.sweeps.schemas import MAX_VARIANTS, SweepRequest
+from app.sweeps.schemas import MAX_LABEL, MAX_VARIANTS, SweepRequest
 from app.sweeps.tables import Sweep, SweepVariant
 
 PROFILES = "profiles"  # what may be varied besides options
@@ -44,6 +44,7 @@ class SweepPlacement:
         builds = self.builds
         if self.inputs is not None:
             require(session, self.inputs, "/inputs")
+        builds.require_blobs(session)
         sweep = self._sweep(session)
         made = [placement.place(session) for placement in builds.placements]
         for position, (label, placement, job) in enumerate(zip(self.labels, builds.placements, made, strict=True)):
@@ -130,9 +131,10 @@ def _variants(body: SweepRequest) -> Iterator[Variant]:
     if body.vary is not None:
         yield from _combinations(body, body.vary)
         return
+    taken = {one.label for one in body.variants or () if one.label is not None}
     for index, one in enumerate(body.variants or ()):
         profiles = body.profiles if one.profiles is None else one.profiles
-        label = one.label or _label(one.options | ({} if one.profiles is None else {PROFILES: index})) or "as given"
+        label = one.label or _label(one.options | ({} if one.profiles is None else {PROFILES: index}), index, taken)
         places = {name: json_pointer("variants", index, "options", name) for name in one.options}
         if one.profiles is not None:
             places[PROFILES] = json_pointer("variants", index, PROFILES)
@@ -148,10 +150,11 @@ def _combinations(body: SweepRequest, vary: Mapping[str, list[Any]]) -> Iterator
             code="too_many_variants",
             errors=[FieldError("/vary", f"{count} combinations, at most {MAX_VARIANTS}")],
         )
-    for places in product(*(range(len(values)) for values in vary.values())):
+    taken: set[str] = set()
+    for index, places in enumerate(product(*(range(len(values)) for values in vary.values()))):
         place_of = dict(zip(vary, places, strict=True))
         chosen = {name: vary[name][place] for name, place in place_of.items()}
-        label = _label(chosen | ({PROFILES: place_of[PROFILES]} if PROFILES in chosen else {}))
+        label = _label(chosen | ({PROFILES: place_of[PROFILES]} if PROFILES in chosen else {}), index, taken)
         pointers = {name: json_pointer("vary", name, place) for name, place in place_of.items()}
         profiles = chosen.pop(PROFILES, body.profiles)
         if not isinstance(profiles, list):
@@ -163,9 +166,15 @@ def _combinations(body: SweepRequest, vary: Mapping[str, list[Any]]) -> Iterator
         yield Variant(label, body.options | chosen, profiles, "/vary", pointers)
 
 
-def _label(values: Mapping[str, Any]) -> str:
-    """Return what sets a variant apart, in a line; profiles are numbered."""
-    return ", ".join(f"{name}={_word(value)}" for name, value in values.items())[:200]
+def _label(values: Mapping[str, Any], position: int, taken: set[str]) -> str:
+    """Return what sets a variant apart, in a line that no other has, and add it to `taken`; profiles are numbered.
+
+    Lines may be alike because they are cut off.
+    """
+    line = ", ".join(f"{name}={_word(value)}" for name, value in values.items())[:MAX_LABEL] or "as given"
+    label = f"{line[: MAX_LABEL - 5]} (#{position})" if line in taken else line
+    taken.add(label)
+    return label
 
 
 def _word(value: object) -> str:

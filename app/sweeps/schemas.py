@@ -12,6 +12,7 @@ from app.http.request_body import RequestBody
 
 MAX_VARIANTS = 32
 MAX_VARIED = 16
+MAX_LABEL = 200  # characters
 Values = Annotated[list[Any], Field(min_length=1, max_length=MAX_VARIANTS)]
 VARIANT: dict[str, Any] = {
     "position": 0,
@@ -47,7 +48,7 @@ class VariantRequest(RequestBody):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"options": {"precision": "fp16"}}]})
 
-    label: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = Field(
+    label: Annotated[str, StringConstraints(min_length=1, max_length=MAX_LABEL)] | None = Field(
         None, description="Left out: what sets it apart."
     )
     options: Options = Field({}, description="Set besides those of the request, and in place of those of its names.")
@@ -104,6 +105,9 @@ class SweepRequest(BuildRequest):
             raise ValueError("give either `vary` or `variants`")
         if self.vary is not None and not self.vary:
             raise ValueError("`vary` names nothing to vary")
+        labels = [one.label for one in self.variants or () if one.label is not None]
+        if len({*labels}) < len(labels):
+            raise ValueError("two variants have the same label: give each one of its own, or none")
         if self.shapes and self.inputs is not None:
             raise ValueError("`inputs` have shapes of their own: leave out `shapes`")
         return self

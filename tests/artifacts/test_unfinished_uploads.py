@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import boto3
 import pytest
+from botocore.paginate import PageIterator
 from structlog.testing import capture_logs
 
 from app.artifacts.remote import RemoteStore
@@ -66,6 +67,23 @@ def test_the_sweep_ends_what_a_killed_process_was_uploading(database: Database, 
     assert unfinished(client, prefix) == []
     with database.reading() as session:
         assert sweeps_so_far(session).uploads == 1
+
+
+def test_an_upload_that_ends_meanwhile_ends_no_sweep(
+    client: Any,  # noqa: ANN401 - likewise
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prefix = uuid4().hex
+    for number in range(2):
+        client.create_multipart_upload(Bucket="bucket", Key=f"{prefix}/sha256/00/{number}")
+    first = client.list_multipart_uploads(Bucket="bucket", Prefix=prefix)["Uploads"][0]
+    gone = {"Key": first["Key"], "UploadId": "ended", "Initiated": first["Initiated"]}
+    listed = client.get_paginator("list_multipart_uploads").paginate(Bucket="bucket", Prefix=prefix).build_full_result()
+    monkeypatch.setattr(PageIterator, "__iter__", lambda _pages: iter([{"Uploads": [gone, *listed["Uploads"]]}]))
+    store = open_store(Settings(data_dir=tmp_path, store_url=f"s3://bucket/{prefix}"))
+    assert store.clear_leftovers(older_than_s=HOUR_S) == 2
+    assert unfinished(client, prefix) == []
 
 
 def test_what_lies_beside_the_artifacts_is_left_alone(client: Any, tmp_path: Path) -> None:  # noqa: ANN401 - likewise

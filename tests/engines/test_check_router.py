@@ -32,21 +32,16 @@ TABLES = [one.releases[0] for one in parser_tables() if one.library == "tensorrt
 @pytest.fixture
 def hardmax(client: TestClient, tmp_path: Path) -> dict[str, Any]:
     """The request for a build of y = Hardmax(x * w), which TensorRT 8.6 does not know and 10.0 does."""
-    digest = upload_hardmax(client, tmp_path)
-    assert client.post("/v1/models", json={"name": "net"}).status_code == 201
-    assert client.post("/v1/models/net/definitions", json={"onnx": digest}).status_code == 201
-    return {"definition": 1, "backend": "tensorrt"}
-
-
-def upload_hardmax(client: TestClient, tmp_path: Path) -> str:
     nodes = [helper.make_node("Mul", ["x", "w"], ["h"]), helper.make_node("Hardmax", ["h"], ["y"], name="hard")]
     network = network_of(
         tmp_path / "net.onnx", nodes, {"w": ("F32", (8,))}, (InputSpec("x", "F32", (4, 8)),), {"y": "F32"}
     )
     content = with_weights(network, network.weights(1))
     digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
-    assert client.put(f"/v1/blobs/{digest}", content=content).is_success
-    return digest
+    assert client.put(f"/v1/blobs/{digest}", content=content).status_code == 201
+    assert client.post("/v1/models", json={"name": "net"}).status_code == 201
+    assert client.post("/v1/models/net/definitions", json={"onnx": digest}).status_code == 201
+    return {"definition": 1, "backend": "tensorrt"}
 
 
 @pytest.fixture
@@ -101,8 +96,18 @@ def test_a_check_refuses_what_a_build_would_refuse(client: TestClient, hardmax: 
         ({"profiles": [{"z": {}}]}, "invalid_profiles"),
         ({"rules": [{}]}, "bad_rule"),
         ({"versions": ["../8"]}, "invalid_request"),
+        ({"versions": ["banana"]}, "invalid_request"),
     ):
         assert client.post(CHECK, json=hardmax | fault).json()["code"] == code
+
+
+def test_a_check_refuses_a_verification_that_a_build_would_refuse(
+    client: TestClient, hardmax: dict[str, Any], bench: Workbench
+) -> None:
+    bench.add_worker("tensorrt", "10.0.1", platforms=["10.0.1/H100"], loads=())
+    body = hardmax | {"verify": {"against": "reference"}}
+    assert client.post("/v1/models/net/builds", json=body).json()["code"] == "cannot_verify"
+    assert client.post(CHECK, json=body).json()["code"] == "cannot_verify"
 
 
 def test_onnxruntime_is_asked_itself(client: TestClient, hardmax: dict[str, Any]) -> None:
@@ -240,13 +245,15 @@ def test_the_estimate_is_of_builds_that_are_most_alike(
     assert (other["basis"], other["seconds"], other["fixed_parameters"]) == ("same_definition", 0.5, [])
 
 
-def test_the_estimate_counts_builds_of_the_same_definition_in_another_model(
-    client: TestClient, hardmax: dict[str, Any], bench: Workbench, tmp_path: Path
+def test_an_engine_of_the_same_recipe_in_another_model_is_an_estimate_too(
+    client: TestClient, hardmax: dict[str, Any], bench: Workbench
 ) -> None:
     job = client.post("/v1/models/net/builds", json=hardmax).json()
     bench.publish(stored(bench, job["id"]), version="10.0.1", platform="10.0.1/H100", fixed_parameters=["w"])
-    digest = upload_hardmax(client, tmp_path)
-    client.post("/v1/models", json={"name": "copy"})
+    digest = client.get("/v1/models/net/definitions/1").json()["source"]["onnx"]
+    assert client.post("/v1/models", json={"name": "copy"}).status_code == 201
     assert client.post("/v1/models/copy/definitions", json={"onnx": digest}).status_code == 201
-    same = client.post("/v1/models/copy/builds/check", json=hardmax).json()["estimate"]
-    assert (same["basis"], same["builds"], same["fixed_parameters"]) == ("same_recipe", 1, ["w"])
+    answer = client.post("/v1/models/copy/builds/check", json=hardmax)
+    assert answer.status_code == 200, answer.text
+    estimate = answer.json()["estimate"]
+    assert (estimate["basis"], estimate["fixed_parameters"]) == ("same_recipe", ["w"])

@@ -131,7 +131,7 @@ def _give_up(worker: Worker, held: Claim, watch: Watch, cause: Exception) -> Non
         held,
         fault.error,
         strike=fault.strike,
-        crash=fault.crash,
+        crash=fault.crash and watch.compiling,
         events=events,
         notify=worker.announce,
     )
@@ -140,8 +140,8 @@ def _give_up(worker: Worker, held: Claim, watch: Watch, cause: Exception) -> Non
 def _fail_for_good(worker: Worker, held: Claim, watch: Watch, fault: Fault) -> None:
     """Fail a job of which the engine host died again; if its compiler crashed both times, that is taken down."""
     steps = steps_of(held.kind)
-    taken_down, compiled = steps.crashed, not watch.planned
-    if taken_down is None or not compiled or held.crashes + fault.crash < MAX_STRIKES:
+    taken_down = steps.crashed
+    if taken_down is None or not watch.compiling or held.crashes + fault.crash < MAX_STRIKES:
         return _fail(worker, held, watch, died_again(fault.error), lasting=True)
     crash = Crash.of(fault.error.detail, watch.news.recent)
 

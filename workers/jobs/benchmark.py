@@ -1,18 +1,16 @@
 """Benchmark jobs: how long a run of an engine takes, and how much longer for being refittable."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy.orm import Session
 
-from app.artifacts import service as artifacts
 from app.artifacts.signing import PlanSigner
 from app.engines.work import BenchmarkWork
 from app.jobs.lease import Claim
-from workers.channel.messages import Benchmark, Benchmarked, Spent
-from workers.jobs.stages import merged, stages_json
+from workers.channel.messages import Benchmark, Benchmarked
+from workers.jobs.measurements import Measurements, keep_report, measure
 from workers.jobs.steps import Steps
 from workers.jobs.stored import Sources, StoredEngine, engine_file, load_engine
 from workers.jobs.watch import Watch
@@ -29,44 +27,22 @@ class BenchmarkInput:
     work: BenchmarkWork
 
 
-@dataclass(frozen=True, slots=True)
-class Measurements:
-    """What was measured, and the job's seconds and stages.
-
-    `digest` and `size` in bytes are those of the report in the store.
-    """
-
-    found: Benchmarked
-    digest: str
-    size: int
-    seconds: float
-    stages: Mapping[str, Spent]
-
-    @property
-    def blobs(self) -> Mapping[str, int]:
-        """The report."""
-        return {self.digest: self.size}
-
-
 def load(session: Session, _held: Claim, work: BenchmarkWork, _worker: Worker) -> BenchmarkInput:
     """Read the engine."""
     return BenchmarkInput(load_engine(session, work.engine_id), work)
 
 
-def compute(job: BenchmarkInput, worker: Worker, watch: Watch) -> Measurements:
+def compute(job: BenchmarkInput, worker: Worker, watch: Watch) -> Measurements[Benchmarked]:
     """Have the engine host measure, and put its report into the store."""
     request = watch.during(_request, job, worker.sources, worker.signer, str(watch.folder / "benchmark.json"))
-    found = watch.ask(request, Benchmarked)
-    digest, size = watch.during(worker.put, Path(found.report))
-    return Measurements(found, digest, size, watch.seconds, merged(watch.stages, found.stages))
+    return measure(request, Benchmarked, worker, watch)
 
 
-def publish(session: Session, held: Claim, _job: BenchmarkInput, made: Measurements) -> dict[str, Any]:
+def publish(session: Session, held: Claim, _job: BenchmarkInput, made: Measurements[Benchmarked]) -> dict[str, Any]:
     """Keep the report for as long as the job is kept, and return the figures.
 
     `ratio` is the engine's median divided by the median of the engine compiled without refit support.
     """
-    artifacts.keep(session, made.digest, f"job:{held.job_id}")
     found = made.found
     other = found.not_refittable
     layers = slowest(found.layers, MAX_LAYERS)
@@ -76,11 +52,7 @@ def publish(session: Session, held: Claim, _job: BenchmarkInput, made: Measureme
         "ratio": None if other is None else found.engine.median / other.median,
         "layers": [{"name": name, "seconds": seconds} for name, seconds in layers],
         "layers_omitted": len(found.layers) - len(layers),
-        "shapes": {name: list(shape) for name, shape in found.shapes.items()},
-        "report": made.digest,
-        "seconds": made.seconds,
-        "stages": stages_json(made.stages),
-    }
+    } | keep_report(session, held, made)
 
 
 def slowest(layers: Sequence[tuple[str, float]], count: int) -> list[tuple[str, float]]:

@@ -66,7 +66,7 @@ def load(session: Session, held: Claim, work: BuildWork, worker: Worker) -> Buil
     if isinstance(equal, Ready):
         return equal
     _check_verifiable(work, worker)
-    require_no_crash(session, worker.settings, work, worker.offered[work.backend].version)
+    require_no_crash(session, worker.settings, work, worker.offered[work.backend].version, held.queue)
     spec = _spec(session, work)
     earlier = find_verification(
         session,

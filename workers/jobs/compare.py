@@ -2,13 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.artifacts import service as artifacts
 from app.engines.tables import Engine
 from app.engines.work import CompareWork
 from app.errors import ServiceError
@@ -16,8 +14,8 @@ from app.jobs.lease import Claim
 from app.jobs.state import State
 from app.jobs.tables import Job
 from app.sweeps.tables import SweepVariant
-from workers.channel.messages import Compare, Compared, Spent
-from workers.jobs.stages import merged, stages_json
+from workers.channel.messages import Compare, Compared
+from workers.jobs.measurements import Measurements, keep_report, measure
 from workers.jobs.steps import Steps
 from workers.jobs.stored import StoredEngine, engine_file, load_engine
 from workers.jobs.watch import Watch
@@ -31,25 +29,6 @@ class CompareInput:
     engines: Mapping[int, StoredEngine]
     left_out: Mapping[int, str]
     work: CompareWork
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """What was measured, and the job's seconds and stages.
-
-    `digest` and `size` in bytes are those of the report in the store.
-    """
-
-    found: Compared
-    digest: str
-    size: int
-    seconds: float
-    stages: Mapping[str, Spent]
-
-    @property
-    def blobs(self) -> Mapping[str, int]:
-        """The report."""
-        return {self.digest: self.size}
 
 
 def load(session: Session, held: Claim, work: CompareWork, worker: Worker) -> CompareInput:
@@ -76,30 +55,22 @@ def load(session: Session, held: Claim, work: CompareWork, worker: Worker) -> Co
     return CompareInput(engines, left_out, work)
 
 
-def compute(job: CompareInput, worker: Worker, watch: Watch) -> Comparison:
+def compute(job: CompareInput, worker: Worker, watch: Watch) -> Measurements[Compared]:
     """Have the engine host measure, and put its report into the store."""
-    found = watch.ask(watch.during(_request, job, worker, str(watch.folder / "comparison.json")), Compared)
-    digest, size = watch.during(worker.put, Path(found.report))
-    return Comparison(found, digest, size, watch.seconds, merged(watch.stages, found.stages))
+    request = watch.during(_request, job, worker, str(watch.folder / "comparison.json"))
+    return measure(request, Compared, worker, watch)
 
 
-def publish(session: Session, held: Claim, job: CompareInput, made: Comparison) -> dict[str, Any]:
+def publish(session: Session, held: Claim, job: CompareInput, made: Measurements[Compared]) -> dict[str, Any]:
     """Keep the report for as long as the job is kept, and return the figures of each variant."""
-    artifacts.keep(session, made.digest, f"job:{held.job_id}")
     found = made.found
     measured = zip(job.engines, found.latencies, found.faults, strict=True)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"position": position, "latency": None if latency is None else asdict(latency), "left_out": fault}
         for position, latency, fault in measured
     ]
     rows += [{"position": position, "latency": None, "left_out": reason} for position, reason in job.left_out.items()]
-    return {
-        "variants": sorted(rows, key=lambda row: row["position"]),
-        "shapes": {name: list(shape) for name, shape in found.shapes.items()},
-        "report": made.digest,
-        "seconds": made.seconds,
-        "stages": stages_json(made.stages),
-    }
+    return {"variants": sorted(rows, key=lambda row: row["position"])} | keep_report(session, held, made)
 
 
 def _request(job: CompareInput, worker: Worker, report: str) -> Compare:

@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from app.artifacts.signing import PlanSigner
 from app.engines.publish import publish_plan
+from app.engines.stages import no_time
 from app.engines.work import MaterialiseWork
 from app.jobs.lease import Claim
 from workers.channel.messages import Materialise, Materialised, Spent
@@ -39,7 +40,7 @@ def load(session: Session, _held: Claim, work: MaterialiseWork, _worker: Worker)
     engine = load_engine(session, work.engine_id)
     if isinstance(engine.source, BasePlan):
         return engine
-    return Ready(_result(engine.number, engine.plan.digest, {}, 0.0))
+    return Ready(_result(engine.number, engine.plan.digest) | no_time())
 
 
 def compute(engine: StoredEngine, worker: Worker, watch: Watch) -> WrittenPlan:
@@ -56,15 +57,16 @@ def publish(session: Session, _held: Claim, engine: StoredEngine, made: WrittenP
     """Give the engine its plan; if another job was faster, its plan stays and this one is collected."""
     plan = made.plan
     published = publish_plan(session, engine.id, digest=plan.digest, nbytes=plan.nbytes, signature=made.signature)
-    return _result(engine.number, published.plan_digest, made.stages, made.seconds)
+    taken = {"seconds": made.seconds, "stages": stages_json(made.stages)}
+    return _result(engine.number, published.plan_digest) | taken
 
 
 def _request(engine: StoredEngine, sources: Sources, signer: PlanSigner, plan: str) -> Materialise:
     return Materialise(engine_file(engine, sources, signer), plan)
 
 
-def _result(number: int, digest: str | None, stages: Mapping[str, Spent], seconds: float) -> dict[str, Any]:
-    return {"engine": number, "plan_digest": digest, "seconds": seconds, "stages": stages_json(stages)}
+def _result(number: int, digest: str | None) -> dict[str, Any]:
+    return {"engine": number, "plan_digest": digest}
 
 
 STEPS = Steps(MaterialiseWork, load, compute, publish)

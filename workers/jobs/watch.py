@@ -14,7 +14,7 @@ from app.jobs import lease
 from app.jobs.lease import CancelAsked, Claim
 from app.jobs.state import State
 from workers.channel.host import EngineHostDied
-from workers.channel.messages import Computing, DamagedFile, Message, Outcome, PlanWritten, Request, Spent
+from workers.channel.messages import Build, Computing, DamagedFile, Message, Outcome, PlanWritten, Request, Spent
 from workers.channel.weight_bytes import weight_bytes
 from workers.jobs.faults import DeadlineExceeded, ShuttingDown, TakesTooLong
 from workers.jobs.memory_deaths import as_memory_death, kills
@@ -40,7 +40,7 @@ class Watch:
     def __init__(self, worker: Worker, held: Claim, folder: Path) -> None:
         self.news = News()
         self.folder = folder
-        self.planned = False  # whether a plan was written: what crashes then is not the compiler
+        self.compiling = False  # what crashes otherwise, such as a verification, is not the compiler
         self._worker = worker
         self._held = held
         self._started = time.monotonic()
@@ -74,13 +74,14 @@ class Watch:
 
         def hear(message: Message) -> None:
             if isinstance(message, PlanWritten):
-                self.planned = True
+                self.compiling = False
                 on_plan(message)
             elif isinstance(message, Computing):
                 self._computing = self._deadline(message, request)
             else:
                 self.news.hear(message)
 
+        self.compiling = isinstance(request, Build)
         self.stages.setdefault("bind", Spent(self.seconds))
         killed_before = kills()
         try:

@@ -438,12 +438,13 @@ SEGV, KILL = -signal.SIGSEGV, -signal.SIGKILL
 
 
 @pytest.mark.parametrize(
-    ("statuses", "planned", "marked"),
+    ("statuses", "compiling", "marked"),
     [
-        ((SEGV, SEGV), False, True),
-        ((KILL, SEGV), False, False),
-        ((SEGV, KILL), False, False),
-        ((SEGV, SEGV), True, False),
+        ((SEGV, SEGV), (True, True), True),
+        ((KILL, SEGV), (True, True), False),
+        ((SEGV, KILL), (True, True), False),
+        ((SEGV, SEGV), (True, False), False),
+        ((SEGV, SEGV), (False, True), False),
     ],
 )
 def test_only_two_crashes_of_the_compiler_itself_are_taken_down(
@@ -453,16 +454,16 @@ def test_only_two_crashes_of_the_compiler_itself_are_taken_down(
     monkeypatch: pytest.MonkeyPatch,
     statuses: tuple[int, int],
     *,
-    planned: bool,
+    compiling: tuple[bool, bool],
     marked: bool,
 ) -> None:
-    ends = iter(statuses)
+    ends = iter(zip(statuses, compiling, strict=True))
     crashes: list[Crash] = []
 
     def step(_worker: Worker, watch: Watch) -> None:
-        watch.planned = planned
+        status, watch.compiling = next(ends)
         watch.news.hear(LogLine("verbose", "--------------- Timing Runner: /conv (CaskConvolution[0x80000009])"))
-        raise EngineHostDied("The engine host ended.", status=next(ends))
+        raise EngineHostDied("The engine host ended.", status=status)
 
     def crashed(_session: Session, _held: Claim, _work: RunWork, _worker: Worker, crash: Crash) -> None:
         crashes.append(crash)

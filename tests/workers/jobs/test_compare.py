@@ -11,6 +11,7 @@ from fastapi.testclient import TestClient
 from safetensors.numpy import save
 from sqlalchemy import delete
 
+from app.engines.stages import STAGES
 from app.fleet import service as fleet
 from app.fleet.tables import ReportedWorker
 from tests.workers.networks import Network, Weights
@@ -18,7 +19,6 @@ from tests.workers.service import Service, service_with
 from workers.channel.messages import BackendError
 from workers.consuming import do_ready_job
 from workers.jobs import kinds
-from workers.jobs.stages import REFIT
 from workers.jobs.watch import Watch
 from workers.jobs.worker import Worker
 
@@ -89,7 +89,7 @@ def test_the_job_that_compares_tells_its_seconds_and_stages_as_others_do(
     found = done(net, SWEEP)
     result = net.job(found["job"])["result"]
     assert result["seconds"] == 7.0
-    assert result["stages"].keys() == {*REFIT, "measure"}
+    assert result["stages"].keys() == {*STAGES, "measure"}
     measured = net.result("/benchmarks", {"engine": 1, "iterations": 2, "warmup": 0})
     assert (measured["seconds"], result["stages"].keys() <= measured["stages"].keys()) == (7.0, True)
 
@@ -180,6 +180,8 @@ def test_what_cannot_be_compared_is_refused_and_the_variant_named(net: Service) 
     assert refused(net, variants=[{}])[1] == "invalid_request"
     one_by_one = {"vary": None, "variants": [{}, {"options": {"optimization": "most"}}]}
     assert refused(net, **one_by_one)[2] == ["/variants/1/options/optimization"]
+    namesakes = [{"label": "a"}, {"label": "a", "options": {"optimization": "none"}}]
+    assert "label" in refused(net, vary=None, variants=namesakes)[3]
     wrong = [{"x": {"min": [1, 9], "opt": [4, 8], "max": [16, 8]}}]
     assert refused(net, vary={"profiles": [[], wrong]})[2] == ["/vary/profiles/1/0/x/min/1"]
     assert refused(net, vary={})[1] == "invalid_request"

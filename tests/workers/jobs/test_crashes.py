@@ -130,6 +130,20 @@ def test_another_version_of_the_backend_is_not_refused_and_gets_the_job(marked: 
     assert marked.job(job["id"])["state"] == "succeeded"
 
 
+def test_a_build_does_not_wait_for_a_version_whose_workers_are_of_another_platform(net: Service) -> None:
+    body = BUILD | {"device": net.worker.report().device["name"]}
+    job_id = net.post("/builds", body)["id"]
+    elsewhere = BackendOffer(version="99.0", makes=("elsewhere",), loads=("elsewhere",))
+    fleet.report(
+        net.worker.database, replace(net.worker.report(), id="host:2:newer", backends={"onnxruntime": elsewhere})
+    )
+    with net.worker.database.transaction() as session:
+        work = BuildWork.read(session.get_one(Job, job_id).request)
+        take_down(session, work, VERSION, job_id=job_id, layer=None, detail="It was killed by SIGSEGV.")
+    run_job(net.worker, job_id)
+    assert net.job(job_id)["error"]["code"] == "compiler_crashes"
+
+
 @pytest.mark.parametrize(
     ("died", "crash"),
     [

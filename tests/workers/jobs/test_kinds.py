@@ -12,13 +12,13 @@ from sqlalchemy import select
 
 from app.artifacts.store import ArtifactStore
 from app.artifacts.tables import BlobUse
+from app.engines.stages import STAGES
 from app.fleet import service as fleet
 from tests.workers.networks import Network, Weights
 from tests.workers.service import Service, computed, service_with
 from workers.channel.host import EngineHost
 from workers.channel.process import EngineHostProcess
 from workers.jobs.attempt import run_job
-from workers.jobs.stages import REFIT
 from workers.jobs.worker import Worker
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -39,7 +39,7 @@ def test_a_build_publishes_an_engine_that_computes_the_definition(net: Service, 
     result = net.result("/builds", {"definition": 1, "weights": 1})
     assert (result["engine"], result["method"], result["reused"]) == (1, "build", False)
     assert result["seconds"] > 0
-    assert result["stages"].keys() > {*REFIT}
+    assert result["stages"].keys() > {*STAGES}
     assert result["stages"]["compile"]["seconds"] > 0
     np.testing.assert_allclose(net.run(1, x), computed(weights, x), rtol=1e-5, atol=1e-6)
     detail = net.client.get("/v1/models/net/engines/1").json()
@@ -54,7 +54,7 @@ def test_a_refit_publishes_a_new_engine_with_the_new_weights_and_leaves_the_old(
     changed = {"1.weight": np.asarray(weights["1.weight"]) * 2}
     result = net.result("/refits", {"engine": 1, "weights": net.add_weights(changed)})
     assert (result["engine"], result["method"], result["changed"], result["warm"]) == (2, "refit", 1, True)
-    assert tuple(result["stages"]) == REFIT
+    assert tuple(result["stages"]) == STAGES
     nbytes = {name: one["bytes"] for name, one in result["stages"].items() if one["bytes"]}
     assert nbytes["check"] == changed["1.weight"].nbytes  # the others were checked when the parent was built
     assert nbytes["refit"] == sum(np.asarray(one).nbytes for one in weights.values())

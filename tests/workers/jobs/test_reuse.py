@@ -1,5 +1,6 @@
 """Which equal engines are reused, by how strongly they have been verified and how strongly a request wants it."""
 
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,11 @@ from app.engines.tables import Engine
 from tests.workers.networks import attention
 from tests.workers.service import Service, service_with
 from tests.workers.weight_holding import HostInProcess
-from workers.channel.messages import Build, Refit, Request, Verify
+from workers.channel.host import EngineHostDied
+from workers.channel.messages import BackendError, Build, Refit, Request, Verify
 from workers.engine_host import verification
+from workers.engine_host.impossible import Impossible
+from workers.jobs.attempt import run_job
 from workers.jobs.worker import Worker
 
 BUILD = {"definition": 1, "weights": 1}
@@ -91,6 +95,31 @@ def test_an_equal_engine_that_fails_its_verification_says_so_and_another_is_made
     assert [own(net, engine)["ok"] for engine in (1, 2)] == [False, True]
     for body in (BUILD, BUILD | UNVERIFIED):  # the one that failed is not given to anybody
         assert net.client.post("/v1/models/net/builds", json=body).json()["result"]["engine"] == 2
+
+
+def test_a_host_that_dies_of_verifying_an_equal_engine_says_nothing_against_the_compiler(
+    net: Service, host: HostInProcess
+) -> None:
+    net.result("/builds", BUILD | UNVERIFIED)
+
+    def die(request: Request) -> None:
+        assert isinstance(request, Verify)
+        raise EngineHostDied("The engine host was killed by SIGSEGV.", status=-signal.SIGSEGV)
+
+    host.before = die
+    job = net.do("/builds", BUILD)
+    run_job(net.worker, job["id"])
+    assert net.job(job["id"])["error"]["code"] == "engine_host_died_twice"
+    assert net.client.get("/v1/models/net/definitions/1").json()["crashes"] == []
+
+
+def test_a_verification_that_is_impossible_is_not_recorded_in_place_of_a_weaker_one(net: Service) -> None:
+    net.result("/builds", BUILD | {"verify": {"against": "finite"}})
+    asked = {"against": "reference", "if_impossible": "publish"}
+    impossible = Impossible(BackendError("verification_impossible", "It cannot be computed."))
+    with patch.object(verification, "_opened", side_effect=impossible):
+        assert net.result("/builds", BUILD | {"verify": asked}) == REUSED | {"verified": None}
+    assert (own(net)["ok"], own(net)["against"]) == (True, "finite")
 
 
 @pytest.mark.parametrize(
